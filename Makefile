@@ -1,0 +1,45 @@
+# `make demo` and `make test` do all their own set-up; nothing but Python 3.11 or 3.12 and a registry is needed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test test-slow lint format lock clean
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+install: $(STAMP)  ## make .venv with the exact versions of constraints.txt
+
+# torch goes first and alone, in this spelling: it then satisfies everybody, and nothing pulls a CUDA build.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 13) else "Python %d.%d: expected 3.11 or 3.12. Set PYTHON=/path/to/python3.11." % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install  ## four simulated hospitals, from recordings to a report (about 2 minutes)
+	$(BIN)/fedbrainlm demo
+
+test: install  ## the fast tests, and one real `flwr run` simulation
+	$(BIN)/pytest -m 'not slow'
+
+test-slow: install  ## tests that take minutes: a deployed federation of real processes
+	$(BIN)/pytest -m slow
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## format and fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: install  ## write constraints.txt from what .venv holds
+	@sed -n '/^#/p' constraints.txt > constraints.tmp
+	@$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' >> constraints.tmp
+	@mv constraints.tmp constraints.txt
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,18 @@
+"""A site's recordings: how they come in, are checked, stored and simulated."""
+
+from cohorts.atlas import Atlas, atlas_names, load_atlas
+from cohorts.cohort import Cohort, Recording
+from cohorts.errors import AtlasError, CohortError, ParticipantsError, RecordingError, SettingsError
+
+__all__ = [
+    "Atlas",
+    "AtlasError",
+    "Cohort",
+    "CohortError",
+    "ParticipantsError",
+    "Recording",
+    "RecordingError",
+    "SettingsError",
+    "atlas_names",
+    "load_atlas",
+]

@@ -1,0 +1,36 @@
+"""What can be wrong with a site's files, and what to do about each.
+
+Every message names the thing, what was expected of it, and the remedy, in one or two lines.
+"""
+
+
+class CohortError(Exception):
+    """A cohort cannot be made, opened or changed as asked. Do what the message says and repeat the command."""
+
+
+class SettingsError(CohortError):
+    """A YAML file is missing, is not YAML, or a setting in it is wrong. Correct the named setting."""
+
+
+class AtlasError(CohortError):
+    """An atlas is unknown or its table is broken. Name a known atlas, or correct the table."""
+
+
+class ParticipantsError(CohortError):
+    """The participants table is broken. Correct the named rows or columns."""
+
+
+class RecordingError(CohortError):
+    """One recording is not usable. Importers quarantine it with this message and go on.
+
+    Parameters
+    ----------
+    code : str
+        A stable name of the fault, such as ``transposed``; tables and counts use it.
+    message : str
+        The file or key, the expectation and the remedy.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

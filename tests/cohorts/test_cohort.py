@@ -1,0 +1,109 @@
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cohorts import Cohort, CohortError, Recording, RecordingError
+
+
+def recording(name: str, n_frames: int = 60, **fields: object) -> Recording:
+    signal = np.random.default_rng(len(name)).normal(size=(n_frames, 100)).astype(np.float32)
+    return Recording(**{"participant_id": name, "signal": signal, "t_r": 2.0, **fields})
+
+
+def test_what_goes_in_comes_out(tmp_path):
+    cohort = Cohort.create(tmp_path / "c", atlas="schaefer100", preprocessing="fmriprep-24")
+    first = recording("sub-01", mean_fd=0.1, tsnr=55.0)
+    first.signal[:, 7] = 0
+    first = recording("sub-01", signal=first.signal, mean_fd=0.1, tsnr=55.0)
+    cohort.add(first)
+    cohort.add(recording("sub-02", recording_id="sub-02_ses-1", t_r=0.72))
+    cohort.save()
+
+    opened = Cohort.open(tmp_path / "c")
+    assert (opened.name, opened.preprocessing, opened.atlas.name, len(opened)) == ("c", "fmriprep-24", "schaefer100", 2)
+    back = opened.read("sub-01")
+    np.testing.assert_array_equal(back.signal, first.signal)
+    assert (back.t_r, back.mean_fd, back.tsnr, back.participant_id) == (2.0, 0.1, 55.0, "sub-01")
+    assert back.coverage.sum() == 99
+    assert not back.coverage[7]
+    assert opened.recordings["n_missing_parcels"].tolist() == [1, 0]
+    assert opened.recordings["t_r"].tolist() == [2.0, 0.72]
+    assert [r.recording_id for r in opened] == ["sub-01", "sub-02_ses-1"]
+
+
+def test_recordings_survive_a_kill_before_save(tmp_path):
+    script = (
+        "import os, numpy as np; from cohorts import Cohort, Recording\n"
+        f"c = Cohort.create({str(tmp_path / 'c')!r}, atlas='schaefer100')\n"
+        "for n in range(5):\n"
+        "    signal = np.random.default_rng(n).normal(size=(50, 100)).astype('f4')\n"
+        "    c.add(Recording(participant_id=f'sub-{n}', signal=signal, t_r=2.0))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+
+    cohort = Cohort.open(tmp_path / "c")
+
+    assert cohort.recordings["recording_id"].tolist() == [f"sub-{n}" for n in range(5)]
+    assert cohort.participants["participant_id"].tolist() == [f"sub-{n}" for n in range(5)]
+
+
+def test_covariates_average_over_recordings(tmp_path):
+    people = pd.DataFrame({"participant_id": ["sub-01", "sub-02", "sub-03"], "age": [30.0, 40.0, 50.0]})
+    people["mean_fd"] = [9.0, 0.5, 0.6]
+    cohort = Cohort.create(tmp_path / "c", atlas="schaefer100", participants=people)
+    cohort.add(recording("sub-01", recording_id="sub-01_run-1", mean_fd=0.1))
+    cohort.add(recording("sub-01", recording_id="sub-01_run-2", mean_fd=0.3))
+    cohort.add(recording("sub-02"))
+
+    table = cohort.covariates()
+
+    assert table["participant_id"].tolist() == ["sub-01", "sub-02"]
+    assert table["age"].tolist() == [30.0, 40.0]
+    assert table["mean_fd"].tolist() == pytest.approx([0.2, 0.5])  # measured where known, else as the table states
+
+
+@pytest.mark.parametrize(
+    ("broken", "code"),
+    [
+        ({"signal": np.zeros((50, 99), np.float32)}, "wrong-shape"),
+        ({"signal": np.full((50, 100), np.nan, np.float32)}, "not-finite"),
+        ({"t_r": 0.0}, "bad-tr"),
+        ({"recording_id": "../../etc/passwd"}, "bad-id"),
+        ({"participant_id": "a/b", "recording_id": "ok"}, "bad-id"),
+        ({"recording_id": "sub-00"}, "duplicate"),
+    ],
+)
+def test_refuses_what_does_not_fit(tmp_path, broken, code):
+    cohort = Cohort.create(tmp_path / "c", atlas="schaefer100")
+    cohort.add(recording("sub-00"))
+
+    with pytest.raises(RecordingError) as refused:
+        cohort.add(recording("sub-01", **broken))
+
+    assert refused.value.code == code
+    assert len(Cohort.open(tmp_path / "c")) == 1
+
+
+def test_refuses_folders_that_are_not_whole(tmp_path):
+    with pytest.raises(CohortError, match="is not a cohort"):
+        Cohort.open(tmp_path)
+    cohort = Cohort.create(tmp_path / "c", atlas="schaefer100")
+    cohort.add(recording("sub-01"))
+    cohort.save()
+    with pytest.raises(CohortError, match="exists already"):
+        Cohort.create(tmp_path / "c", atlas="schaefer100")
+
+    stored = tmp_path / "c" / "recordings" / "sub-01.safetensors"
+    stored.write_bytes(stored.read_bytes()[:100])
+    with pytest.raises(CohortError, match=r"sub-01\.safetensors: cannot be read"):
+        Cohort.open(tmp_path / "c").read("sub-01")
+    stored.unlink()
+    with pytest.raises(CohortError, match="is gone"):
+        Cohort.open(tmp_path / "c")
+    (tmp_path / "c" / "atlas.json").write_text(Cohort.create(tmp_path / "d", atlas="aal116").atlas.to_json())
+    with pytest.raises(CohortError, match=r"atlas\.json: differs"):
+        Cohort.open(tmp_path / "c")
