@@ -1,0 +1,232 @@
+"""Windows: recordings resampled to the model's TR, scaled, and cut or sampled.
+
+Shapes: B windows, P parcels, T frames of the model.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+from scipy.signal import resample_poly
+from torch import Tensor
+
+from brainlm.config import WindowConfig
+from brainlm.errors import BrainLMError
+from cohorts import Cohort, Recording
+from cohorts.seeding import derive_seed
+
+_CACHE_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows for the model.
+
+    Attributes
+    ----------
+    signal : torch.Tensor
+        [B, P, T] float32, scaled; zero where a parcel is missing.
+    coordinates : torch.Tensor
+        [B, P, 3] in millimetres.
+    valid : torch.Tensor
+        [B, P] bool, False for missing parcels.
+    participants : tuple of str
+        Whose window each is.
+    """
+
+    signal: Tensor
+    coordinates: Tensor
+    valid: Tensor
+    participants: tuple[str, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy the tensors to `device`."""
+        return Batch(self.signal.to(device), self.coordinates.to(device), self.valid.to(device), self.participants)
+
+    def __len__(self) -> int:
+        return len(self.participants)
+
+
+def resample(signal: np.ndarray, t_r: float, new_t_r: float) -> np.ndarray:
+    """Resample [T, P] from one TR to another, band-limited (polyphase filter, no aliasing).
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        [T, P].
+    t_r, new_t_r : float
+        Seconds a frame. Their ratio is taken as a fraction with a denominator of at most 100.
+    """
+    ratio = _ratio(t_r, new_t_r)
+    if ratio == 1:
+        return signal
+    return resample_poly(signal, ratio.numerator, ratio.denominator, axis=0, padtype="line")
+
+
+def resampled_frames(n_frames: int, t_r: float, new_t_r: float) -> int:
+    """Count the frames that `resample` returns."""
+    return math.ceil(n_frames * _ratio(t_r, new_t_r))
+
+
+def prepare(recording: Recording, window: WindowConfig) -> np.ndarray:
+    """Resample and scale a recording.
+
+    Returns
+    -------
+    numpy.ndarray
+        [P, T'] float32; rows of missing parcels are zero.
+    """
+    signal = resample(recording.signal.astype(np.float64), recording.t_r, window.t_r)
+    if window.scaling == "zscore":
+        signal = signal - signal.mean(axis=0)
+        deviation = signal.std(axis=0)
+        signal = signal / np.where(deviation > 0, deviation, 1)
+    return np.ascontiguousarray(np.where(recording.coverage, signal, 0).T, dtype=np.float32)
+
+
+def usable_recordings(cohort: Cohort, window: WindowConfig) -> dict[str, list[str]]:
+    """Recordings that are at least a window long: participant → recording ids, both in order."""
+    usable: dict[str, list[str]] = {}
+    for row in cohort.recordings.itertuples():
+        if resampled_frames(row.n_frames, row.t_r, window.t_r) >= window.n_frames:
+            usable.setdefault(row.participant_id, []).append(row.recording_id)
+    return {participant: usable[participant] for participant in sorted(usable)}
+
+
+def split_participants(participants: list[str], holdout: float, seed: int) -> tuple[list[str], list[str]]:
+    """Split participants into training and held-out ones, at random but the same for the same seed.
+
+    At least one is held out if `holdout` is above 0 and there are two or more.
+    """
+    n_held_out = min(max(1, round(holdout * len(participants))), len(participants) - 1) if holdout else 0
+    order = np.random.default_rng(derive_seed(seed, "holdout")).permutation(len(participants))
+    held_out = {participants[index] for index in order[:n_held_out]}
+    return [p for p in participants if p not in held_out], [p for p in participants if p in held_out]
+
+
+class WindowSet:
+    """The windows of some participants of a cohort.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        The recordings.
+    window : WindowConfig
+        Length, TR and scaling.
+    participants : list of str, optional
+        Whose windows; everybody's if not given. Those without a recording of a window's length drop out.
+
+    Raises
+    ------
+    BrainLMError
+        If no recording is long enough.
+    """
+
+    def __init__(self, cohort: Cohort, window: WindowConfig, participants: list[str] | None = None) -> None:
+        usable = usable_recordings(cohort, window)
+        self._recordings = {p: usable[p] for p in usable if participants is None or p in set(participants)}
+        if not self._recordings:
+            raise BrainLMError(
+                f"cohort {cohort.name}: no recording is {window.seconds:g} s long, the model's window. "
+                "Use a shorter window or longer recordings."
+            )
+        self.cohort = cohort
+        self.window = window
+        self._coordinates = torch.tensor(cohort.atlas.coordinates, dtype=torch.float32)
+        self._prepared: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._prepared_bytes = 0
+        index = cohort.recordings.set_index("recording_id")
+        self._n_windows = {
+            recording: resampled_frames(
+                int(index.at[recording, "n_frames"]), float(index.at[recording, "t_r"]), window.t_r
+            )
+            // window.n_frames
+            for recordings in self._recordings.values()
+            for recording in recordings
+        }
+
+    @property
+    def participants(self) -> list[str]:
+        return list(self._recordings)
+
+    @property
+    def n_windows(self) -> int:
+        """Windows that do not overlap, over all recordings."""
+        return sum(self._n_windows.values())
+
+    def sample(self, n: int, rng: np.random.Generator) -> Batch:
+        """Draw `n` windows: a participant, one of the recordings, a start, each uniformly.
+
+        Participants differ within a batch as long as there are enough. When `n` is at least `n_windows`, the
+        batch is every non-overlapping window once.
+        """
+        if n >= self.n_windows:
+            return next(self.segments(self.n_windows))
+        participants = self.participants
+        chosen = rng.choice(len(participants), size=n, replace=n > len(participants))
+        places = []
+        for index in chosen:
+            recordings = self._recordings[participants[index]]
+            recording = recordings[rng.integers(len(recordings))]
+            last = self._read(recording)[0].shape[1] - self.window.n_frames
+            places.append((participants[index], recording, int(rng.integers(last + 1))))
+        return self._batch(places)
+
+    def recordings_of(self, participant: str) -> list[str]:
+        """Ids of the participant's recordings, those that are long enough."""
+        return self._recordings[participant]
+
+    def segments(self, batch_size: int, recording_id: str | None = None) -> Iterator[Batch]:
+        """Iterate over every non-overlapping window once, in order of participant, recording and time.
+
+        Parameters
+        ----------
+        batch_size : int
+            Windows a batch, at most.
+        recording_id : str, optional
+            Only this recording's windows.
+        """
+        places = [
+            (participant, recording, number * self.window.n_frames)
+            for participant, recordings in self._recordings.items()
+            for recording in recordings
+            for number in range(self._n_windows[recording])
+            if recording_id in (None, recording)
+        ]
+        for start in range(0, len(places), batch_size):
+            yield self._batch(places[start : start + batch_size])
+
+    def _batch(self, places: list[tuple[str, str, int]]) -> Batch:
+        signals, valid = [], []
+        for _, recording, start in places:
+            signal, coverage = self._read(recording)
+            signals.append(signal[:, start : start + self.window.n_frames])
+            valid.append(coverage)
+        return Batch(
+            torch.from_numpy(np.stack(signals)),
+            self._coordinates.expand(len(places), -1, -1),
+            torch.from_numpy(np.stack(valid)),
+            tuple(participant for participant, _, _ in places),
+        )
+
+    def _read(self, recording_id: str) -> tuple[np.ndarray, np.ndarray]:
+        """Prepared signal [P, T'] and coverage [P], kept in memory up to a bound."""
+        if recording_id in self._prepared:
+            self._prepared.move_to_end(recording_id)
+            return self._prepared[recording_id]
+        recording = self.cohort.read(recording_id)
+        prepared = prepare(recording, self.window), recording.coverage
+        self._prepared[recording_id] = prepared
+        self._prepared_bytes += prepared[0].nbytes
+        while self._prepared_bytes > _CACHE_BYTES and len(self._prepared) > 1:
+            _, (dropped, _) = self._prepared.popitem(last=False)
+            self._prepared_bytes -= dropped.nbytes
+        return prepared
+
+
+def _ratio(t_r: float, new_t_r: float) -> Fraction:
+    return Fraction(t_r / new_t_r).limit_denominator(100)

@@ -1,0 +1,57 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from brainlm.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from brainlm.errors import CheckpointError
+from brainlm.pretraining import initial_model
+from cohorts import SettingsError
+
+
+def test_what_is_saved_is_loaded(config, tmp_path):
+    model = initial_model(config, 3)
+    save_checkpoint(tmp_path / "m.safetensors", model.state_dict(), config, {"round": 7})
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    loaded, about = load_checkpoint(tmp_path / "m.safetensors")
+
+    assert about == {"round": 7}
+    assert loaded.config == config
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_equal_models_have_equal_bytes(config, tmp_path):
+    for name in ("a", "b"):
+        state = initial_model(config, 3).state_dict()
+        save_checkpoint(tmp_path / name, state, config, {"round": 7, "study": "x", "seed": 1})
+
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_damaged_and_foreign_files_are_refused(config, tmp_path):
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_checkpoint(path)
+    path.write_bytes(b"junk" * 10)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_checkpoint(path)
+    save_file({"x": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match="holds no BrainLM settings"):
+        load_checkpoint(path)
+
+
+def test_weights_must_fit(config, tmp_path):
+    model = initial_model(config, 0)
+    state = model.state_dict()
+
+    with pytest.raises(CheckpointError, match=r"given: lacks predict\.bias"):
+        load_weights(model, {name: value for name, value in state.items() if name != "predict.bias"}, "given")
+    with pytest.raises(CheckpointError, match="has unknown extra"):
+        load_weights(model, {**state, "extra": torch.zeros(1)}, "given")
+    with pytest.raises(CheckpointError, match=r"another shape for embed\.weight"):
+        load_weights(model, {**state, "embed.weight": torch.zeros(1)}, "given")
+    save_checkpoint(tmp_path / "m", state, config.model_copy(update={"width": 31}))
+    with pytest.raises(SettingsError, match="does not divide"):
+        load_checkpoint(tmp_path / "m")

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import torch
+
+from brainlm import BrainLMError, embed, functional_connectivity
+from brainlm.embedding import find_recipe
+from brainlm.pretraining import initial_model
+from brainlm.windows import prepare
+from cohorts import Cohort, Recording
+
+
+@pytest.fixture
+def repeats(tmp_path) -> Cohort:
+    """Two people: one with two recordings of unequal length, one with a missing parcel."""
+    rng = np.random.default_rng(0)
+    cohort = Cohort.create(tmp_path / "c", atlas="schaefer100")
+    for participant, run, frames in (("sub-1", "1", 130), ("sub-1", "2", 45), ("sub-2", "1", 90)):
+        signal = rng.normal(size=(frames, 100)).cumsum(axis=0).astype(np.float32)
+        if participant == "sub-2":
+            signal[:, 11] = 0
+        cohort.add(Recording(participant, signal, t_r=2.0, recording_id=f"{participant}_run-{run}"))
+    return cohort
+
+
+def test_the_recipe_averages_tokens_then_segments_then_recordings(config, repeats):
+    model = initial_model(config, 0)
+    coordinates = torch.tensor(repeats.atlas.coordinates, dtype=torch.float32)[None]
+
+    def vector(recording: str) -> np.ndarray:
+        prepared = prepare(repeats.read(recording), config.window)
+        segments = [prepared[:, start : start + 40] for start in range(0, prepared.shape[1] - 39, 40)]
+        with torch.no_grad():
+            return np.mean(
+                [model.encode(torch.tensor(part)[None], coordinates)[0].numpy() for part in segments], axis=0
+            )
+
+    table = embed(model, repeats)
+
+    assert table.columns.tolist() == ["participant_id", *(f"e{index}" for index in range(32))]
+    assert table["participant_id"].tolist() == ["sub-1", "sub-2"]
+    expected = (vector("sub-1_run-1") + vector("sub-1_run-2")) / 2
+    np.testing.assert_allclose(table.iloc[0, 1:].to_numpy(float), expected, atol=1e-5)
+
+
+def test_recipes_have_an_id():
+    recipe = find_recipe("rsfmri_brainlm_segments_v1")
+
+    assert recipe.components == 512
+    assert recipe.residualize == ("age", "sex", "site", "mean_fd", "tsnr")
+    with pytest.raises(BrainLMError, match="expected one of rsfmri_brainlm_segments_v1"):
+        find_recipe("mine")
+
+
+def test_connectivity_is_fisher_z_of_correlations(repeats):
+    table = functional_connectivity(repeats)
+
+    runs = [np.corrcoef(repeats.read(f"sub-1_run-{run}").signal.T.astype(float)) for run in (1, 2)]
+    expected = np.mean([np.arctanh(run[np.triu_indices(100, 1)]) for run in runs], axis=0)
+    np.testing.assert_allclose(table.iloc[0, 1:].to_numpy(float), expected, atol=1e-6)
+    # Pairs with the missing parcel take the mean of the others, here of sub-1.
+    pairs = np.array(np.triu_indices(100, 1)) == 11
+    missing = pairs.any(axis=0)
+    np.testing.assert_allclose(table.iloc[1, 1:].to_numpy(float)[missing], expected[missing], atol=1e-6)
+    assert np.isfinite(table.iloc[:, 1:].to_numpy(float)).all()

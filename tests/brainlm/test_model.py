@@ -1,0 +1,197 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brainlm.config import MaskConfig, ModelConfig, WindowConfig
+from brainlm.errors import ShapeError
+from brainlm.model import BrainLM, count_parameters
+from brainlm.pretraining import initial_model
+
+DEFAULT = MaskConfig()
+
+
+def make(mask: MaskConfig = DEFAULT, n_frames: int = 40) -> BrainLM:
+    window = WindowConfig(n_frames=n_frames, patch_frames=10)
+    config = ModelConfig(window=window, mask=mask, width=32, depth=2, heads=2, decoder_width=16, decoder_heads=2)
+    return initial_model(config, 0).eval()
+
+
+def inputs(n_windows: int = 3, n_parcels: int = 9, n_frames: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    signal = torch.randn(n_windows, n_parcels, n_frames, generator=generator)
+    return signal, 40 * torch.randn(n_windows, n_parcels, 3, generator=generator)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from(["random", "parcel"]),
+    ratio=st.floats(0, 0.95),
+    n_parcels=st.integers(1, 12),
+    n_patches=st.integers(1, 5),
+    missing=st.integers(0, 5),
+    seed=st.integers(0, 1000),
+)
+def test_every_value_is_seen_or_scored_or_missing(kind, ratio, n_parcels, n_patches, missing, seed):
+    model = make(MaskConfig(kind=kind, ratio=ratio), n_frames=10 * n_patches)
+    signal, coordinates = inputs(2, n_parcels, 10 * n_patches)
+    valid = torch.ones(2, n_parcels, dtype=torch.bool)
+    valid[0, torch.randperm(n_parcels)[: min(missing, n_parcels - 1)]] = False
+    noise = torch.rand(2, n_parcels * n_patches, generator=torch.Generator().manual_seed(seed))
+    if kind == "parcel":
+        noise = noise[:, :n_parcels].repeat_interleave(n_patches, dim=1)
+
+    with torch.no_grad():
+        output = model(signal, coordinates, noise, valid)
+
+    assert set(output.mask.unique().tolist()) <= {0.0, 1.0}
+    tokens = output.mask.unflatten(2, (n_patches, 10))
+    assert (tokens.amin(-1) == tokens.amax(-1)).all()  # whole tokens
+    assert (output.mask[~valid] == 0).all()  # missing parcels are never scored
+    unit = n_patches if kind == "parcel" else 1
+    for window in range(2):
+        n_valid = int(valid[window].sum()) * n_patches
+        n_visible = max(1, int(n_valid // unit * (1 - ratio))) * unit
+        assert int(output.mask[window].sum()) == (n_valid - n_visible) * 10
+    assert output.latent.shape == (2, max(1, int(n_parcels * n_patches // unit * (1 - ratio))) * unit, 32)
+    kept = output.mask == 0
+    torch.testing.assert_close(output.reconstruction[kept], signal[kept])
+    squares = (output.reconstruction - signal).square() * output.mask
+    expected = squares.sum((1, 2)) / output.mask.sum((1, 2)).clamp(min=1)
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_tokens_of_least_noise_stay_visible():
+    model = make(MaskConfig(ratio=0.75))
+    signal, coordinates = inputs()
+    noise = torch.rand(3, 36)
+
+    mask = model(signal, coordinates, noise).mask.unflatten(2, (4, 10)).amax(-1).flatten(1)
+
+    for window in range(3):
+        assert noise[window][mask[window] == 0].max() < noise[window][mask[window] == 1].min()
+        assert int((mask[window] == 0).sum()) == 9
+
+
+def test_hidden_values_cannot_be_seen():
+    model = make()
+    signal, coordinates = inputs()
+    noise = torch.rand(3, 36)
+    first = model(signal, coordinates, noise)
+    changed = torch.where(first.mask > 0, torch.randn_like(signal), signal)
+
+    second = model(changed, coordinates, noise)
+
+    hidden = first.mask > 0
+    torch.testing.assert_close(second.reconstruction[hidden], first.reconstruction[hidden])
+    torch.testing.assert_close(second.latent, first.latent)
+
+
+def test_missing_parcels_cannot_be_seen():
+    model = make()
+    signal, coordinates = inputs()
+    valid = torch.ones(3, 9, dtype=torch.bool)
+    valid[:, 4] = False
+    valid[1, 5] = False
+    noise = torch.rand(3, 36)
+    changed = signal.clone()
+    changed[~valid] = 99.0
+
+    first, second = (model(values, coordinates, noise, valid) for values in (signal, changed))
+
+    torch.testing.assert_close(second.loss, first.loss)
+    torch.testing.assert_close(model.encode(changed, coordinates, valid), model.encode(signal, coordinates, valid))
+
+
+def test_missing_parcels_are_as_if_they_were_not_in_the_atlas():
+    model = make(MaskConfig(ratio=0.0))
+    signal, coordinates = inputs()
+    valid = torch.ones(3, 9, dtype=torch.bool)
+    valid[:, 8] = False
+
+    whole = model.encode(signal, coordinates, valid)
+
+    torch.testing.assert_close(whole, model.encode(signal[:, :8], coordinates[:, :8]))
+
+
+def test_windows_of_a_batch_do_not_mix():
+    model = make()
+    signal, coordinates = inputs()
+    noise = torch.rand(3, 36)
+    together = model(signal, coordinates, noise)
+
+    for window in range(3):
+        alone = model(signal[[window]], coordinates[[window]], noise[[window]])
+        torch.testing.assert_close(alone.loss[0], together.loss[window])
+
+
+def test_the_order_of_parcels_does_not_matter():
+    model = make()
+    signal, coordinates = inputs()
+    noise = torch.rand(3, 9, 4)
+    order = torch.randperm(9)
+
+    straight = model(signal, coordinates, noise.flatten(1)).reconstruction
+    shuffled = model(signal[:, order], coordinates[:, order], noise[:, order].flatten(1)).reconstruction
+
+    torch.testing.assert_close(shuffled, straight[:, order], atol=1e-5, rtol=1e-4)
+
+
+def test_where_a_parcel_lies_matters():
+    model = make()
+    signal, coordinates = inputs()
+    noise = torch.rand(3, 36)
+
+    assert not torch.allclose(
+        model(signal, coordinates, noise).loss, model(signal, coordinates + 10, noise).loss, atol=1e-4
+    )
+
+
+def test_noise_is_drawn_when_not_given():
+    model = make()
+    signal, coordinates = inputs()
+    torch.manual_seed(0)
+    first, second = model(signal, coordinates).mask, model(signal, coordinates).mask
+
+    assert not torch.equal(first, second)
+    assert first.sum() == second.sum()
+
+
+def test_learns_one_batch_by_heart():
+    model = make(MaskConfig(ratio=0.3)).train()
+    signal, coordinates = inputs(2, 5)
+    noise = torch.rand(2, 20)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    first = model(signal, coordinates, noise).loss.mean().item()
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = model(signal, coordinates, noise).loss.mean()
+        loss.backward()
+        optimizer.step()
+
+    assert loss.item() < 0.05 * first
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"signal": torch.zeros(3, 9, 39)}, r"signal has shape \[3, 9, 39\]"),
+        ({"signal": torch.zeros(9, 40)}, r"signal has shape \[9, 40\]"),
+        ({"coordinates": torch.zeros(3, 8, 3)}, r"coordinates have shape \[3, 8, 3\]"),
+        ({"noise": torch.zeros(3, 35)}, r"noise has shape \[3, 35\]; expected \[3, 36\]"),
+        ({"valid": torch.ones(3, 8, dtype=torch.bool)}, r"expected torch.bool \[3, 9\]"),
+        ({"valid": torch.ones(3, 9)}, "valid is torch.float32"),
+    ],
+)
+def test_wrong_shapes_are_refused(change, said):
+    signal, coordinates = inputs()
+
+    with pytest.raises(ShapeError, match=said):
+        make()(**{"signal": signal, "coordinates": coordinates, **change})
+
+
+def test_the_paper_s_size():
+    """About 13 million parameters, the published size, at width 512 and depth 4."""
+    model = BrainLM(ModelConfig(width=512, depth=4, heads=8, decoder_width=128, decoder_depth=2))
+
+    assert 12.5e6 < count_parameters(model) < 13.7e6

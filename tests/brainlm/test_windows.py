@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+from brainlm.config import WindowConfig
+from brainlm.errors import BrainLMError
+from brainlm.windows import WindowSet, prepare, resample, resampled_frames, split_participants, usable_recordings
+from cohorts import Cohort, Recording
+from cohorts.simulation import SimulatedSite, simulate_cohorts
+
+
+@pytest.mark.parametrize(("t_r", "new_t_r"), [(0.72, 2.0), (1.5, 2.0), (2.5, 2.0), (3.0, 2.0), (2.0, 2.0)])
+def test_resampling_keeps_slow_waves_in_place(t_r, new_t_r):
+    frames = int(400 / t_r)
+    time, new_time = np.arange(frames) * t_r, np.arange(resampled_frames(frames, t_r, new_t_r)) * new_t_r
+    wave = np.cos(2 * np.pi * 0.03 * time + 1)
+
+    answer = resample(wave[:, None], t_r, new_t_r)[:, 0]
+
+    assert len(answer) == len(new_time)
+    middle = slice(10, -10)
+    np.testing.assert_allclose(answer[middle], np.cos(2 * np.pi * 0.03 * new_time + 1)[middle], atol=0.02)
+
+
+def test_resampling_does_not_alias():
+    """0.5 Hz lies above what TR 2 s can carry (0.25 Hz): it must vanish, not fold back."""
+    wave = np.sin(2 * np.pi * 0.45 * np.arange(1000) * 0.72)
+
+    assert np.abs(resample(wave[:, None], 0.72, 2.0)[20:-20]).max() < 0.05
+
+
+def test_zscore_scales_each_parcel_and_leaves_missing_ones_zero():
+    signal = np.random.default_rng(0).normal(50, 7, size=(90, 5)).astype(np.float32)
+    signal[:, 2] = 0
+    recording = Recording("sub-1", signal, t_r=1.0)
+
+    prepared = prepare(recording, WindowConfig(t_r=1.0))
+    raw = prepare(recording, WindowConfig(t_r=1.0, scaling="none"))
+
+    assert prepared.shape == (5, 90)
+    assert prepared.dtype == np.float32
+    kept = [0, 1, 3, 4]
+    np.testing.assert_allclose(prepared[kept].mean(axis=1), 0, atol=1e-5)
+    np.testing.assert_allclose(prepared[kept].std(axis=1), 1, atol=1e-5)
+    assert (prepared[2] == 0).all()
+    np.testing.assert_array_equal(raw.T, signal)
+
+
+def test_segments_are_every_whole_window_once(cohort):
+    windows = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=40, patch_frames=10))
+
+    batches = list(windows.segments(batch_size=7))
+
+    assert sum(len(batch) for batch in batches) == windows.n_windows == 2 * len(cohort)
+    first = prepare(cohort.read(windows.participants[0]), windows.window)
+    np.testing.assert_array_equal(batches[0].signal[1].numpy(), first[:, 40:80])
+    np.testing.assert_allclose(batches[0].coordinates[0].numpy(), cohort.atlas.coordinates, rtol=1e-6)
+
+
+def test_samples_are_reproducible_windows_of_different_people(cohort):
+    windows = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=40, patch_frames=10))
+
+    first, again = (windows.sample(6, np.random.default_rng(3)) for _ in range(2))
+
+    assert torch.equal(first.signal, again.signal)
+    assert len(set(first.participants)) == 6
+    for signal, participant in zip(first.signal.numpy(), first.participants, strict=True):
+        whole = prepare(cohort.read(participant), windows.window)
+        assert any(np.array_equal(whole[:, start : start + 40], signal) for start in range(whole.shape[1] - 39))
+
+
+def test_a_sample_as_large_as_the_data_is_the_data(cohort):
+    windows = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=40, patch_frames=10))
+
+    batch = windows.sample(10_000, np.random.default_rng(0))
+
+    assert torch.equal(batch.signal, next(windows.segments(10_000)).signal)
+
+
+def test_short_recordings_drop_out_and_their_absence_is_an_error(cohort):
+    long = WindowConfig(t_r=2.0, n_frames=100, patch_frames=10)
+
+    assert usable_recordings(cohort, long) == {}
+    with pytest.raises(BrainLMError, match="no recording is 200 s long"):
+        WindowSet(cohort, long)
+
+
+def test_windows_of_other_trs_have_the_model_s_length(tmp_path):
+    sites = [SimulatedSite("fast", n_participants=2, t_r=0.8, n_frames=150)]
+    cohort = Cohort.open(simulate_cohorts(tmp_path / "c", sites, atlas="schaefer100", seed=0)[0])
+
+    windows = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=20, patch_frames=10))
+
+    assert windows.n_windows == 2 * 3  # 150 frames of 0.8 s are 60 of 2 s
+    assert next(windows.segments(6)).signal.shape == (6, 100, 20)
+
+
+@pytest.mark.parametrize(
+    ("n", "holdout", "expected"), [(10, 0.2, 2), (10, 0.01, 1), (2, 0.9, 1), (1, 0.5, 0), (9, 0.0, 0)]
+)
+def test_participants_are_split_for_good(n, holdout, expected):
+    people = [f"sub-{number:02d}" for number in range(n)]
+
+    training, held_out = split_participants(people, holdout, seed=5)
+
+    assert len(held_out) == expected
+    assert sorted(training + held_out) == people
+    assert (training, held_out) == split_participants(people, holdout, seed=5)
