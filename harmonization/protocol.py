@@ -1,0 +1,147 @@
+"""The shape of every analysis: sites summarize, sums add, the coordinator solves; as often as it takes.
+
+The same two functions run on pooled tables and in a federation, so both give the same answer.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonization.errors import HarmonizationError, TableError
+
+Array = NDArray[np.float64]
+Sums = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class SiteTable:
+    """One site's rows for one analysis.
+
+    Attributes
+    ----------
+    features : numpy.ndarray
+        [n, p].
+    covariates : numpy.ndarray, optional
+        Design matrix [n, q].
+    target : numpy.ndarray, optional
+        What a probe predicts, [n] or [n, m].
+    second : numpy.ndarray, optional
+        The other view in a canonical correlation, [n, r].
+    seed : int
+        The site's own, for folds and permutations. It never leaves the site.
+    """
+
+    features: Array
+    covariates: Array | None = None
+    target: Array | None = None
+    second: Array | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2 or not len(self.features):
+            raise TableError(f"features have shape {self.features.shape}; expected [n, p] with n of at least 1.")
+        for name in ("features", "covariates", "target", "second"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if len(values) != len(self.features):
+                raise TableError(f"{name} has {len(values)} rows; expected {len(self.features)}, as features have.")
+            if not np.isfinite(values).all():
+                raise TableError(f"{name} holds NaN or infinite values. Leave those participants out.")
+
+    @property
+    def n(self) -> int:
+        return len(self.features)
+
+    @property
+    def design(self) -> Array:
+        """Covariates, or a matrix [n, 0] where there are none."""
+        return np.empty((self.n, 0)) if self.covariates is None else self.covariates
+
+
+@dataclass(frozen=True)
+class State:
+    """What the coordinator tells the sites after a round: a dataclass of arrays and numbers."""
+
+    done: ClassVar[bool] = False
+
+    def to_arrays(self) -> Sums:
+        """Return the fields as arrays; numbers become arrays of no dimension."""
+        return {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Read what `to_arrays` returned."""
+        casts: dict[Any, Any] = {"float": float, float: float, "int": int, int: int}
+        return cls(**{field.name: casts.get(field.type, np.asarray)(arrays[field.name]) for field in fields(cls)})
+
+
+class Analysis(ABC):
+    """An analysis in rounds. Subclasses are frozen dataclasses of JSON-able parameters.
+
+    Attributes
+    ----------
+    name : str
+        Name on the wire and in a site's policy.
+    states : tuple of type
+        The states that its rounds pass, for the wire.
+    """
+
+    name: ClassVar[str]
+    states: ClassVar[tuple[type[State], ...]]
+
+    @abstractmethod
+    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+        """At a site: its sums for this round. `state` is None in the first."""
+
+    @abstractmethod
+    def solve(self, total: Sums, state: State | None) -> State:
+        """At the coordinator: the next state from the sum over all sites; the last one is `done`."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters, JSON-able."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    def read_state(self, kind: str, arrays: Mapping[str, NDArray[Any]]) -> State:
+        """Rebuild a state from its class's name and its arrays."""
+        for state in self.states:
+            if state.__name__ == kind:
+                return state.from_arrays(arrays)
+        raise HarmonizationError(f"analysis '{self.name}' has no state '{kind}'. Use the same version everywhere.")
+
+
+def add_sums(parts: Sequence[Sums]) -> Sums:
+    """Add the sums of all sites, in the order given.
+
+    Raises
+    ------
+    HarmonizationError
+        If two sites sent different names or shapes.
+    """
+    total = {name: np.array(values, dtype=np.float64) for name, values in parts[0].items()}
+    for part in parts[1:]:
+        if part.keys() != total.keys() or any(part[name].shape != total[name].shape for name in total):
+            raise HarmonizationError(
+                "sites sent sums of different shapes. Use the same features and version everywhere."
+            )
+        for name, values in part.items():
+            total[name] += values
+    return total
+
+
+def run_pooled(analysis: Analysis, tables: Sequence[SiteTable]) -> Any:
+    """Run all rounds in one process, over tables that lie at hand.
+
+    Returns
+    -------
+    State
+        The final state of the analysis.
+    """
+    state: State | None = None
+    while state is None or not state.done:
+        state = analysis.solve(add_sums([analysis.summarize(table, state) for table in tables]), state)
+    return state

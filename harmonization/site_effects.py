@@ -1,0 +1,178 @@
+"""How much of the site is left in features: variance explained, and a classifier on held-out participants."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import solve
+
+from harmonization.crossvalidation import CrossValidation, Fold, Moments, target_of
+from harmonization.projection import Centre
+from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
+
+
+@dataclass(frozen=True)
+class SiteVarianceResult(State):
+    """Share of each feature's variance that lies between sites, eta squared [p], and its mean over features."""
+
+    eta_squared: Array
+    mean: float
+
+    done: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class SiteVariance(Analysis):
+    """Eta squared of the site: sum of n_i (m_i - m)^2 over sum of (y - m)^2, feature by feature."""
+
+    name: ClassVar[str] = "site_variance"
+    states: ClassVar[tuple[type[State], ...]] = (Centre, SiteVarianceResult)
+
+    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+        if isinstance(state, Centre):
+            centred = table.features - state.mean
+            return {"between": table.n * centred.mean(axis=0) ** 2, "total": (centred**2).sum(axis=0)}
+        return {"n": np.array(float(table.n)), "feature_sum": table.features.sum(axis=0)}
+
+    def solve(self, total: Sums, state: State | None) -> State:
+        if isinstance(state, Centre):
+            varying = total["total"] > 0
+            eta = np.where(varying, total["between"] / np.where(varying, total["total"], 1), 0.0)
+            return SiteVarianceResult(eta, float(eta.mean()))
+        n = float(total["n"])
+        return Centre(total["feature_sum"] / n, n)
+
+
+@dataclass(frozen=True)
+class SiteDiscriminants(Moments):
+    """Second round: linear discriminants for each fold left out, of the true labels and of B permuted ones.
+
+    Attributes
+    ----------
+    weights : numpy.ndarray
+        [K, 1 + B, C, p]; the first of the second axis is the true one.
+    bias : numpy.ndarray
+        [K, 1 + B, C].
+    """
+
+    weights: Array
+    bias: Array
+
+
+@dataclass(frozen=True)
+class SiteClassificationResult(State):
+    """How well the site of held-out participants is recognised.
+
+    Attributes
+    ----------
+    balanced_accuracy : float
+        Mean over sites of the share recognised; 1 / sites by chance.
+    null : numpy.ndarray
+        [B], the same with permuted labels.
+    null_mean, null_95 : float
+        Mean and 95th percentile of the null.
+    p_value : float
+        (1 + number of null values at least as large) / (B + 1).
+    """
+
+    balanced_accuracy: float
+    null: Array
+    null_mean: float
+    null_95: float
+    p_value: float
+
+    done: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class SiteClassification(CrossValidation):
+    """Linear discriminant analysis of the site, with equal priors and a shrunken covariance (Ledoit & Wolf 2004 form).
+
+    The table's target is the one-hot site [n, C]. For the null, each site deals its own rows new labels in the
+    proportions of the sites, with its private seed.
+
+    Parameters
+    ----------
+    shrinkage : float
+        Above 0, up to 1: weight of the spherical covariance in the pooled within-site one.
+    permutations : int
+        Number of permuted labelings, B.
+    """
+
+    shrinkage: float = 0.2
+    permutations: int = 100
+
+    name: ClassVar[str] = "site_classification"
+    states: ClassVar[tuple[type[State], ...]] = (Moments, SiteDiscriminants, SiteClassificationResult)
+
+    def summarize_training(self, table: SiteTable, moments: Moments, folds: list[Fold]) -> Sums:
+        labelings = self._labelings(table, moments)
+        parts = []
+        for index, fold in enumerate(folds):
+            x = fold.features[fold.training] - moments.mean[index]
+            classes = labelings[:, fold.training]  # [1 + B, n, C]
+            parts.append(
+                {
+                    "XX": x.T @ x,
+                    "class_n": classes.sum(axis=1),
+                    "class_sum": np.einsum("bnc,np->bcp", classes, x, optimize=True),
+                }
+            )
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+    def fit(self, total: Sums, moments: Moments) -> SiteDiscriminants:
+        weights = np.empty_like(total["class_sum"])
+        bias = np.empty_like(total["class_n"])
+        for fold in range(len(moments.n)):
+            for labeling in range(weights.shape[1]):
+                weights[fold, labeling], bias[fold, labeling] = self._discriminants(
+                    total["XX"][fold], total["class_n"][fold, labeling], total["class_sum"][fold, labeling]
+                )
+        return moments.fitted(SiteDiscriminants, weights=weights, bias=bias)
+
+    def summarize_scores(self, table: SiteTable, fitted: SiteDiscriminants, folds: list[Fold]) -> Sums:
+        labelings = self._labelings(table, fitted)
+        right = np.zeros((len(labelings), labelings.shape[2]))
+        for index, fold in enumerate(folds):
+            held_out = ~fold.training
+            x = fold.features[held_out] - fitted.mean[index]
+            scores = np.einsum("np,bcp->bnc", x, fitted.weights[index], optimize=True) + fitted.bias[index][:, None]
+            hit = np.take_along_axis(labelings[:, held_out], scores.argmax(axis=2)[..., None], axis=2)
+            right += (labelings[:, held_out] * hit).sum(axis=1)
+        return {"right": right, "class_n": labelings.sum(axis=1)}
+
+    def score(self, total: Sums, fitted: SiteDiscriminants) -> SiteClassificationResult:
+        present = total["class_n"] > 0
+        recall = total["right"] / np.where(present, total["class_n"], 1)
+        accuracies = recall.sum(axis=1) / present.sum(axis=1)
+        accuracy, null = float(accuracies[0]), accuracies[1:]
+        return SiteClassificationResult(
+            balanced_accuracy=accuracy,
+            null=null,
+            null_mean=float(null.mean()) if len(null) else float("nan"),
+            null_95=float(np.quantile(null, 0.95)) if len(null) else float("nan"),
+            p_value=float((1 + (null >= accuracy).sum()) / (len(null) + 1)),
+        )
+
+    def _labelings(self, table: SiteTable, moments: Moments) -> NDArray[np.float64]:
+        """One-hot labels [1 + B, n, C]: the true ones, then permuted ones, the same in every round."""
+        target = target_of(table)
+        chances = moments.target_mean.mean(axis=0)
+        dealt = np.random.default_rng([table.seed, 1]).choice(
+            target.shape[1], size=(self.permutations, table.n), p=chances / chances.sum()
+        )
+        return np.concatenate([target[None], np.eye(target.shape[1])[dealt]])
+
+    def _discriminants(self, XX: Array, class_n: Array, class_sum: Array) -> tuple[Array, Array]:
+        """Weights [C, p] and biases [C] from sums about a common centre."""
+        n, n_classes, p = class_n.sum(), len(class_n), len(XX)
+        known = class_n > 0
+        means = class_sum / np.where(known, class_n, 1)[:, None]
+        within = (XX - means.T @ class_sum) / max(n - n_classes, 1)
+        spread = np.trace(within) / p
+        if spread <= 0:  # no variance within sites: nothing to weigh by
+            return np.zeros_like(means), np.where(known, 0.0, -np.inf)
+        shrunken = (1 - self.shrinkage) * within + self.shrinkage * spread * np.eye(p)
+        weights = solve(shrunken, means.T, assume_a="pos").T
+        return weights, np.where(known, -0.5 * (weights * means).sum(axis=1), -np.inf)

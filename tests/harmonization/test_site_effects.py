@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from harmonization import CrossValidatedRidge, SiteClassification, SiteTable, SiteVariance, run_pooled
+from tests.support.sites import Sites, make_sites
+
+
+def labelled(sites: Sites, covariates: bool = True) -> list[SiteTable]:
+    """Tables whose target is the one-hot site."""
+    one_hot = np.eye(sites.site.max() + 1)[sites.site]
+    return [
+        SiteTable(t.features, t.covariates if covariates else None, one_hot[sites.site == number], seed=t.seed)
+        for number, t in enumerate(sites.tables)
+    ]
+
+
+def test_eta_squared_equals_one_way_anova(five_sites):
+    grand = five_sites.features.mean(axis=0)
+    means = np.stack([t.features.mean(axis=0) for t in five_sites.tables])
+    sizes = np.bincount(five_sites.site)
+    expected = (sizes[:, None] * (means - grand) ** 2).sum(axis=0) / ((five_sites.features - grand) ** 2).sum(axis=0)
+
+    result = run_pooled(SiteVariance(), five_sites.tables)
+
+    np.testing.assert_allclose(result.eta_squared, expected, rtol=1e-12)
+    assert result.mean == pytest.approx(expected.mean())
+
+
+def test_classifier_equals_discriminant_analysis_of_scikit_learn(five_sites):
+    analysis = SiteClassification(n_folds=3, shrinkage=1e-9, permutations=0)
+    folds = np.concatenate([analysis.deal(table) for table in five_sites.tables])
+    predicted = np.empty(len(folds), dtype=int)
+    for fold in range(3):
+        train = folds != fold
+        model = LinearDiscriminantAnalysis(solver="svd", priors=np.full(5, 0.2))
+        predicted[~train] = model.fit(five_sites.features[train], five_sites.site[train]).predict(
+            five_sites.features[~train]
+        )
+    expected = np.mean([(predicted == number)[five_sites.site == number].mean() for number in range(5)])
+
+    assert run_pooled(analysis, labelled(five_sites)).balanced_accuracy == pytest.approx(expected)
+
+
+def test_permuted_labels_are_recognised_by_chance_alone():
+    sites = make_sites((60, 90, 150), 20)
+
+    result = run_pooled(SiteClassification(permutations=60), labelled(sites))
+
+    assert result.balanced_accuracy > 0.9
+    assert result.p_value == pytest.approx(1 / 61)
+    assert result.null_mean == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_combat_on_training_folds_takes_site_and_leaves_age():
+    sites = make_sites((70, 60, 80, 50), 30, seed=4)
+
+    def accuracy(covariates: bool = True, **options: bool):
+        return run_pooled(SiteClassification(**options), labelled(sites, covariates))
+
+    def age_r2(covariates: bool = True, **options: bool) -> float:
+        tables = [SiteTable(t.features, t.covariates if covariates else None, t.target) for t in sites.tables]
+        return run_pooled(CrossValidatedRidge(**options), tables).r2
+
+    raw, harmonized = accuracy(), accuracy(combat=True)
+    assert raw.balanced_accuracy > 0.9
+    assert raw.p_value < 0.05
+    # Age differs between sites and is kept, so a site is not recognised better than its people's age allows.
+    without_age = accuracy(covariates=False, combat=True)
+    assert without_age.balanced_accuracy < without_age.null_95
+    assert harmonized.balanced_accuracy < raw.balanced_accuracy / 1.5
+    assert age_r2(combat=True) > age_r2() - 0.02
+    assert age_r2(covariates=False, combat=True) < age_r2(combat=True) / 2
