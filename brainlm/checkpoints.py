@@ -12,10 +12,8 @@ from torch import Tensor
 from brainlm.config import ModelConfig
 from brainlm.errors import CheckpointError
 from brainlm.model import BrainLM
-from cohorts.files import atomic_path
+from cohorts.files import HEADER, atomic_path
 from cohorts.settings import check_settings
-
-_HEADER = "fedbrainlm"
 
 
 def save_checkpoint(
@@ -31,7 +29,7 @@ def save_checkpoint(
         JSON-able: study, round, seed and so on.
     """
     # One key, since safetensors writes several in an order of its own: equal models have equal bytes.
-    header = {_HEADER: json.dumps({"config": config.model_dump(), "about": about or {}}, sort_keys=True)}
+    header = {HEADER: json.dumps({"config": config.model_dump(), "about": about or {}}, sort_keys=True)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(Path(path)) as temporary:
         save_file(tensors, temporary, metadata=header)
@@ -50,7 +48,7 @@ def load_checkpoint(path: str | Path) -> tuple[BrainLM, dict[str, Any]]:
         raise CheckpointError(f"{path}: no such checkpoint. Check the path.")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open has no iterator)
     except (SafetensorError, OSError):
         raise CheckpointError(f"{path}: is damaged or no safetensors file. Restore it.") from None

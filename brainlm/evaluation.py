@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from brainlm.masking import draw_noise
-from brainlm.model import BrainLM
-from brainlm.windows import WindowSet
+from brainlm.model import BrainLM, MAEOutput
+from brainlm.windows import Batch, WindowSet
 from cohorts.seeding import derive_seed
 
 
@@ -84,17 +85,37 @@ def evaluate(
     generator = torch.Generator().manual_seed(derive_seed(seed, "evaluation"))
     sums = ReconstructionSums.zeros(windows.cohort.atlas.n_parcels)
     for batch in windows.segments(batch_size):
-        shape = (len(batch), batch.signal.shape[1], model.config.window.n_patches)
-        noise = draw_noise(model.config.mask, shape, generator).to(device)
-        moved = batch.to(device)
-        output = model(moved.signal, moved.coordinates, noise, moved.valid)
+        signal, output = _reconstruct(model, batch.to(device), generator)
         hidden = output.mask.double()
-        signal = moved.signal.double()
-        error = (output.reconstruction.double() - signal).square()
+        error = (output.reconstruction.double() - signal.double()).square()
         sums += ReconstructionSums(
             *(
                 values.sum(dim=(0, 2)).cpu().numpy()
-                for values in (hidden, signal * hidden, signal.square() * hidden, error * hidden)
+                for values in (hidden, signal.double() * hidden, signal.double().square() * hidden, error * hidden)
             )
         )
     return sums
+
+
+@torch.no_grad()
+def reconstruct_example(
+    model: BrainLM, windows: WindowSet, *, seed: int, device: torch.device | str = "cpu"
+) -> dict[str, np.ndarray]:
+    """Reconstruct the first window, for a figure.
+
+    Returns
+    -------
+    dict
+        signal, reconstruction and mask, [P, T] float32 each. They show one participant and stay where they were made.
+    """
+    model.to(torch.device(device)).eval()
+    generator = torch.Generator().manual_seed(derive_seed(seed, "evaluation"))
+    signal, output = _reconstruct(model, next(windows.segments(1)).to(torch.device(device)), generator)
+    shown = {"signal": signal, "reconstruction": output.reconstruction, "mask": output.mask}
+    return {name: values[0].float().cpu().numpy() for name, values in shown.items()}
+
+
+def _reconstruct(model: BrainLM, batch: Batch, generator: torch.Generator) -> tuple[Tensor, MAEOutput]:
+    shape = (len(batch), batch.signal.shape[1], model.config.window.n_patches)
+    noise = draw_noise(model.config.mask, shape, generator).to(batch.signal.device)
+    return batch.signal, model(batch.signal, batch.coordinates, noise, batch.valid)

@@ -25,16 +25,14 @@ import numpy as np
 import pandas as pd
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from cohorts.atlas import Atlas, load_atlas
 from cohorts.errors import CohortError, RecordingError
-from cohorts.files import atomic_path, write_text
+from cohorts.files import HEADER, atomic_path, save_arrays, write_text
 from cohorts.participants import read_participants, write_participants
 from cohorts.settings import Settings, read_settings
 
 FORMAT = 1
-_HEADER = "fedbrainlm"
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _INDEX_COLUMNS = {
     "recording_id": "str",
@@ -249,12 +247,10 @@ class Cohort:
             "tsnr": float(recording.tsnr),
         }
         tensors = {
-            "signal": np.ascontiguousarray(recording.signal, dtype=np.float32),
-            "coverage": np.ascontiguousarray(recording.coverage, dtype=bool),
+            "signal": recording.signal.astype(np.float32, copy=False),
+            "coverage": recording.coverage.astype(bool, copy=False),
         }
-        with atomic_path(self._file(recording.recording_id)) as temporary:
-            # One key, since safetensors writes several in an order of its own: equal recordings have equal bytes.
-            save_file(tensors, temporary, metadata={_HEADER: json.dumps(header, sort_keys=True)})
+        save_arrays(self._file(recording.recording_id), tensors, header)
         self._index(recording.recording_id)
 
     def quarantine(self, recording_id: str, code: str, message: str) -> None:
@@ -323,7 +319,7 @@ class Cohort:
     def _index(self, recording_id: str) -> None:
         """Enter a stored recording into the index, from its own header."""
         with self._opened(recording_id) as file:
-            header = json.loads(file.metadata()[_HEADER])
+            header = json.loads(file.metadata()[HEADER])
             coverage = file.get_tensor("coverage")
             n_frames = file.get_slice("signal").get_shape()[0]
         participant = header.pop("participant_id")

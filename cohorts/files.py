@@ -1,10 +1,18 @@
 """Files that are whole or absent, and folders that are."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+HEADER = "fedbrainlm"
+"""Key of the header of every safetensors file."""
 
 
 def _sync(path: Path) -> None:
@@ -36,6 +44,17 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Any = None) -> None:
+    """Write arrays and a JSON-able header as safetensors, whole or not at all.
+
+    Equal content gives equal bytes: the header is one key, since safetensors orders several at random. Arrays are
+    copied to C order first, since safetensors would write others scrambled.
+    """
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})
 
 
 @contextmanager

@@ -8,8 +8,8 @@ The signal of parcel p at time t, in percent of its mean::
 
     x[p, t] = sum_k gain[k] * map[k, p] * network[k, t]  +  local[p, t]  +  motion[p, t]  +  noise[p, t]
 
-Age and sex change the gains of two networks each; the scanner changes the noise over the brain, its temporal
-smoothness, the global signal and the gains of the networks.
+Age and sex change the gains of a few networks, and age slows the haemodynamic response; the scanner changes the noise
+over the brain, its temporal smoothness, the global signal and the gains of the networks.
 """
 
 import math
@@ -44,6 +44,7 @@ NETWORKS: dict[str, list[tuple[float, float, float]]] = {
 }
 _AGE_GAIN = {"default_core": -0.35, "somatomotor_hand": 0.30, "frontoparietal": -0.25, "visual_medial": 0.20}
 _SEX_GAIN = {"salience": 0.15, "default_temporal": -0.15}
+_CUTOFF_HZ, _AGE_CUTOFF = 0.08, -0.5
 _NETWORK_WIDTH_MM = 26.0
 _LOCAL_WIDTH_MM = 18.0
 _N_LOCAL = 48
@@ -103,6 +104,7 @@ class _Scanner:
     noise: np.ndarray  # [P] sd in percent
     smoothness: float  # time constant of the temporal smoothing of noise, in seconds
     global_gain: float
+    bandwidth: float  # factor on the haemodynamic cut-off: filters of the scanner's reconstruction
 
 
 def simulated_hospitals(
@@ -216,9 +218,10 @@ def simulate_recording(site: SimulatedSite, person: Person, atlas: Atlas, seed: 
     maps, local_maps = _maps(atlas)
 
     gains = _gains(site, person, latent) * scanner.network_gain
-    networks = _coloured(latent, len(NETWORKS), site, slope=0.6)
-    local = _coloured(latent, _N_LOCAL, site, slope=0.3)
-    global_signal = _coloured(latent, 1, site, slope=0.8)
+    cutoff = _CUTOFF_HZ * scanner.bandwidth * math.exp(site.age_effect * _AGE_CUTOFF * (person.age - 45) / 20)
+    networks = _coloured(latent, len(NETWORKS), site, slope=0.6, cutoff=cutoff)
+    local = _coloured(latent, _N_LOCAL, site, slope=0.3, cutoff=cutoff)
+    global_signal = _coloured(latent, 1, site, slope=0.8, cutoff=cutoff)
     signal = (gains * networks) @ maps + 0.45 * local @ local_maps + 0.35 * scanner.global_gain * global_signal
 
     noise = _smooth(measured.normal(size=signal.shape), scanner.smoothness, site.t_r) * scanner.noise
@@ -258,6 +261,7 @@ def _scanner(site: SimulatedSite, atlas: Atlas, seed: int) -> _Scanner:
         noise=noise,
         smoothness=1.5 * math.exp(0.5 * strength * rng.normal()),
         global_gain=math.exp(0.4 * strength * rng.normal()),
+        bandwidth=math.exp(0.5 * strength * rng.normal()),
     )
 
 
@@ -275,10 +279,10 @@ def _bumps(atlas: Atlas, centres: np.ndarray, width: float) -> np.ndarray:
     return np.exp(-squared / (2 * width**2)).max(axis=1)
 
 
-def _coloured(rng: np.random.Generator, n: int, site: SimulatedSite, slope: float) -> np.ndarray:
-    """Independent series [T, n] of unit variance with the spectrum 1/f^slope x haemodynamic response."""
+def _coloured(rng: np.random.Generator, n: int, site: SimulatedSite, slope: float, cutoff: float) -> np.ndarray:
+    """Independent series [T, n] of unit variance, spectrum 1/f^slope x haemodynamic response up to `cutoff` Hz."""
     frequency = np.fft.rfftfreq(site.n_frames, site.t_r)
-    haemodynamic = 1 / (1 + (frequency / 0.08) ** 4)
+    haemodynamic = 1 / (1 + (frequency / cutoff) ** 4)
     amplitude = haemodynamic / np.maximum(frequency, 0.005) ** slope
     amplitude[0] = 0
     spectrum = amplitude[:, None] * (rng.normal(size=(frequency.size, n)) + 1j * rng.normal(size=(frequency.size, n)))

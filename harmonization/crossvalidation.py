@@ -37,7 +37,7 @@ class Moments(State):
     n : numpy.ndarray
         [K], training participants.
     mean : numpy.ndarray
-        [K, p], of the features.
+        [K, k], of the features as the analysis sees them.
     target_mean : numpy.ndarray
         [K, m].
     coefficients, grand_mean, pooled_variance : numpy.ndarray
@@ -114,6 +114,10 @@ class CrossValidation(Analysis):
             return self.fit(total, state)
         return self.score(total, state)
 
+    def adjusted(self, harmonized: Array, table: SiteTable, model: ComBatModel) -> Array:
+        """Return harmonized features [n, p] as the analysis wants them: here, as they are."""
+        return harmonized
+
     def deal(self, table: SiteTable) -> NDArray[np.int64]:
         """Fold of each row, balanced within the site, from the site's own seed."""
         order = np.random.default_rng([table.seed, 0]).permutation(table.n)
@@ -131,6 +135,8 @@ class CrossValidation(Analysis):
             sums = combat.summarize(table.features[rows], table.design[rows])
             if not self.combat:
                 sums = {name: sums[name] for name in ("n", "feature_sum")}
+            if table.loadings is not None:
+                sums["seen_sum"] = sums["feature_sum"] @ table.loadings
             parts.append({**sums, "target_sum": target[rows].sum(axis=0)})
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
@@ -146,7 +152,8 @@ class CrossValidation(Analysis):
             ]
         else:
             shared = [np.empty((0, 0, 0)), np.empty((0, 0)), np.empty((0, 0))]
-        return Moments(n, total["feature_sum"] / n[:, None], total["target_sum"] / n[:, None], *shared)
+        seen = total.get("seen_sum", total["feature_sum"])
+        return Moments(n, seen / n[:, None], total["target_sum"] / n[:, None], *shared)
 
     def _folds(self, table: SiteTable, moments: Moments) -> Iterator[Fold]:
         """Yield the site's rows as each fold's training rows would harmonize them."""
@@ -155,10 +162,15 @@ class CrossValidation(Analysis):
             training = folds != fold
             model = moments.combat_of(fold)
             if model is None:
-                yield Fold(table.features, training)
+                yield Fold(_seen(table.features, table), training)
             else:
                 effect = model.site_effect(table.features[training], table.design[training], prior=self.prior)
-                yield Fold(model.remove(table.features, table.design, effect), training)
+                harmonized = model.remove(table.features, table.design, effect)
+                yield Fold(_seen(self.adjusted(harmonized, table, model), table), training)
+
+
+def _seen(features: Array, table: SiteTable) -> Array:
+    return features if table.loadings is None else features @ table.loadings
 
 
 def target_of(table: SiteTable) -> Array:

@@ -11,8 +11,8 @@ from harmonization.errors import HarmonizationError
 from harmonization.projection import Centre
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
-ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 5, 15))
-"""Penalties that the cross-validated ridge tries."""
+ALPHAS = tuple(float(alpha) for alpha in np.logspace(-4, 4, 17))
+"""Penalties that the cross-validated ridge tries, in units of the mean diagonal of X'X."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ class CrossValidatedRidge(CrossValidation):
     Parameters
     ----------
     alphas : tuple of float
-        Penalties to choose from.
+        Penalties to choose from, in units of the mean diagonal of X'X, so that the scale of the features is of no
+        matter.
     """
 
     alphas: tuple[float, ...] = ALPHAS
@@ -197,25 +198,25 @@ class CrossValidatedRidge(CrossValidation):
     def _choose(self, XX: Array, Xy: Array, yy: float, n: float) -> tuple[Array, float]:
         """Coefficients [p] and penalty of least generalized cross-validation error."""
         values, vectors = eigh(XX)
-        values = np.maximum(values, 0)
+        values = values.clip(min=0)
         rotated = vectors.T @ Xy
-        best: tuple[float, float, Array] = (np.inf, self.alphas[-1], np.zeros_like(Xy))
-        for alpha in self.alphas:
-            weights = rotated / (values + alpha)
+        unit = float(values.mean()) or 1.0
+
+        def error(alpha: float) -> float:
+            weights = rotated / (values + alpha * unit)
             rss = yy - 2 * weights @ rotated + (weights**2) @ values
-            freedom = n - 1 - (values / (values + alpha)).sum()
-            error = float(n * rss / freedom**2) if freedom > 0 else np.inf
-            if error < best[0]:
-                best = (error, alpha, weights)
-        return vectors @ best[2], best[1]
+            freedom = n - 1 - (values / (values + alpha * unit)).sum()
+            return float(n * rss / freedom**2) if freedom > 0 else np.inf
+
+        alpha = min(self.alphas, key=error)
+        return vectors @ (rotated / (values + alpha * unit)), alpha
 
 
 def _solve_symmetric(matrix: Array, right: Array) -> Array:
     try:
-        solution: Array = np.linalg.solve(matrix, right)
+        return np.asarray(np.linalg.solve(matrix, right), dtype=np.float64)
     except np.linalg.LinAlgError:
         raise HarmonizationError("the features are collinear. Give the ridge regression a positive alpha.") from None
-    return solution
 
 
 def _is_single(table: SiteTable) -> bool:

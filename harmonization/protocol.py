@@ -31,6 +31,8 @@ class SiteTable:
         What a probe predicts, [n] or [n, m].
     second : numpy.ndarray, optional
         The other view in a canonical correlation, [n, r].
+    loadings : numpy.ndarray, optional
+        [p, k]: cross-validated analyses see features through them, once these are harmonized.
     seed : int
         The site's own, for folds and permutations. It never leaves the site.
     """
@@ -39,6 +41,7 @@ class SiteTable:
     covariates: Array | None = None
     target: Array | None = None
     second: Array | None = None
+    loadings: Array | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -40,6 +40,12 @@ class ResidualizationModel(State):
         residuals: Array = features - feature_mean - (covariates - covariate_mean) @ self.coefficients
         return residuals
 
+    def projected(self, mean: Array, components: Array) -> "ResidualizationModel":
+        """Return the same model for features after a projection: (features - mean [p]) @ components' [p, k]."""
+        return ResidualizationModel(
+            self.coefficients @ components.T, (self.mean - mean) @ components.T, self.covariate_mean, self.site
+        )
+
 
 @dataclass(frozen=True)
 class Residualization(Analysis):

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve
 
+from harmonization.combat import ComBatModel
 from harmonization.crossvalidation import CrossValidation, Fold, Moments, target_of
 from harmonization.projection import Centre
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
@@ -90,7 +91,8 @@ class SiteClassification(CrossValidation):
     """Linear discriminant analysis of the site, with equal priors and a shrunken covariance (Ledoit & Wolf 2004 form).
 
     The table's target is the one-hot site [n, C]. For the null, each site deals its own rows new labels in the
-    proportions of the sites, with its private seed.
+    proportions of the sites, with its private seed. After ComBat, the effects of its covariates are taken out as well,
+    so that what is recognised is the site and not the age of its people.
 
     Parameters
     ----------
@@ -105,6 +107,11 @@ class SiteClassification(CrossValidation):
 
     name: ClassVar[str] = "site_classification"
     states: ClassVar[tuple[type[State], ...]] = (Moments, SiteDiscriminants, SiteClassificationResult)
+
+    def adjusted(self, harmonized: Array, table: SiteTable, model: ComBatModel) -> Array:
+        """Take the kept covariates out: where sites differ in age, age alone would tell them apart."""
+        without: Array = harmonized - table.design @ model.coefficients
+        return without
 
     def summarize_training(self, table: SiteTable, moments: Moments, folds: list[Fold]) -> Sums:
         labelings = self._labelings(table, moments)

@@ -45,7 +45,8 @@ def test_cross_validated_ridge_equals_a_loop_over_pooled_rows(five_sites, combat
         if combat:
             harmonizer = ComBatHarmonizer().fit(features[train], five_sites.covariates[train], five_sites.site[train])
             features = harmonizer.transform(features, five_sites.covariates, five_sites.site)
-        model = Ridge(3.0).fit(features[train], five_sites.target[train])
+        penalty = 3.0 * features[train].var(axis=0).mean() * train.sum()  # in units of the mean diagonal of X'X
+        model = Ridge(penalty).fit(features[train], five_sites.target[train])
         predicted[~train] = model.predict(features[~train])
     error = five_sites.target - predicted
 
@@ -56,6 +57,21 @@ def test_cross_validated_ridge_equals_a_loop_over_pooled_rows(five_sites, combat
     assert scores.root_mean_squared_error == pytest.approx(np.sqrt((error**2).mean()), abs=1e-9)
 
 
+def test_loadings_are_read_after_harmonization(five_sites):
+    loadings = np.random.default_rng(0).normal(size=(40, 6))
+    through = [SiteTable(t.features, t.covariates, t.target, loadings=loadings, seed=t.seed) for t in five_sites.tables]
+    beforehand = [SiteTable(t.features @ loadings, t.covariates, t.target, seed=t.seed) for t in five_sites.tables]
+
+    raw = [run_pooled(CrossValidatedRidge(), tables).r2 for tables in (through, beforehand)]
+    plain = [run_pooled(CrossValidatedRidge(combat=True, prior="none"), t).r2 for t in (through, beforehand)]
+    shrunk = [run_pooled(CrossValidatedRidge(combat=True), tables).r2 for tables in (through, beforehand)]
+
+    assert raw[0] == pytest.approx(raw[1], abs=1e-12)
+    # Scales differ between the 40 features and their 6 mixtures: after ComBat the two orders are two analyses.
+    assert plain[0] != pytest.approx(plain[1], abs=1e-6)
+    assert shrunk[0] != pytest.approx(shrunk[1], abs=1e-6)
+
+
 def test_the_penalty_suits_the_data():
     rng = np.random.default_rng(0)
     features, noise = rng.normal(size=(200, 50)), rng.normal(size=200)
@@ -63,9 +79,9 @@ def test_the_penalty_suits_the_data():
     random = SiteTable(features, target=noise)
 
     # What generalized cross-validation takes: next to none for an exact linear target, nearly all for noise.
-    assert run_pooled(CrossValidatedRidge(), [clean]).alpha.max() < 1
+    assert run_pooled(CrossValidatedRidge(), [clean]).alpha.max() < 0.01
     assert run_pooled(CrossValidatedRidge(), [clean]).r2 > 0.999
-    assert run_pooled(CrossValidatedRidge(), [random]).alpha.min() > 100
+    assert run_pooled(CrossValidatedRidge(), [random]).alpha.min() > 1
     assert -0.1 < run_pooled(CrossValidatedRidge(), [random]).r2 < 0.05
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from harmonization import Residualization, run_pooled
+from harmonization import Projection, Residualization, run_pooled
 
 
 @pytest.mark.parametrize("by_site", [True, False])
@@ -14,3 +14,7 @@ def test_equals_pooled_least_squares(five_sites, by_site):
     residuals = np.concatenate([model.residualize(t.features, t.design) for t in five_sites.tables])
 
     np.testing.assert_allclose(residuals, expected, atol=1e-11)
+    projection = run_pooled(Projection(7), five_sites.tables)
+    projected = model.projected(projection.mean, projection.components)
+    residuals = [projected.residualize(projection.project(t.features), t.design) for t in five_sites.tables]
+    np.testing.assert_allclose(np.concatenate(residuals), expected @ projection.components.T, atol=1e-11)

@@ -1,0 +1,1 @@
+"""`fedbrainlm`, the command line."""

@@ -1,0 +1,207 @@
+"""Flower's own programs: a local SuperLink for simulations, and `flwr run`."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from cli.errors import InputError, RunFailedError
+
+PROJECT = Path(__file__).parents[1]
+"""The source tree: Flower ships an app as its sources."""
+_WITH_US = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+"""Prefix of commands that must end when we are killed (util-linux; elsewhere they are only stopped on our way out)."""
+_PACKAGES = ("cohorts", "brainlm", "harmonization", "exchange", "client", "server")
+_START_S = 60
+_POLL_S = 0.3
+
+#: Nothing phones home, and nothing is installed behind the user's back.
+_QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How Flower says that a run ended: ``finished:completed``, or another status and its details."""
+
+    status: str
+    details: str
+
+    @property
+    def completed(self) -> bool:
+        return self.status == "finished:completed"
+
+
+def stage_app(folder: Path) -> Path:
+    """Copy the app's sources to `folder`, so that neither .venv nor a later edit gets into the run."""
+    if not (PROJECT / "pyproject.toml").is_file():
+        raise InputError(
+            "FedBrainLM was not installed from its source tree, which Flower needs to ship the app. "
+            "Clone the repository and use 'make install'."
+        )
+    folder.mkdir(parents=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, folder / name)
+    for package in _PACKAGES:
+        shutil.copytree(PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "report"))
+    return folder
+
+
+@contextmanager
+def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[str]:
+    """Run a SuperLink for simulations on a free port of this machine; yield the name of the connection to it.
+
+    It is stopped with everything that it started, however the block ends.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    port = _free_port()
+    address = f"127.0.0.1:{port}"
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "simulation"\n\n[superlink.simulation]\naddress = "{address}"\ninsecure = true\n'
+    )
+    command = [*_WITH_US, _program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with (home / "superlink.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=_environment(home, environment), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        _wait_until_up(process, address, home / "superlink.log")
+        yield "simulation"
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def flwr_run(
+    app: Path,
+    connection: str,
+    run_directory: Path,
+    home: Path | None,
+    *,
+    simulated_sites: int = 0,
+    watch: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Submit a run with `flwr run` and wait until it ends, calling `watch` all the while.
+
+    Parameters
+    ----------
+    app : Path
+        Folder of the app.
+    connection : str
+        Name of the SuperLink connection in Flower's configuration.
+    run_directory : Path
+        The run's folder, which the ServerApp reads and writes.
+    home : Path or None
+        FLWR_HOME; the user's own if None.
+    simulated_sites : int
+        Nodes of a simulation; 0 for a deployed federation.
+    """
+    command = [*_WITH_US, _program("flwr"), "run", str(app), connection, "--stream"]
+    command += ["--run-config", f'run-directory="{run_directory.resolve()}"']
+    if simulated_sites:
+        command += ["--federation-config", f"num-supernodes={simulated_sites} client-resources-num-cpus=1"]
+    log = run_directory / "flower.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, env=_environment(home, {}), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        while process.poll() is None:
+            watch()
+            time.sleep(_POLL_S)
+        watch()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    started = re.search(r"Successfully started run (\d+)", log.read_text(errors="replace"))
+    if not started:
+        raise RunFailedError(f"'flwr run' did not start. Its last words: {_last_words(log)} (all of them: {log})")
+    # `flwr run` exits with 0 even when the ServerApp crashed: the outcome is in the list of runs.
+    return _outcome(connection, started.group(1), home)
+
+
+def connections(home: Path | None = None) -> list[str]:
+    """Names of the SuperLink connections in Flower's configuration."""
+    folder = home or Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr"))
+    path = folder / "config.toml"
+    if not path.is_file():
+        return []
+    content = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
+    return sorted(name for name, value in content.items() if isinstance(value, dict))
+
+
+def _outcome(connection: str, run_id: str, home: Path | None) -> Outcome:
+    listed = subprocess.run(
+        [_program("flwr"), "list", connection, "--run-id", run_id, "--format", "json"],
+        env=_environment(home, {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    try:
+        (run,) = json.loads(listed.stdout)["runs"]
+    except (ValueError, KeyError):
+        return Outcome("unknown", "the SuperLink did not say how the run ended")
+    return Outcome(run["status"], run.get("status-details") or "")
+
+
+def _environment(home: Path | None, extra: dict[str, str]) -> dict[str, str]:
+    flower_home = {"FLWR_HOME": str(home.resolve())} if home else {}
+    # Flower's programs start each other by name: let them find those beside this Python.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, **_QUIET, **flower_home, **extra, "PATH": path}
+
+
+def _program(name: str) -> str:
+    """Path of a program beside this Python; else from the PATH."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if not found:
+        raise InputError(f"'{name}' is not installed. Use 'make install', or pip install 'flwr[simulation]'.")
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _wait_until_up(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"http://{address}/health", timeout=2).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(_POLL_S)
+    raise RunFailedError(f"Flower's SuperLink did not start. Its last words: {_last_words(log)} (all of them: {log})")
+
+
+def _last_words(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip(" ╭╮╰╯─│")]
+    return " ".join(lines[-3:]).strip("│ ") or "none"

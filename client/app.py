@@ -1,0 +1,243 @@
+"""A hospital's Flower ClientApp: five handlers. Each computes at the site; `client.release` lets the answer out."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from brainlm.checkpoints import load_weights
+from brainlm.config import ModelConfig, TrainingConfig, WindowConfig
+from brainlm.embedding import find_recipe, functional_connectivity
+from brainlm.evaluation import evaluate, reconstruct_example
+from brainlm.model import BrainLM
+from brainlm.pretraining import initial_model, train_round
+from brainlm.windows import WindowSet, split_participants, usable_recordings
+from client.features import FeatureSet, FeatureStore, build_table, complete_rows
+from client.release import Answer, answer
+from client.site import Site
+from cohorts.contract import CohortContract
+from cohorts.files import save_arrays
+from cohorts.seeding import derive_seed
+from cohorts.settings import check_settings
+from exchange.messages import (
+    Arrays,
+    DescribeReply,
+    DescribeRequest,
+    EmbedReply,
+    EmbedRequest,
+    HarmonizeReply,
+    HarmonizeRequest,
+    Step,
+    SummarizeReply,
+    SummarizeRequest,
+    TrainReply,
+    TrainRequest,
+    join,
+)
+from exchange.refusals import Refusal, RefusalCode
+from harmonization import ComBatModel, Design, make_analysis
+from harmonization.projection import ProjectionModel
+from harmonization.protocol import Array
+from harmonization.residualization import ResidualizationModel
+
+app = ClientApp()
+
+_MISMATCHES = {
+    "atlas": RefusalCode.ATLAS,
+    "timing": RefusalCode.TIMING,
+    "covariates": RefusalCode.COVARIATES,
+}
+
+
+@app.query("describe")
+def describe(message: Message, context: Context) -> Message:
+    """Say whether the site takes part, and with how much."""
+    return answer(message, context, DescribeRequest, _describe)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Evaluate the incoming model on held-out participants and train it on the others."""
+    return answer(message, context, TrainRequest, _train)
+
+
+@app.query("embed")
+def embed(message: Message, context: Context) -> Message:
+    """Embed every participant and keep the vectors here."""
+    return answer(message, context, EmbedRequest, _embed)
+
+
+@app.query("summarize")
+def summarize(message: Message, context: Context) -> Message:
+    """Sum what the analyses of this round ask for."""
+    return answer(message, context, SummarizeRequest, _summarize)
+
+
+@app.query("harmonize")
+def harmonize(message: Message, context: Context) -> Message:
+    """Apply what was solved to the site's own features and keep the result here."""
+    return answer(message, context, HarmonizeRequest, _harmonize)
+
+
+def _describe(site: Site, request: DescribeRequest) -> Answer:
+    site.policy.permit(request.study, request.analyses, request.recipe)
+    contract = check_settings(request.contract, CohortContract, "the study's contract")
+    for mismatch in contract.mismatches(site.cohort):
+        raise Refusal(_MISMATCHES[mismatch.kind], mismatch.message)
+    window = check_settings(request.window, WindowConfig, "the study's window")
+    usable = usable_recordings(site.cohort, window)
+    if not usable:
+        raise Refusal(RefusalCode.WINDOWS, f"no recording is {window.seconds:g} s long, the study's window.")
+    # Asked here so that a site that must refuse every sum later refuses the study now.
+    site.policy.permit_release(len(usable), carries_sums=True, in_secure_sum=False)
+    windows = WindowSet(site.cohort, window)
+    reply = DescribeReply(
+        site=site.name,
+        n_participants=len(usable),
+        n_recordings=sum(len(recordings) for recordings in usable.values()),
+        n_quarantined=len(site.cohort.quarantined),
+        n_windows=windows.n_windows,
+        n_parcels=site.cohort.atlas.n_parcels,
+        atlas=site.cohort.atlas.name,
+        preprocessing=site.cohort.preprocessing,
+        software={"torch": torch.__version__, "numpy": np.__version__, "threads": str(site.settings.threads)},
+    )
+    return Answer(reply, len(usable))
+
+
+def _train(site: Site, request: TrainRequest) -> Answer:
+    site.policy.permit(request.study, ["pretraining"])
+    training = check_settings(request.training, TrainingConfig, "the study's training")
+    model = _incoming_model(site, request.model, request.part("weights"))
+    seed = derive_seed(request.seed, site.name)
+    people, held_out = _split(site, model, training.holdout, seed)
+    evaluation = _evaluation(site, model, held_out, seed)
+    outcome = train_round(
+        model,
+        WindowSet(site.cohort, model.config.window, people),
+        training,
+        round_number=request.round_number,
+        rounds=request.rounds,
+        seed=seed,
+        device=site.device,
+    )
+    weights = {name: values.detach().cpu().numpy() for name, values in model.state_dict().items()}
+    reply = TrainReply(
+        arrays=join(weights=weights, evaluation=evaluation),
+        n_windows=outcome.n_windows,
+        loss=outcome.loss,
+        atlas=site.cohort.atlas.name,
+    )
+    return Answer(reply, len(people) + len(held_out))
+
+
+def _embed(site: Site, request: EmbedRequest) -> Answer:
+    site.policy.permit(request.study, ["embedding"], request.recipe)
+    weights = request.part("weights")
+    model = _incoming_model(site, request.model, weights)
+    seed = derive_seed(request.seed, site.name)
+    people, held_out = _split(site, model, request.holdout, seed)
+    recipe = find_recipe(request.recipe)
+    store = FeatureStore(site.folder_of(request.study))
+    about = {
+        "study": request.study,
+        "recipe": recipe.id,
+        "model_sha256": _hash(weights),
+        "preprocessing": site.cohort.preprocessing,
+        "atlas": site.cohort.atlas.name,
+        "transforms": [],
+    }
+    untrained = initial_model(model.config, derive_seed(request.seed, "untrained"))
+    embedding, participants = recipe.embed(model, site.cohort, site.device)
+    connectivity = functional_connectivity(site.cohort, participants).drop(columns="participant_id")
+    features: dict[str, Array] = {
+        "embedding": embedding,
+        "untrained": recipe.embed(untrained, site.cohort, site.device)[0],
+        "connectivity": connectivity.to_numpy(),
+    }
+    for name, values in features.items():
+        store.write(name, FeatureSet(participants, values, {**about, "features": name}))
+    if held_out:
+        example = reconstruct_example(model, WindowSet(site.cohort, model.config.window, held_out), seed=seed)
+        save_arrays(store.folder / "reconstruction.safetensors", example)
+    reply = EmbedReply(
+        arrays=join(evaluation=_evaluation(site, model, held_out, seed)),
+        n_participants=len(participants),
+        dimensions={name: values.shape[1] for name, values in features.items()},
+        atlas=site.cohort.atlas.name,
+    )
+    return Answer(reply, len(people) + len(held_out))
+
+
+def _summarize(site: Site, request: SummarizeRequest) -> Answer:
+    site.policy.permit(request.study, [job.analysis for job in request.jobs.values()])
+    sums: dict[str, Arrays] = {}
+    n_participants = {}
+    for name, job in request.jobs.items():
+        analysis = make_analysis(job.analysis, job.parameters)
+        state = analysis.read_state(job.state, request.part(name)) if job.state else None
+        table = build_table(site, request.study, job.table)
+        sums[name] = dict(analysis.summarize(table, state))
+        n_participants[name] = table.n
+    reply = SummarizeReply(arrays=join(**sums), n_participants=n_participants)
+    return Answer(reply, min(n_participants.values()))
+
+
+def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:
+    site.policy.permit(request.study, [step.transform for step in request.steps])
+    store = FeatureStore(site.folder_of(request.study))
+    n_participants = {}
+    for step in request.steps:
+        source = store.read(step.source)
+        result = _transform(site, source, step, request.part(step.result))
+        store.write_model(step.result, request.part(step.result))
+        store.write(step.result, result)
+        n_participants[step.result] = len(result.participants)
+    return Answer(HarmonizeReply(n_participants=n_participants), min(n_participants.values()))
+
+
+def _transform(site: Site, source: FeatureSet, step: Step, model: Arrays) -> FeatureSet:
+    """Apply one solved model to the participants whose covariates are known."""
+    rows, design = complete_rows(site, source.participants, Design.from_json(step.covariates))
+    features = source.features[rows]
+    if step.transform == "projection":
+        changed: Array = ProjectionModel.from_arrays(model).project(features)
+    elif step.transform == "combat":
+        changed = ComBatModel.from_arrays(model).harmonize(features, design, prior=step.prior)
+    elif step.transform == "residualization":
+        changed = ResidualizationModel.from_arrays(model).residualize(features, design)
+    else:
+        raise Refusal(RefusalCode.PROTOCOL, f"transform '{step.transform}' is not known.")
+    done = {"transform": step.transform, "covariates": step.covariates, "model_sha256": _hash(model)}
+    about = {**source.about, "transforms": [*source.about.get("transforms", []), done]}
+    return FeatureSet([source.participants[row] for row in rows], changed, about)
+
+
+def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays) -> BrainLM:
+    """Build the model of the request, on the site's number of threads."""
+    torch.set_num_threads(site.settings.threads)
+    model = initial_model(check_settings(config, ModelConfig, "the study's model"), 0)
+    load_weights(model, {name: torch.from_numpy(values) for name, values in weights.items()}, "the incoming model")
+    return model
+
+
+def _split(site: Site, model: BrainLM, holdout: float, seed: int) -> tuple[list[str], list[str]]:
+    return split_participants(list(usable_recordings(site.cohort, model.config.window)), holdout, seed)
+
+
+def _evaluation(site: Site, model: BrainLM, held_out: list[str], seed: int) -> Arrays:
+    """Sums over the hidden values of held-out participants; zeros where nobody was held out."""
+    if not held_out:
+        return {name: np.zeros(site.cohort.atlas.n_parcels) for name in ("count", "total", "squares", "errors")}
+    sums = evaluate(model, WindowSet(site.cohort, model.config.window, held_out), seed=seed, device=site.device)
+    return {name: getattr(sums, name) for name in ("count", "total", "squares", "errors")}
+
+
+def _hash(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""Feature sets on the site's disk: one row a participant; and the tables that analyses are made of."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file
+
+from brainlm.embedding import feature_frame
+from client.site import Site
+from cohorts.cohort import check_identifier
+from cohorts.files import atomic_path, save_arrays, write_text
+from exchange.messages import Arrays, TableSpec
+from exchange.refusals import Refusal, RefusalCode
+from harmonization import Continuous, Design, SiteTable
+from harmonization.protocol import Array
+
+_WIDE = 2048
+"""Features above which a set is stored as safetensors: Parquet is slow with so many columns."""
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of n participants.
+
+    Attributes
+    ----------
+    participants : list of str
+        The n participants.
+    features : numpy.ndarray
+        [n, p].
+    about : dict
+        Ids of what made them: study, model, recipe, preprocessing and each transform since.
+    """
+
+    participants: list[str]
+    features: Array
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+class FeatureStore:
+    """The feature sets of one study at one site: ``<name>.parquet`` (or, when wide, ``.safetensors``) and ``.json``.
+
+    Parameters
+    ----------
+    folder : Path
+        The study's folder in the site's state.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, name: str, features: FeatureSet) -> None:
+        """Store a feature set, replacing one of the same name."""
+        path = self._path(name)
+        wide = features.features.shape[1] > _WIDE
+        if wide:
+            save_arrays(path.with_name(f"{name}.safetensors"), {"features": features.features})
+        else:
+            with atomic_path(path.with_name(f"{name}.parquet")) as temporary:
+                feature_frame(features.features, features.participants).to_parquet(temporary, index=False)
+        about = {"participants": features.participants, "wide": wide, "about": features.about}
+        write_text(path, json.dumps(about, indent=1) + "\n")
+
+    def read(self, name: str) -> FeatureSet:
+        """Read a feature set.
+
+        Raises
+        ------
+        Refusal
+            If it was never made: the coordinator asked out of order.
+        """
+        path = self._path(name)
+        if not path.is_file():
+            raise Refusal(RefusalCode.PROTOCOL, f"feature set '{name}' was not made yet.")
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if about["wide"]:
+            features = load_file(path.with_name(f"{name}.safetensors"))["features"]
+        else:
+            table = pd.read_parquet(path.with_name(f"{name}.parquet"))
+            features = table.drop(columns="participant_id").to_numpy(np.float64)
+        return FeatureSet(about["participants"], features, about["about"])
+
+    def write_model(self, name: str, model: Arrays) -> None:
+        """Keep the solved model that made a feature set."""
+        save_arrays(self._path(name).with_name(f"{name}.model.safetensors"), model)
+
+    def read_model(self, name: str) -> Arrays:
+        """Read the solved model that made a feature set."""
+        path = self._path(name).with_name(f"{name}.model.safetensors")
+        if not path.is_file():
+            raise Refusal(RefusalCode.PROTOCOL, f"feature set '{name}' was not made yet.")
+        return load_file(path)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{check_identifier(name, 'feature set')}.json"
+
+
+def complete_rows(site: Site, participants: list[str], design: Design) -> tuple[list[int], Array]:
+    """Find the participants whose covariates are all known, and code those.
+
+    Returns
+    -------
+    rows : list of int
+        Their places in `participants`.
+    matrix : numpy.ndarray
+        Design matrix [len(rows), q].
+    """
+    columns = _columns(site, participants)
+    rows = np.flatnonzero(design.complete(columns, len(participants))).tolist()
+    if not rows:
+        raise Refusal(RefusalCode.COVARIATES, f"no participant has all of {', '.join(design.names)}.")
+    complete = {name: [values[row] for row in rows] for name, values in columns.items()}
+    return rows, design.encode(complete, len(rows))
+
+
+def build_table(site: Site, study: str, spec: TableSpec) -> SiteTable:
+    """Make the table of one analysis: participants for whom everything it needs is known.
+
+    Raises
+    ------
+    Refusal
+        If nobody is left, or a site or covariate of the spec is unknown.
+    """
+    store = FeatureStore(site.folder_of(study))
+    features = store.read(spec.features)
+    design = Design.from_json(spec.covariates)
+    # A numeric target is needed as a covariate is, and so drops the participants who lack it.
+    needed = design.covariates if spec.target in (None, "site") else (*design.covariates, Continuous(str(spec.target)))
+    rows, matrix = complete_rows(site, features.participants, Design(needed))
+    target = None
+    if spec.target == "site":
+        if site.name not in spec.sites:
+            raise Refusal(RefusalCode.PROTOCOL, "this site is not in the list of sites.")
+        target = np.tile(np.eye(len(spec.sites))[spec.sites.index(site.name)], (len(rows), 1))
+    elif spec.target is not None:
+        matrix, target = matrix[:, :-1], matrix[:, -1]
+    return SiteTable(
+        features.features[rows],
+        matrix if spec.covariates else None,
+        target,
+        loadings=store.read_model(spec.through)["components"].T if spec.through else None,
+        seed=site.private_seed(study, "folds"),
+    )
+
+
+def _columns(site: Site, participants: list[str]) -> dict[str, list[Any]]:
+    """Covariates of the participants, in their order."""
+    table = site.cohort.covariates().set_index("participant_id").reindex(participants)
+    return {str(name): table[name].tolist() for name in table}

@@ -1,0 +1,64 @@
+"""What a hospital allows. Read from its own disk; nothing that arrives can change it."""
+
+from collections.abc import Iterable
+
+from cohorts.settings import Settings
+from exchange.refusals import Refusal, RefusalCode
+
+EVERYTHING = "*"
+
+
+class Policy(Settings):
+    """The hospital's limits. The defaults refuse every study until the administrator names one."""
+
+    studies: tuple[str, ...] = ()
+    """Studies that may run here, by name; ``"*"`` for any."""
+    analyses: tuple[str, ...] = (EVERYTHING,)
+    """What they may compute: ``pretraining``, ``embedding`` and names of analyses; ``"*"`` for all."""
+    recipes: tuple[str, ...] = (EVERYTHING,)
+    """Embedding recipes that may run, by id; ``"*"`` for all."""
+    min_participants: int = 10
+    """Fewest participants of the site that must take part in an answer."""
+    secure_sum_required: bool = True
+    """Let sums and model updates leave only inside a secure sum."""
+
+    def permit(self, study: str, analyses: Iterable[str] = (), recipe: str | None = None) -> None:
+        """Refuse what is not allowed, before anything is computed.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if not _allows(self.studies, study):
+            raise Refusal(RefusalCode.STUDY, f"study '{study}' is not in policy.studies of site.yaml.")
+        for analysis in analyses:
+            if not _allows(self.analyses, analysis):
+                raise Refusal(RefusalCode.ANALYSIS, f"'{analysis}' is not in policy.analyses of site.yaml.")
+        if recipe is not None and not _allows(self.recipes, recipe):
+            raise Refusal(RefusalCode.RECIPE, f"recipe '{recipe}' is not in policy.recipes of site.yaml.")
+
+    def permit_release(self, n_participants: int, *, carries_sums: bool, in_secure_sum: bool) -> None:
+        """Refuse to let out what too few stand behind, or a plain sum where only secure ones may leave.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if n_participants < self.min_participants:
+            raise Refusal(
+                RefusalCode.PARTICIPANTS,
+                f"{n_participants} participants stand behind the answer; policy.min_participants is "
+                f"{self.min_participants}.",
+            )
+        if carries_sums and self.secure_sum_required and not in_secure_sum:
+            raise Refusal(
+                RefusalCode.PLAIN,
+                "policy.secure_sum_required is true, and this answer would leave as a plain sum. Set it to false only "
+                "for simulated or public data, or where every site trusts the coordinator with its sums.",
+            )
+
+
+def _allows(allowed: tuple[str, ...], name: str) -> bool:
+    return EVERYTHING in allowed or name in allowed

@@ -1,0 +1,119 @@
+"""The site: its settings on disk, its cohort, its state folder, and its own secrets."""
+
+import logging
+import os
+import secrets
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+from pydantic import Field
+
+from client.audit import AuditLog
+from client.policy import Policy
+from cohorts import Cohort
+from cohorts.cohort import check_identifier
+from cohorts.errors import CohortError
+from cohorts.files import atomic_path
+from cohorts.seeding import derive_seed
+from cohorts.settings import Settings, read_settings
+from exchange.refusals import Refusal, RefusalCode
+
+SIMULATED_SITES = "FEDBRAINLM_SIMULATED_SITES"
+"""Environment variable that names the folder of a simulation's sites. No message can set it."""
+
+
+class SiteSettings(Settings):
+    """``site.yaml``. Relative paths start from its folder."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the site in studies and reports."""
+    cohort: Path
+    """Folder of the cohort."""
+    state: Path
+    """Folder for what the site makes and keeps: embeddings, audit log, log, its private seed."""
+    policy: Policy = Policy()
+    device: str = "cpu"
+    """``cpu``, ``cuda``, or ``cuda:1``."""
+    threads: int = Field(1, ge=1)
+    """CPU threads. Changing them changes the weights in the last digits, so they are recorded."""
+
+
+class Site:
+    """A site at work.
+
+    Parameters
+    ----------
+    settings : SiteSettings
+        What ``site.yaml`` says.
+    folder : Path
+        Where it lies.
+    """
+
+    def __init__(self, settings: SiteSettings, folder: Path) -> None:
+        self.settings = settings
+        self.name = settings.name
+        self.policy = settings.policy
+        self.state = folder / settings.state
+        self.audit = AuditLog(self.state / "audit.jsonl")
+        self._cohort_folder = folder / settings.cohort
+
+    @cached_property
+    def cohort(self) -> Cohort:
+        return Cohort.open(self._cohort_folder)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.settings.device)
+
+    @cached_property
+    def log(self) -> logging.Logger:
+        """The site's own log, where details go that must not leave."""
+        logger = logging.getLogger(f"fedbrainlm.site.{self.name}")
+        logger.propagate = False
+        logger.setLevel(logging.INFO)
+        self.state.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(self.state / "site.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.handlers = [handler]
+        return logger
+
+    def folder_of(self, study: str) -> Path:
+        """Folder of what this site makes for a study."""
+        return self.state / check_identifier(study, "study")
+
+    def private_seed(self, *purpose: str) -> int:
+        """Derive a seed that nobody outside can know, the same whenever the purpose is."""
+        path = self.state / "private_seed"
+        if not path.is_file():
+            with atomic_path(path) as temporary:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(secrets.token_hex(32))
+        return derive_seed(path.read_text(), *purpose)
+
+
+def find_site(context: Context) -> Site:
+    """Load the site that this process works for.
+
+    A deployed SuperNode names its ``site.yaml`` in its node config, on the site's own disk. In a simulation the
+    nodes are numbered, and the folder of the sites comes from the environment of the simulation's process.
+
+    Raises
+    ------
+    Refusal
+        If the site is not set up.
+    """
+    configured = context.node_config.get("site-config")
+    try:
+        if configured is not None:
+            path = Path(str(configured))
+        elif SIMULATED_SITES in os.environ and "partition-id" in context.node_config:
+            sites = sorted(Path(os.environ[SIMULATED_SITES]).glob("*/site.yaml"))
+            path = sites[int(context.node_config["partition-id"])]
+        else:
+            raise Refusal(RefusalCode.SETUP, "the node config names no 'site-config'. See configs/sites/.")
+        return Site(read_settings(path, SiteSettings), path.parent)
+    except (CohortError, IndexError) as error:
+        raise Refusal(RefusalCode.SETUP, str(error)) from error

@@ -1,0 +1,68 @@
+"""What a study expects of a cohort, and how a cohort falls short of it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from cohorts.cohort import Cohort
+from cohorts.settings import Settings
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One way in which a cohort does not meet the contract: its kind, and a sentence with the remedy."""
+
+    kind: Literal["atlas", "timing", "covariates"]
+    message: str
+
+
+class CohortContract(Settings):
+    """The contract that a study's cohorts must meet."""
+
+    atlases: dict[str, str]
+    """Allowed atlases: name → content hash."""
+    min_t_r: float = 0.0
+    max_t_r: float = 20.0
+    """Allowed repetition times, in seconds."""
+    covariates: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Needed columns of ``participants.tsv`` (or of the recordings) → allowed levels; none for numbers."""
+
+    def mismatches(self, cohort: Cohort) -> list[Mismatch]:
+        """List how `cohort` falls short; empty if it meets the contract."""
+        return [*self._atlas(cohort), *self._timing(cohort), *self._covariates(cohort)]
+
+    def _atlas(self, cohort: Cohort) -> list[Mismatch]:
+        if cohort.atlas.content_hash in self.atlases.values():
+            return []
+        message = (
+            f"cohort {cohort.name}: has atlas {cohort.atlas.name}; the study allows {', '.join(self.atlases)}. "
+            "Import the recordings in an atlas of the study."
+        )
+        return [Mismatch("atlas", message)]
+
+    def _timing(self, cohort: Cohort) -> list[Mismatch]:
+        outside = [t_r for t_r in cohort.recordings["t_r"].unique() if not self.min_t_r <= t_r <= self.max_t_r]
+        if not outside:
+            return []
+        message = (
+            f"cohort {cohort.name}: has recordings of TR {outside[0]:g} s; the study allows {self.min_t_r:g} to "
+            f"{self.max_t_r:g} s. Leave them out, or ask the coordinator to widen the range."
+        )
+        return [Mismatch("timing", message)]
+
+    def _covariates(self, cohort: Cohort) -> list[Mismatch]:
+        table = cohort.covariates()
+        found = []
+        for name, levels in self.covariates.items():
+            if name not in table or table[name].isna().all():
+                message = (
+                    f"cohort {cohort.name}: knows no participant's {name}, which the study needs. Add the column "
+                    "to the participants table and import again, or ask for a study without it."
+                )
+                found.append(Mismatch("covariates", message))
+            elif levels and not set(table[name].dropna().astype("str")) <= set(levels):
+                allowed = ", ".join(levels)
+                message = f"cohort {cohort.name}: {name} has levels outside {allowed}. Recode them and import again."
+                found.append(Mismatch("covariates", message))
+        return found

@@ -1,0 +1,82 @@
+"""The coordinator's Flower ServerApp: the stages of a study, in order."""
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from exchange.messages import Arrays, DescribeRequest, EmbedReply, EmbedRequest, join
+from server.averaging import measure_reconstruction, pretrain
+from server.harmonizing import Findings, Harmonizing
+from server.journal import Journal
+from server.roster import Roster
+from server.study import Study, load_study
+from server.summary import write_parcels, write_summary
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the study that lies in the run's folder, and leave a summary there however it ends."""
+    folder = Path(str(context.run_config["run-directory"]))
+    journal = Journal(folder)
+    study = load_study(folder / "study.yaml")
+    roster = Roster(grid, journal, study.averaging)
+    journal.note(status="running", study=study.study, rounds=study.averaging.rounds)
+    try:
+        findings = run_study(study, roster, journal)
+    except Exception as error:
+        # Flower ends a run whose ServerApp raises as failed; the journal and the summary say why.
+        journal.note(status="failed", reason=str(error) or type(error).__name__)
+        write_summary(study, journal, roster.about, None)
+        raise
+    journal.note(status="completed", stage="done")
+    write_summary(study, journal, roster.about, findings)
+
+
+def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
+    """Run all stages of a study.
+
+    Raises
+    ------
+    ServerError
+        If a stage cannot end well; the message is the reason.
+    """
+    journal.note(stage="gathering the sites")
+    roster.gather(_describe(study))
+    journal.note(stage="pretraining", sites=len(roster.members))
+    weights = pretrain(study, roster, journal)
+    journal.note(stage="embedding")
+    replies = _embed(study, roster, journal, weights)
+    journal.note(stage="harmonization")
+    dimensions = next(iter(replies.values())).dimensions
+    n_participants = sum(reply.n_participants for reply in replies.values())
+    return Harmonizing(study, roster, journal, dimensions, n_participants).run()
+
+
+def _describe(study: Study) -> DescribeRequest:
+    return DescribeRequest(
+        study=study.study,
+        contract=study.contract().model_dump(mode="json"),
+        window=study.model.window.model_dump(mode="json"),
+        analyses=study.asks_for(),
+        recipe=study.recipe,
+    )
+
+
+def _embed(study: Study, roster: Roster, journal: Journal, weights: Arrays) -> dict[str, EmbedReply]:
+    """Let every site embed its participants with the final model; go on with the sites that did."""
+    request = EmbedRequest(
+        arrays=join(weights=weights),
+        study=study.study,
+        model=study.model.model_dump(mode="json"),
+        recipe=study.recipe,
+        holdout=study.training.holdout,
+        seed=study.seed,
+    )
+    replies = roster.ask(request, EmbedReply, "embedding")
+    roster.drop(set(roster.sites) - set(replies))
+    by_atlas = measure_reconstruction(journal, study.averaging.rounds, replies)
+    write_parcels(study, journal, by_atlas)
+    return replies

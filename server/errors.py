@@ -1,0 +1,13 @@
+"""What ends a run, and what to do about each."""
+
+
+class ServerError(Exception):
+    """Base of what ends a run as failed. The message is the reason that the journal and the report show."""
+
+
+class StudyError(ServerError):
+    """The study's file contradicts itself or the sites. Correct the file."""
+
+
+class QuorumError(ServerError):
+    """Too few sites answered. Look at the named sites, or lower the quorum."""

@@ -1,0 +1,5 @@
+"""The HTML report of a run: one file, made from the run's folder alone."""
+
+from server.report.build import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,94 @@
+"""What the report is made from: the run's folder, read once."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file
+
+from cohorts import Cohort
+from cohorts.settings import read_yaml
+from server.journal import Journal
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out recording of a simulated site: signal, reconstruction and mask, [P, T] each."""
+
+    site: str
+    signal: np.ndarray
+    reconstruction: np.ndarray
+    mask: np.ndarray
+
+
+class RunData:
+    """A run's folder.
+
+    In a simulation the sites' own folders lie in it, and what stays at a site can be drawn. Of a deployed federation
+    the coordinator has nothing of the kind, and the report says so.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        self.study: dict[str, Any] = read_yaml(folder / "study.yaml")
+        self._journal = Journal(folder)
+
+    @property
+    def sites(self) -> list[str]:
+        return list(self.summary["sites"])
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        return self._journal.table("metrics")
+
+    @cached_property
+    def exchanges(self) -> pd.DataFrame:
+        return self._journal.table("exchanges")
+
+    @cached_property
+    def outcomes(self) -> pd.DataFrame:
+        return self._journal.table("outcomes")
+
+    @cached_property
+    def parcels(self) -> pd.DataFrame | None:
+        path = self.folder / "parcels.parquet"
+        return pd.read_parquet(path) if path.is_file() else None
+
+    @property
+    def is_simulation(self) -> bool:
+        return (self.folder / "sites").is_dir()
+
+    def vectors(self, name: str) -> pd.DataFrame | None:
+        """Vectors of all simulated participants in a feature set, with their site and age; None if not at hand."""
+        tables = []
+        for site in self.sites:
+            path = self._state(site) / f"{name}.parquet"
+            if not path.is_file():
+                return None
+            table = pd.read_parquet(path)
+            people = self._covariates(site).reindex(table["participant_id"])
+            table.insert(1, "site", site)
+            table.insert(2, "age", people["age"].to_numpy() if "age" in people else np.nan)
+            tables.append(table)
+        return pd.concat(tables, ignore_index=True) if tables else None
+
+    @cached_property
+    def example(self) -> Example | None:
+        """The first simulated site's held-out recording; None if not at hand."""
+        for site in self.sites:
+            path = self._state(site) / "reconstruction.safetensors"
+            if path.is_file():
+                return Example(site, **load_file(path))
+        return None
+
+    def _state(self, site: str) -> Path:
+        return self.folder / "sites" / site / "state" / self.summary["study"]
+
+    def _covariates(self, site: str) -> pd.DataFrame:
+        settings = read_yaml(self.folder / "sites" / site / "site.yaml")
+        return Cohort.open(self.folder / "sites" / site / settings["cohort"]).covariates().set_index("participant_id")

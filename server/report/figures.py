@@ -1,0 +1,241 @@
+"""The report's figures. Each takes the run's data and returns a figure, or None where there is nothing to draw."""
+
+from collections.abc import Callable
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cohorts import load_atlas
+from server.report.data import RunData
+
+#: Okabe & Ito's colours, which colour-blind readers tell apart.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "fedbrainlm",
+}
+
+FigureMaker = Callable[[RunData], Figure | None]
+
+
+def learning_curves(data: RunData) -> Figure | None:
+    """Loss and masked R² over rounds, of each site and of all."""
+    if data.metrics.empty:
+        return None
+    figure = Figure(figsize=(8, 3))
+    left, right = figure.subplots(1, 2)
+    _curves(left, data, "loss")
+    left.set(title="Training loss", xlabel="round", ylabel="mean squared error")
+    _curves(right, data, "masked_r2")
+    right.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    right.set(title="Masked R², held-out participants", xlabel="round", ylabel="R²")
+    # An untrained model is far below 0: show where it starts without flattening the rest.
+    right.set_ylim(bottom=max(-0.5, right.get_ylim()[0]))
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+    return figure
+
+
+def parcel_map(data: RunData) -> Figure | None:
+    """Masked R² of every parcel, at its place in the brain."""
+    if data.parcels is None or data.parcels.empty:
+        return None
+    name = str(data.parcels["atlas"].iloc[0])
+    stated = next(atlas for atlas in data.study["cohort"]["atlases"] if load_atlas(atlas).name == name)
+    places = load_atlas(stated).coordinates
+    values = data.parcels[data.parcels["atlas"] == name]["masked_r2"].to_numpy()
+    spans = np.ptp(places, axis=0) + 20
+    middle = (places.min(axis=0) + places.max(axis=0)) / 2
+    figure = Figure(figsize=(8, 2.9))
+    views = (("from above", 0, 1), ("from behind", 0, 2), ("from the right", 1, 2))
+    panels = figure.subplots(1, 3, width_ratios=[spans[horizontal] for _, horizontal, _ in views])
+    for axes, (title, horizontal, vertical) in zip(panels, views, strict=True):
+        points = axes.scatter(
+            places[:, horizontal],
+            places[:, vertical],
+            c=values,
+            s=22,
+            cmap="viridis",
+            vmin=np.nanquantile(values, 0.02),
+            vmax=np.nanquantile(values, 0.98),
+            linewidths=0.2,
+            edgecolors="white",
+        )
+        # One scale for all three views: the tallest one sets it.
+        tallest = spans[1:].max() / 2
+        axes.set(aspect="equal", xticks=[], yticks=[], ylim=(middle[vertical] - tallest, middle[vertical] + tallest))
+        axes.set_title(title, fontsize=8, fontweight="normal")
+        axes.spines[:].set_visible(False)
+    figure.colorbar(points, ax=figure.axes, label="masked R²", shrink=0.8)
+    return figure
+
+
+def reconstruction(data: RunData) -> Figure | None:
+    """A held-out recording: all parcels, and a few of them as lines."""
+    example = data.example
+    if example is None:
+        return None
+    window = data.study["model"]["window"]
+    seconds = np.arange(example.signal.shape[1]) * window["t_r"]
+    hidden = example.mask > 0
+    figure = Figure(figsize=(8, 5.2))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    _carpets(top, example.signal, np.where(hidden, np.nan, example.signal), example.reconstruction, seconds)
+    half_hidden = np.argsort(np.abs(hidden.mean(axis=1) - 0.5), kind="stable")
+    shown = np.sort(half_hidden[: len(hidden) // 3])[:: max(1, len(hidden) // 9)][:3]
+    for axes, parcel in zip(bottom.subplots(3, 1, sharex=True), shown, strict=False):
+        axes.fill_between(
+            seconds, -4, 4, where=hidden[parcel], color="0.92", step="mid", linewidth=0, label="hidden from the model"
+        )
+        axes.plot(seconds, example.signal[parcel], color="0.35", linewidth=1, label="recorded")
+        guess = np.where(hidden[parcel], example.reconstruction[parcel], np.nan)
+        axes.plot(seconds, guess, color=COLOURS[5], linewidth=1.4, label="reconstructed")
+        axes.set(ylim=(-3.5, 3.5), ylabel=f"parcel {parcel + 1}", yticks=[-2, 0, 2])
+    axes.set_xlabel("seconds")
+    bottom.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+def embeddings(data: RunData) -> Figure | None:
+    """Embeddings before and after harmonization, seen along the directions that tell the sites apart before."""
+    before, after = data.vectors("embedding"), data.vectors("embedding.harmonized")
+    if before is None:
+        return None
+    stages = [("before", before)] if after is None else [("before", before), ("after", after)]
+    figure = Figure(figsize=(8, 3.2 * len(stages)))
+    grid = figure.subplots(len(stages), 2, squeeze=False)
+    directions = _between_sites(before)
+    for (stage, table), (by_site, by_age) in zip(stages, grid, strict=True):
+        points = _values(table) @ directions
+        for number, site in enumerate(data.sites):
+            rows = (table["site"] == site).to_numpy()
+            by_site.scatter(*points[rows].T, s=12, color=COLOURS[number % len(COLOURS)], label=site, alpha=0.8)
+        by_site.set_title(f"{stage} harmonization, by site")
+        coloured = by_age.scatter(*points.T, s=12, c=table["age"], cmap="viridis")
+        by_age.set_title(f"{stage} harmonization, by age")
+        figure.colorbar(coloured, ax=by_age, label="years")
+        for axes in (by_site, by_age):
+            axes.set(xticks=[], yticks=[], xlabel="direction 1", ylabel="direction 2")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(data.sites)))
+    return figure
+
+
+def effects(data: RunData) -> Figure | None:
+    """How well site and target are read from each feature set, raw and harmonized, beside chance."""
+    site_effect, probes = data.summary["harmonization"].get("site_effect"), data.summary["probes"]
+    if not site_effect:
+        return None
+    targets = list(next(iter(probes.values()), {}))
+    figure = Figure(figsize=(8, 3))
+    panels = figure.subplots(1, 1 + len(targets), squeeze=False)[0]
+    _dots(
+        panels[0],
+        {features: {v: m["balanced_accuracy"] for v, m in effect.items()} for features, effect in site_effect.items()},
+    )
+    chance = next(iter(site_effect.values()))["raw"]
+    panels[0].axvspan(chance["null_mean"], chance["null_95"], color="0.9", zorder=0)
+    panels[0].set(title="Site recognised", xlabel="balanced accuracy (grey: by chance)", xlim=(0, 1.03))
+    for panel, target in zip(panels[1:], targets, strict=True):
+        _dots(panel, {features: {v: m["r2"] for v, m in named[target].items()} for features, named in probes.items()})
+        panel.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+        panel.set(title=f"{target.capitalize()} predicted", xlabel="R², held-out participants")
+    handles, labels = panels[0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
+    return figure
+
+
+FIGURES: dict[str, FigureMaker] = {
+    maker.__name__: maker for maker in (learning_curves, parcel_map, reconstruction, embeddings, effects)
+}
+
+
+def draw(name: str, data: RunData) -> Figure | None:
+    """Draw a figure by name, in the report's style."""
+    with mpl.rc_context(STYLE):
+        return FIGURES[name](data)
+
+
+def _curves(axes: Axes, data: RunData, name: str) -> None:
+    """One line a site, and a thick one for all."""
+    metric = data.metrics[data.metrics["name"] == name]
+    for number, site in enumerate([*data.sites, "all"]):
+        line = metric[metric["site"] == site].sort_values("round")
+        everything = site == "all"
+        axes.plot(
+            line["round"],
+            line["value"],
+            label="all sites" if everything else site,
+            color="black" if everything else COLOURS[number % (len(COLOURS) - 1)],
+            linewidth=2 if everything else 1,
+            marker="." if len(line) < 30 else None,
+        )
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _carpets(figure: Figure, signal: np.ndarray, seen: np.ndarray, answer: np.ndarray, seconds: np.ndarray) -> None:
+    """Parcels by time, three times."""
+    for axes, (title, values) in zip(
+        figure.subplots(1, 3, sharey=True),
+        (("recorded", signal), ("what the model saw", seen), ("reconstructed", answer)),
+        strict=True,
+    ):
+        image = axes.imshow(
+            values,
+            aspect="auto",
+            cmap="RdBu_r",
+            vmin=-2.5,
+            vmax=2.5,
+            interpolation="nearest",
+            extent=(seconds[0], seconds[-1], len(values), 0),
+        )
+        axes.set_facecolor("0.92")
+        axes.set(title=title, xlabel="seconds")
+    figure.axes[0].set_ylabel("parcel")
+    figure.colorbar(image, ax=figure.axes, label="sd", shrink=0.9)
+
+
+def _values(table: pd.DataFrame) -> np.ndarray:
+    return table.filter(regex=r"^e\d+$").to_numpy(float)
+
+
+def _between_sites(table: pd.DataFrame) -> np.ndarray:
+    """Two directions [D, 2] along which the sites' means lie farthest apart, in units of the spread within sites."""
+    values = _values(table)
+    means = pd.DataFrame(values).groupby(table["site"].to_numpy()).transform("mean").to_numpy()
+    within = np.cov(values - means, rowvar=False)
+    spread = np.trace(within) / len(within)
+    scale, axes = np.linalg.eigh(0.8 * within + 0.2 * spread * np.eye(len(within)))
+    whiten = axes / np.sqrt(scale)
+    _, _, directions = np.linalg.svd((means - means.mean(axis=0)) @ whiten, full_matrices=False)
+    return whiten @ directions[:2].T
+
+
+def _dots(axes: Axes, values: dict[str, dict[str, float | None]]) -> None:
+    """One row a feature set: raw, harmonized and control as dots on a line."""
+    styles = {
+        "raw": ("raw", COLOURS[5], "o"),
+        "harmonized": ("harmonized", COLOURS[0], "o"),
+        "control": ("harmonized without covariates (control)", "0.55", "x"),
+    }
+    rows = list(values)
+    for row, features in enumerate(rows):
+        known = {variant: value for variant, value in values[features].items() if value is not None}
+        axes.plot([min(known.values()), max(known.values())], [row, row], color="0.85", linewidth=2, zorder=0)
+        for variant, value in known.items():
+            label, colour, marker = styles[variant]
+            axes.scatter(value, row, color=colour, marker=marker, s=34, label=label, zorder=2)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()

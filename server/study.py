@@ -1,0 +1,176 @@
+"""The study: everything that coordinator and sites agree on, in one YAML file."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from brainlm.config import ModelConfig, TrainingConfig
+from brainlm.embedding import RECIPES
+from cohorts import CohortError, load_atlas
+from cohorts.contract import CohortContract
+from cohorts.settings import Settings, check_settings, read_yaml
+from harmonization.combat import Prior
+from harmonization.design import KNOWN, Categorical, Continuous, Covariate, Design
+
+IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class CovariateConfig(Settings):
+    """How a covariate of this study's own is coded. Known ones (age, sex, mean_fd, tsnr) need no entry."""
+
+    levels: tuple[str, ...] | None = Field(None, min_length=2)
+    """Agreed levels of a category; the first is the reference."""
+    center: float = 0.0
+    scale: float = Field(1.0, gt=0)
+    """Public constants of a number: it is coded as (value - center) / scale."""
+
+    def coding(self, name: str) -> Covariate:
+        """Return the covariate's coding."""
+        return Categorical(name, self.levels) if self.levels else Continuous(name, self.center, self.scale)
+
+
+class CohortConfig(Settings):
+    """What every site's cohort must be like."""
+
+    atlases: tuple[str, ...] = Field(min_length=1)
+    """Names of atlases, or table files beside the study."""
+    min_t_r: float = Field(0.3, gt=0)
+    max_t_r: float = Field(5.0, gt=0)
+    """Repetition times that the study takes, in seconds."""
+
+
+class RoundsConfig(Settings):
+    """The rounds of federated averaging, and when to stop waiting."""
+
+    rounds: int = Field(10, ge=1)
+    quorum: int = Field(2, ge=1)
+    """Sites that must answer every exchange; fewer end the run."""
+    sites: int | None = Field(None, ge=1)
+    """Sites to wait for at the start, as long as start_deadline_s; a quorum may then go on. Null: the quorum."""
+    deadline_s: float = Field(3600, gt=0)
+    """Seconds that an exchange may take."""
+    start_deadline_s: float = Field(600, gt=0)
+    """Seconds to wait for the sites at the start."""
+
+
+class HarmonizationConfig(Settings):
+    """How the sites' embeddings are made comparable."""
+
+    method: Literal["combat", "none"] = "combat"
+    prior: Prior = "parametric"
+    keep: tuple[str, ...] = ("age", "sex")
+    """Covariates whose effects ComBat keeps."""
+    residualize: tuple[str, ...] | None = None
+    """Covariates to remove at the end; null for those of the recipe. ``site`` stands for the site."""
+
+
+class AnalysesConfig(Settings):
+    """What is measured before and after harmonization."""
+
+    targets: tuple[str, ...] = ("age",)
+    """Numbers that a ridge probe predicts."""
+    folds: int = Field(5, ge=2)
+    """Folds within every site."""
+    permutations: int = Field(100, ge=0)
+    """Permutations behind the null of the site classifier."""
+
+
+class Study(Settings):
+    """``study.yaml``."""
+
+    study: str = Field(pattern=IDENTIFIER)
+    """Name of the study: in policies, folders and reports."""
+    title: str = ""
+    seed: int = 0
+    """Decides weights, splits, windows and masks, together with names of sites and numbers of rounds."""
+    cohort: CohortConfig
+    model: ModelConfig
+    """Inline, or the path of a model's YAML file, relative to the study's."""
+    training: TrainingConfig = TrainingConfig()
+    averaging: RoundsConfig = RoundsConfig()
+    recipe: str = "rsfmri_brainlm_segments_v1"
+    covariates: dict[str, CovariateConfig] = Field(default_factory=dict)
+    """Codings of covariates that are not among the known ones, or are to be coded otherwise."""
+    harmonization: HarmonizationConfig = HarmonizationConfig()
+    analyses: AnalysesConfig = AnalysesConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Study":
+        if self.recipe not in RECIPES:
+            raise ValueError(f"recipe '{self.recipe}' is not known; expected one of {', '.join(RECIPES)}.")
+        for name in (*self.harmonization.keep, *self.residualized, *self.analyses.targets):
+            if name != "site" and name not in self.covariates and name not in KNOWN:
+                raise ValueError(f"covariate '{name}' has no coding. Add it under 'covariates'.")
+        if "site" in self.harmonization.keep:
+            raise ValueError("harmonization.keep holds 'site', which harmonization is there to remove. Leave it out.")
+        for target in self.analyses.targets:
+            if not isinstance(self.coding(target), Continuous):
+                raise ValueError(f"analyses.targets: '{target}' is a category; probes predict numbers.")
+        return self
+
+    @property
+    def residualized(self) -> tuple[str, ...]:
+        """Covariates to remove at the end, with ``site`` if it is one."""
+        stated = self.harmonization.residualize
+        return RECIPES[self.recipe].residualize if stated is None else stated
+
+    def coding(self, name: str) -> Covariate:
+        """Coding of a covariate: the study's own, or the known one."""
+        return self.covariates[name].coding(name) if name in self.covariates else KNOWN[name]
+
+    def design(self, names: tuple[str, ...]) -> Design:
+        """Design of covariates by name; ``site`` is no column."""
+        return Design(tuple(self.coding(name) for name in names if name != "site"))
+
+    def asks_for(self) -> list[str]:
+        """Names of everything that a site's policy must allow for this study."""
+        analyses = ["pretraining", "embedding", "projection", "site_variance", "site_classification", "residualization"]
+        if self.analyses.targets:
+            analyses.append("cross_validated_ridge")
+        return [*analyses, "combat"] if self.harmonization.method == "combat" else analyses
+
+    def contract(self) -> CohortContract:
+        """What a site checks its cohort against."""
+        needed = {*self.harmonization.keep, *self.residualized, *self.analyses.targets} - {"site"}
+        codings = [self.coding(name) for name in sorted(needed)]
+        return CohortContract(
+            atlases={atlas.name: atlas.content_hash for atlas in map(load_atlas, self.cohort.atlases)},
+            min_t_r=self.cohort.min_t_r,
+            max_t_r=self.cohort.max_t_r,
+            covariates={c.name: c.levels if isinstance(c, Categorical) else () for c in codings},
+        )
+
+    def to_yaml(self) -> str:
+        """Return the study with everything in it, as `load_study` reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study, and the model's file that it may name.
+
+    Raises
+    ------
+    CohortError
+        If a file, a setting or an atlas is wrong.
+    """
+    path = Path(path)
+    content = read_yaml(path)
+    if isinstance(content.get("model"), str):
+        content = {**content, "model": read_yaml(path.parent / content["model"])}
+    cohort: Any = content.get("cohort")
+    if isinstance(cohort, dict) and isinstance(cohort.get("atlases"), list):
+        atlases = [_resolved(str(atlas), path.parent) for atlas in cohort["atlases"]]
+        content = {**content, "cohort": {**cohort, "atlases": atlases}}
+    study = check_settings(content, Study, str(path))
+    try:
+        study.contract()
+    except CohortError as error:
+        raise type(error)(f"{path}: cohort.atlases: {error}") from None
+    return study
+
+
+def _resolved(atlas: str, folder: Path) -> str:
+    """Make the path of an atlas's table absolute; leave names as they are."""
+    return str((folder / atlas).resolve()) if Path(atlas).suffix else atlas

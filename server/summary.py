@@ -1,0 +1,114 @@
+"""``summary.json`` and ``metrics.parquet``: every headline number by name, for scripts and for the report."""
+
+import json
+import math
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import pandas as pd
+
+from brainlm.evaluation import ReconstructionSums
+from cohorts import load_atlas
+from cohorts.files import atomic_path, write_text
+from exchange.messages import DescribeReply
+from server.harmonizing import Findings
+from server.journal import Journal
+from server.study import Study
+
+
+def write_summary(
+    study: Study, journal: Journal, sites: Mapping[str, DescribeReply], findings: Findings | None
+) -> None:
+    """Write the summary of a run that ended, well or not.
+
+    Parameters
+    ----------
+    sites : mapping
+        Name → what the site said of itself.
+    findings : Findings or None
+        None if the run did not come so far.
+    """
+    metrics = journal.table("metrics")
+    with atomic_path(journal.folder / "metrics.parquet") as temporary:
+        metrics.to_parquet(temporary, index=False)
+    facts = journal.facts()
+    content = {
+        "study": study.study,
+        "title": study.title,
+        "status": facts["status"],
+        "reason": facts.get("reason", ""),
+        "rounds": int(metrics["round"].max()) if len(metrics) else 0,
+        "sites": {site: about.model_dump() for site, about in sites.items()},
+        "left_out": facts.get("left_out", ""),
+        "recipe": study.recipe,
+        "pretraining": _pretraining(journal),
+        "harmonization": _harmonization(study, findings),
+        "probes": findings.probes if findings else {},
+        "privacy": {"secure_sums": False, "differential_privacy": False},
+        "exchange": _exchange(journal),
+        "software": {name: version(name) for name in ("fedbrainlm", "flwr", "torch", "numpy", "scipy")},
+    }
+    write_text(journal.folder / "summary.json", json.dumps(_finite(content), indent=2) + "\n")
+
+
+def write_parcels(study: Study, journal: Journal, by_atlas: Mapping[str, ReconstructionSums]) -> None:
+    """Write ``parcels.parquet``: the final model's masked R² of every parcel, over all sites with its atlas."""
+    tables = [
+        pd.DataFrame(
+            {
+                "atlas": atlas.name,
+                "parcel": atlas.labels,
+                "network": atlas.networks or "",
+                "masked_r2": by_atlas[atlas.name].masked_r2_by_parcel,
+            }
+        )
+        for atlas in map(load_atlas, study.cohort.atlases)
+        if atlas.name in by_atlas
+    ]
+    with atomic_path(journal.folder / "parcels.parquet") as temporary:
+        pd.concat(tables).to_parquet(temporary, index=False)
+
+
+def _pretraining(journal: Journal) -> dict[str, Any]:
+    """Final loss and masked R² over all sites, and of each."""
+    metrics = journal.table("metrics")
+    wanted = metrics[metrics["name"].isin(["loss", "masked_r2"])]
+    final = wanted.sort_values("round").groupby(["site", "name"])["value"].last()
+    by_site: dict[str, dict[str, float]] = {}
+    for (site, name), value in final.items():
+        by_site.setdefault(str(site), {})[str(name)] = float(value)
+    overall = by_site.pop("all", {})
+    first = wanted[(wanted["round"] == 0) & (wanted["site"] == "all")]["value"]
+    return {**overall, "masked_r2_untrained": float(first.iloc[0]) if len(first) else math.nan, "sites": by_site}
+
+
+def _harmonization(study: Study, findings: Findings | None) -> dict[str, Any]:
+    settings = {
+        "method": study.harmonization.method,
+        "prior": study.harmonization.prior,
+        "keep": list(study.harmonization.keep),
+        "residualize": list(study.residualized),
+    }
+    if findings is None:
+        return settings
+    return {**settings, "components": findings.components, "site_effect": findings.site_effect}
+
+
+def _exchange(journal: Journal) -> dict[str, int]:
+    exchanges = journal.table("exchanges")
+    return {
+        "bytes_up": int(exchanges["bytes_up"].fillna(0).sum()),
+        "bytes_down": int(exchanges["bytes_down"].sum()),
+        "messages": int(exchanges["asked"].sum()),
+        "exchanges": len(exchanges),
+    }
+
+
+def _finite(content: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by null."""
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,56 @@
+"""Analyses over the sites: ask for sums, add, solve, until each is done. Several travel together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from exchange.messages import Job, SummarizeReply, SummarizeRequest, TableSpec, join
+from harmonization import Analysis, State, add_sums
+from server.journal import Journal
+from server.roster import Roster
+
+
+@dataclass(frozen=True)
+class Task:
+    """An analysis, and the tables that it is about."""
+
+    analysis: Analysis
+    table: TableSpec
+
+
+def solve_together(
+    tasks: Mapping[str, Task], study: str, roster: Roster, journal: Journal, stage: str
+) -> dict[str, Any]:
+    """Run all tasks in lock-step and return their final states.
+
+    A sum that lacks a site that was in the one before would be wrong. When a site falls silent, it is left out for
+    good, and the tasks begin again with the others.
+    """
+    while True:
+        states: dict[str, State] = {}
+        while pending := [name for name in tasks if name not in states or not states[name].done]:
+            replies = roster.ask(_request(study, tasks, states, pending), SummarizeReply, stage)
+            silent = set(roster.sites) - set(replies)
+            if silent:
+                journal.note(left_out=", ".join(sorted(silent)))
+                roster.drop(silent)
+                break
+            for name in pending:
+                total = add_sums([reply.part(name) for reply in replies.values()])
+                states[name] = tasks[name].analysis.solve(total, states.get(name))
+        else:
+            return dict(states)
+
+
+def _request(study: str, tasks: Mapping[str, Task], states: Mapping[str, State], names: list[str]) -> SummarizeRequest:
+    jobs = {
+        name: Job(
+            analysis=tasks[name].analysis.name,
+            parameters=tasks[name].analysis.parameters(),
+            table=tasks[name].table,
+            state=type(states[name]).__name__ if name in states else None,
+        )
+        for name in names
+    }
+    arrays = {name: states[name].to_arrays() for name in names if name in states}
+    return SummarizeRequest(arrays=join(**arrays), study=study, jobs=jobs)

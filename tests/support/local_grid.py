@@ -1,0 +1,84 @@
+"""A federation in one process: every message is serialised both ways, as on the wire, and answered by the ClientApp."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import yaml
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import app as client_app
+
+
+class LocalGrid(Grid):
+    """Nodes 1, 2, … with one ``site.yaml`` each.
+
+    Parameters
+    ----------
+    sites : list of Path
+        The sites' settings.
+    tamper : callable, optional
+        Given the node and the message it received; whatever message it returns is the node's reply instead of the
+        ClientApp's, and False means that the node stays silent.
+    """
+
+    def __init__(
+        self, sites: list[Path], tamper: Callable[[int, Message], Message | bool | None] = lambda node, message: None
+    ) -> None:
+        self.sites = dict(enumerate(sites, start=1))
+        self.tamper = tamper
+        self.sent: list[Message] = []
+        self.received: list[Message] = []
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 77, 0, 0
+
+    def set_run(self, run: Run) -> None:
+        raise AssertionError("not used")
+
+    @property
+    def run(self) -> Run:
+        raise AssertionError("not used")
+
+    def create_message(self, *args: object, **kwargs: object) -> Message:
+        raise AssertionError("not used")
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.sites)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise AssertionError("not used")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise AssertionError("not used")
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        for message in messages:
+            node = message.metadata.dst_node_id
+            arrived = message_from_proto(ProtoMessage.FromString(message_to_proto(message).SerializeToString()))
+            self.sent.append(arrived)
+            reply = self.tamper(node, arrived)
+            if reply is None:
+                reply = self._answer(node, arrived)
+            if reply is not False:
+                back = message_from_proto(ProtoMessage.FromString(message_to_proto(reply).SerializeToString()))
+                self.received.append(back)
+                yield back
+
+    def _answer(self, node: int, message: Message) -> Message:
+        context = Context(77, node, {"site-config": str(self.sites[node])}, RecordDict(), {})
+        try:
+            return client_app(message, context)
+        except Exception as error:  # what Flower does: the text goes to the server
+            return Message(Error(code=2, reason=str(error)), reply_to=message)
+
+
+def write_site(folder: Path, name: str, cohort: Path, **policy: object) -> Path:
+    """Write the ``site.yaml`` of a site that allows everything, but for what `policy` changes."""
+    allowed = {"studies": ["*"], "min_participants": 2, "secure_sum_required": False, **policy}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "site.yaml"
+    path.write_text(yaml.safe_dump({"name": name, "cohort": str(cohort), "state": "state", "policy": allowed}))
+    return path
