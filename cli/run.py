@@ -1,6 +1,8 @@
 """`fedbrainlm demo`, `run` and `report`."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -60,8 +62,9 @@ def run(
                 f"(found: {', '.join(connections()) or 'none'}). Add [superlink.{federation}] to its config.toml."
             )
         folder = _new_run(runs, loaded)
-        with watching(Journal(folder)) as watch:
-            outcome = flwr_run(stage_app(folder / "flower" / "app"), federation, folder, None, watch=watch)
+        app = stage_app(folder / "flower" / "app")
+        with _stop_noted(folder), watching(Journal(folder)) as watch:
+            outcome = flwr_run(app, federation, folder, None, watch=watch)
         _finish(loaded, folder, outcome)
         return
     cohorts = _open_all(loaded, folders)
@@ -83,11 +86,22 @@ def _simulate(study: Study, cohorts: list[Cohort], folder: Path) -> None:
         _write_site(study, cohort, folder / "sites" / cohort.name)
     app, home = stage_app(folder / "flower" / "app"), folder / "flower"
     with (
+        _stop_noted(folder),
         watching(Journal(folder)) as watch,
         simulation_superlink(home, {SIMULATED_SITES: str((folder / "sites").resolve())}) as connection,
     ):
         outcome = flwr_run(app, connection, folder, home, simulated_sites=len(cohorts), watch=watch)
     _finish(study, folder, outcome)
+
+
+@contextmanager
+def _stop_noted(folder: Path) -> Iterator[None]:
+    """Note in the journal when the user stops the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        Journal(folder).note(status="stopped", reason="stopped by the user")
+        raise
 
 
 def _finish(study: Study, folder: Path, outcome: Outcome) -> None:

@@ -57,14 +57,11 @@ def answer(
         print(f"fedbrainlm: {refusal}", flush=True)
         return Message(_error(refusal.code), reply_to=message)
     try:
-        request = kind.from_records(message.content)
-        answered = handle(site, request)
+        answered = handle(site, kind.from_records(message.content))
         return Message(_release(site, message, answered), reply_to=message)
     except Exception as error:
         code = _code_of(error)
-        detail = error.detail if isinstance(error, Refusal) else str(error)
-        site.log.error("%s %s: %s", message.metadata.message_type, code, detail, exc_info=code is RefusalCode.INTERNAL)
-        site.audit.append("refusal", run=message.metadata.run_id, message=message.metadata.message_type, code=str(code))
+        _write_down_refusal(site, message, code, error)
         return Message(_error(code), reply_to=message)
 
 
@@ -85,6 +82,18 @@ def _release(site: Site, message: Message, answered: Answer) -> RecordDict:
     )
     site.log.info("%s released, %d bytes", message.metadata.message_type, size_of(records))
     return records
+
+
+def _write_down_refusal(site: Site, message: Message, code: RefusalCode, error: Exception) -> None:
+    """Log and audit a refusal. Nothing may be raised from here: Flower would send its text to the coordinator."""
+    kind = message.metadata.message_type
+    detail = error.detail if isinstance(error, Refusal) else str(error)
+    try:
+        unexpected = error if code is RefusalCode.INTERNAL else None
+        site.log.error("%s %s: %s", kind, code, detail, exc_info=unexpected)
+        site.audit.append("refusal", run=message.metadata.run_id, message=kind, code=str(code))
+    except Exception as broken:
+        print(f"fedbrainlm: the state folder cannot be written: {broken}", flush=True)
 
 
 def _code_of(error: Exception) -> RefusalCode:

@@ -76,6 +76,8 @@ class Site:
         self.state.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.state / "site.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        for older in logger.handlers:  # of an earlier message, where one process answers many
+            older.close()
         logger.handlers = [handler]
         return logger
 

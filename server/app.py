@@ -51,7 +51,7 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
     replies = _embed(study, roster, journal, weights)
     journal.note(stage="harmonization")
     dimensions = next(iter(replies.values())).dimensions
-    n_participants = sum(reply.n_participants for reply in replies.values())
+    n_participants = {site: reply.n_participants for site, reply in replies.items()}
     return Harmonizing(study, roster, journal, dimensions, n_participants).run()
 
 
@@ -76,7 +76,7 @@ def _embed(study: Study, roster: Roster, journal: Journal, weights: Arrays) -> d
         seed=study.seed,
     )
     replies = roster.ask(request, EmbedReply, "embedding")
-    roster.drop(set(roster.sites) - set(replies))
+    roster.keep(replies)
     by_atlas = measure_reconstruction(journal, study.averaging.rounds, replies)
     write_parcels(study, journal, by_atlas)
     return replies

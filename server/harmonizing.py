@@ -4,6 +4,7 @@ Three feature sets go the same way, so that each number stands beside its baseli
 that of the untrained one, and functional connectivity.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,12 +57,17 @@ class Harmonizing:
     ----------
     dimensions : dict
         Feature set → number of features.
-    n_participants : int
-        Participants embedded, over all sites.
+    n_participants : dict
+        Site → participants that it embedded.
     """
 
     def __init__(
-        self, study: Study, roster: Roster, journal: Journal, dimensions: dict[str, int], n_participants: int
+        self,
+        study: Study,
+        roster: Roster,
+        journal: Journal,
+        dimensions: dict[str, int],
+        n_participants: dict[str, int],
     ) -> None:
         self.study = study
         self.roster = roster
@@ -82,7 +88,7 @@ class Harmonizing:
     def _find_components(self) -> None:
         """Find principal components of each raw feature set: what the measures look through."""
         models = self._solve(
-            {name: Task(self._projection(self.dimensions[name]), TableSpec(features=name)) for name in FEATURE_SETS}
+            lambda: {name: Task(self._projection(name), TableSpec(features=name)) for name in FEATURE_SETS}
         )
         for name, model in models.items():
             self.findings.components[name] = _components(model)
@@ -91,10 +97,9 @@ class Harmonizing:
 
     def _measure_and_harmonize(self) -> None:
         """Measure site and age, cross-validated; fit ComBat to all participants and apply it."""
-        tasks: dict[str, Task] = {}
-        for features in FEATURE_SETS:
-            tasks |= self._measures(features)
-        models = self._solve(tasks)
+        models = self._solve(
+            lambda: {name: task for features in FEATURE_SETS for name, task in self._measures(features).items()}
+        )
         for features in FEATURE_SETS:
             self._note(features, models)
         if self.combat:
@@ -118,13 +123,17 @@ class Harmonizing:
         source = "embedding.harmonized" if self.combat else "embedding"
         removed = self.study.design(self.study.residualized)
         residualization = Residualization(site="site" in self.study.residualized)
-        tasks = {
-            "projection": Task(self._projection(self.dimensions["embedding"]), TableSpec(features=source)),
-            "residualization": Task(residualization, TableSpec(features=source, covariates=removed.to_json())),
-        }
-        if self.combat:
-            for features in FEATURE_SETS:
-                tasks[f"{features}/eta"] = Task(SiteVariance(), TableSpec(features=f"{features}.harmonized"))
+
+        def tasks() -> dict[str, Task]:
+            projection = Task(self._projection("embedding"), TableSpec(features=source))
+            effects = Task(residualization, TableSpec(features=source, covariates=removed.to_json()))
+            left = {
+                f"{features}/eta": Task(SiteVariance(), TableSpec(features=f"{features}.harmonized"))
+                for features in FEATURE_SETS
+                if self.combat
+            }
+            return {"projection": projection, "residualization": effects, **left}
+
         models = self._solve(tasks)
         if self.combat:
             for features in FEATURE_SETS:
@@ -142,10 +151,11 @@ class Harmonizing:
             [(projected, projection), (residualized, effects.projected(projection.mean, projection.components))]
         )
 
-    def _projection(self, n_features: int) -> Projection:
+    def _projection(self, features: str) -> Projection:
         """Projection to as many components as the recipe, the features and half the participants allow."""
         most = find_recipe(self.study.recipe).components
-        return Projection(min(most, n_features, max(1, self.n_participants // 2)))
+        n_participants = sum(self.n_participants[site] for site in self.roster.sites)
+        return Projection(min(most, self.dimensions[features], max(1, n_participants // 2)))
 
     def _measures(self, features: str) -> dict[str, Task]:
         """Tasks of one feature set: raw, with ComBat on training folds, and the negative control without covariates.
@@ -195,15 +205,16 @@ class Harmonizing:
         self.findings.site_effect[features] = effect
         self.findings.probes[features] = probes
 
-    def _solve(self, tasks: dict[str, Task]) -> dict[str, Any]:
-        return solve_together(tasks, self.study.study, self.roster, self.journal, STAGE)
+    def _solve(self, make_tasks: Callable[[], dict[str, Task]]) -> dict[str, Any]:
+        return solve_together(make_tasks, self.study.study, self.roster, STAGE)
 
     def _apply(self, steps: list[tuple[Step, State]]) -> None:
         """Let every site apply solved models to its own features; keep the models, which all sites share."""
         arrays = {step.result: model.to_arrays() for step, model in steps}
         request = HarmonizeRequest(arrays=join(**arrays), study=self.study.study, steps=[step for step, _ in steps])
         replies = self.roster.ask(request, HarmonizeReply, STAGE)
-        self.roster.drop(set(self.roster.sites) - set(replies))
+        self.roster.keep(replies)
+        self.n_participants = {site: min(reply.n_participants.values()) for site, reply in replies.items()}
         for step, _ in steps:
             about = {**step.model_dump(), "columns": Design.from_json(step.covariates).columns}
             save_arrays(

@@ -1,6 +1,7 @@
 """The sites of a run: who they are, and how to ask them all something and wait no longer than allowed."""
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -100,10 +101,13 @@ class Roster:
         )
         return {site: answers[site] for site in self.members if site in answers}
 
-    def drop(self, sites: set[str]) -> None:
-        """Go on without some sites."""
-        for site in sites:
-            del self.members[site]
+    def keep(self, sites: Collection[str]) -> None:
+        """Go on with these sites alone; the journal notes the others."""
+        silent = set(self.members) - set(sites)
+        if silent:
+            left_out = {*self._journal.facts().get("left_out", "").split(", "), *silent} - {""}
+            self._journal.note(left_out=", ".join(sorted(left_out)))
+        self.members = {site: member for site, member in self.members.items() if site in sites}
 
     def _wait_for_nodes(self) -> list[int]:
         """Wait for the nodes that are hoped for, and at the deadline make do with a quorum."""

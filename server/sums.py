@@ -1,12 +1,11 @@
 """Analyses over the sites: ask for sums, add, solve, until each is done. Several travel together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from exchange.messages import Job, SummarizeReply, SummarizeRequest, TableSpec, join
 from harmonization import Analysis, State, add_sums
-from server.journal import Journal
 from server.roster import Roster
 
 
@@ -19,21 +18,20 @@ class Task:
 
 
 def solve_together(
-    tasks: Mapping[str, Task], study: str, roster: Roster, journal: Journal, stage: str
+    make_tasks: Callable[[], Mapping[str, Task]], study: str, roster: Roster, stage: str
 ) -> dict[str, Any]:
     """Run all tasks in lock-step and return their final states.
 
     A sum that lacks a site that was in the one before would be wrong. When a site falls silent, it is left out for
-    good, and the tasks begin again with the others.
+    good, and the tasks are made anew for the others and begin again.
     """
     while True:
+        tasks = make_tasks()
         states: dict[str, State] = {}
         while pending := [name for name in tasks if name not in states or not states[name].done]:
             replies = roster.ask(_request(study, tasks, states, pending), SummarizeReply, stage)
-            silent = set(roster.sites) - set(replies)
-            if silent:
-                journal.note(left_out=", ".join(sorted(silent)))
-                roster.drop(silent)
+            if len(replies) < len(roster.sites):
+                roster.keep(replies)
                 break
             for name in pending:
                 total = add_sums([reply.part(name) for reply in replies.values()])

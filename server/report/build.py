@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import matplotlib as mpl
 import yaml
 from matplotlib.figure import Figure
 
 from cohorts.files import write_text
 from server.report.data import RunData
-from server.report.figures import draw
+from server.report.figures import STYLE, draw
 from server.report.methods import methods_paragraph
 
 Rows = list[list[str]]
@@ -65,7 +66,8 @@ def _section(spec: dict[str, Any], data: RunData) -> dict[str, Any]:
 def _embedded(figure: Figure) -> str:
     """Figure as a data address of an SVG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None})
+    with mpl.rc_context(STYLE):  # its salt makes the names inside the SVG the same each time
+        figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from cli.main import run_command
+from cohorts import Cohort
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "m.npz", **{f"sub-{n}": rng.normal(size=(60, 100)).astype("f4") for n in range(4)})
+    rows = "".join(f"sub-{n}\t{30 + n}\t{'FM'[n % 2]}\t{'AB'[n // 2]}\n" for n in range(4))
+    (tmp_path / "p.tsv").write_text("participant_id\tage\tsex\tclinic\n" + rows)
+    return tmp_path
+
+
+def import_(inputs, *more: str, participants: str = "p.tsv", tr: str | None = "2") -> int:
+    command = ["cohort", "import", str(inputs / "m.npz"), str(inputs / "out"), "--atlas", "schaefer100"]
+    command += ["--participants", str(inputs / participants)]
+    return run_command([*command, *(["--tr", tr] if tr else []), *more])
+
+
+def test_import_then_show(inputs, capsys):
+    assert import_(inputs, "--select", "clinic=A", "--preprocessing", "fmriprep-24") == 0
+    said = capsys.readouterr().out
+    assert "2 recordings of 2 participants" in said
+    assert "2 recordings belong to participants that were not selected" in said
+
+    assert run_command(["cohort", "show", str(inputs / "out"), "--recordings"]) == 0
+    said = capsys.readouterr().out
+    for fact in ("schaefer100, 100 parcels", "fmriprep-24", "30 to 31", "1 F, 1 M", "sub-1"):
+        assert fact in said
+
+
+def test_quarantine_is_shown_with_its_reasons(inputs, capsys):
+    with np.load(inputs / "m.npz") as good:
+        np.savez(inputs / "m.npz", **{**good, "sub-2": np.zeros((100, 60), "f4")})
+
+    assert import_(inputs) == 0
+
+    assert "1 quarantined:\n  sub-2: has 100 rows, the number of parcels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "said"),
+    [
+        (["--select", "clinic"], {}, "expected COLUMN=VALUE"),
+        (["--columns", "9-3"], {}, "expected FIRST-LAST"),
+        (["--atlas", "brodmann"], {}, "'brodmann' is not known"),
+        ([], {"participants": "none.tsv"}, "no such participants table"),
+        ([], {"tr": None}, "repetition time is missing"),
+        ([], {"tr": "2000"}, "If it is in milliseconds, give 2."),
+        (["--min-frames", "61"], {}, "none of its 4 recordings is usable"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(inputs, capsys, more, options, said):
+    assert import_(inputs, *more, **options) == 2
+
+    error = capsys.readouterr().err
+    assert said in error.replace("\n", " ")
+    assert "Traceback" not in error
+    assert error.startswith("Error: ")
+    assert not (inputs / "out").exists()
+
+
+def test_debug_shows_the_traceback(inputs, capsys):
+    assert run_command(["--debug", "cohort", "show", str(inputs)]) == 2
+
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_simulate_makes_cohorts_that_differ(tmp_path, capsys):
+    command = ["cohort", "simulate", str(tmp_path / "sim"), "--sites", "2", "--participants", "3", "--minutes", "2"]
+
+    assert run_command([*command, "--atlas", "aal116"]) == 0
+
+    cohorts = [Cohort.open(path) for path in sorted((tmp_path / "sim").iterdir())]
+    assert [cohort.atlas.name for cohort in cohorts] == ["aal116", "aal116"]
+    assert {float(cohort.recordings["t_r"].iloc[0]) for cohort in cohorts} == {2.0, 1.5}
+    assert "4 participants, TR 2 s, 60 frames" in capsys.readouterr().out
+    assert run_command(command) == 2  # never over an existing folder

@@ -1,0 +1,76 @@
+import pytest
+import yaml
+
+from cli.main import run_command
+from cohorts.simulation import SimulatedSite, simulate_cohorts
+from tests.support.federation import STUDY
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY))
+    return path
+
+
+def change(study, **changes: object) -> None:
+    study.write_text(yaml.safe_dump({**STUDY, **changes}))
+
+
+def refused(capsys, tmp_path, *arguments: object) -> str:
+    """Run, expect exit code 2 and no run folder, and return what was said."""
+    code = run_command(["run", *map(str, arguments), "--runs", str(tmp_path / "runs")])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert "Traceback" not in error
+    assert not (tmp_path / "runs").exists()
+    return error.replace("\n", " ")
+
+
+def test_what_cannot_work_is_said_before_flower_starts(capsys, tmp_path, study, small_cohorts):
+    first, second, _ = small_cohorts
+
+    assert "either --simulate COHORT_DIR... or --federation" in refused(capsys, tmp_path, study)
+    assert "1 cohorts were given; the study's quorum is 2" in refused(capsys, tmp_path, study, "--simulate", first)
+    assert "two cohorts are called 'aalborg'" in refused(capsys, tmp_path, study, "--simulate", first, first)
+    assert "is not a cohort" in refused(capsys, tmp_path, study, "--simulate", first, tmp_path)
+    assert "no such connection" in refused(capsys, tmp_path, study, "--federation", "nowhere")
+    assert "no such file" in refused(capsys, tmp_path, tmp_path / "none.yaml", "--simulate", first, second)
+
+
+def test_cohorts_that_miss_the_contract_are_named(capsys, tmp_path, study, small_cohorts):
+    both = small_cohorts[:2]
+    change(study, cohort={"atlases": ["aal116"]})
+    said = refused(capsys, tmp_path, study, "--simulate", *both)
+    assert "cohort aalborg: has atlas schaefer100; the study allows aal116" in said
+
+    change(study, cohort={"atlases": ["schaefer100"], "max_t_r": 1.8})
+    assert "cohort aalborg: has recordings of TR 2 s" in refused(capsys, tmp_path, study, "--simulate", *both)
+
+    change(study, covariates={"iq": {"center": 100, "scale": 15}}, harmonization={"keep": ["iq"]})
+    assert "knows no participant's iq" in refused(capsys, tmp_path, study, "--simulate", *both)
+
+    change(study, covariates={"sex": {"levels": ["M", "X"]}})
+    assert "sex has levels outside M, X" in refused(capsys, tmp_path, study, "--simulate", *both)
+
+    change(study, model={**STUDY["model"], "window": {"t_r": 2.0, "n_frames": 320, "patch_frames": 16}})
+    assert "no recording is 640 s long" in refused(capsys, tmp_path, study, "--simulate", *both)
+
+
+def test_a_report_needs_a_run_that_ended(capsys, tmp_path):
+    assert run_command(["report", str(tmp_path)]) == 2
+
+    assert "holds no summary.json" in capsys.readouterr().err
+
+
+def test_cohorts_of_another_length_and_tr_meet_the_contract(tmp_path, study, small_cohorts):
+    """Mixed TRs are the rule: nothing is refused for being unlike the model's TR."""
+    from cli.run import _open_all
+    from server.study import load_study
+
+    site = SimulatedSite("fast", n_participants=3, t_r=0.72, n_frames=200)
+    (fast,) = simulate_cohorts(tmp_path / "fast", [site], atlas="schaefer100", seed=0)
+
+    cohorts = _open_all(load_study(study), [*small_cohorts, fast])
+
+    assert [cohort.name for cohort in cohorts] == ["aalborg", "bergen", "coimbra", "fast"]

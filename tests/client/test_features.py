@@ -1,0 +1,90 @@
+import numpy as np
+import pandas as pd
+import pytest
+from flwr.app import Context, RecordDict
+
+from client.features import FeatureSet, FeatureStore, build_table, complete_rows
+from client.site import Site, find_site
+from cohorts import Cohort, Recording
+from exchange.messages import TableSpec
+from exchange.refusals import Refusal
+from harmonization import Design
+from harmonization.design import KNOWN
+from tests.support.local_grid import write_site
+
+AGE = Design((KNOWN["age"],))
+
+
+@pytest.fixture
+def site(tmp_path) -> Site:
+    """Four people, one of unknown age and one of unknown sex."""
+    people = pd.DataFrame({"participant_id": [f"sub-{n}" for n in range(4)], "age": [30.0, np.nan, 50.0, 70.0]})
+    people["sex"] = ["F", "M", None, "M"]
+    cohort = Cohort.create(tmp_path / "cohort", atlas="schaefer100", participants=people)
+    for name in people["participant_id"]:
+        signal = np.random.default_rng(0).normal(size=(50, 100)).astype(np.float32)
+        cohort.add(Recording(name, signal, t_r=2.0))
+    cohort.save()
+    path = write_site(tmp_path / "site", "here", tmp_path / "cohort")
+    return find_site(Context(1, 1, {"site-config": str(path)}, RecordDict(), {}))
+
+
+@pytest.mark.parametrize("p", [3, 3000])
+def test_feature_sets_come_back_the_same(tmp_path, p):
+    values = np.asfortranarray(np.random.default_rng(0).normal(size=(4, p)))
+    store = FeatureStore(tmp_path)
+
+    store.write("x", FeatureSet([f"sub-{n}" for n in range(4)], values, {"recipe": "r"}))
+    back = store.read("x")
+
+    np.testing.assert_array_equal(back.features, values)
+    assert (back.participants, back.about) == ([f"sub-{n}" for n in range(4)], {"recipe": "r"})
+    with pytest.raises(Refusal, match="was not made yet"):
+        store.read("y")
+
+
+def test_people_without_a_covariate_drop_out(site):
+    rows, matrix = complete_rows(site, ["sub-3", "sub-1", "sub-0", "sub-2"], AGE)
+
+    assert rows == [0, 2, 3]
+    np.testing.assert_array_equal(matrix[:, 0], [1.0, -1.0, 0.0])
+
+
+def test_tables_hold_the_people_for_whom_all_is_known(site):
+    FeatureStore(site.folder_of("s")).write("x", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4)))
+
+    plain = build_table(site, "s", TableSpec(features="x"))
+    with_sex = build_table(
+        site, "s", TableSpec(features="x", covariates=Design((KNOWN["sex"],)).to_json(), target="age")
+    )
+    by_site = build_table(site, "s", TableSpec(features="x", target="site", sites=["elsewhere", "here"]))
+
+    assert plain.n == 4
+    np.testing.assert_array_equal(with_sex.features, np.eye(4)[[0, 3]])
+    np.testing.assert_array_equal(with_sex.target, [30.0, 70.0])
+    np.testing.assert_array_equal(with_sex.design, [[0.0], [1.0]])
+    np.testing.assert_array_equal(by_site.target, np.tile([0.0, 1.0], (4, 1)))
+    assert plain.seed == by_site.seed == site.private_seed("s", "folds")
+
+
+def test_loadings_are_those_of_the_projection(site):
+    store = FeatureStore(site.folder_of("s"))
+    store.write("x", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4)))
+    components = np.arange(8.0).reshape(2, 4)
+    store.write_model("x.components", {"components": components, "mean": np.zeros(4)})
+
+    table = build_table(site, "s", TableSpec(features="x", through="x.components"))
+
+    np.testing.assert_array_equal(table.loadings, components.T)
+    with pytest.raises(Refusal, match="was not made yet"):
+        build_table(site, "s", TableSpec(features="x", through="y.components"))
+
+
+@pytest.mark.parametrize(
+    "spec", [{"target": "site", "sites": ["a", "b"]}, {"covariates": [{"name": "iq", "center": 0, "scale": 1}]}]
+)
+def test_what_the_site_does_not_know_is_refused(site, spec):
+    FeatureStore(site.folder_of("s")).write("x", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4)))
+
+    with pytest.raises(Exception, match=r"not in the list|not in the table"):
+        build_table(site, "s", TableSpec(features="x", **spec))

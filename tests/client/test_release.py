@@ -1,0 +1,116 @@
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+import client
+from brainlm.errors import DivergenceError
+from client.audit import AuditLog
+from client.release import Answer, answer
+from cohorts.errors import CohortError
+from exchange.messages import DescribeRequest, HarmonizeReply, HarmonizeRequest
+from exchange.refusals import Refusal, RefusalCode
+from harmonization.errors import HarmonizationError
+from tests.support.local_grid import write_site
+
+SECRET = "/data/patients/sub-0042 aged 33"
+
+
+@pytest.fixture
+def site(tmp_path, small_cohorts) -> Path:
+    return write_site(tmp_path / "a", "aalborg", small_cohorts[0], min_participants=10)
+
+
+def ask(site: Path, handle, content: RecordDict | None = None) -> Message:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 0, 0
+    if content is None:
+        content = HarmonizeRequest(study="s", steps=[]).to_records()
+    message = Message(content, dst_node_id=1, message_type="query.harmonize")
+    return answer(message, Context(7, 1, {"site-config": str(site)}, RecordDict(), {}), HarmonizeRequest, handle)
+
+
+def good(site, request) -> Answer:
+    return Answer(HarmonizeReply(n_participants={"x": 12}), 12)
+
+
+def test_what_leaves_is_written_down_first(site):
+    reply = ask(site, good)
+
+    assert HarmonizeReply.from_records(reply.content).n_participants == {"x": 12}
+    (event,) = AuditLog(site.parent / "state" / "audit.jsonl").read()
+    assert (event["event"], event["payload"], event["n_participants"], event["run"]) == (
+        "release",
+        "HarmonizeReply",
+        12,
+        7,
+    )
+    assert event["masked"] is False
+
+
+def test_nothing_leaves_that_cannot_be_written_down(site, capfd):
+    (site.parent / "state").mkdir()
+    (site.parent / "state" / "audit.jsonl").mkdir()  # a folder: no line can be appended
+
+    reply = ask(site, good)
+
+    assert reply.error.reason == "site.internal-error"
+    assert "cannot be written" in capfd.readouterr().out
+
+
+ERRORS = [
+    (Refusal(RefusalCode.ATLAS, SECRET), RefusalCode.ATLAS),
+    (DivergenceError(SECRET), RefusalCode.DIVERGED),
+    (HarmonizationError(SECRET), RefusalCode.ANALYSIS_FAILED),
+    (CohortError(SECRET), RefusalCode.SETUP),
+    (ValueError(SECRET), RefusalCode.INTERNAL),
+    (KeyError(SECRET), RefusalCode.INTERNAL),
+    (MemoryError(SECRET), RefusalCode.INTERNAL),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), ERRORS, ids=lambda value: type(value).__name__)
+def test_errors_leave_as_codes_and_stay_as_sentences(site, error, code):
+    def fail(site, request) -> Answer:
+        raise error
+
+    reply = ask(site, fail)
+
+    assert (reply.error.code, reply.error.reason) == (code.number, str(code))
+    log = (site.parent / "state" / "site.log").read_text()
+    assert "0042 aged 33" in log
+    assert ("Traceback" in log) == (code is RefusalCode.INTERNAL)
+    (event,) = AuditLog(site.parent / "state" / "audit.jsonl").read()
+    assert (event["event"], event["code"]) == ("refusal", str(code))
+    assert "0042" not in json.dumps(event)
+
+
+def test_the_policy_has_the_last_word(site):
+    reply = ask(site, lambda site, request: Answer(HarmonizeReply(n_participants={"x": 9}), 9))
+
+    assert reply.error.reason == "policy.too-few-participants"
+
+
+def test_messages_of_another_kind_are_refused(site):
+    other = DescribeRequest(study="s", contract={}, window={}, analyses=[], recipe="r").to_records()
+
+    assert ask(site, good, other).error.reason == "protocol.unreadable"
+
+
+def test_a_site_that_is_not_set_up_says_only_that(tmp_path, capfd):
+    reply = ask(tmp_path / "sub-0042" / "site.yaml", good)
+
+    assert reply.error.reason == "site.not-set-up"
+    assert "sub-0042" in capfd.readouterr().out  # in the SuperNode's own output
+
+
+def test_no_other_module_of_the_client_makes_messages():
+    makers = set()
+    for path in Path(client.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "Message":
+                makers.add(path.name)
+
+    assert makers == {"release.py"}

@@ -1,0 +1,139 @@
+import json
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.supercore.task_identity import TaskIdentity
+
+from exchange.messages import (
+    DescribeReply,
+    DescribeRequest,
+    EmbedReply,
+    EmbedRequest,
+    HarmonizeReply,
+    HarmonizeRequest,
+    Job,
+    MessageError,
+    Payload,
+    Step,
+    SummarizeReply,
+    SummarizeRequest,
+    TableSpec,
+    TrainReply,
+    TrainRequest,
+    join,
+    size_of,
+)
+
+ARRAYS = join(
+    weights={"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.float32([1.5])},
+    sums={"n": np.array(3.0), "empty": np.empty((0, 4)), "order": np.asfortranarray(np.arange(6.0).reshape(2, 3))},
+)
+PAYLOADS: list[Payload] = [
+    DescribeRequest(study="s", contract={"atlases": {"a": "h"}}, window={"t_r": 2.0}, analyses=["combat"], recipe="r"),
+    DescribeReply(
+        site="x",
+        n_participants=3,
+        n_recordings=4,
+        n_quarantined=1,
+        n_windows=9,
+        n_parcels=100,
+        atlas="schaefer100",
+        preprocessing="p",
+        software={"torch": "2"},
+    ),
+    TrainRequest(arrays=ARRAYS, study="s", model={}, training={}, round_number=1, rounds=2, seed=2**62),
+    TrainReply(arrays=ARRAYS, n_windows=5, loss=0.25, atlas="a"),
+    EmbedRequest(arrays=ARRAYS, study="s", model={}, recipe="r", holdout=0.2, seed=1),
+    EmbedReply(arrays=ARRAYS, n_participants=3, dimensions={"embedding": 4}, atlas="a"),
+    SummarizeRequest(
+        arrays=ARRAYS,
+        study="s",
+        jobs={"j": Job(analysis="combat", parameters={"x": [1.5]}, table=TableSpec(features="f"), state="Moments")},
+    ),
+    SummarizeReply(arrays=ARRAYS, n_participants={"j": 12}),
+    HarmonizeRequest(arrays=ARRAYS, study="s", steps=[Step(source="a", result="b", transform="combat")]),
+    HarmonizeReply(n_participants={"b": 12}),
+]
+
+
+def over_the_wire(records: RecordDict) -> RecordDict:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
+    message = Message(records, dst_node_id=1, message_type="train")
+    return message_from_proto(ProtoMessage.FromString(message_to_proto(message).SerializeToString())).content
+
+
+def test_every_payload_is_tried_here():
+    assert {type(payload) for payload in PAYLOADS} == set(Payload.__subclasses__())
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: type(payload).__name__)
+def test_payloads_come_back_the_same(payload):
+    back = type(payload).from_records(over_the_wire(payload.to_records()))
+
+    assert back.model_dump() == payload.model_dump()
+    assert back.arrays.keys() == payload.arrays.keys()
+    for name, values in payload.arrays.items():
+        np.testing.assert_array_equal(back.arrays[name], values)
+        assert back.arrays[name].dtype == values.dtype
+        assert back.arrays[name].shape == values.shape
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: type(payload).__name__)
+def test_no_payload_is_read_as_another(payload):
+    other = TrainReply if not isinstance(payload, TrainReply) else EmbedReply
+
+    with pytest.raises(MessageError, match=f"expected {other.__name__}"):
+        other.from_records(payload.to_records())
+
+
+def header_of(records: RecordDict) -> dict[str, object]:
+    return json.loads(records["header"]["json"])
+
+
+def with_header(records: RecordDict, **changes: object) -> RecordDict:
+    header = ConfigRecord({**records["header"], **changes})
+    return RecordDict({"header": header, "arrays": records["arrays"]})
+
+
+def test_another_version_and_damage_are_refused():
+    records = PAYLOADS[3].to_records()
+    content = header_of(records)
+
+    with pytest.raises(MessageError, match="protocol 99"):
+        TrainReply.from_records(with_header(records, protocol=99))
+    for damaged in ("{", "[]", json.dumps({**content, "extra": 1}), json.dumps({**content, "n_windows": "many"})):
+        with pytest.raises(MessageError, match="is damaged"):
+            TrainReply.from_records(with_header(records, json=damaged))
+    with pytest.raises(MessageError, match="is damaged"):
+        TrainReply.from_records(RecordDict({"header": records["header"]}))
+    smuggled = RecordDict({**records, "more": ArrayRecord({})})
+    with pytest.raises(MessageError, match="other records"):
+        TrainReply.from_records(smuggled)
+
+
+def test_numbers_that_json_lacks_survive():
+    reply = TrainReply(n_windows=1, loss=float("nan"), atlas="a")
+
+    assert np.isnan(TrainReply.from_records(reply.to_records()).loss)
+
+
+def test_parts_are_named_and_found():
+    payload = TrainReply(arrays=ARRAYS, n_windows=1, loss=0.0, atlas="a")
+
+    assert payload.part("weights").keys() == {"a.weight", "a.bias"}
+    assert payload.part("weight") == {}
+    assert join(**{name: payload.part(name) for name in ("weights", "sums")}).keys() == ARRAYS.keys()
+
+
+def test_size_counts_arrays_and_header():
+    small, large = (
+        size_of(
+            TrainReply(arrays={"weights/a": np.zeros(n, np.float32)}, n_windows=1, loss=0.0, atlas="a").to_records()
+        )
+        for n in (10, 1010)
+    )
+
+    assert large - small == 4000

@@ -1,0 +1,264 @@
+"""A whole study over an in-process grid: what comes out, what stays, and how it fails."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from flwr.app import Message
+from neuroCombat import neuroCombat
+
+from client.audit import AuditLog
+from harmonization import (
+    ComBat,
+    CrossValidatedRidge,
+    Projection,
+    Residualization,
+    SiteTable,
+    SiteVariance,
+    run_pooled,
+)
+from server.errors import QuorumError
+from server.journal import Journal
+from server.study import load_study
+from tests.support.federation import STUDY, features, run_study, write_sites
+from tests.support.local_grid import LocalGrid
+
+
+def summary_of(folder) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_the_run_s_folder_holds_what_was_promised(finished_run):
+    names = {path.relative_to(finished_run.folder).as_posix() for path in finished_run.folder.rglob("*")}
+
+    assert {
+        "study.yaml",
+        "journal.sqlite",
+        "metrics.parquet",
+        "parcels.parquet",
+        "summary.json",
+        "checkpoints/round-0000.safetensors",
+        "checkpoints/round-0002.safetensors",
+        "harmonization/embedding.harmonized.safetensors",
+        "harmonization/embedding.residualized.safetensors",
+    } <= names
+    summary = summary_of(finished_run.folder)
+    assert summary["status"] == "completed"
+    assert summary["rounds"] == 2
+    assert list(summary["sites"]) == ["aalborg", "bergen", "coimbra"]
+    assert summary["exchange"]["messages"] == 3 * summary["exchange"]["exchanges"]
+    assert np.isfinite(summary["pretraining"]["masked_r2"])
+    assert set(summary["probes"]) == {"embedding", "untrained", "connectivity"}
+    assert finished_run.journal.progress().status == "completed"
+
+
+def test_the_same_study_and_seed_give_the_same_checkpoints(finished_run, tmp_path, small_cohorts):
+    again = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts)))
+    other = run_study(tmp_path / "other", LocalGrid(write_sites(tmp_path / "o", small_cohorts)), {**STUDY, "seed": 6})
+
+    for number in range(3):
+        first = finished_run.journal.checkpoint(number).read_bytes()
+        assert again.checkpoint(number).read_bytes() == first
+        assert other.checkpoint(number).read_bytes() != first
+    assert summary_of(tmp_path / "run") == summary_of(finished_run.folder)
+
+
+def covariates(table: pd.DataFrame) -> np.ndarray:
+    """Age and sex as the study codes them."""
+    return np.column_stack([(table["age"] - 50) / 20, table["sex"] == "M"]).astype(float)
+
+
+def values(table: pd.DataFrame) -> np.ndarray:
+    return table.filter(regex=r"^e\d+$").to_numpy()
+
+
+def test_federated_combat_equals_pooled_neurocombat(finished_run):
+    raw = [features(site, "embedding") for site in finished_run.sites]
+    harmonized = np.concatenate([values(features(site, "embedding.harmonized")) for site in finished_run.sites])
+    pooled = pd.concat(raw)
+    people = pd.DataFrame({"site": np.repeat([0, 1, 2], [len(table) for table in raw])})
+    # neuroCombat reads covariates as float32, in which coded ages are not exact: a tenth of a year is, times ten.
+    people["age"], people["sex"] = (pooled["age"].to_numpy() * 10).round(), pooled["sex"].to_numpy()
+    with contextlib.redirect_stdout(io.StringIO()):
+        expected = neuroCombat(values(pooled).T, people, "site", categorical_cols=["sex"], continuous_cols=["age"])[
+            "data"
+        ].T
+
+    np.testing.assert_allclose(harmonized, expected, rtol=0, atol=1e-9)
+
+
+def test_the_federated_path_equals_run_pooled(finished_run):
+    raw = [features(site, "embedding") for site in finished_run.sites]
+    harmonized = [features(site, "embedding.harmonized") for site in finished_run.sites]
+    design = [covariates(table) for table in raw]
+
+    # ComBat
+    model = run_pooled(ComBat(), [SiteTable(values(t), c) for t, c in zip(raw, design, strict=True)])
+    for table, c, site in zip(raw, design, harmonized, strict=True):
+        np.testing.assert_allclose(model.harmonize(values(table), c), values(site), rtol=0, atol=1e-9)
+    # projection and residualization of what was harmonized
+    n = sum(len(table) for table in raw)
+    projection = run_pooled(Projection(min(16, n // 2)), [SiteTable(values(table)) for table in harmonized])
+    removed = [
+        np.column_stack([covariates(t), (t["mean_fd"] - 0.2) / 0.1, (tsnr(site) - 60) / 30])
+        for t, site in zip(raw, finished_run.sites, strict=True)
+    ]
+    scores = [projection.project(values(table)) for table in harmonized]
+    residualization = run_pooled(Residualization(), [SiteTable(s, c) for s, c in zip(scores, removed, strict=True)])
+    for score, c, site in zip(scores, removed, finished_run.sites, strict=True):
+        np.testing.assert_allclose(score, values(features(site, "embedding.projected")), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(
+            residualization.residualize(score, c), values(features(site, "embedding.residualized")), rtol=0, atol=1e-9
+        )
+    # the numbers of the summary
+    summary = summary_of(finished_run.folder)
+    variance = run_pooled(SiteVariance(), [SiteTable(values(table)) for table in raw]).mean
+    assert summary["harmonization"]["site_effect"]["embedding"]["raw"]["eta_squared"] == pytest.approx(
+        variance, rel=1e-9
+    )
+    loadings = run_pooled(Projection(16), [SiteTable(values(table)) for table in raw]).components.T
+    seeds = [private_seed(site) for site in finished_run.sites]
+    tables = [
+        SiteTable(values(t), c, t["age"].to_numpy(), loadings=loadings, seed=seed)
+        for t, c, seed in zip(raw, design, seeds, strict=True)
+    ]
+    for variant, combat in (("raw", False), ("harmonized", True)):
+        expected = run_pooled(CrossValidatedRidge(n_folds=3, combat=combat), tables)
+        assert summary["probes"]["embedding"]["age"][variant]["r2"] == pytest.approx(expected.r2, rel=1e-9)
+
+
+def tsnr(site) -> pd.Series:
+    return features(site, "embedding")["tsnr"]
+
+
+def private_seed(site) -> int:
+    from cohorts.seeding import derive_seed
+
+    return derive_seed((site.parent / "state" / "private_seed").read_text(), "small", "folds")
+
+
+def test_what_stays_at_a_site_stays_there(finished_run):
+    """Neither ids, paths, ages nor embeddings are in any reply, and the audit logs list every reply."""
+    replies = [message for message in finished_run.grid.received if message.has_content()]
+    arrays = [record for message in replies for record in message.content.array_records.values()]
+    headers = [record for message in replies for record in message.content.config_records.values()]
+    crossed = b"".join(array.data for record in arrays for array in record.values())
+    texts = "".join(str(value) for record in headers for value in record.values())
+    for site in finished_run.sites:
+        table = features(site, "embedding")
+        assert all(row.tobytes() not in crossed for row in values(table))
+        assert not any(participant in texts for participant in table.index)
+        assert str(site.parent) not in texts
+    released = [
+        event
+        for site in finished_run.sites
+        for event in AuditLog(site.parent / "state" / "audit.jsonl").read()
+        if event["event"] == "release"
+    ]
+    assert len(released) == len(replies)
+    assert sum(event["bytes"] for event in released) == summary_of(finished_run.folder)["exchange"]["bytes_up"]
+
+
+def test_artefacts_name_what_made_them(finished_run):
+    about = json.loads((finished_run.sites[0].parent / "state" / "small" / "embedding.residualized.json").read_text())[
+        "about"
+    ]
+
+    assert about["recipe"] == "rsfmri_brainlm_segments_v1"
+    assert about["preprocessing"] == "simulated"
+    assert [step["transform"] for step in about["transforms"]] == ["combat", "projection", "residualization"]
+    assert all(len(step["model_sha256"]) == 64 for step in about["transforms"])
+
+
+def test_a_site_that_misses_a_round_comes_back(tmp_path, small_cohorts):
+    def late(node: int, message: Message) -> bool | None:
+        return False if node == 2 and message.metadata.message_type == "train" and first_round(message) else None
+
+    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts), late))
+
+    trained = journal.table("metrics").query("name == 'loss' and site != 'all'").groupby("round")["site"].apply(list)
+    assert trained[1] == ["aalborg", "coimbra"]
+    assert trained[2] == ["aalborg", "bergen", "coimbra"]
+    assert journal.progress().status == "completed"
+
+
+def first_round(message: Message) -> bool:
+    return json.loads(message.content["header"]["json"])["round_number"] == 1
+
+
+def test_a_site_that_falls_silent_among_the_sums_is_left_out_of_all_of_them(tmp_path, small_cohorts):
+    """Sums before and after would otherwise be over different people: the others begin again without it."""
+    asked = {"bergen": 0}
+
+    def dies(node: int, message: Message) -> bool | None:
+        if node != 2 or message.metadata.message_type != "query.summarize":
+            return None
+        asked["bergen"] += 1
+        return None if asked["bergen"] == 1 else False
+
+    sites = write_sites(tmp_path / "s", small_cohorts)
+    journal = run_study(tmp_path / "run", LocalGrid(sites, dies))
+    summary = summary_of(tmp_path / "run")
+    without = run_study(
+        tmp_path / "two", LocalGrid(write_sites(tmp_path / "t", [small_cohorts[0], small_cohorts[2]])), STUDY
+    )
+
+    assert summary["status"] == "completed"
+    assert summary["left_out"] == "bergen"
+    assert list(summary["sites"]) == ["aalborg", "coimbra"]
+    assert journal.checkpoint(0).read_bytes() == without.checkpoint(0).read_bytes()
+    n_tested = summary["probes"]["connectivity"]["age"]["raw"]["n"]
+    assert n_tested == summary_of(tmp_path / "two")["probes"]["connectivity"]["age"]["raw"]["n"] == 21 + 11
+    for variant in ("raw", "harmonized"):
+        left, right = (
+            summary_of(tmp_path / name)["probes"]["connectivity"]["age"][variant]["r2"] for name in ("run", "two")
+        )
+        assert left == pytest.approx(right, abs=1e-9)
+
+
+def test_a_run_below_its_quorum_fails_with_the_reason(tmp_path, small_cohorts):
+    def gone(node: int, message: Message) -> bool | None:
+        return False if node > 1 and message.metadata.message_type == "train" else None
+
+    with pytest.raises(QuorumError):
+        run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts), gone))
+
+    progress = Journal(tmp_path / "run").progress()
+    assert progress.status == "failed"
+    assert "pretraining, round 1: 1 of 3 sites answered, the quorum is 2. bergen: no reply" in progress.reason
+    summary = summary_of(tmp_path / "run")
+    assert (summary["status"], summary["reason"]) == ("failed", progress.reason)
+
+
+def test_a_diverging_site_is_named_by_its_code(tmp_path, small_cohorts):
+    study = {**STUDY, "training": {**STUDY["training"], "optimizer": "sgd", "learning_rate": 1e30, "clip_norm": None}}
+
+    with pytest.raises(QuorumError, match=r"aalborg: training\.diverged \(the local loss became NaN or infinite\)"):
+        run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts)), study)
+
+
+def test_a_study_without_harmonization_measures_and_residualizes_only(tmp_path, small_cohorts):
+    study = {**STUDY, "harmonization": {"method": "none", "residualize": ["age", "site"]}}
+    sites = write_sites(tmp_path / "s", small_cohorts)
+
+    run_study(tmp_path / "run", LocalGrid(sites), study)
+
+    summary = summary_of(tmp_path / "run")
+    assert set(summary["harmonization"]["site_effect"]["embedding"]) == {"raw"}
+    assert not (sites[0].parent / "state" / "small" / "embedding.harmonized.parquet").exists()
+    residuals = np.concatenate([values(features(site, "embedding.residualized")) for site in sites])
+    ages = np.concatenate([(lambda a: a - a.mean())(features(site, "embedding")["age"].to_numpy()) for site in sites])
+    np.testing.assert_allclose(ages @ residuals, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", [{"analyses": ["pretraining", "embedding"]}, {"studies": ["another"]}])
+def test_a_policy_that_forbids_any_part_forbids_the_study_at_once(tmp_path, small_cohorts, policy):
+    with pytest.raises(QuorumError, match=r"describe: 0 of 3 sites answered.*policy\."):
+        run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts, **policy)))
+
+
+def test_the_study_in_the_run_s_folder_is_the_one_that_ran(finished_run):
+    assert load_study(finished_run.folder / "study.yaml").seed == STUDY["seed"]

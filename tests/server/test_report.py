@@ -1,0 +1,113 @@
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from server.report import write_report
+from server.report.data import RunData
+from server.report.figures import FIGURES, draw
+from server.report.methods import methods_paragraph
+
+
+@pytest.fixture
+def run_folder(finished_run, tmp_path):
+    """The finished run, laid out as a simulation is: with the sites' folders inside."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run.folder, folder)
+    for site in finished_run.sites:
+        shutil.copytree(site.parent, folder / "sites" / site.parent.name)
+    return folder
+
+
+class Outline(HTMLParser):
+    """Headings, images and cells of a page, and whether tags are balanced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[str] = []
+        self.images = 0
+        self.cells: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "img":
+            self.images += 1
+            assert dict(attrs)["alt"]
+            assert dict(attrs)["src"].startswith("data:image/svg+xml;base64,")
+        elif tag not in {"meta", "br", "link"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in {"h1", "h2"}:
+            self.headings.append(data.strip())
+        if self.open and self.open[-1] == "td":
+            self.cells.append(data.strip())
+
+
+def outline_of(page: str) -> Outline:
+    outline = Outline()
+    outline.feed(page)
+    assert outline.open == []
+    return outline
+
+
+def test_the_report_of_a_simulation_shows_everything(run_folder):
+    page = write_report(run_folder).read_text()
+    outline = outline_of(page)
+
+    assert outline.headings[0] == "A small study"
+    assert outline.images == len(FIGURES)
+    assert {"aalborg", "embedding", "connectivity", "query.summarize"} <= set(outline.cells)
+    assert not re.search(r'(src|href)="(?!data:)', page)  # needs nothing beside it and fetches nothing
+
+
+def test_the_coordinator_s_report_draws_no_participant(finished_run, tmp_path):
+    shutil.copytree(finished_run.folder, tmp_path / "run")
+
+    page = write_report(tmp_path / "run").read_text()
+
+    assert outline_of(page).images == len(FIGURES) - 2
+    assert "A recording never leaves its hospital" in page
+    assert "Embeddings stay at the sites" in page
+    assert "sub-" not in page
+
+
+def test_the_report_is_the_same_when_made_again(run_folder):
+    first = write_report(run_folder).read_bytes()
+
+    assert write_report(run_folder).read_bytes() == first
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_drawn(run_folder, name):
+    figure = draw(name, RunData(run_folder))
+
+    assert figure is not None
+    assert figure.axes
+
+
+def test_the_methods_paragraph_states_the_run_s_own_numbers(run_folder):
+    text, references = methods_paragraph(RunData(run_folder))
+
+    assert "48 simulated resting-state recordings of 48 participants at 3 sites" in text
+    assert "2 rounds of federated averaging" in text
+    assert "keeping effects of age, sex" in text
+    cited = {int(number) for group in re.findall(r"\[([\d, ]+)\]", text) for number in group.split(",")}
+    assert cited == set(range(1, len(references) + 1))
+
+
+def test_names_are_escaped(run_folder):
+    import json
+
+    summary = json.loads((run_folder / "summary.json").read_text())
+    summary["title"] = "<script>alert(1)</script>"
+    (run_folder / "summary.json").write_text(json.dumps(summary))
+
+    page = write_report(run_folder).read_text()
+
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page

@@ -1,0 +1,84 @@
+import pytest
+import yaml
+
+from cohorts import AtlasError, SettingsError, load_atlas
+from harmonization import Categorical, Continuous
+from server.study import load_study
+from tests.support.federation import STUDY
+
+
+def write(folder, **changes) -> str:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}))
+    return path
+
+
+def test_a_resolved_study_reads_back_the_same(tmp_path):
+    study = load_study(write(tmp_path))
+    (tmp_path / "again.yaml").write_text(study.to_yaml())
+
+    assert load_study(tmp_path / "again.yaml") == study
+
+
+def test_models_and_atlas_tables_are_found_beside_the_study(tmp_path):
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(STUDY["model"]))
+    (tmp_path / "mine.json").write_text(load_atlas("schaefer100").to_json())
+
+    study = load_study(write(tmp_path, model="model.yaml", cohort={"atlases": ["mine.json"]}))
+
+    assert study.model == load_study(write(tmp_path)).model
+    assert study.contract().atlases == {"schaefer100": load_atlas("schaefer100").content_hash}
+
+
+def test_the_recipe_says_what_is_residualized_unless_the_study_does(tmp_path):
+    assert load_study(write(tmp_path)).residualized == ("age", "sex", "site", "mean_fd", "tsnr")
+    changed = load_study(write(tmp_path, harmonization={"residualize": ["age", "site"]}))
+    assert changed.residualized == ("age", "site")
+
+
+def test_the_contract_names_every_covariate_that_is_used(tmp_path):
+    study = load_study(
+        write(
+            tmp_path,
+            covariates={"scanner": {"levels": ["GE", "Siemens"]}, "iq": {"center": 100, "scale": 15}},
+            harmonization={"keep": ["age", "scanner"], "residualize": ["sex", "site"]},
+            analyses={"targets": ["iq"]},
+        )
+    )
+
+    assert study.contract().covariates == {"age": (), "iq": (), "scanner": ("GE", "Siemens"), "sex": ("F", "M")}
+    assert study.coding("scanner") == Categorical("scanner", ("GE", "Siemens"))
+    assert study.coding("iq") == Continuous("iq", 100, 15)
+
+
+def test_a_study_asks_for_all_that_it_will_do(tmp_path):
+    assert "combat" in load_study(write(tmp_path)).asks_for()
+    assert "combat" not in load_study(write(tmp_path, harmonization={"method": "none"})).asks_for()
+    assert "cross_validated_ridge" not in load_study(write(tmp_path, analyses={"targets": []})).asks_for()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"study": "../x"}, "study"),
+        ({"recipe": "mine"}, "recipe 'mine' is not known"),
+        ({"analyses": {"targets": ["iq"]}}, "'iq' has no coding. Add it under 'covariates'"),
+        ({"analyses": {"targets": ["sex"]}}, "'sex' is a category"),
+        ({"harmonization": {"keep": ["site"]}}, "which harmonization is there to remove"),
+        ({"harmonization": {"method": "kombat"}}, r"harmonization\.method"),
+        ({"training": {"learning_rte": 1}}, "Did you mean 'learning_rate'"),
+        ({"model": {"width": 30, "heads": 4}}, "heads 4 does not divide"),
+        ({"model": {"window": {"n_frames": 50, "patch_frames": 20}}}, "is no multiple of patch_frames"),
+        ({"model": "none.yaml"}, "no such file"),
+        ({"averaging": {"rounds": 0}}, r"averaging\.rounds"),
+        ({"cohort": {"atlases": []}}, r"cohort\.atlases"),
+    ],
+)
+def test_faults_are_named(tmp_path, changes, said):
+    with pytest.raises(SettingsError, match=said):
+        load_study(write(tmp_path, **changes))
+
+
+def test_an_unknown_atlas_is_named_with_the_study(tmp_path):
+    with pytest.raises(AtlasError, match=r"study\.yaml: cohort\.atlases: Atlas 'power264' is not known"):
+        load_study(write(tmp_path, cohort={"atlases": ["power264"]}))
