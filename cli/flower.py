@@ -20,8 +20,6 @@ from cli.errors import InputError, RunFailedError
 
 PROJECT = Path(__file__).parents[1]
 """The source tree: Flower ships an app as its sources."""
-_WITH_US = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
-"""Prefix of commands that must end when we are killed (util-linux; elsewhere they are only stopped on our way out)."""
 _PACKAGES = ("cohorts", "brainlm", "harmonization", "exchange", "client", "server")
 _START_S = 60
 _POLL_S = 0.3
@@ -66,7 +64,7 @@ def stage_app(folder: Path) -> Path:
 def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[str]:
     """Run a SuperLink for simulations on a free port of this machine; yield the name of the connection to it.
 
-    It is stopped with everything that it started, however the block ends.
+    It is stopped with everything that it started, however the block or this process ends: see `cli.guardian`.
     """
     home.mkdir(parents=True, exist_ok=True)
     port = _free_port()
@@ -74,22 +72,25 @@ def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[st
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "simulation"\n\n[superlink.simulation]\naddress = "{address}"\ninsecure = true\n'
     )
-    command = [*_WITH_US, _program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+    command = [sys.executable, "-m", "cli.guardian", str(home.resolve())]
+    command += [_program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with (home / "superlink.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env=_environment(home, environment), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        guardian = subprocess.Popen(
+            command,
+            env=_environment(None, environment),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
-        _wait_until_up(process, address, home / "superlink.log")
+        _wait_until_up(guardian, address, home / "superlink.log")
         yield "simulation"
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        assert guardian.stdin is not None  # asked for above
+        guardian.stdin.close()
+        guardian.wait()
 
 
 def flwr_run(
@@ -116,7 +117,7 @@ def flwr_run(
     simulated_sites : int
         Nodes of a simulation; 0 for a deployed federation.
     """
-    command = [*_WITH_US, _program("flwr"), "run", str(app), connection, "--stream"]
+    command = [_program("flwr"), "run", str(app), connection, "--stream"]
     command += ["--run-config", f'run-directory="{run_directory.resolve()}"']
     if simulated_sites:
         command += ["--federation-config", f"num-supernodes={simulated_sites} client-resources-num-cpus=1"]
