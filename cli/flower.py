@@ -24,13 +24,13 @@ _PACKAGES = ("cohorts", "brainlm", "harmonization", "exchange", "client", "serve
 _START_S = 60
 _POLL_S = 0.3
 
-#: Nothing phones home, and nothing is installed behind the user's back.
-_QUIET = {
+QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+"""Nothing phones home, and nothing is installed behind the user's back."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,16 @@ def flwr_run(
             time.sleep(_POLL_S)
         watch()
     finally:
-        if process.poll() is None:
+        if process.poll() is None:  # the user stops us: the SuperLink would go on without us
+            if run_id := _run_id(log):
+                _flwr(home, "stop", run_id, connection)
             process.terminate()
             process.wait()
-    started = re.search(r"Successfully started run (\d+)", log.read_text(errors="replace"))
-    if not started:
+    run_id = _run_id(log)
+    if not run_id:
         raise RunFailedError(f"'flwr run' did not start. Its last words: {_last_words(log)} (all of them: {log})")
     # `flwr run` exits with 0 even when the ServerApp crashed: the outcome is in the list of runs.
-    return _outcome(connection, started.group(1), home)
+    return _outcome(connection, run_id, home)
 
 
 def connections(home: Path | None = None) -> list[str]:
@@ -153,13 +155,7 @@ def connections(home: Path | None = None) -> list[str]:
 
 
 def _outcome(connection: str, run_id: str, home: Path | None) -> Outcome:
-    listed = subprocess.run(
-        [_program("flwr"), "list", connection, "--run-id", run_id, "--format", "json"],
-        env=_environment(home, {}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    listed = _flwr(home, "list", connection, "--run-id", run_id, "--format", "json")
     try:
         (run,) = json.loads(listed.stdout)["runs"]
     except (ValueError, KeyError):
@@ -167,11 +163,21 @@ def _outcome(connection: str, run_id: str, home: Path | None) -> Outcome:
     return Outcome(run["status"], run.get("status-details") or "")
 
 
+def _run_id(log: Path) -> str | None:
+    started = re.search(r"Successfully started run (\d+)", log.read_text(errors="replace"))
+    return started.group(1) if started else None
+
+
+def _flwr(home: Path | None, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [_program("flwr"), *arguments]
+    return subprocess.run(command, env=_environment(home, {}), capture_output=True, text=True, check=False)
+
+
 def _environment(home: Path | None, extra: dict[str, str]) -> dict[str, str]:
     flower_home = {"FLWR_HOME": str(home.resolve())} if home else {}
     # Flower's programs start each other by name: let them find those beside this Python.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **_QUIET, **flower_home, **extra, "PATH": path}
+    return {**os.environ, **QUIET, **flower_home, **extra, "PATH": path}
 
 
 def _program(name: str) -> str:
