@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow lint format lock clean
+.PHONY: help install demo test test-slow benchmark-demo images lint format lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -26,6 +26,15 @@ test: install  ## the fast tests, and one real `flwr run` simulation
 
 test-slow: install  ## tests that take minutes: a deployed federation of real processes
 	$(BIN)/pytest -m slow
+
+benchmark-demo: install  ## time the demo's stages
+	$(BIN)/python benchmarks/demo.py
+
+# ENGINE=docker where that is what you have.
+ENGINE ?= $(shell command -v podman || command -v docker)
+images:  ## build the images of coordinator and site
+	$(ENGINE) build --file docker/Dockerfile --target coordinator --tag fedbrainlm-coordinator .
+	$(ENGINE) build --file docker/Dockerfile --target site --tag fedbrainlm-site .
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,0 +1,34 @@
+"""What lies in configs/ can be used as it is."""
+
+from pathlib import Path
+
+import pytest
+
+from brainlm import load_model_config
+from client.site import SiteSettings
+from cohorts.settings import read_settings
+from exchange.refusals import Refusal
+from server.study import load_study
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("models/*.yaml")), ids=lambda path: path.stem)
+def test_models(path):
+    assert load_model_config(path).window.n_frames > 0
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("studies/*.yaml")), ids=lambda path: path.stem)
+def test_studies(path):
+    assert load_study(path).study == path.stem
+
+
+def test_the_example_of_a_hospital_names_every_setting_and_lets_nothing_out():
+    settings = read_settings(CONFIGS / "sites" / "hospital.yaml", SiteSettings)
+    assert settings.model_fields_set == set(SiteSettings.model_fields)
+    assert settings.policy.model_fields_set == set(type(settings.policy).model_fields)
+    for study in ("demo", "abide"):
+        with pytest.raises(Refusal):
+            settings.policy.permit(study)
+    with pytest.raises(Refusal):
+        settings.policy.permit_release(100, carries_sums=True, in_secure_sum=False)

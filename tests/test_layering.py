@@ -1,0 +1,48 @@
+"""A folder imports only what stands below it, so that a reviewer can stop where the door is."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "cohorts": set(),
+    "brainlm": {"cohorts"},
+    "harmonization": set(),
+    "exchange": set(),
+    "client": {"cohorts", "brainlm", "harmonization", "exchange"},
+    "server": {"cohorts", "brainlm", "harmonization", "exchange"},
+    "cli": {"cohorts", "brainlm", "harmonization", "exchange", "client", "server"},
+}
+NEVER = {"cohorts": {"torch", "flwr"}, "brainlm": {"flwr"}, "harmonization": {"torch", "flwr", "pandas"}}
+
+
+def imported(folder: str) -> set[str]:
+    """Top-level names that the modules of a folder import."""
+    found = set()
+    for path in (PROJECT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_imports_only_what_stands_below(folder):
+    names = imported(folder)
+    assert names & set(MAY_IMPORT) - {folder} <= MAY_IMPORT[folder]
+    assert not names & NEVER.get(folder, set())
+
+
+def test_only_the_door_makes_messages():
+    """A reply is made by `Message(...)`; elsewhere at the site the class is at most a type."""
+    makers = {
+        path.name
+        for path in (PROJECT / "client").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Message"
+    }
+    assert makers == {"release.py"}
