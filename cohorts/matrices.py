@@ -106,33 +106,41 @@ def import_matrices(
     table = read_participants(Path(participants)) if participants else None
     _check_t_r(options, table)
     selected = _select(table, options.select)
-    sources = list(_sources(Path(source)))
-    skipped = 0
+    about = {"name": name or out.name, "participants": selected, "preprocessing": options.preprocessing}
     try:
         with atomic_folder(out) as partial:
-            cohort = Cohort.create(
-                partial,
-                atlas=atlas,
-                name=name or out.name,
-                participants=selected,
-                preprocessing=options.preprocessing,
-            )
-            for done, (recording_id, read) in enumerate(sources, start=1):
-                try:
-                    participant = _participant_of(recording_id, table)
-                    if selected is not None and participant not in set(selected["participant_id"]):
-                        skipped += 1
-                    else:
-                        cohort.add(_recording(recording_id, participant, read, cohort, options))
-                except RecordingError as fault:
-                    cohort.quarantine(recording_id, fault.code, str(fault))
-                progress(done, len(sources))
+            cohort = Cohort.create(partial, atlas=atlas, **about)
+            skipped = _add_all(cohort, list(_sources(Path(source))), table, selected, options, progress)
             _require_some(cohort, source, skipped)
             cohort.save()
     except FileExistsError:
         raise CohortError(f"{out}: exists already; expected a new folder. Choose another, or remove it.") from None
     cohort = Cohort.open(out)
     return ImportReport(out, len(cohort), cohort.recordings["participant_id"].nunique(), cohort.quarantined, skipped)
+
+
+def _add_all(
+    cohort: Cohort,
+    sources: list[Source],
+    table: pd.DataFrame | None,
+    selected: pd.DataFrame | None,
+    options: MatrixOptions,
+    progress: Callable[[int, int], None],
+) -> int:
+    """Add or quarantine every recording; return how many belong to participants that were not selected."""
+    wanted = None if selected is None else set(selected["participant_id"])
+    skipped = 0
+    for done, (recording_id, read) in enumerate(sources, start=1):
+        try:
+            participant = _participant_of(recording_id, table)
+            if wanted is not None and participant not in wanted:
+                skipped += 1
+            else:
+                cohort.add(_recording(recording_id, participant, read, cohort, options))
+        except RecordingError as fault:
+            cohort.quarantine(recording_id, fault.code, str(fault))
+        progress(done, len(sources))
+    return skipped
 
 
 def _recording(

@@ -29,7 +29,7 @@ def test_what_is_named_is_allowed_and_nothing_else():
 
 
 def test_a_star_allows_all():
-    Policy(studies=["*"]).permit("anything", ["whatever"], "r9")
+    assert Policy(studies=["*"]).permit("anything", ["whatever"], "r9") is None
 
 
 def test_too_few_participants_let_nothing_out():
@@ -46,6 +46,7 @@ def test_counts_and_secure_sums_may_leave_where_plain_sums_may_not():
 
     policy.permit_release(10, carries_sums=False, in_secure_sum=False)
     policy.permit_release(10, carries_sums=True, in_secure_sum=True)
+    assert code_of(lambda: policy.permit_release(10, carries_sums=True, in_secure_sum=False)) is RefusalCode.PLAIN
 
 
 def test_a_misspelt_rule_is_an_error_and_not_ignored():
