@@ -210,5 +210,6 @@ def _wait_until_up(process: "subprocess.Popen[bytes]", address: str, log: Path) 
 
 
 def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip(" ╭╮╰╯─│")]
-    return " ".join(lines[-3:]).strip("│ ") or "none"
+    """The last three lines of a log that say something, without the boxes that Flower draws."""
+    lines = [re.sub(r"[\u2500-\u257f]|\s+", " ", line).strip() for line in log.read_text(errors="replace").splitlines()]
+    return " ".join([line for line in lines if line not in ("", "Error")][-3:]) or "none"

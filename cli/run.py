@@ -63,7 +63,7 @@ def run(
             )
         folder = _new_run(runs, loaded)
         app = stage_app(folder / "flower" / "app")
-        with _stop_noted(folder), watching(Journal(folder)) as watch:
+        with _end_noted(folder), watching(Journal(folder)) as watch:
             outcome = flwr_run(app, federation, folder, None, watch=watch)
         _finish(loaded, folder, outcome)
         return
@@ -86,7 +86,7 @@ def _simulate(study: Study, cohorts: list[Cohort], folder: Path) -> None:
         _write_site(study, cohort, folder / "sites" / cohort.name)
     app, home = stage_app(folder / "flower" / "app"), folder / "flower"
     with (
-        _stop_noted(folder),
+        _end_noted(folder),
         watching(Journal(folder)) as watch,
         simulation_superlink(home, {SIMULATED_SITES: str((folder / "sites").resolve())}) as connection,
     ):
@@ -95,12 +95,15 @@ def _simulate(study: Study, cohorts: list[Cohort], folder: Path) -> None:
 
 
 @contextmanager
-def _stop_noted(folder: Path) -> Iterator[None]:
-    """Note in the journal when the user stops the run."""
+def _end_noted(folder: Path) -> Iterator[None]:
+    """Note in the journal when the user stops the run, or Flower does not start it."""
     try:
         yield
     except KeyboardInterrupt:
         Journal(folder).note(status="stopped", reason="stopped by the user")
+        raise
+    except RunFailedError as error:
+        Journal(folder).note(status="failed", reason=str(error))
         raise
 
 

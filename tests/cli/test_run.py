@@ -3,6 +3,7 @@ import yaml
 
 from cli.main import run_command
 from cohorts.simulation import SimulatedSite, simulate_cohorts
+from server.journal import Journal
 from tests.support.federation import STUDY
 
 
@@ -74,3 +75,15 @@ def test_cohorts_of_another_length_and_tr_meet_the_contract(tmp_path, study, sma
     cohorts = _open_all(load_study(study), [*small_cohorts, fast])
 
     assert [cohort.name for cohort in cohorts] == ["aalborg", "bergen", "coimbra", "fast"]
+
+
+def test_a_federation_that_cannot_be_reached_is_a_failed_run(capsys, tmp_path, study, monkeypatch):
+    (tmp_path / "config.toml").write_text('[superlink.consortium]\naddress = "127.0.0.1:1"\ninsecure = true\n')
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+
+    code = run_command(["run", str(study), "--federation", "consortium", "--runs", str(tmp_path / "runs")])
+
+    assert code == 1
+    assert "Connection to the SuperLink is unavailable" in capsys.readouterr().err
+    (folder,) = (tmp_path / "runs" / "small").iterdir()
+    assert Journal(folder).progress().status == "failed"
