@@ -96,6 +96,10 @@ def train_round(
         optimizer.step()
         total_loss += float(losses.detach().sum())
         total_windows += len(batch)
+    if not all(bool(values.isfinite().all()) for values in model.state_dict().values()):
+        raise DivergenceError(
+            f"round {round_number}: the last step left weights that are not finite. Lower training.learning_rate."
+        )
     return TrainingOutcome(total_loss / total_windows, windows.n_windows, config.steps_per_round)
 
 

@@ -1,5 +1,6 @@
 """`fedbrainlm cohort`: simulate, import and show."""
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,13 @@ app = typer.Typer(no_args_is_help=True, help="A site's recordings: make, import 
 _ATLAS_HELP = f"Atlas of the columns: {', '.join(atlas_names())}, or a table file (.json, .csv, .tsv)."
 
 
+def _finite(value: float) -> float:
+    """Refuse nan and inf, which a range lets through."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a number that can be used.")
+    return value
+
+
 class Orientation(StrEnum):
     """How matrices lie."""
 
@@ -34,12 +42,18 @@ def simulate(
     out: Annotated[Path, typer.Argument(help="New folder; one cohort a hospital goes into it.")],
     sites: Annotated[int, typer.Option(min=1, max=200, help="Number of hospitals.")] = 4,
     participants: Annotated[int, typer.Option(min=2, help="Mean number of participants a hospital.")] = 40,
-    minutes: Annotated[float, typer.Option(min=1, help="Length of a recording.")] = 8.0,
+    minutes: Annotated[float, typer.Option(callback=_finite, min=1, help="Length of a recording.")] = 8.0,
     atlas: Annotated[str, typer.Option(help=_ATLAS_HELP)] = "schaefer100",
     seed: Annotated[int, typer.Option(help="The same seed gives the same recordings.")] = 0,
-    site_effect: Annotated[float, typer.Option(min=0, help="Size of the scanners' fingerprints; 0 for none.")] = 1.0,
-    age_effect: Annotated[float, typer.Option(min=0, help="Size of the effect of age; 0 for none.")] = 1.0,
-    sex_effect: Annotated[float, typer.Option(min=0, help="Size of the effect of sex; 0 for none.")] = 1.0,
+    site_effect: Annotated[
+        float, typer.Option(callback=_finite, min=0, help="Size of the scanners' fingerprints; 0 for none.")
+    ] = 1.0,
+    age_effect: Annotated[
+        float, typer.Option(callback=_finite, min=0, help="Size of the effect of age; 0 for none.")
+    ] = 1.0,
+    sex_effect: Annotated[
+        float, typer.Option(callback=_finite, min=0, help="Size of the effect of sex; 0 for none.")
+    ] = 1.0,
 ) -> None:
     """Simulate hospitals with known age, sex and site effects and different TRs."""
     effects = {"site_effect": site_effect, "age_effect": age_effect, "sex_effect": sex_effect}
@@ -63,7 +77,7 @@ def import_(
     orientation: Annotated[Orientation, typer.Option(help="How the matrices lie.")] = Orientation.AUTO,
     min_frames: Annotated[int, typer.Option(min=2, help="Shortest run.")] = QualityRules().min_frames,
     min_coverage: Annotated[
-        float, typer.Option(min=0, max=1, help="Smallest fraction of parcels with signal.")
+        float, typer.Option(callback=_finite, min=0, max=1, help="Smallest fraction of parcels with signal.")
     ] = QualityRules().min_coverage,
     preprocessing: Annotated[
         str, typer.Option(help="Id of the preprocessing, kept with every result.")

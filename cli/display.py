@@ -33,7 +33,7 @@ def watching(journal: Journal) -> Iterator[Callable[[], None]]:
             line = _line(journal)
             if line and line not in said[-1:]:
                 said.append(line)
-                console.print(line, highlight=False)
+                console.print(line, highlight=False, markup=False)
 
         yield say
         return

@@ -23,6 +23,8 @@ PROJECT = Path(__file__).parents[1]
 _PACKAGES = ("cohorts", "brainlm", "harmonization", "exchange", "client", "server")
 _START_S = 60
 _POLL_S = 0.3
+_TRIES = 20
+"""Times to ask a SuperLink that does not answer, each of which takes seconds."""
 
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -35,14 +37,10 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How Flower says that a run ended: ``finished:completed``, or another status and its details."""
+    """How Flower says that a run ended: ``finished:completed``, another status, or ``unknown``; and its details."""
 
     status: str
     details: str
-
-    @property
-    def completed(self) -> bool:
-        return self.status == "finished:completed"
 
 
 def stage_app(folder: Path) -> Path:
@@ -72,7 +70,7 @@ def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[st
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "simulation"\n\n[superlink.simulation]\naddress = "{address}"\ninsecure = true\n'
     )
-    command = [sys.executable, "-m", "cli.guardian", str(home.resolve())]
+    command = [sys.executable, "-P", "-m", "cli.guardian", str(home.resolve())]
     command += [_program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with (home / "superlink.log").open("wb") as log:
@@ -131,17 +129,18 @@ def flwr_run(
             watch()
             time.sleep(_POLL_S)
         watch()
+        if not (run_id := _run_id(log)):
+            raise RunFailedError(f"'flwr run' did not start. Its last words: {_last_words(log)} (all of them: {log})")
+        # `flwr run` exits with 0 even when the ServerApp crashed: the outcome is in the list of runs.
+        return _outcome(connection, run_id, home, watch)
+    except KeyboardInterrupt:  # the SuperLink would go on without us
+        if run_id := _run_id(log):
+            _flwr(home, "stop", run_id, connection)
+        raise
     finally:
-        if process.poll() is None:  # the user stops us: the SuperLink would go on without us
-            if run_id := _run_id(log):
-                _flwr(home, "stop", run_id, connection)
+        if process.poll() is None:
             process.terminate()
             process.wait()
-    run_id = _run_id(log)
-    if not run_id:
-        raise RunFailedError(f"'flwr run' did not start. Its last words: {_last_words(log)} (all of them: {log})")
-    # `flwr run` exits with 0 even when the ServerApp crashed: the outcome is in the list of runs.
-    return _outcome(connection, run_id, home)
 
 
 def connections(home: Path | None = None) -> list[str]:
@@ -154,13 +153,23 @@ def connections(home: Path | None = None) -> list[str]:
     return sorted(name for name, value in content.items() if isinstance(value, dict))
 
 
-def _outcome(connection: str, run_id: str, home: Path | None) -> Outcome:
-    listed = _flwr(home, "list", connection, "--run-id", run_id, "--format", "json")
-    try:
-        (run,) = json.loads(listed.stdout)["runs"]
-    except (ValueError, KeyError):
-        return Outcome("unknown", "the SuperLink did not say how the run ended")
-    return Outcome(run["status"], run.get("status-details") or "")
+def _outcome(connection: str, run_id: str, home: Path | None, watch: Callable[[], None]) -> Outcome:
+    """Ask the SuperLink until the run has ended: the stream of its logs may break before."""
+    unanswered = 0
+    while unanswered < _TRIES:
+        listed = _flwr(home, "list", connection, "--run-id", run_id, "--format", "json")
+        try:
+            (run,) = json.loads(listed.stdout)["runs"]
+            outcome = Outcome(run["status"], run.get("status-details") or "")
+        except (ValueError, KeyError):
+            unanswered += 1
+        else:
+            unanswered = 0
+            if outcome.status.startswith("finished"):
+                return outcome
+        watch()
+        time.sleep(_POLL_S)
+    return Outcome("unknown", "the SuperLink did not say how the run ended")
 
 
 def _run_id(log: Path) -> str | None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from cli import cohort, run
 from cli.errors import INPUT_ERRORS, InternalError, RunFailedError
@@ -40,11 +41,11 @@ def run_command(arguments: list[str]) -> int:
         return _fail(console, error, 1, arguments)
     except Exception as error:  # a fault of ours: said in a line, too
         return _fail(console, InternalError(error), 1, arguments)
-    except KeyboardInterrupt:
-        console.print("Stopped.")
-        return 130
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else 1
+    except (KeyboardInterrupt, SystemExit) as ended:  # typer makes an exit of an interrupt
+        code = 130 if isinstance(ended, KeyboardInterrupt) else ended.code
+        if code == 130:
+            console.print("Stopped.")
+        return code if isinstance(code, int) else 1
     return 0
 
 
@@ -52,7 +53,7 @@ def _fail(console: Console, error: Exception, code: int, arguments: list[str]) -
     if "--debug" in arguments:
         console.print_exception()
     else:
-        console.print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
     return code
 
 

@@ -76,7 +76,9 @@ def report(
 ) -> None:
     """Make the report of a run anew."""
     if not (folder / "summary.json").is_file():
-        raise InputError(f"{folder}: holds no summary.json; expected the folder of a run that ended.")
+        status = Journal(folder).progress().status if (folder / "journal.sqlite").is_file() else ""
+        what = f"its status is '{status}'" if status else "it holds no journal"
+        raise InputError(f"{folder}: has no summary, {what}; expected the folder of a run that completed or failed.")
     typer.echo(f"Report: {write_report(folder)}")
 
 
@@ -117,7 +119,8 @@ def _finish(study: Study, folder: Path, outcome: Outcome) -> None:
     """
     journal = Journal(folder)
     facts = journal.facts()
-    if facts.get("status") != "completed" or not outcome.completed:
+    # The journal knows of a completed study even where Flower could not be asked.
+    if facts.get("status") != "completed" or outcome.status not in ("finished:completed", "unknown"):
         reason = facts.get("reason") or outcome.details or f"Flower ended the run as {outcome.status}"
         journal.note(status="failed", reason=reason)
         if not (folder / "summary.json").is_file():  # the ServerApp died before it could say anything
@@ -148,7 +151,7 @@ def _new_run(runs: Path, study: Study) -> Path:
             ) from None
         write_text(folder / "study.yaml", study.to_yaml())
         Journal(folder).note(status="starting", stage="")
-        console.print(f"Run: {folder}", highlight=False)
+        console.print(f"Run: {folder}", highlight=False, markup=False)
         return folder
     raise InputError(f"{runs / study.study}: too many runs were started this second. Try again.")
 
@@ -183,7 +186,7 @@ def _write_site(study: Study, cohort: Cohort, folder: Path) -> None:
         "name": cohort.name,
         "cohort": str(cohort.path.resolve()),
         "state": "state",
-        "policy": {"studies": [EVERYTHING], "min_participants": 2, "secure_sum_required": False},
+        "policy": {"studies": [EVERYTHING], "min_participants": 2, "min_group": 1, "secure_sum_required": False},
     }
     write_text(folder / "site.yaml", yaml.safe_dump(settings, sort_keys=False))
     # A real site draws its private seed; a simulated one derives it, so that the same study gives the same numbers.

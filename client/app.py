@@ -15,7 +15,7 @@ from brainlm.evaluation import evaluate, reconstruct_example
 from brainlm.model import BrainLM
 from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import WindowSet, split_participants, usable_recordings
-from client.features import FeatureSet, FeatureStore, build_table, complete_rows
+from client.features import FeatureSet, FeatureStore, build_table, complete_rows, permit_categories
 from client.release import Answer, answer
 from client.site import Site
 from cohorts.contract import CohortContract
@@ -38,7 +38,7 @@ from exchange.messages import (
     join,
 )
 from exchange.refusals import Refusal, RefusalCode
-from harmonization import ComBatModel, Design, make_analysis
+from harmonization import Categorical, ComBatModel, Design, make_analysis
 from harmonization.projection import ProjectionModel
 from harmonization.protocol import Array
 from harmonization.residualization import ResidualizationModel
@@ -91,8 +91,13 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
     usable = usable_recordings(site.cohort, window)
     if not usable:
         raise Refusal(RefusalCode.WINDOWS, f"no recording is {window.seconds:g} s long, the study's window.")
-    # Asked here so that a site that must refuse every sum later refuses the study now.
-    site.policy.permit_release(len(usable), carries_sums=True, in_secure_sum=False)
+    # Asked here so that a site that must refuse an answer later refuses the study now.
+    people, _ = split_participants(list(usable), request.holdout, 0)
+    site.policy.permit_release(len(people), carries_sums=True, in_secure_sum=False)
+    site.policy.permit_group(len(usable) // max(1, request.folds), f"each of {request.folds} folds")
+    for name, levels in contract.covariates.items():
+        if levels:
+            permit_categories(site, list(usable), Categorical(name, levels))
     windows = WindowSet(site.cohort, window)
     reply = DescribeReply(
         site=site.name,
@@ -131,7 +136,8 @@ def _train(site: Site, request: TrainRequest) -> Answer:
         loss=outcome.loss,
         atlas=site.cohort.atlas.name,
     )
-    return Answer(reply, len(people) + len(held_out))
+    # No more participants stand behind an update than it saw windows.
+    return Answer(reply, min(len(people), training.steps_per_round * training.batch_size))
 
 
 def _embed(site: Site, request: EmbedRequest) -> Answer:
@@ -139,7 +145,7 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
     weights = request.part("weights")
     model = _incoming_model(site, request.model, weights)
     seed = derive_seed(request.seed, site.name)
-    people, held_out = _split(site, model, request.holdout, seed)
+    _, held_out = _split(site, model, request.holdout, seed)
     recipe = find_recipe(request.recipe)
     store = FeatureStore(site.folder_of(request.study))
     about = {
@@ -161,7 +167,9 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
     for name, values in features.items():
         store.write(name, FeatureSet(participants, values, {**about, "features": name}))
     if held_out:
-        example = reconstruct_example(model, WindowSet(site.cohort, model.config.window, held_out), seed=seed)
+        example = reconstruct_example(
+            model, WindowSet(site.cohort, model.config.window, held_out), seed=seed, device=site.device
+        )
         save_arrays(store.folder / "reconstruction.safetensors", example)
     reply = EmbedReply(
         arrays=join(evaluation=_evaluation(site, model, held_out, seed)),
@@ -169,7 +177,7 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
         dimensions={name: values.shape[1] for name, values in features.items()},
         atlas=site.cohort.atlas.name,
     )
-    return Answer(reply, len(people) + len(held_out))
+    return Answer(reply, len(participants))
 
 
 def _summarize(site: Site, request: SummarizeRequest) -> Answer:
@@ -229,8 +237,8 @@ def _split(site: Site, model: BrainLM, holdout: float, seed: int) -> tuple[list[
 
 
 def _evaluation(site: Site, model: BrainLM, held_out: list[str], seed: int) -> Arrays:
-    """Sums over the hidden values of held-out participants; zeros where nobody was held out."""
-    if not held_out:
+    """Sums over the hidden values of held-out participants; zeros where too few were held out to stand for a sum."""
+    if len(held_out) < site.policy.min_group:
         return {name: np.zeros(site.cohort.atlas.n_parcels) for name in ("count", "total", "squares", "errors")}
     sums = evaluate(model, WindowSet(site.cohort, model.config.window, held_out), seed=seed, device=site.device)
     return {name: getattr(sums, name) for name in ("count", "total", "squares", "errors")}

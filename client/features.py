@@ -1,13 +1,15 @@
 """Feature sets on the site's disk: one row a participant; and the tables that analyses are made of."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file
+from safetensors.numpy import load, load_file
 
 from brainlm.embedding import feature_frame
 from client.site import Site
@@ -15,7 +17,7 @@ from cohorts.cohort import check_identifier
 from cohorts.files import atomic_path, save_arrays, write_text
 from exchange.messages import Arrays, TableSpec
 from exchange.refusals import Refusal, RefusalCode
-from harmonization import Continuous, Design, SiteTable
+from harmonization import Categorical, Continuous, Design, SiteTable
 from harmonization.protocol import Array
 
 _WIDE = 2048
@@ -55,14 +57,19 @@ class FeatureStore:
 
     def write(self, name: str, features: FeatureSet) -> None:
         """Store a feature set, replacing one of the same name."""
-        path = self._path(name)
-        wide = features.features.shape[1] > _WIDE
+        path, wide = self._path(name), features.features.shape[1] > _WIDE
+        data = _data(path, wide)
         if wide:
-            save_arrays(path.with_name(f"{name}.safetensors"), {"features": features.features})
+            save_arrays(data, {"features": features.features})
         else:
-            with atomic_path(path.with_name(f"{name}.parquet")) as temporary:
+            with atomic_path(data) as temporary:
                 feature_frame(features.features, features.participants).to_parquet(temporary, index=False)
-        about = {"participants": features.participants, "wide": wide, "about": features.about}
+        about = {
+            "participants": features.participants,
+            "sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
+            "wide": wide,
+            "about": features.about,
+        }
         write_text(path, json.dumps(about, indent=1) + "\n")
 
     def read(self, name: str) -> FeatureSet:
@@ -77,11 +84,13 @@ class FeatureStore:
         if not path.is_file():
             raise Refusal(RefusalCode.PROTOCOL, f"feature set '{name}' was not made yet.")
         about = json.loads(path.read_text(encoding="utf-8"))
+        data = _data(path, about["wide"]).read_bytes()
+        if hashlib.sha256(data).hexdigest() != about["sha256"]:  # killed between the two files
+            raise Refusal(RefusalCode.PROTOCOL, f"feature set '{name}' was half written. Run the study again.")
         if about["wide"]:
-            features = load_file(path.with_name(f"{name}.safetensors"))["features"]
+            features = load(data)["features"]
         else:
-            table = pd.read_parquet(path.with_name(f"{name}.parquet"))
-            features = table.drop(columns="participant_id").to_numpy(np.float64)
+            features = pd.read_parquet(BytesIO(data)).drop(columns="participant_id").to_numpy(np.float64)
         return FeatureSet(about["participants"], features, about["about"])
 
     def write_model(self, name: str, model: Arrays) -> None:
@@ -97,6 +106,11 @@ class FeatureStore:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{check_identifier(name, 'feature set')}.json"
+
+
+def _data(path: Path, wide: bool) -> Path:
+    """Where the rows lie that belong to a header."""
+    return path.with_name(f"{path.stem}{'.safetensors' if wide else '.parquet'}")
 
 
 def complete_rows(site: Site, participants: list[str], design: Design) -> tuple[list[int], Array]:
@@ -129,22 +143,37 @@ def build_table(site: Site, study: str, spec: TableSpec) -> SiteTable:
     features = store.read(spec.features)
     design = Design.from_json(spec.covariates)
     # A numeric target is needed as a covariate is, and so drops the participants who lack it.
-    needed = design.covariates if spec.target in (None, "site") else (*design.covariates, Continuous(str(spec.target)))
-    rows, matrix = complete_rows(site, features.participants, Design(needed))
+    predicted = () if spec.target in (None, "site") else (Continuous(str(spec.target)),)
+    needed = Design((*design.covariates, *predicted, *Design.from_json(spec.complete).covariates))
+    rows, matrix = complete_rows(site, features.participants, needed)
+    people, q = [features.participants[row] for row in rows], len(design.columns)
+    for covariate in design.covariates:
+        if isinstance(covariate, Categorical):
+            permit_categories(site, people, covariate)
+    if q:
+        site.policy.permit_group(len(rows) // q, f"each of {q} columns of covariates")
     target = None
     if spec.target == "site":
         if site.name not in spec.sites:
             raise Refusal(RefusalCode.PROTOCOL, "this site is not in the list of sites.")
         target = np.tile(np.eye(len(spec.sites))[spec.sites.index(site.name)], (len(rows), 1))
     elif spec.target is not None:
-        matrix, target = matrix[:, :-1], matrix[:, -1]
+        target = matrix[:, q]
     return SiteTable(
         features.features[rows],
-        matrix if spec.covariates else None,
+        matrix[:, :q] if spec.covariates else None,
         target,
         loadings=store.read_model(spec.through)["components"].T if spec.through else None,
         seed=site.private_seed(study, "folds"),
+        min_group=site.policy.min_group,
     )
+
+
+def permit_categories(site: Site, participants: list[str], covariate: Categorical) -> None:
+    """Refuse a category with a level that has few of these participants: sums over it would stand for those few."""
+    values = pd.Series(_columns(site, participants)[covariate.name]).dropna().astype("str")
+    for level, n in values.value_counts().items():
+        site.policy.permit_group(int(n), f"{covariate.name} = {level}")
 
 
 def _columns(site: Site, participants: list[str]) -> dict[str, list[Any]]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from pydantic import Field
+
 from cohorts.settings import Settings
 from exchange.refusals import Refusal, RefusalCode
 
@@ -17,8 +19,11 @@ class Policy(Settings):
     """What they may compute: ``pretraining``, ``embedding`` and names of analyses; ``"*"`` for all."""
     recipes: tuple[str, ...] = (EVERYTHING,)
     """Embedding recipes that may run, by id; ``"*"`` for all."""
-    min_participants: int = 10
+    min_participants: int = Field(10, ge=1)
     """Fewest participants of the site that must take part in an answer."""
+    min_group: int = Field(5, ge=1)
+    """Fewest participants in each part that an answer can be taken apart into: those held out of training, a fold, a
+    level of a category, each column of the covariates."""
     secure_sum_required: bool = True
     """Let sums and model updates leave only inside a secure sum."""
 
@@ -37,6 +42,20 @@ class Policy(Settings):
                 raise Refusal(RefusalCode.ANALYSIS, f"'{analysis}' is not in policy.analyses of site.yaml.")
         if recipe is not None and not _allows(self.recipes, recipe):
             raise Refusal(RefusalCode.RECIPE, f"recipe '{recipe}' is not in policy.recipes of site.yaml.")
+
+    def permit_group(self, n_participants: int, what: str) -> None:
+        """Refuse an answer with a part that too few stand behind.
+
+        Raises
+        ------
+        Refusal
+            Naming the part.
+        """
+        if n_participants < self.min_group:
+            raise Refusal(
+                RefusalCode.GROUP,
+                f"{n_participants} participants stand behind {what}; policy.min_group is {self.min_group}.",
+            )
 
     def permit_release(self, n_participants: int, *, carries_sums: bool, in_secure_sum: bool) -> None:
         """Refuse to let out what too few stand behind, or a plain sum where only secure ones may leave.

@@ -10,19 +10,23 @@ from typing import TypeVar
 
 from flwr.app import Context, Error, Message, RecordDict
 
-from brainlm.errors import DivergenceError
+from brainlm.errors import CheckpointError, DivergenceError
 from client.audit import describe_records
 from client.site import Site, find_site
-from cohorts.errors import CohortError
+from cohorts.errors import CohortError, RecordingError, SettingsError
 from exchange.messages import MessageError, Payload, size_of
 from exchange.refusals import Refusal, RefusalCode
-from harmonization.errors import HarmonizationError
+from harmonization.errors import HarmonizationError, SmallGroupError
 
 AnyRequest = TypeVar("AnyRequest", bound=Payload)
 
 _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (
     (MessageError, RefusalCode.PROTOCOL),
     (DivergenceError, RefusalCode.DIVERGED),
+    (CheckpointError, RefusalCode.PROTOCOL),
+    (SettingsError, RefusalCode.PROTOCOL),  # of the request: the site's own are read before
+    (RecordingError, RefusalCode.PROTOCOL),
+    (SmallGroupError, RefusalCode.GROUP),
     (HarmonizationError, RefusalCode.ANALYSIS_FAILED),
     (CohortError, RefusalCode.SETUP),
 )
@@ -52,10 +56,10 @@ def answer(
     """
     try:
         site = find_site(context)
-    except Refusal as refusal:
+    except Exception as error:
         # Without settings there is no log of the site's own: the administrator reads the SuperNode's.
-        print(f"fedbrainlm: {refusal}", flush=True)
-        return Message(_error(refusal.code), reply_to=message)
+        print(f"fedbrainlm: {error}", flush=True)
+        return Message(_error(error.code if isinstance(error, Refusal) else RefusalCode.SETUP), reply_to=message)
     try:
         answered = handle(site, kind.from_records(message.content))
         return Message(_release(site, message, answered), reply_to=message)

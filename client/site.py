@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from flwr.app import Context
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from client.audit import AuditLog
 from client.policy import Policy
@@ -28,7 +28,7 @@ class SiteSettings(Settings):
     """``site.yaml``. Relative paths start from its folder."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Name of the site in studies and reports."""
+    """Name of the site in studies and reports; not ``all``, which stands for all sites."""
     cohort: Path
     """Folder of the cohort."""
     state: Path
@@ -38,6 +38,13 @@ class SiteSettings(Settings):
     """``cpu``, ``cuda``, or ``cuda:1``."""
     threads: int = Field(1, ge=1)
     """CPU threads. Changing them changes the weights in the last digits, so they are recorded."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_one_site(cls, name: str) -> str:
+        if name == "all":
+            raise ValueError("'all' stands for all sites in reports. Choose another name.")
+        return name
 
 
 class Site:
@@ -56,6 +63,7 @@ class Site:
         self.name = settings.name
         self.policy = settings.policy
         self.state = folder / settings.state
+        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)  # embeddings and ids: nobody else's to read
         self.audit = AuditLog(self.state / "audit.jsonl")
         self._cohort_folder = folder / settings.cohort
 
@@ -73,7 +81,6 @@ class Site:
         logger = logging.getLogger(f"fedbrainlm.site.{self.name}")
         logger.propagate = False
         logger.setLevel(logging.INFO)
-        self.state.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.state / "site.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         for older in logger.handlers:  # of an earlier message, where one process answers many
@@ -83,7 +90,7 @@ class Site:
 
     def folder_of(self, study: str) -> Path:
         """Folder of what this site makes for a study."""
-        return self.state / check_identifier(study, "study")
+        return self.state / "studies" / check_identifier(study, "study")
 
     def private_seed(self, *purpose: str) -> int:
         """Derive a seed that nobody outside can know, the same whenever the purpose is."""

@@ -33,11 +33,11 @@ class CohortContract(Settings):
         return [*self._atlas(cohort), *self._timing(cohort), *self._covariates(cohort)]
 
     def _atlas(self, cohort: Cohort) -> list[Mismatch]:
-        if cohort.atlas.content_hash in self.atlases.values():
+        if self.atlases.get(cohort.atlas.name) == cohort.atlas.content_hash:
             return []
         message = (
-            f"cohort {cohort.name}: has atlas {cohort.atlas.name}; the study allows {', '.join(self.atlases)}. "
-            "Import the recordings in an atlas of the study."
+            f"cohort {cohort.name}: has atlas {cohort.atlas.name}; the study allows {', '.join(self.atlases)}, each of "
+            "one content. Import the recordings in an atlas of the study."
         )
         return [Mismatch("atlas", message)]
 

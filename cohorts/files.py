@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from cohorts.errors import CohortError
+
 HEADER = "fedbrainlm"
 """Key of the header of every safetensors file."""
 
@@ -72,7 +74,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise FileExistsError(path)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise CohortError(f"{path}: cannot be made ({error.strerror}). Choose another place.") from None
     try:
         yield partial
         _sync(partial)

@@ -178,6 +178,8 @@ def _recording(
 
 def _check_t_r(options: MatrixOptions, table: pd.DataFrame | None) -> None:
     stated = table["t_r"].dropna() if table is not None and "t_r" in table else pd.Series(dtype=float)
+    if (stated <= 0).any():
+        raise CohortError(f"column t_r of the participants table holds {stated.min():g}; expected seconds. Correct it.")
     if options.t_r is None and stated.empty:
         raise CohortError(
             "The repetition time is missing; it is never guessed. Give --tr SECONDS, or a column t_r in the "
@@ -236,7 +238,11 @@ def _require_some(cohort: Cohort, source: str | Path, skipped: int) -> None:
         return
     refused = cohort.quarantined
     if refused.empty:
-        raise CohortError(f"{source}: none of its {skipped} recordings belongs to a selected participant.")
+        if not skipped:
+            raise CohortError(f"{source}: holds no recordings; expected one matrix each. Name another file or folder.")
+        raise CohortError(
+            f"{source}: none of its {skipped} recordings belongs to a selected participant. Correct --select."
+        )
     raise CohortError(
         f"{source}: none of its {len(refused)} recordings is usable. The first: {refused['message'].iloc[0]}"
     )

@@ -105,7 +105,7 @@ def orient(
     Raises
     ------
     RecordingError
-        With code ``not-a-matrix``, ``connectivity``, ``ambiguous`` or ``transposed``.
+        With code ``not-a-matrix``, ``columns``, ``connectivity``, ``ambiguous`` or ``transposed``.
     """
     if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
         raise RecordingError(
@@ -116,6 +116,11 @@ def orient(
     matrix = matrix.astype(np.float32, copy=False)
     if orientation == "parcels-first":
         matrix = matrix.T
+    if columns and columns.stop > matrix.shape[1]:
+        raise RecordingError(
+            "columns",
+            f"{name}: has {matrix.shape[1]} columns; --columns asks for column {columns.stop}. Correct one of them.",
+        )
     n_parcels = matrix.shape[1] if columns else atlas.n_parcels
     n_rows, n_columns = matrix.shape
     if n_rows == n_columns and np.allclose(matrix, matrix.T, equal_nan=True):

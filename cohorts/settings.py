@@ -33,6 +33,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: no such file. Check the path.") from None
     except IsADirectoryError:
         raise SettingsError(f"{path}: is a folder; expected a YAML file. Name a file inside it.") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" near line {where.line + 1}" if where else ""
@@ -59,7 +61,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Say the first fault in the user's field names, and how many more there are."""
     faults = error.errors()
     first = faults[0]
-    field = ".".join(str(part) for part in first["loc"]) or "the file"
+    field = ".".join(str(part) for part in first["loc"]) or ""
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, first["loc"][:-1])
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
@@ -68,7 +70,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     elif first["type"] == "missing":
         said = f"'{field}' is missing. Add it."
     elif first["type"] == "value_error":
-        said = f"'{field}': {first['ctx']['error']}"
+        said = f"'{field}': {first['ctx']['error']}" if field else str(first["ctx"]["error"])
     else:
         said = f"'{field}' is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}. Correct it."
     more = f" ({len(faults) - 1} more after it)" if len(faults) > 1 else ""

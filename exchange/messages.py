@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 PROTOCOL = 1
 """Version of the messages. Coordinator and sites must have the same."""
@@ -56,7 +56,9 @@ class Payload(BaseModel):
                 )
             fields = json.loads(str(header["json"]))
             return cls(**fields, arrays={name: array.numpy() for name, array in arrays.items()})
-        except (KeyError, TypeError, ValueError, ValidationError) as error:
+        except MessageError:
+            raise
+        except Exception as error:  # whatever damaged bytes make of a reader
             raise MessageError(
                 f"a message of kind {cls.__name__} is damaged. Use the same version everywhere."
             ) from error
@@ -97,6 +99,10 @@ class DescribeRequest(Payload):
         Names of the analyses, and ``pretraining`` and ``embedding``.
     recipe : str
         Id of the embedding recipe.
+    holdout : float
+        Fraction of participants to hold out of training.
+    folds : int
+        Folds of the cross-validated analyses; 1 if there are none.
     """
 
     message: ClassVar[str] = "query.describe"
@@ -106,6 +112,8 @@ class DescribeRequest(Payload):
     window: dict[str, Any]
     analyses: list[str]
     recipe: str
+    holdout: float
+    folds: int
 
 
 class DescribeReply(Payload):
@@ -161,7 +169,7 @@ class TrainReply(Payload):
         Mean over the round's windows.
     """
 
-    n_windows: int
+    n_windows: int = Field(ge=1)
     loss: float
     atlas: str
 
@@ -221,6 +229,8 @@ class TableSpec(BaseModel):
         A covariate to predict, or ``site`` for the one-hot site.
     sites : list of str
         The order of the sites in that one-hot.
+    complete : list of dict
+        A design that rows must be complete in, too, so that variants are measured on the same people.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -230,6 +240,7 @@ class TableSpec(BaseModel):
     covariates: list[dict[str, Any]] = []
     target: str | None = None
     sites: list[str] = []
+    complete: list[dict[str, Any]] = []
 
 
 class Job(BaseModel):

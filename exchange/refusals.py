@@ -11,6 +11,7 @@ class RefusalCode(StrEnum):
     ANALYSIS = "policy.analysis-not-allowed"
     RECIPE = "policy.recipe-not-allowed"
     PARTICIPANTS = "policy.too-few-participants"
+    GROUP = "policy.small-group"
     PLAIN = "policy.secure-sum-required"
     ATLAS = "contract.atlas"
     TIMING = "contract.repetition-time"
@@ -24,29 +25,37 @@ class RefusalCode(StrEnum):
     @property
     def number(self) -> int:
         """Flower's error code: above the numbers that Flower keeps for itself."""
-        return 1000 + list(RefusalCode).index(self)
+        return _ABOUT[self][0]
 
     @property
     def sentence(self) -> str:
         """What the code means, without data."""
-        return _SENTENCES[self]
+        return _ABOUT[self][1]
 
 
-_SENTENCES = {
-    RefusalCode.PROTOCOL: "the message is not one that this version understands; use the same version everywhere",
-    RefusalCode.STUDY: "the site's policy does not allow this study",
-    RefusalCode.ANALYSIS: "the site's policy does not allow an analysis of this study",
-    RefusalCode.RECIPE: "the site's policy does not allow this embedding recipe",
-    RefusalCode.PARTICIPANTS: "fewer participants than the site's policy asks for stand behind the answer",
-    RefusalCode.PLAIN: "the site's policy lets sums leave only inside a secure sum",
-    RefusalCode.ATLAS: "the cohort's atlas is not one that the study allows",
-    RefusalCode.TIMING: "a repetition time of the cohort lies outside what the study allows",
-    RefusalCode.COVARIATES: "the cohort lacks a covariate of the study",
-    RefusalCode.WINDOWS: "no recording of the cohort is as long as the study's window",
-    RefusalCode.DIVERGED: "the local loss became NaN or infinite",
-    RefusalCode.ANALYSIS_FAILED: "the site's data do not allow an analysis; its log says why",
-    RefusalCode.SETUP: "the site is not set up; its log says why",
-    RefusalCode.INTERNAL: "an error at the site; its log has the details",
+#: Number and sentence of each code. A number is never given to another code.
+_ABOUT = {
+    RefusalCode.PROTOCOL: (
+        1000,
+        "the message is not one that this version understands; use the same version everywhere",
+    ),
+    RefusalCode.STUDY: (1001, "the site's policy does not allow this study"),
+    RefusalCode.ANALYSIS: (1002, "the site's policy does not allow an analysis of this study"),
+    RefusalCode.RECIPE: (1003, "the site's policy does not allow this embedding recipe"),
+    RefusalCode.PARTICIPANTS: (1004, "fewer participants than the site's policy asks for stand behind the answer"),
+    RefusalCode.GROUP: (
+        1014,
+        "a part of the answer would stand for fewer participants than the site's policy asks for",
+    ),
+    RefusalCode.PLAIN: (1005, "the site's policy lets sums leave only inside a secure sum"),
+    RefusalCode.ATLAS: (1006, "the cohort's atlas is not one that the study allows"),
+    RefusalCode.TIMING: (1007, "a repetition time of the cohort lies outside what the study allows"),
+    RefusalCode.COVARIATES: (1008, "the cohort lacks a covariate of the study"),
+    RefusalCode.WINDOWS: (1009, "no recording of the cohort is as long as the study's window"),
+    RefusalCode.DIVERGED: (1010, "the local loss became NaN or infinite"),
+    RefusalCode.ANALYSIS_FAILED: (1011, "the site's data do not allow an analysis; its log says why"),
+    RefusalCode.SETUP: (1012, "the site is not set up; its log says why"),
+    RefusalCode.INTERNAL: (1013, "an error at the site; its log has the details"),
 }
 
 

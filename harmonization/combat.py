@@ -69,7 +69,7 @@ def solve(total: Sums) -> "ComBatModel":
     """
     n = float(total["n"])
     mean = total["feature_sum"] / n
-    coefficients = solve_within(total["W"], total["V"])
+    coefficients = solve_within(total["W"], total["V"], n, total["covariate_sum"] / n)
     grand_mean = mean - total["covariate_sum"] / n @ coefficients
     residual = total["T"] - np.einsum("qp,qp->p", total["V"], coefficients)
     # A feature that is constant inside every site leaves only the rounding error of its centring.
@@ -78,12 +78,14 @@ def solve(total: Sums) -> "ComBatModel":
     return ComBatModel(coefficients, grand_mean, variance, n)
 
 
-def solve_within(W: Array, V: Array) -> Array:
-    """Solve W beta = V [q, p] for within-site cross-products W [q, q], after checking that W allows it."""
+def solve_within(W: Array, V: Array, n: float, mean: Array) -> Array:
+    """Solve W beta = V [q, p] for within-site cross-products W [q, q] of n rows, after checking that W allows it."""
+    # A covariate that is constant inside every site leaves only the rounding error of its centring.
+    constant = np.diag(W) <= n * (1e-12 * np.maximum(np.abs(mean), 1e-300)) ** 2
     scale = np.sqrt(np.diag(W))
-    if (scale == 0).any():
+    if constant.any():
         raise DesignError(
-            f"covariate column {int((scale == 0).argmax()) + 1} is constant inside every site, so its effect cannot be "
+            f"covariate column {int(constant.argmax()) + 1} is constant inside every site, so its effect cannot be "
             "told from the site's. Leave it out."
         )
     if len(W) and np.linalg.cond(W / np.outer(scale, scale)) > 1e10:
@@ -299,9 +301,14 @@ def _nonparametric(gamma_hat: Array, delta_hat: Array, n: int) -> tuple[Array, A
     The likelihood of feature i under the effect of feature j is summed on the log scale: as products of densities it
     underflows from a few hundred participants on. Memory is bounded by blocks of features.
     """
+    if (delta_hat <= 0).any():  # constant at this site: no scale to learn from, and none to remove
+        known = delta_hat > 0
+        gamma, delta = gamma_hat.copy(), np.ones_like(delta_hat)
+        if known.sum() > 1:
+            gamma[known], delta[known] = _nonparametric(gamma_hat[known], delta_hat[known], n)
+        return gamma, delta
     gamma, delta = np.empty_like(gamma_hat), np.empty_like(delta_hat)
-    with np.errstate(divide="ignore"):
-        log_delta = np.log(delta_hat)
+    log_delta = np.log(delta_hat)
     for start in range(0, len(gamma_hat), _BLOCK):
         rows = slice(start, start + _BLOCK)
         squares = (n - 1) * delta_hat[rows, None] + n * (gamma_hat[rows, None] - gamma_hat[None]) ** 2

@@ -1,20 +1,21 @@
 """Cross-validation inside the sites, with ComBat fitted on the training folds alone.
 
 Each site deals its participants into folds with its own seed. A round sums, for every fold left out, over the
-participants of the other folds; nobody's held-out row touches the model that is tried on it.
+participants of the other folds: no held-out row touches the ComBat or the probe that is tried on it. Loadings, where a
+table has them, were found without covariates or targets, on everybody.
 """
 
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harmonization import combat
 from harmonization.combat import ComBatModel, Prior
-from harmonization.errors import TableError
+from harmonization.errors import SmallGroupError, TableError
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
 AnyFits = TypeVar("AnyFits", bound="Moments")
@@ -41,7 +42,7 @@ class Moments(State):
     target_mean : numpy.ndarray
         [K, m].
     coefficients, grand_mean, pooled_variance : numpy.ndarray
-        [K, q, p], [K, p], [K, p] of ComBat; empty ([0, ...]) without it.
+        [K, q, p], [K, p], [K, p] of the covariates' effects and ComBat; empty ([0, ...]) where neither is needed.
     """
 
     n: Array
@@ -83,6 +84,8 @@ class CrossValidation(Analysis):
     combat: bool = False
     prior: Prior = "parametric"
 
+    removes_covariates: ClassVar[bool] = False
+
     @abstractmethod
     def summarize_training(self, table: SiteTable, moments: Moments, folds: list[Fold]) -> Sums:
         """Sums over each fold's training rows."""
@@ -118,6 +121,10 @@ class CrossValidation(Analysis):
         """Return harmonized features [n, p] as the analysis wants them: here, as they are."""
         return harmonized
 
+    def _models_covariates(self, n_columns: int) -> bool:
+        """Whether the rounds need the effects of the covariates: for ComBat, or to take them out."""
+        return self.combat or (self.removes_covariates and n_columns > 0)
+
     def deal(self, table: SiteTable) -> NDArray[np.int64]:
         """Fold of each row, balanced within the site, from the site's own seed."""
         order = np.random.default_rng([table.seed, 0]).permutation(table.n)
@@ -128,12 +135,17 @@ class CrossValidation(Analysis):
     def _summarize_moments(self, table: SiteTable) -> Sums:
         if table.n < self.n_folds:
             raise TableError(f"a site has {table.n} participants for {self.n_folds} folds. Use fewer folds.")
+        if table.n // self.n_folds < table.min_group:  # the sums with one fold left out give that fold's by subtraction
+            raise SmallGroupError(
+                f"{table.n} participants in {self.n_folds} folds are fewer than {table.min_group} in each. "
+                "Use fewer folds."
+            )
         target, folds = target_of(table), self.deal(table)
         parts = []
         for fold in range(self.n_folds):
             rows = folds != fold
             sums = combat.summarize(table.features[rows], table.design[rows])
-            if not self.combat:
+            if not self._models_covariates(table.design.shape[1]):
                 sums = {name: sums[name] for name in ("n", "feature_sum")}
             if table.loadings is not None:
                 sums["seen_sum"] = sums["feature_sum"] @ table.loadings
@@ -142,7 +154,7 @@ class CrossValidation(Analysis):
 
     def _solve_moments(self, total: Sums) -> Moments:
         n = total["n"]
-        if self.combat:
+        if self._models_covariates(total["W"].shape[-1] if "W" in total else 0):
             models = [
                 combat.solve({name: values[fold] for name, values in total.items()}) for fold in range(self.n_folds)
             ]
@@ -164,8 +176,10 @@ class CrossValidation(Analysis):
             if model is None:
                 yield Fold(_seen(table.features, table), training)
             else:
-                effect = model.site_effect(table.features[training], table.design[training], prior=self.prior)
-                harmonized = model.remove(table.features, table.design, effect)
+                harmonized = table.features
+                if self.combat:
+                    effect = model.site_effect(table.features[training], table.design[training], prior=self.prior)
+                    harmonized = model.remove(table.features, table.design, effect)
                 yield Fold(_seen(self.adjusted(harmonized, table, model), table), training)
 
 

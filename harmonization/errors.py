@@ -5,6 +5,10 @@ class HarmonizationError(Exception):
     """The data do not allow the analysis. The message says what was found and what to change."""
 
 
+class SmallGroupError(HarmonizationError):
+    """A sum would stand for fewer participants than the site allows. Use fewer folds, or coarser categories."""
+
+
 class DesignError(HarmonizationError):
     """A covariate is missing, has an unknown level, or says nothing. Correct the table or the study's covariates."""
 

@@ -35,6 +35,8 @@ class SiteTable:
         [p, k]: cross-validated analyses see features through them, once these are harmonized.
     seed : int
         The site's own, for folds and permutations. It never leaves the site.
+    min_group : int
+        Fewest rows that a part of the sums may stand for: the site's rule.
     """
 
     features: Array
@@ -43,6 +45,7 @@ class SiteTable:
     second: Array | None = None
     loadings: Array | None = None
     seed: int = 0
+    min_group: int = 1
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or not len(self.features):

@@ -81,4 +81,6 @@ class Residualization(Analysis):
         if not self.site:
             W = W - n * np.outer(covariate_mean, covariate_mean)
             V = V - n * np.outer(covariate_mean, mean)
-        return ResidualizationModel(combat.solve_within(W, V), mean, covariate_mean, float(self.site))
+        return ResidualizationModel(
+            combat.solve_within(W, V, n, covariate_mean), mean, covariate_mean, float(self.site)
+        )

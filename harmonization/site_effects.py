@@ -91,8 +91,8 @@ class SiteClassification(CrossValidation):
     """Linear discriminant analysis of the site, with equal priors and a shrunken covariance (Ledoit & Wolf 2004 form).
 
     The table's target is the one-hot site [n, C]. For the null, each site deals its own rows new labels in the
-    proportions of the sites, with its private seed. After ComBat, the effects of its covariates are taken out as well,
-    so that what is recognised is the site and not the age of its people.
+    proportions of the sites, with its private seed. The effects of the table's covariates within sites are taken
+    out, with ComBat and without, so that what is recognised is the site and not the age of its people.
 
     Parameters
     ----------
@@ -106,6 +106,7 @@ class SiteClassification(CrossValidation):
     permutations: int = 100
 
     name: ClassVar[str] = "site_classification"
+    removes_covariates: ClassVar[bool] = True
     states: ClassVar[tuple[type[State], ...]] = (Moments, SiteDiscriminants, SiteClassificationResult)
 
     def adjusted(self, harmonized: Array, table: SiteTable, model: ComBatModel) -> Array:
@@ -118,7 +119,7 @@ class SiteClassification(CrossValidation):
         parts = []
         for index, fold in enumerate(folds):
             x = fold.features[fold.training] - moments.mean[index]
-            classes = labelings[:, fold.training]  # [1 + B, n, C]
+            classes = _without_small_cells(labelings[:, fold.training], table.min_group)  # [1 + B, n, C]
             parts.append(
                 {
                     "XX": x.T @ x,
@@ -183,3 +184,18 @@ class SiteClassification(CrossValidation):
         shrunken = (1 - self.shrinkage) * within + self.shrinkage * spread * np.eye(p)
         weights = solve(shrunken, means.T, assume_a="pos").T
         return weights, np.where(known, -0.5 * (weights * means).sum(axis=1), -np.inf)
+
+
+def _without_small_cells(labelings: Array, min_group: int) -> Array:
+    """Leave the rows out of a labeling [B, n, C] that its smallest classes hold, so that no class's sum stands for few.
+
+    The sum over all classes is known, so those left out must together be enough, too. Permuted labels stay random.
+    """
+    kept = labelings.copy()
+    for labeling, counts in zip(kept, labelings.sum(axis=1), strict=True):
+        left_out = 0
+        for label in np.argsort(counts, kind="stable"):
+            if counts[label] and (counts[label] < min_group or 0 < left_out < min_group):
+                labeling[:, label] = 0
+                left_out += counts[label]
+    return kept

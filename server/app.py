@@ -50,7 +50,9 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
     journal.note(stage="embedding")
     replies = _embed(study, roster, journal, weights)
     journal.note(stage="harmonization")
-    dimensions = next(iter(replies.values())).dimensions
+    # Connectivity of another atlas has other edges: sites measure together only what has the same size everywhere.
+    described = [reply.dimensions for reply in replies.values()]
+    dimensions = {name: size for name, size in described[0].items() if all(d.get(name) == size for d in described)}
     n_participants = {site: reply.n_participants for site, reply in replies.items()}
     return Harmonizing(study, roster, journal, dimensions, n_participants).run()
 
@@ -62,6 +64,8 @@ def _describe(study: Study) -> DescribeRequest:
         window=study.model.window.model_dump(mode="json"),
         analyses=study.asks_for(),
         recipe=study.recipe,
+        holdout=study.training.holdout,
+        folds=study.analyses.folds,
     )
 
 

@@ -27,7 +27,6 @@ from server.roster import Roster
 from server.study import Study
 from server.sums import Task, solve_together
 
-FEATURE_SETS = ("embedding", "untrained", "connectivity")
 STAGE = "harmonization"
 
 
@@ -88,7 +87,7 @@ class Harmonizing:
     def _find_components(self) -> None:
         """Find principal components of each raw feature set: what the measures look through."""
         models = self._solve(
-            lambda: {name: Task(self._projection(name), TableSpec(features=name)) for name in FEATURE_SETS}
+            lambda: {name: Task(self._projection(name), TableSpec(features=name)) for name in self.dimensions}
         )
         for name, model in models.items():
             self.findings.components[name] = _components(model)
@@ -98,12 +97,12 @@ class Harmonizing:
     def _measure_and_harmonize(self) -> None:
         """Measure site and age, cross-validated; fit ComBat to all participants and apply it."""
         models = self._solve(
-            lambda: {name: task for features in FEATURE_SETS for name, task in self._measures(features).items()}
+            lambda: {name: task for features in self.dimensions for name, task in self._measures(features).items()}
         )
-        for features in FEATURE_SETS:
+        for features in self.dimensions:
             self._note(features, models)
         if self.combat:
-            self._apply([(self._combat_step(features), models[f"{features}/combat"]) for features in FEATURE_SETS])
+            self._apply([(self._combat_step(features), models[f"{features}/combat"]) for features in self.dimensions])
 
     def _combat_step(self, features: str) -> Step:
         return Step(
@@ -129,14 +128,14 @@ class Harmonizing:
             effects = Task(residualization, TableSpec(features=source, covariates=removed.to_json()))
             left = {
                 f"{features}/eta": Task(SiteVariance(), TableSpec(features=f"{features}.harmonized"))
-                for features in FEATURE_SETS
+                for features in self.dimensions
                 if self.combat
             }
             return {"projection": projection, "residualization": effects, **left}
 
         models = self._solve(tasks)
         if self.combat:
-            for features in FEATURE_SETS:
+            for features in self.dimensions:
                 self.findings.site_effect[features]["harmonized"]["eta_squared"] = models[f"{features}/eta"].mean
         projection, effects = models["projection"], models["residualization"]
         self.findings.components["projected"] = _components(projection)
@@ -160,17 +159,21 @@ class Harmonizing:
     def _measures(self, features: str) -> dict[str, Task]:
         """Tasks of one feature set: raw, with ComBat on training folds, and the negative control without covariates.
 
+        All are measured on the participants whose kept covariates are known.
+
         ComBat works on the features themselves, and the probes look at them through the components of the raw ones.
         """
         analyses, with_kept = self.study.analyses, self.kept.to_json()
-        tasks = {f"{features}/eta": Task(SiteVariance(), TableSpec(features=features))}
-        variants: dict[str, tuple[bool, list[dict[str, Any]]]] = {"raw": (False, [])}
+        tasks = {f"{features}/eta": Task(SiteVariance(), TableSpec(features=features, complete=with_kept))}
+        variants: dict[str, tuple[bool, list[dict[str, Any]]]] = {"raw": (False, with_kept)}
         if self.combat:
             variants |= {"harmonized": (True, with_kept), "control": (True, [])}
             tasks[f"{features}/combat"] = Task(ComBat(), TableSpec(features=features, covariates=with_kept))
         for variant, (combat, covariates) in variants.items():
             options = {"n_folds": analyses.folds, "combat": combat, "prior": self.study.harmonization.prior}
-            table = TableSpec(features=features, through=f"{features}.components", covariates=covariates)
+            table = TableSpec(
+                features=features, through=f"{features}.components", covariates=covariates, complete=with_kept
+            )
             tasks[f"{features}/site/{variant}"] = Task(
                 SiteClassification(**options, permutations=analyses.permutations),
                 table.model_copy(update={"target": "site", "sites": self.roster.sites}),

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -14,6 +15,7 @@ from exchange.messages import (
     MessageError,
     Payload,
     Request,
+    TrainReply,
     size_of,
 )
 from exchange.refusals import RefusalCode
@@ -146,7 +148,7 @@ class Roster:
                 continue
             bytes_up += size_of(reply.content)
             try:
-                answers[name] = kind.from_records(reply.content)
+                answers[name] = _sound(kind.from_records(reply.content), request)
                 outcomes[name] = "ok"
             except MessageError:
                 outcomes[name] = str(RefusalCode.PROTOCOL)
@@ -160,6 +162,16 @@ class Roster:
         raise QuorumError(
             f"{stage}: {answered} of {len(outcomes)} sites answered, the quorum is {self._limits.quorum}. {missing}."
         )
+
+
+def _sound(answer: AnyReply, request: Request) -> AnyReply:
+    """Refuse an answer that would spoil the sum: numbers that are not finite, or other weights than were sent."""
+    finite = all(np.isfinite(values).all() for values in answer.arrays.values())
+    sent = {name: values.shape for name, values in request.part("weights").items()}
+    came = {name: values.shape for name, values in answer.part("weights").items()}
+    if not finite or (isinstance(answer, TrainReply) and came != sent):
+        raise MessageError("an answer does not fit its question.")
+    return answer
 
 
 def _said(reply: Message) -> str:

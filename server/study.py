@@ -54,6 +54,12 @@ class RoundsConfig(Settings):
     start_deadline_s: float = Field(600, gt=0)
     """Seconds to wait for the sites at the start."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "RoundsConfig":
+        if self.sites is not None and self.sites < self.quorum:
+            raise ValueError(f"averaging.sites is {self.sites}, below the quorum of {self.quorum}. Raise it.")
+        return self
+
 
 class HarmonizationConfig(Settings):
     """How the sites' embeddings are made comparable."""
@@ -106,6 +112,8 @@ class Study(Settings):
         if "site" in self.harmonization.keep:
             raise ValueError("harmonization.keep holds 'site', which harmonization is there to remove. Leave it out.")
         for target in self.analyses.targets:
+            if target == "site":
+                raise ValueError("analyses.targets holds 'site', which is measured anyway. Leave it out.")
             if not isinstance(self.coding(target), Continuous):
                 raise ValueError(f"analyses.targets: '{target}' is a category; probes predict numbers.")
         return self

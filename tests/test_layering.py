@@ -35,14 +35,3 @@ def test_a_folder_imports_only_what_stands_below(folder):
     names = imported(folder)
     assert names & set(MAY_IMPORT) - {folder} <= MAY_IMPORT[folder]
     assert not names & NEVER.get(folder, set())
-
-
-def test_only_the_door_makes_messages():
-    """A reply is made by `Message(...)`; elsewhere at the site the class is at most a type."""
-    makers = {
-        path.name
-        for path in (PROJECT / "client").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Message"
-    }
-    assert makers == {"release.py"}

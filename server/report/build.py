@@ -92,12 +92,13 @@ def _headlines(data: RunData) -> list[tuple[str, str, str]]:
         )
     for target, scores in data.summary["probes"].get("embedding", {}).items():
         if "harmonized" in scores:
-            connectivity = data.summary["probes"]["connectivity"][target]["harmonized"]["r2"]
+            baseline = data.summary["probes"].get("connectivity", data.summary["probes"]["untrained"])
             found.append(
                 (
                     f"{_number(scores['raw']['r2'])} → {_number(scores['harmonized']['r2'])}",
                     f"{target} predicted (R²), raw → harmonized",
-                    f"functional connectivity: {_number(connectivity)}",
+                    f"{'functional connectivity' if 'connectivity' in data.summary['probes'] else 'untrained'}: "
+                    f"{_number(baseline[target]['harmonized']['r2'])}",
                 )
             )
     return found

@@ -87,7 +87,7 @@ class RunData:
         return None
 
     def _state(self, site: str) -> Path:
-        return self.folder / "sites" / site / "state" / self.summary["study"]
+        return self.folder / "sites" / site / "state" / "studies" / self.summary["study"]
 
     def _covariates(self, site: str) -> pd.DataFrame:
         settings = read_yaml(self.folder / "sites" / site / "site.yaml")

@@ -61,7 +61,7 @@ def test_cohorts_that_miss_the_contract_are_named(capsys, tmp_path, study, small
 def test_a_report_needs_a_run_that_ended(capsys, tmp_path):
     assert run_command(["report", str(tmp_path)]) == 2
 
-    assert "holds no summary.json" in capsys.readouterr().err
+    assert "has no summary" in capsys.readouterr().err
 
 
 def test_cohorts_of_another_length_and_tr_meet_the_contract(tmp_path, study, small_cohorts):

@@ -94,7 +94,7 @@ def test_the_policy_has_the_last_word(site):
 
 
 def test_messages_of_another_kind_are_refused(site):
-    other = DescribeRequest(study="s", contract={}, window={}, analyses=[], recipe="r").to_records()
+    other = DescribeRequest(study="s", contract={}, window={}, analyses=[], recipe="r", holdout=0, folds=1).to_records()
 
     assert ask(site, good, other).error.reason == "protocol.unreadable"
 
@@ -104,6 +104,14 @@ def test_a_site_that_is_not_set_up_says_only_that(tmp_path, capfd):
 
     assert reply.error.reason == "site.not-set-up"
     assert "sub-0042" in capfd.readouterr().out  # in the SuperNode's own output
+
+
+def test_settings_that_cannot_be_read_do_not_leave_their_path(tmp_path, capfd):
+    (tmp_path / "sub-0042").write_text("a file, no folder")
+
+    reply = ask(tmp_path / "sub-0042" / "site.yaml", good)
+
+    assert (reply.error.code, reply.error.reason) == (RefusalCode.SETUP.number, "site.not-set-up")
 
 
 def test_no_other_module_of_the_client_makes_messages():

@@ -32,7 +32,15 @@ ARRAYS = join(
     sums={"n": np.array(3.0), "empty": np.empty((0, 4)), "order": np.asfortranarray(np.arange(6.0).reshape(2, 3))},
 )
 PAYLOADS: list[Payload] = [
-    DescribeRequest(study="s", contract={"atlases": {"a": "h"}}, window={"t_r": 2.0}, analyses=["combat"], recipe="r"),
+    DescribeRequest(
+        study="s",
+        contract={"atlases": {"a": "h"}},
+        window={"t_r": 2.0},
+        analyses=["combat"],
+        recipe="r",
+        holdout=0.2,
+        folds=5,
+    ),
     DescribeReply(
         site="x",
         n_participants=3,

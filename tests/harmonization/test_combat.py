@@ -129,6 +129,24 @@ def test_refuses_a_covariate_that_is_constant_inside_every_site(five_sites):
         ComBatHarmonizer().fit(five_sites.features, covariates, five_sites.site)
 
 
+def test_rounding_does_not_make_a_covariate_vary(five_sites):
+    constants = np.array([0.1, 0.3, 0.7, 0.2, 0.6])[five_sites.site][:, None]
+
+    with pytest.raises(DesignError, match="constant inside every site"):
+        ComBatHarmonizer().fit(five_sites.features, constants, five_sites.site)
+
+
+@pytest.mark.parametrize("prior", ["parametric", "nonparametric", "none"])
+def test_a_feature_that_is_constant_at_one_site_leaves_the_others_alone(five_sites, prior):
+    features = five_sites.features.copy()
+    features[five_sites.site == 1, 2] = 0.5
+
+    harmonized = ComBatHarmonizer(prior=prior).fit_transform(features, None, five_sites.site)
+
+    assert np.isfinite(harmonized).all()
+    assert np.abs(harmonized - features).max() < 20
+
+
 def test_refuses_collinear_covariates(five_sites):
     covariates = np.column_stack([five_sites.covariates, five_sites.covariates.sum(axis=1)])
 

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from harmonization import CrossValidatedRidge, SiteClassification, SiteTable, SiteVariance, run_pooled
+from harmonization import CrossValidatedRidge, SiteClassification, SiteTable, SiteVariance, add_sums, run_pooled
+from harmonization.errors import SmallGroupError
 from tests.support.sites import Sites, make_sites
 
 
@@ -71,3 +74,40 @@ def test_combat_on_training_folds_takes_site_and_leaves_age():
     assert harmonized.balanced_accuracy < raw.balanced_accuracy / 1.5
     assert age_r2(combat=True) > age_r2() - 0.02
     assert age_r2(covariates=False, combat=True) < age_r2(combat=True) / 2
+
+
+def test_people_of_another_age_are_not_another_site():
+    """Without a scanner effect, what sets sites of other ages apart is age; its estimate leaves a trace where N is small."""
+    sites = make_sites((70, 60, 80), 30, seed=3, site_effect=0.0)
+
+    def above_chance(covariates: bool, combat: bool) -> float:
+        analysis = SiteClassification(combat=combat, permutations=60)
+        result = run_pooled(analysis, labelled(sites, covariates))
+        return result.balanced_accuracy - result.null_mean
+
+    with_age = above_chance(covariates=False, combat=False)
+    assert with_age > 0.25
+    assert above_chance(covariates=True, combat=False) < with_age / 2
+    assert above_chance(covariates=True, combat=True) < with_age / 4
+
+
+def test_no_class_of_a_permuted_labeling_stands_for_few():
+    sites = make_sites((56, 34, 20), 6)
+    analysis = SiteClassification(permutations=100)
+    tables = [replace(table, min_group=4) for table in labelled(sites)]
+    moments = analysis.solve(add_sums([analysis.summarize(table, None) for table in tables]), None)
+
+    for table in tables:
+        counts = analysis.summarize(table, moments)["class_n"]  # [K, 1 + B, C]
+        withheld = analysis.summarize(replace(table, min_group=1), moments)["class_n"].sum(axis=2) - counts.sum(axis=2)
+        assert not ((counts > 0) & (counts < 4)).any()
+        assert not ((withheld > 0) & (withheld < 4)).any()
+    result = run_pooled(analysis, tables)
+    assert result.null_mean == pytest.approx(1 / 3, abs=0.04)
+
+
+def test_a_fold_stands_for_enough_people():
+    tables = [replace(table, min_group=10) for table in labelled(make_sites((60, 49), 4))]
+
+    with pytest.raises(SmallGroupError, match="49 participants in 5 folds are fewer than 10 in each"):
+        run_pooled(SiteClassification(permutations=0), tables)

@@ -29,7 +29,7 @@ def test_a_simulation_equals_the_same_study_in_one_process(tmp_path, small_cohor
             assert real["probes"][features]["age"][variant] == pytest.approx(scores, rel=1e-9)
     for cohort in small_cohorts:
         state = folder / "sites" / cohort.name / "state"
-        assert (state / "small" / "embedding.residualized.parquet").is_file()
+        assert (state / "studies" / "small" / "embedding.residualized.parquet").is_file()
         assert (state / "audit.jsonl").is_file()
     assert processes_of(tmp_path) == []
 

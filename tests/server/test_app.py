@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ from flwr.app import Message
 from neuroCombat import neuroCombat
 
 from client.audit import AuditLog
+from cohorts.simulation import simulate_cohorts, simulated_hospitals
+from exchange.messages import TrainReply, TrainRequest, join
 from harmonization import (
     ComBat,
     CrossValidatedRidge,
@@ -22,6 +25,7 @@ from harmonization import (
 )
 from server.errors import QuorumError
 from server.journal import Journal
+from server.report import write_report
 from server.study import load_study
 from tests.support.federation import STUDY, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
@@ -163,9 +167,9 @@ def test_what_stays_at_a_site_stays_there(finished_run):
 
 
 def test_artefacts_name_what_made_them(finished_run):
-    about = json.loads((finished_run.sites[0].parent / "state" / "small" / "embedding.residualized.json").read_text())[
-        "about"
-    ]
+    about = json.loads(
+        (finished_run.sites[0].parent / "state" / "studies" / "small" / "embedding.residualized.json").read_text()
+    )["about"]
 
     assert about["recipe"] == "rsfmri_brainlm_segments_v1"
     assert about["preprocessing"] == "simulated"
@@ -240,6 +244,36 @@ def test_a_diverging_site_is_named_by_its_code(tmp_path, small_cohorts):
         run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts)), study)
 
 
+def test_weights_that_are_not_finite_leave_their_site_out(tmp_path, small_cohorts):
+    def spoil(node, message):
+        if node != 1 or message.metadata.message_type != "train":
+            return None
+        request = TrainRequest.from_records(message.content)
+        weights = {name: np.full_like(values, np.nan) for name, values in request.part("weights").items()}
+        reply = TrainReply(arrays=join(weights=weights), n_windows=5, loss=1.0, atlas="schaefer100")
+        return Message(reply.to_records(), reply_to=message)
+
+    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts), spoil))
+
+    assert journal.facts()["status"] == "completed"
+    spoilt = journal.table("outcomes").query("site == 'aalborg' and outcome == 'protocol.unreadable'")
+    assert len(spoilt) == STUDY["averaging"]["rounds"]
+
+
+def test_sites_with_other_atlases_train_and_measure_together(tmp_path, small_cohorts):
+    (other,) = simulate_cohorts(tmp_path / "c", simulated_hospitals(1, 12, minutes=2.2), atlas="aal116", seed=3)
+    Path(other).rename(tmp_path / "dalarna")
+    study = {**STUDY, "cohort": {"atlases": ["schaefer100", "aal116"]}}
+    sites = write_sites(tmp_path / "s", [*small_cohorts, tmp_path / "dalarna"])
+
+    run_study(tmp_path / "run", LocalGrid(sites), study)
+
+    summary = summary_of(tmp_path / "run")
+    assert {site["atlas"] for site in summary["sites"].values()} == {"schaefer100", "aal116"}
+    assert set(summary["probes"]) == {"embedding", "untrained"}  # edges of another atlas are other features
+    assert write_report(tmp_path / "run").is_file()
+
+
 def test_a_study_without_harmonization_measures_and_residualizes_only(tmp_path, small_cohorts):
     study = {**STUDY, "harmonization": {"method": "none", "residualize": ["age", "site"]}}
     sites = write_sites(tmp_path / "s", small_cohorts)
@@ -248,7 +282,7 @@ def test_a_study_without_harmonization_measures_and_residualizes_only(tmp_path, 
 
     summary = summary_of(tmp_path / "run")
     assert set(summary["harmonization"]["site_effect"]["embedding"]) == {"raw"}
-    assert not (sites[0].parent / "state" / "small" / "embedding.harmonized.parquet").exists()
+    assert not (sites[0].parent / "state" / "studies" / "small" / "embedding.harmonized.parquet").exists()
     residuals = np.concatenate([values(features(site, "embedding.residualized")) for site in sites])
     ages = np.concatenate([(lambda a: a - a.mean())(features(site, "embedding")["age"].to_numpy()) for site in sites])
     np.testing.assert_allclose(ages @ residuals, 0, atol=1e-6)

@@ -28,6 +28,8 @@ def request_(tmp_path) -> DescribeRequest:
         window=study.model.window.model_dump(mode="json"),
         analyses=study.asks_for(),
         recipe=study.recipe,
+        holdout=0.2,
+        folds=3,
     )
 
 

@@ -61,7 +61,7 @@ def run_study(folder: Path, grid: LocalGrid, study: dict[str, object] = STUDY) -
 
 def features(site: Path, name: str, study: str = "small") -> pd.DataFrame:
     """A feature set on a site's disk, with the participants' covariates."""
-    table = pd.read_parquet(site.parent / "state" / study / f"{name}.parquet").set_index("participant_id")
+    table = pd.read_parquet(site.parent / "state" / "studies" / study / f"{name}.parquet").set_index("participant_id")
     settings = yaml.safe_load(site.read_text())
     people = Cohort.open(settings["cohort"]).covariates().set_index("participant_id")
     return table.join(people)

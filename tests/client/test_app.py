@@ -1,0 +1,108 @@
+"""What a coordinator could ask for to single out participants, and what the site says to it."""
+
+import numpy as np
+import pytest
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from brainlm import ModelConfig, TrainingConfig
+from brainlm.pretraining import initial_model
+from client.app import app
+from client.features import FeatureSet, FeatureStore
+from client.site import find_site
+from cohorts import Cohort
+from cohorts.settings import check_settings
+from exchange.messages import DescribeRequest, Job, Payload, SummarizeRequest, TableSpec, TrainReply, TrainRequest, join
+from harmonization import CrossValidatedRidge, Design
+from harmonization.design import KNOWN, Categorical
+from tests.support.federation import STUDY
+from tests.support.local_grid import write_site
+
+MODEL = check_settings(STUDY["model"], ModelConfig, "model")
+
+
+@pytest.fixture
+def context(tmp_path, small_cohorts) -> Context:
+    """A site of 21 people with the default numbers of a policy."""
+    site = write_site(tmp_path / "a", "aalborg", small_cohorts[0], min_participants=10, min_group=5)
+    return Context(7, 1, {"site-config": str(site)}, RecordDict(), {})
+
+
+@pytest.fixture
+def features(context, small_cohorts) -> np.ndarray:
+    """Features that lie at the site, a row a participant."""
+    people = Cohort.open(small_cohorts[0]).covariates()["participant_id"].tolist()
+    values = np.random.default_rng(0).normal(size=(len(people), 4))
+    FeatureStore(find_site(context).folder_of("small")).write("x", FeatureSet(people, values))
+    return values
+
+
+def ask(context: Context, request: Payload) -> RecordDict | Error:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 0, 0
+    reply = app(Message(request.to_records(), dst_node_id=1, message_type=request.message), context)
+    return reply.error if reply.has_error() else reply.content
+
+
+def train(context: Context, holdout: float, **changes: object) -> RecordDict | Error:
+    weights = {name: values.numpy() for name, values in initial_model(MODEL, 0).state_dict().items()}
+    training = TrainingConfig(**{**STUDY["training"], "steps_per_round": 3, "holdout": holdout, **changes})
+    return ask(
+        context,
+        TrainRequest(
+            arrays=join(weights=weights),
+            study="small",
+            model=MODEL.model_dump(mode="json"),
+            training=training.model_dump(mode="json"),
+            round_number=1,
+            rounds=1,
+            seed=0,
+        ),
+    )
+
+
+def summarize(context: Context, analysis: str, covariates: list[object], **parameters: object) -> RecordDict | Error:
+    table = TableSpec(features="x", covariates=Design(tuple(covariates)).to_json(), target="age")
+    job = Job(analysis=analysis, parameters=parameters, table=table)
+    return ask(context, SummarizeRequest(study="small", jobs={"j": job}))
+
+
+def test_the_held_out_are_not_evaluated_where_they_are_few(context):
+    alone = TrainReply.from_records(train(context, holdout=0.05)).part("evaluation")
+    enough = TrainReply.from_records(train(context, holdout=0.4)).part("evaluation")
+
+    assert all(not values.any() for values in alone.values())
+    assert enough["count"].all()
+
+
+@pytest.mark.parametrize("changes", [{"holdout": 0.9}, {"holdout": 0.2, "batch_size": 1}])
+def test_an_update_stands_for_enough_participants(context, changes):
+    assert train(context, **changes).reason == "policy.too-few-participants"
+
+
+def test_folds_hold_enough_participants(context, features):
+    assert isinstance(summarize(context, "cross_validated_ridge", [], n_folds=4), RecordDict)
+    assert summarize(context, "cross_validated_ridge", [], n_folds=len(features)).reason == "policy.small-group"
+
+
+def test_categories_single_nobody_out(context, features, small_cohorts):
+    ages = Cohort.open(small_cohorts[0]).covariates()["age"].astype(str)
+
+    assert summarize(context, "combat", [Categorical("age", tuple(ages.unique()))]).reason == "policy.small-group"
+    assert summarize(context, "combat", [KNOWN["age"]] * 6).reason == "policy.small-group"
+    assert isinstance(summarize(context, "combat", [KNOWN["age"]]), RecordDict)
+
+
+def test_a_study_that_will_be_refused_later_is_refused_at_once(context):
+    request = DescribeRequest(
+        study="small",
+        contract={"atlases": {"schaefer100": Cohort.open(find_site(context).cohort.path).atlas.content_hash}},
+        window=MODEL.window.model_dump(mode="json"),
+        analyses=[CrossValidatedRidge.name],
+        recipe="rsfmri_brainlm_segments_v1",
+        holdout=0.2,
+        folds=4,
+    )
+
+    assert isinstance(ask(context, request), RecordDict)
+    assert ask(context, request.model_copy(update={"folds": 5})).reason == "policy.small-group"
+    assert ask(context, request.model_copy(update={"holdout": 0.8})).reason == "policy.too-few-participants"
