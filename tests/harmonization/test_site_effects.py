@@ -77,7 +77,7 @@ def test_combat_on_training_folds_takes_site_and_leaves_age():
 
 
 def test_people_of_another_age_are_not_another_site():
-    """Without a scanner effect, what sets sites of other ages apart is age; its estimate leaves a trace where N is small."""
+    """Without a scanner effect age alone sets sites apart; its estimate leaves a trace where N is small."""
     sites = make_sites((70, 60, 80), 30, seed=3, site_effect=0.0)
 
     def above_chance(covariates: bool, combat: bool) -> float:
