@@ -73,7 +73,7 @@ def split_tokens(noise: Tensor, mask: MaskConfig, n_patches: int, valid: Tensor 
     valid_tokens = valid.repeat_interleave(n_patches, dim=1)
     order = torch.argsort(noise.masked_fill(~valid_tokens, torch.inf), dim=1, stable=True)
     n_valid = valid_tokens.sum(dim=1)
-    n_visible = ((n_valid // unit * (1 - mask.ratio)).long().clamp(min=1) * unit).minimum(n_valid)
+    n_visible = (((n_valid // unit).double() * (1 - mask.ratio)).long().clamp(min=1) * unit).minimum(n_valid)
     n_hidden = n_valid - n_visible
     rank = torch.arange(n_tokens, device=noise.device).expand(n_windows, -1)
     columns = rank[:, : int(n_visible.max())]
