@@ -78,7 +78,7 @@ class FeatureStore:
         Raises
         ------
         Refusal
-            If it was never made: the coordinator asked out of order.
+            If it was never made (the coordinator asked out of order), or a kill left it half written.
         """
         path = self._path(name)
         if not path.is_file():

@@ -138,7 +138,8 @@ def _effects(data: RunData) -> Table:
             rows.append(row)
     note = (
         "η² is the mean share of a feature's variance between sites, in sample and with differences in age; the "
-        "accuracy is held out and, once harmonized, beyond the kept covariates. Errors are in the target's own units."
+        "accuracy is held out and, except for the control, beyond the kept covariates. Errors are in the target's "
+        "own units."
     )
     return Table(header, rows, note)
 
