@@ -1,7 +1,7 @@
 """Settings of the model and of its training: YAML in, checked, with a sentence for each field."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,11 @@ class WindowConfig(Settings):
     """What the model sees of a recording."""
 
     t_r: float = Field(2.0, gt=0, le=20)
-    """Seconds a frame. Recordings with another TR are resampled to it, band-limited."""
+    """Seconds a frame."""
+    temporal: Literal["resample", "adaptive"] = "resample"
+    """What becomes of recordings with another TR. ``resample``: they are resampled to ``t_r``, band-limited.
+    ``adaptive``: they keep their frames; a patch lasts as long at every site and holds as many frames as its TR gives,
+    and the weights that read and write it are resized to that number."""
     n_frames: int = Field(200, ge=1)
     """Frames a window."""
     patch_frames: int = Field(20, ge=1)
@@ -37,14 +41,34 @@ class WindowConfig(Settings):
     def seconds(self) -> float:
         return self.n_frames * self.t_r
 
+    def frames_a_patch(self, t_r: float) -> int:
+        """Frames of a recording with this TR in a patch, as the model is given them."""
+        return max(1, round(self.patch_frames * self.t_r / t_r)) if self.temporal == "adaptive" else self.patch_frames
+
 
 class MaskConfig(Settings):
     """What is hidden from the encoder."""
 
-    kind: Literal["random", "parcel"] = "random"
-    """``random``: tokens; ``parcel``: whole parcels."""
+    kind: Literal["random", "parcel", "time", "future", "mixed"] = "random"
+    """``random``: tokens; ``parcel``: whole parcels; ``time``: whole time spans; ``future``: the last ones;
+    ``mixed``: another of these for every batch, drawn by ``weights``."""
     ratio: float = Field(0.75, ge=0, lt=1)
     """Fraction hidden."""
+    initial_ratio: float | None = Field(None, ge=0, lt=1)
+    """Fraction hidden when training begins; it moves to ``ratio`` in a straight line. Null: ``ratio`` throughout."""
+    weights: dict[Literal["random", "parcel", "time", "future"], Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict
+    )
+    """With ``mixed``: how often each kind is drawn, as a share of their sum."""
+
+    @model_validator(mode="after")
+    def _weights_of_a_mixture(self) -> "MaskConfig":
+        if (self.kind == "mixed") != bool(self.weights):
+            raise ValueError(
+                f"mask.weights and kind '{self.kind}' do not go together: kind 'mixed' needs weights, such as "
+                "{random: 3, future: 1}, and no other kind has them."
+            )
+        return self
 
 
 class ModelConfig(Settings):
@@ -52,6 +76,16 @@ class ModelConfig(Settings):
 
     window: WindowConfig = WindowConfig()
     mask: MaskConfig = MaskConfig()
+    objective: Literal["reconstruction", "latent"] = "reconstruction"
+    """``reconstruction``: predict the hidden signal. ``latent``: predict what a slowly moving copy of the encoder makes
+    of it when it sees everything, as in Brain-JEPA (Dong et al., NeurIPS 2024)."""
+    target_decay: float = Field(0.99, ge=0, lt=1)
+    """With ``latent``: the share of the slow copy that every step keeps."""
+    residual: Literal["none", "gaussian"] = "none"
+    """``gaussian``: the decoder starts from what a linear Gaussian predictor makes of the visible signal and learns
+    what that misses. Its covariance is one more sum over the sites."""
+    parcels_per_token: int = Field(1, ge=1)
+    """Neighbouring parcels in a token. More make tokens fewer and the model faster, and the picture coarser."""
     width: int = Field(256, ge=8)
     """Width of the encoder's tokens."""
     depth: int = Field(4, ge=1)
@@ -61,6 +95,8 @@ class ModelConfig(Settings):
     """Width of the decoder, which only predicts: a small one keeps the knowledge in the encoder."""
     decoder_depth: int = Field(2, ge=1)
     decoder_heads: int = Field(4, ge=1)
+    decode_every: int = Field(1, ge=1)
+    """In training, predict every n-th hidden token only, which is faster; evaluation predicts all."""
     mlp_ratio: float = Field(4.0, gt=0)
     """Hidden width of a block's perceptron over its token width."""
 

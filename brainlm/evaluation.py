@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brainlm.masking import draw_noise
+from brainlm.masking import choose_mask
 from brainlm.model import BrainLM, MAEOutput
 from brainlm.windows import Batch, WindowSet
 from cohorts.seeding import derive_seed
@@ -116,6 +116,6 @@ def reconstruct_example(
 
 
 def _reconstruct(model: BrainLM, batch: Batch, generator: torch.Generator) -> tuple[Tensor, MAEOutput]:
-    shape = (len(batch), batch.signal.shape[1], model.config.window.n_patches)
-    noise = draw_noise(model.config.mask, shape, generator).to(batch.signal.device)
-    return batch.signal, model(batch.signal, batch.coordinates, noise, batch.valid)
+    mask = choose_mask(model.config.mask, generator=generator)
+    noise = model.draw_noise(mask, len(batch), batch.signal.shape[1], generator).to(batch.signal.device)
+    return batch.signal, model(batch.signal, batch.coordinates, noise, batch.valid, mask=mask)

@@ -2,6 +2,9 @@
 
 A token's noise decides: in each window the tokens of smallest noise stay visible, as in He et al., Masked
 Autoencoders (CVPR 2022). Tokens of missing parcels are neither seen nor scored.
+
+Shapes: B windows, P parcels (or groups of parcels that share a token), S patches of time, N = P * S tokens, which count
+parcel by parcel.
 """
 
 from dataclasses import dataclass
@@ -29,6 +32,31 @@ class TokenSplit:
     visible_valid: Tensor | None
     hidden_valid: Tensor | None
 
+    def masks(self, n_tokens: int) -> tuple[Tensor, Tensor]:
+        """Return bool [B, N], one True for each visible token, the other for each hidden one."""
+        return _mark(self.visible, self.visible_valid, n_tokens), _mark(self.hidden, self.hidden_valid, n_tokens)
+
+
+def choose_mask(mask: MaskConfig, progress: float = 1.0, generator: torch.Generator | None = None) -> MaskConfig:
+    """Choose what one batch hides: a kind out of a mixture, and the ratio at this point of the training.
+
+    Parameters
+    ----------
+    mask : MaskConfig
+        The model's.
+    progress : float
+        Fraction of the training that is done; 1 in evaluation.
+    generator : torch.Generator, optional
+        Source of the choice.
+    """
+    kind = mask.kind
+    if kind == "mixed":
+        kinds = sorted(mask.weights)
+        weights = torch.tensor([mask.weights[name] for name in kinds])
+        kind = kinds[int(torch.multinomial(weights, 1, generator=generator))]
+    start = mask.ratio if mask.initial_ratio is None else mask.initial_ratio
+    return MaskConfig(kind=kind, ratio=start + (mask.ratio - start) * min(1.0, progress))
+
 
 def draw_noise(mask: MaskConfig, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
     """Draw the noise [B, N] in [0, 1) that hides tokens after `mask`.
@@ -38,34 +66,41 @@ def draw_noise(mask: MaskConfig, shape: tuple[int, int, int], generator: torch.G
     mask : MaskConfig
         Kind of the mask.
     shape : tuple of int
-        Windows, parcels and patches a parcel. Tokens count parcel by parcel.
+        Windows, parcels and patches a parcel: B, P, S.
     generator : torch.Generator, optional
         Source of the numbers; torch's own if not given.
     """
     n_windows, n_parcels, n_patches = shape
     if mask.kind == "parcel":
-        parcels = torch.rand(n_windows, n_parcels, 1, generator=generator)
-        return parcels.expand(-1, -1, n_patches).reshape(n_windows, -1)
-    return torch.rand(n_windows, n_parcels * n_patches, generator=generator)
+        noise = torch.rand(n_windows, n_parcels, 1, generator=generator)
+    elif mask.kind == "time":
+        # Ranks, which never tie: tied patches would share their tokens between seen and hidden.
+        noise = torch.rand(n_windows, 1, n_patches, generator=generator).argsort(dim=2) / n_patches
+    elif mask.kind == "future":
+        noise = torch.arange(n_patches).expand(n_windows, 1, -1) / n_patches
+    else:
+        noise = torch.rand(n_windows, n_parcels, n_patches, generator=generator)
+    return noise.expand(-1, n_parcels, n_patches).reshape(n_windows, -1)
 
 
 def split_tokens(noise: Tensor, mask: MaskConfig, n_patches: int, valid: Tensor | None) -> TokenSplit:
     """Split tokens into visible and hidden ones.
 
-    Of V valid tokens ``int(V * (1 - ratio))`` stay visible, at least one; masks of whole parcels count parcels.
+    Of V valid tokens ``int(V * (1 - ratio))`` stay visible, at least one; masks of whole parcels count parcels, masks
+    of whole time spans count patches.
 
     Parameters
     ----------
     noise : torch.Tensor
         [B, N], smallest stay visible.
     n_patches : int
-        Tokens a parcel.
+        Tokens a parcel, S.
     valid : torch.Tensor or None
         [B, P] bool, False for missing parcels; None if all are there.
     """
     n_windows, n_tokens = noise.shape
-    unit = n_patches if mask.kind == "parcel" else 1
     if valid is None:
+        unit = {"parcel": n_patches, "time": n_tokens // n_patches, "future": n_tokens // n_patches}.get(mask.kind, 1)
         n_visible = max(1, int(n_tokens // unit * (1 - mask.ratio))) * unit
         order = torch.argsort(noise, dim=1, stable=True)
         return TokenSplit(order[:, :n_visible], order[:, n_visible:], None, None)
@@ -73,19 +108,29 @@ def split_tokens(noise: Tensor, mask: MaskConfig, n_patches: int, valid: Tensor 
     valid_tokens = valid.repeat_interleave(n_patches, dim=1)
     order = torch.argsort(noise.masked_fill(~valid_tokens, torch.inf), dim=1, stable=True)
     n_valid = valid_tokens.sum(dim=1)
-    n_visible = (((n_valid // unit).double() * (1 - mask.ratio)).long().clamp(min=1) * unit).minimum(n_valid)
-    n_hidden = n_valid - n_visible
+    units = {"parcel": torch.full_like(n_valid, n_patches), "time": valid.sum(dim=1), "future": valid.sum(dim=1)}
+    unit_of = units.get(mask.kind, torch.ones_like(n_valid)).clamp(min=1)
+    n_units = (n_valid // unit_of).double() * (1 - mask.ratio)
+    visible_counts = (n_units.long().clamp(min=1) * unit_of).minimum(n_valid)
+    hidden_counts = n_valid - visible_counts
     rank = torch.arange(n_tokens, device=noise.device).expand(n_windows, -1)
-    columns = rank[:, : int(n_visible.max())]
+    columns = rank[:, : int(visible_counts.max())]
     visible = order.gather(1, columns)
-    hidden_rank = n_visible[:, None] + rank[:, : int(n_hidden.max())]
+    hidden_rank = visible_counts[:, None] + rank[:, : int(hidden_counts.max())]
     hidden = order.gather(1, hidden_rank.clamp(max=n_tokens - 1))
     return TokenSplit(
         visible,
         hidden,
-        _unless_all(columns < n_visible[:, None]),
-        _unless_all(rank[:, : hidden.shape[1]] < n_hidden[:, None]),
+        _unless_all(columns < visible_counts[:, None]),
+        _unless_all(rank[:, : hidden.shape[1]] < hidden_counts[:, None]),
     )
+
+
+def _mark(index: Tensor, rows: Tensor | None, n_tokens: int) -> Tensor:
+    there = torch.ones_like(index, dtype=torch.bool) if rows is None else rows
+    # Padding is marked in a column of its own, which is cut off.
+    marked = there.new_zeros(len(index), n_tokens + 1)
+    return marked.scatter(1, index.masked_fill(~there, n_tokens), value=True)[:, :-1]
 
 
 def _unless_all(rows: Tensor) -> Tensor | None:

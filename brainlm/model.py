@@ -1,25 +1,37 @@
 """BrainLM: a vision-transformer masked autoencoder over parcel time series.
 
-A window [P, T] is cut into tokens of one parcel and `patch_frames` frames. The encoder sees the visible tokens; the
-decoder predicts each hidden one by attending from its place (where in the brain, when in the window) to what the
-encoder made of the visible ones. After Ortega Caro et al., BrainLM (ICLR 2024), He et al., Masked Autoencoders
-(CVPR 2022), and for the cross-attention decoder Fu et al., Rethinking Patch Dependence for MAE (2024).
+A window [P, T] is cut into tokens of one parcel (or a few neighbours) and a span of time. The encoder sees the visible
+tokens; the decoder predicts each hidden one from its place and from what the encoder made of the visible ones. After
+Ortega Caro et al., BrainLM (ICLR 2024), He et al., Masked Autoencoders (CVPR 2022), and for the decoder that attends
+only to visible tokens Fu et al., Rethinking Patch Dependence for MAE (2024).
 
-Shapes: B windows, P parcels, T frames, N = P * T / patch_frames tokens, D encoder width, E decoder width.
+Attention is factorised, as in Bertasius et al., TimeSformer (ICML 2021): a token looks at the other parcels during its
+own time span, then at its own parcel during the other spans. What a parcel does is mostly told by what others do at
+the same moment, so this learns sooner and costs less than attention among all tokens.
+
+Shapes: B windows, P parcels, T frames; tokens lie on a grid of G groups of parcels and S spans of time, N = G * S, and
+count group by group; M of them are chosen; D is the encoder's width, E the decoder's.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brainlm.config import ModelConfig
-from brainlm.errors import ShapeError
-from brainlm.masking import draw_noise, split_tokens
+from brainlm.attention import Block, Chosen, Tokens, take_rows
+from brainlm.config import MaskConfig, ModelConfig
+from brainlm.masking import choose_mask, draw_noise, split_tokens
+from brainlm.objectives import LatentPrediction
+from brainlm.patches import Patches, cut
+from brainlm.place import PlaceCode
 
-_WAVELENGTHS_MM = (320.0, 160.0, 80.0, 40.0, 20.0)
+
+class Predictor(Protocol):
+    """Something that predicts hidden values from visible ones, such as `brainlm.gaussian.GaussianPredictor`."""
+
+    def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
+        """Predict [B, P, T] from a signal of that shape, where it is visible (bool), and valid parcels [B, P]."""
 
 
 class MAEOutput(NamedTuple):
@@ -28,13 +40,15 @@ class MAEOutput(NamedTuple):
     Attributes
     ----------
     loss : torch.Tensor
-        [B], mean squared error over each window's hidden values.
+        [B], mean squared error over each window's hidden values; with ``objective: latent``, the error of the hidden
+        tokens' latents is added.
     reconstruction : torch.Tensor
         [B, P, T], predictions where hidden, the signal itself elsewhere.
     mask : torch.Tensor
         [B, P, T], 1 where a value was hidden and scored, else 0.
     latent : torch.Tensor
-        [B, N_visible, D], the encoder's tokens. Rows of windows with fewer visible tokens end in zeros.
+        [B, N_visible, D], the encoder's tokens, those of least noise first. Rows of windows with fewer visible tokens
+        end in zeros.
     """
 
     loss: Tensor
@@ -43,80 +57,69 @@ class MAEOutput(NamedTuple):
     latent: Tensor
 
 
-class Attention(nn.Module):
-    """Multi-head attention from `queries` to `context`, in one fused kernel."""
+class Encoder(nn.Module):
+    """From patches to tokens that know of each other.
 
-    def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
+    Parameters
+    ----------
+    config : ModelConfig
+        Sizes and window.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(context_width or width, 2 * width)
-        self.project = nn.Linear(width, width)
+        window, width = config.window, config.width
+        self.embed = nn.Linear(window.patch_frames * config.parcels_per_token, width)
+        self.place = PlaceCode(width)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.mlp_ratio, window.n_patches) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(width)
 
-    def forward(self, queries: Tensor, context: Tensor, context_valid: Tensor | None) -> Tensor:
-        q = self._split(self.query(queries))
-        k, v = (self._split(part) for part in self.key_value(context).chunk(2, dim=-1))
-        allowed = None if context_valid is None else context_valid[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        return self.project(mixed.transpose(1, 2).flatten(2))
-
-    def _split(self, tokens: Tensor) -> Tensor:
-        """[B, N, D] → [B, heads, N, D / heads]."""
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-class Perceptron(nn.Sequential):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, width: int, ratio: float) -> None:
-        hidden = int(width * ratio)
-        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+    def forward(self, patches: Patches, visible: Chosen) -> Tokens:
+        """Encode the visible tokens → values [B, M, D]."""
+        place = _of_all_spans(self.place(patches.coordinates), patches.n_spans)  # [B, N, D]
+        place = visible.take(place)
+        tokens = Tokens(self.embed(visible.take(patches.inputs)) + place, place, visible)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens._replace(values=self.norm(tokens.values))
 
 
-class EncoderBlock(nn.Module):
-    """Self-attention and a perceptron, each with a residual path and the norm before it."""
+class Decoder(nn.Module):
+    """From the encoder's tokens to a state for every hidden one.
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    Parameters
+    ----------
+    config : ModelConfig
+        Sizes and window.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm_attention = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = Perceptron(width, mlp_ratio)
+        window, width = config.window, config.decoder_width
+        self.place = PlaceCode(width)
+        # An embedding of one row rather than a bare parameter: Opacus takes per-sample gradients of modules only.
+        self.mask_token = nn.Embedding(1, width)
+        self.prior = None
+        if config.residual == "gaussian":
+            self.prior = nn.Linear(window.patch_frames * config.parcels_per_token, width)
+        self.blocks = nn.ModuleList(
+            Block(width, config.decoder_heads, config.mlp_ratio, window.n_patches, config.width)
+            for _ in range(config.decoder_depth)
+        )
+        self.norm = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
-        normed = self.norm_attention(tokens)
-        tokens = tokens + self.attention(normed, normed, valid)
-        return tokens + self.mlp(self.norm_mlp(tokens))
-
-
-class DecoderBlock(nn.Module):
-    """Cross-attention from hidden tokens to the encoder's, and a perceptron."""
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float, context_width: int) -> None:
-        super().__init__()
-        self.norm_attention = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, context_width)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = Perceptron(width, mlp_ratio)
-
-    def forward(self, queries: Tensor, context: Tensor, context_valid: Tensor | None) -> Tensor:
-        queries = queries + self.attention(self.norm_attention(queries), context, context_valid)
-        return queries + self.mlp(self.norm_mlp(queries))
-
-
-class PlaceCode(nn.Module):
-    """Codes where (millimetres) and when (patch) a token is; works for any atlas and number of parcels."""
-
-    def __init__(self, width: int, n_patches: int) -> None:
-        super().__init__()
-        self.where = nn.Linear(6 * len(_WAVELENGTHS_MM), width)
-        self.register_buffer("when", sinusoid(torch.arange(n_patches), width), persistent=False)
-
-    def forward(self, coordinates: Tensor) -> Tensor:
-        """[B, P, 3] mm → [B, P, patches, width]."""
-        phase = coordinates[..., None] * (2 * math.pi / coordinates.new_tensor(_WAVELENGTHS_MM))
-        waves = torch.cat([phase.sin(), phase.cos()], dim=-1).flatten(2)  # [B, P, 3 * 2 * wavelengths]
-        return self.where(waves)[:, :, None] + self.when
+    def forward(self, patches: Patches, hidden: Chosen, context: Tokens, prior: Tensor | None) -> Tensor:
+        """Return the hidden tokens' states [B, M, E]; `prior` [B, N, patch] is a first guess of their signal."""
+        place = hidden.take(_of_all_spans(self.place(patches.coordinates), patches.n_spans))
+        values = place + self.mask_token.weight[0]
+        if self.prior is not None and prior is not None:
+            values = values + self.prior(hidden.take(prior))
+        tokens = Tokens(values, place, hidden)
+        for block in self.blocks:
+            tokens = block(tokens, context)
+        return self.norm(tokens.values)
 
 
 class BrainLM(nn.Module):
@@ -126,28 +129,27 @@ class BrainLM(nn.Module):
     ----------
     config : ModelConfig
         Sizes, window and mask.
+
+    Attributes
+    ----------
+    prior : Predictor or None
+        With ``residual: gaussian``, what predicts hidden values linearly. It belongs to an atlas, not to the weights,
+        and is not saved with them; without it the model predicts as if the linear prediction were zero.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        n_patches, patch_frames = config.window.n_patches, config.window.patch_frames
-        self.embed = nn.Linear(patch_frames, config.width)
-        self.encoder_place = PlaceCode(config.width, n_patches)
-        self.encoder = nn.ModuleList(
-            EncoderBlock(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
-        )
-        self.encoder_norm = nn.LayerNorm(config.width)
-        self.decoder_place = PlaceCode(config.decoder_width, n_patches)
-        # An embedding of one row rather than a bare parameter: Opacus takes per-sample gradients of modules only.
-        self.mask_token = nn.Embedding(1, config.decoder_width)
-        self.decoder = nn.ModuleList(
-            DecoderBlock(config.decoder_width, config.decoder_heads, config.mlp_ratio, config.width)
-            for _ in range(config.decoder_depth)
-        )
-        self.decoder_norm = nn.LayerNorm(config.decoder_width)
-        self.predict = nn.Linear(config.decoder_width, patch_frames)
+        self.prior: Predictor | None = None
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.predict = nn.Linear(config.decoder_width, config.window.patch_frames * config.parcels_per_token)
         self.apply(_initialise)
+        if config.residual == "gaussian":  # it begins as the linear predictor
+            nn.init.zeros_(self.predict.weight)
+        self.latent = None
+        if config.objective == "latent":
+            self.latent = LatentPrediction(self.encoder, config.width, config.decoder_width, config.target_decay)
 
     def forward(
         self,
@@ -155,56 +157,52 @@ class BrainLM(nn.Module):
         coordinates: Tensor,
         noise: Tensor | None = None,
         valid: Tensor | None = None,
+        *,
+        mask: MaskConfig | None = None,
     ) -> MAEOutput:
         """Hide part of each window and reconstruct it.
 
         Parameters
         ----------
         signal : torch.Tensor
-            [B, P, T], scaled.
+            [B, P, T], scaled. With ``temporal: adaptive``, T is any multiple of the number of spans.
         coordinates : torch.Tensor
             [B, P, 3], parcel centroids in millimetres.
         noise : torch.Tensor, optional
-            [B, N] in [0, 1); the tokens of smallest noise stay visible. Drawn after the config if not given.
+            [B, N] in [0, 1); the tokens of smallest noise stay visible. Drawn after the mask if not given.
         valid : torch.Tensor, optional
             [B, P] bool, False for missing parcels.
+        mask : MaskConfig, optional
+            What to hide; the config's if not given.
 
         Raises
         ------
         ShapeError
             If a shape does not fit the window.
         """
-        patches, valid = self._patches(signal, coordinates, valid)  # [B, N, patch]
-        shape = (signal.shape[0], signal.shape[1], self.config.window.n_patches)
-        if noise is None:
-            noise = draw_noise(self.config.mask, shape).to(signal.device)
-        if noise.shape != patches.shape[:2]:
-            raise ShapeError(f"noise has shape {list(noise.shape)}; expected {list(patches.shape[:2])}.")
-        split = split_tokens(noise, self.config.mask, shape[2], valid)
+        mask = mask or choose_mask(self.config.mask)
+        patches = cut(signal, coordinates, valid, self.config)
+        noise = self.draw_noise(mask, len(signal), signal.shape[1]).to(signal.device) if noise is None else noise
+        patches.check_noise(noise)
+        split = split_tokens(noise, mask, patches.n_spans, patches.tokens_valid())
+        seen, unseen = (grid.unflatten(1, patches.grid) for grid in split.masks(patches.n_tokens))
+        if self.training and self.config.decode_every > 1:
+            unseen = unseen & _every(self.config.decode_every, noise).unflatten(1, patches.grid)
+        visible, hidden = Chosen.of(seen), Chosen.of(unseen)
 
-        latent = self._encode(patches, coordinates, split.visible, split.visible_valid)
-        places = self.decoder_place(coordinates).flatten(1, 2)  # [B, N, E]
-        queries = _gather(places + self.mask_token.weight[0], split.hidden)
-        for block in self.decoder:
-            queries = block(queries, latent, split.visible_valid)
-        predicted = self.predict(self.decoder_norm(queries)).float()  # [B, N_hidden, patch]
-
-        scored = predicted.new_ones(split.hidden.shape)
-        if split.hidden_valid is not None:
-            scored = split.hidden_valid.to(predicted)
-        error = (predicted - _gather(patches, split.hidden)).square().mean(dim=-1) * scored
-        loss = error.sum(dim=1) / scored.sum(dim=1).clamp(min=1)
+        prior = self._linear_prediction(patches, seen)
+        context = self.encoder(patches, visible)
+        states = self.decoder(patches, hidden, context, prior)
+        latent_loss = 0.0
+        if self.latent is not None:
+            latent_loss = self.latent(patches, hidden, states)
+            # The signal is still predicted, so that it can be scored, but what is learned of it teaches nothing else.
+            states = states.detach()
+        loss, predicted, scored = self._score(patches, hidden, states, prior)
+        latent = take_rows(visible.put(context.values).flatten(1, 2), split.visible)
         if split.visible_valid is not None:
             latent = latent * split.visible_valid[..., None]
-        return MAEOutput(
-            loss,
-            self._unpatch(self._scatter(patches, split.hidden, predicted, scored), signal.shape),
-            self._unpatch(
-                self._scatter(torch.zeros_like(patches), split.hidden, torch.ones_like(predicted), scored),
-                signal.shape,
-            ),
-            latent,
-        )
+        return MAEOutput(loss + latent_loss, torch.where(scored, predicted, signal), scored.to(signal), latent)
 
     def encode(self, signal: Tensor, coordinates: Tensor, valid: Tensor | None = None) -> Tensor:
         """Encode windows with nothing hidden and average their tokens.
@@ -214,67 +212,57 @@ class BrainLM(nn.Module):
         torch.Tensor
             [B, D], the mean over the tokens of the parcels that are there.
         """
-        patches, valid = self._patches(signal, coordinates, valid)
-        everything = torch.arange(patches.shape[1], device=signal.device).expand(len(signal), -1)
-        rows = None if valid is None else valid.repeat_interleave(self.config.window.n_patches, dim=1)
-        latent = self._encode(patches, coordinates, everything, rows)
-        if rows is None:
-            return latent.mean(dim=1)
-        weights = rows.to(latent)[..., None]
-        return (latent * weights).sum(dim=1) / weights.sum(dim=1)
+        patches = cut(signal, coordinates, valid, self.config)
+        everything = Chosen.of(patches.everything())
+        weights = everything.there[..., None]
+        return (self.encoder(patches, everything).values * weights).sum(dim=1) / weights.sum(dim=1)
 
-    def _encode(self, patches: Tensor, coordinates: Tensor, visible: Tensor, visible_valid: Tensor | None) -> Tensor:
-        places = self.encoder_place(coordinates).flatten(1, 2)  # [B, N, D]
-        tokens = self.embed(_gather(patches, visible)) + _gather(places, visible)
-        for block in self.encoder:
-            tokens = block(tokens, visible_valid)
-        return self.encoder_norm(tokens)
+    def draw_noise(
+        self, mask: MaskConfig, n_windows: int, n_parcels: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw the noise [B, N] for windows of so many parcels."""
+        n_groups = math.ceil(n_parcels / self.config.parcels_per_token)
+        return draw_noise(mask, (n_windows, n_groups, self.config.window.n_patches), generator)
 
-    def _patches(self, signal: Tensor, coordinates: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Cut the windows into tokens [B, N, patch], after checking all shapes."""
-        window = self.config.window
-        if signal.ndim != 3 or signal.shape[2] != window.n_frames:
-            raise ShapeError(
-                f"signal has shape {list(signal.shape)}; expected [windows, parcels, {window.n_frames} frames]."
-            )
-        if coordinates.shape != (*signal.shape[:2], 3):
-            raise ShapeError(f"coordinates have shape {list(coordinates.shape)}; expected {[*signal.shape[:2], 3]}.")
-        if valid is not None and (valid.shape != signal.shape[:2] or valid.dtype != torch.bool):
-            raise ShapeError(
-                f"valid is {valid.dtype} {list(valid.shape)}; expected torch.bool {list(signal.shape[:2])}."
-            )
-        if valid is not None and bool(valid.all()):
-            valid = None
-        return signal.unflatten(2, (-1, window.patch_frames)).flatten(1, 2), valid
+    def after_step(self) -> None:
+        """Let what follows the weights follow them. To be called after every step of an optimizer."""
+        if self.latent is not None:
+            self.latent.follow(self.encoder)
 
-    @staticmethod
-    def _unpatch(patches: Tensor, shape: torch.Size) -> Tensor:
-        """[B, N, patch] → [B, P, T]."""
-        return patches.reshape(shape)
+    def _linear_prediction(self, patches: Patches, seen: Tensor) -> Tensor | None:
+        """Predict the hidden signal linearly → [B, N, patch], as the model is given patches; None without a prior."""
+        if self.prior is None or self.config.residual == "none":
+            return None
+        predicted = self.prior.predict(patches.signal, patches.on_frames(seen), patches.parcels_valid())
+        return patches.recut(predicted)
 
-    @staticmethod
-    def _scatter(patches: Tensor, index: Tensor, values: Tensor, scored: Tensor) -> Tensor:
-        """Put `values` in the place of the scored tokens of `patches`."""
-        kept = _gather(patches, index)
-        chosen = torch.where(scored[..., None] > 0, values, kept)
-        return patches.scatter(1, index[..., None].expand_as(chosen), chosen)
-
-
-def sinusoid(position: Tensor, width: int) -> Tensor:
-    """Sine-cosine code [len(position), width] of integer positions (Vaswani et al. 2017)."""
-    frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-    angle = position[:, None].float() * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
+    def _score(
+        self, patches: Patches, hidden: Chosen, states: Tensor, prior: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict the hidden tokens' signal → loss [B], prediction [B, P, T] and where it counts, bool [B, P, T]."""
+        guesses = hidden.put(self.predict(states).float())  # [B, G, S, patch]
+        if prior is not None:
+            guesses = guesses + prior.unflatten(1, patches.grid)
+        predicted = patches.join(guesses)
+        scored = patches.on_frames(hidden.on_grid)
+        error = (predicted - patches.signal).square().masked_fill(~scored, 0.0)
+        return error.sum(dim=(1, 2)) / scored.sum(dim=(1, 2)).clamp(min=1), predicted, scored
 
 
 def count_parameters(model: nn.Module) -> int:
     """Count the numbers that training changes."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _gather(tokens: Tensor, index: Tensor) -> Tensor:
-    """Take rows `index` [B, M] of `tokens` [B, N, D] → [B, M, D]."""
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+def _of_all_spans(place: Tensor, n_spans: int) -> Tensor:
+    """Repeat the groups' codes [B, G, D] for every span → [B, N, D]."""
+    return place.repeat_interleave(n_spans, dim=1)
+
+
+def _every(n: int, noise: Tensor) -> Tensor:
+    """Mark every n-th token in the order of noise, bool of the shape of `noise`."""
+    rank = noise.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    return rank % n == 0
 
 
 def _initialise(module: nn.Module) -> None:

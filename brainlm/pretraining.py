@@ -11,7 +11,7 @@ from torch import nn
 
 from brainlm.config import ModelConfig, TrainingConfig
 from brainlm.errors import DivergenceError
-from brainlm.masking import draw_noise
+from brainlm.masking import choose_mask
 from brainlm.model import BrainLM
 from brainlm.windows import WindowSet
 from cohorts.seeding import derive_seed
@@ -80,10 +80,11 @@ def train_round(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, first_step + step, rounds * config.steps_per_round)
         batch = windows.sample(config.batch_size, rng).to(device)
-        shape = (len(batch), batch.signal.shape[1], model.config.window.n_patches)
-        noise = draw_noise(model.config.mask, shape, generator).to(device)
+        progress = (first_step + step) / (rounds * config.steps_per_round)
+        mask = choose_mask(model.config.mask, progress, generator)
+        noise = model.draw_noise(mask, len(batch), batch.signal.shape[1], generator).to(device)
         with autocast(config.precision, device):
-            losses = model(batch.signal, batch.coordinates, noise, batch.valid).loss
+            losses = model(batch.signal, batch.coordinates, noise, batch.valid, mask=mask).loss
         if not bool(losses.isfinite().all()):
             raise DivergenceError(
                 f"round {round_number}, step {step + 1}: the loss is not finite. Lower training.learning_rate, set "
@@ -94,6 +95,7 @@ def train_round(
         if config.clip_norm:
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
+        model.after_step()
         total_loss += float(losses.detach().sum())
         total_windows += len(batch)
     if not all(bool(values.isfinite().all()) for values in model.state_dict().values()):
@@ -131,12 +133,13 @@ def _has_bfloat16(device: torch.device) -> bool:
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=config.learning_rate)
-    # Biases, norms and the mask token are not decayed, as is usual for transformers.
-    decayed = [parameter for name, parameter in model.named_parameters() if _is_matrix(name, parameter)]
-    others = [parameter for name, parameter in model.named_parameters() if not _is_matrix(name, parameter)]
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    # Biases, norms, the mask token and weights of distances are not decayed, as is usual for transformers.
+    decayed = [parameter for name, parameter in trained if _is_matrix(name, parameter)]
+    others = [parameter for name, parameter in trained if not _is_matrix(name, parameter)]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim > 1 and not name.startswith("mask_token")
+    return parameter.ndim > 1 and not name.endswith(("mask_token.weight", "distance.weight"))

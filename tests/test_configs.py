@@ -1,10 +1,13 @@
 """What lies in configs/ can be used as it is."""
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from brainlm import load_model_config
+from brainlm.model import BrainLM, count_parameters
 from client.site import SiteSettings
 from cohorts.settings import read_settings
 from exchange.refusals import Refusal
@@ -14,8 +17,13 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("models/*.yaml")), ids=lambda path: path.stem)
-def test_models(path):
-    assert load_model_config(path).window.n_frames > 0
+def test_models_have_the_size_that_their_comment_says(path):
+    said = re.search(r"^# ([0-9,]+) parameters$", path.read_text(), re.MULTILINE)
+    with torch.device("meta"):
+        model = BrainLM(load_model_config(path))
+
+    assert said
+    assert count_parameters(model) == int(said.group(1).replace(",", ""))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("studies/*.yaml")), ids=lambda path: path.stem)

@@ -50,8 +50,8 @@ def test_weights_must_fit(config, tmp_path):
         load_weights(model, {name: value for name, value in state.items() if name != "predict.bias"}, "given")
     with pytest.raises(CheckpointError, match="has unknown extra"):
         load_weights(model, {**state, "extra": torch.zeros(1)}, "given")
-    with pytest.raises(CheckpointError, match=r"another shape for embed\.weight"):
-        load_weights(model, {**state, "embed.weight": torch.zeros(1)}, "given")
+    with pytest.raises(CheckpointError, match=r"another shape for encoder\.embed\.weight"):
+        load_weights(model, {**state, "encoder.embed.weight": torch.zeros(1)}, "given")
     save_checkpoint(tmp_path / "m", state, config.model_copy(update={"width": 31}))
     with pytest.raises(SettingsError, match="does not divide"):
         load_checkpoint(tmp_path / "m")

@@ -1,0 +1,87 @@
+"""Train one model on real recordings and write how well it reconstructs, against CPU time.
+
+``python benchmarks/reconstruction.py RECORDINGS.npz --model configs/models/small.yaml --out curve.json``. RECORDINGS
+holds one [frames, parcels] array a recording, one recording a participant; the first parcels are those of `--atlas`.
+A fifth of the participants is held out. The recordings are never part of the project.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import machine
+
+from brainlm.config import ModelConfig, TrainingConfig, load_model_config
+from brainlm.evaluation import evaluate
+from brainlm.pretraining import initial_model, train_round
+from brainlm.windows import WindowSet, split_participants
+from cohorts import Cohort, Recording, load_atlas
+from cohorts.settings import check_settings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recordings", type=Path)
+    parser.add_argument("--atlas", default="schaefer400")
+    parser.add_argument("--t-r", type=float, default=2.0, help="seconds a frame")
+    parser.add_argument("--model", type=Path, required=True, help="a file of configs/models")
+    parser.add_argument("--change", default="{}", help="JSON that overrides the model's settings")
+    parser.add_argument("--training", default="{}", help="JSON that overrides the training's settings")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--every", type=int, default=200, help="steps between two evaluations")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, windows and masks, not of the split")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = load_model_config(given.model).model_dump(mode="json") | json.loads(given.change)
+    config = check_settings(settings, ModelConfig, str(given.model))
+    training = check_settings(
+        {"steps_per_round": given.every, "precision": "float32", **json.loads(given.training)},
+        TrainingConfig,
+        "--training",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        cohort = import_recordings(given.recordings, Path(folder) / "cohort", given.atlas, given.t_r)
+        curve = train(cohort, config, training, given.steps, given.seed)
+    about = {"model": config.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+    given.out.write_text(json.dumps({**about, "seed": given.seed, "machine": machine(), "curve": curve}, indent=1))
+
+
+def import_recordings(source: Path, folder: Path, atlas_name: str, t_r: float) -> Cohort:
+    """Make a cohort of the first parcels of every recording."""
+    atlas = load_atlas(atlas_name)
+    cohort = Cohort.create(folder, atlas=atlas)
+    with np.load(source) as recordings:
+        for number, name in enumerate(sorted(recordings)):
+            signal = recordings[name][:, : atlas.n_parcels].astype(np.float32)
+            person = f"p{number:03d}"
+            cohort.add(Recording(person, signal, t_r))
+    cohort.save()
+    return cohort
+
+
+def train(
+    cohort: Cohort, config: ModelConfig, training: TrainingConfig, n_steps: int, seed: int
+) -> list[dict[str, float]]:
+    """Train and return the held-out masked R² after every few steps, with the CPU seconds that training took."""
+    people, held_out = split_participants(sorted(cohort.recordings["participant_id"]), 0.2, 0)
+    windows, unseen = (WindowSet(cohort, config.window, part) for part in (people, held_out))
+    model = initial_model(config, seed)
+    rounds = n_steps // training.steps_per_round
+    curve, spent = [], 0.0
+    for number in range(1, rounds + 1):
+        began = time.process_time()
+        loss = train_round(model, windows, training, round_number=number, rounds=rounds, seed=seed).loss
+        spent += time.process_time() - began
+        found = evaluate(model, unseen, seed=0).masked_r2
+        curve.append({"steps": number * training.steps_per_round, "cpu_s": spent, "loss": loss, "masked_r2": found})
+        print(f"{curve[-1]['steps']} steps, {spent:.0f} s: loss {loss:.3f}, held-out masked R² {found:.4f}", flush=True)
+    return curve
+
+
+if __name__ == "__main__":
+    main()
