@@ -21,7 +21,9 @@ class Scaling:
     Attributes
     ----------
     median, iqr : numpy.ndarray
-        [P] float64, in the recordings' units. Parcels that do not vary have an `iqr` of 1.
+        [P] float64, in the recordings' units. Parcels that do not vary have an `iqr` of 1. Those that too few
+        recordings have for a measure have one of infinity: they scale to 0, the middle of all others, and not to a
+        size that no model expects.
     """
 
     median: np.ndarray
@@ -30,8 +32,10 @@ class Scaling:
     @classmethod
     def from_quartiles(cls, quartiles: np.ndarray) -> Self:
         """Make it from quantiles [3, P] at `QUARTILES`, which are NaN for parcels that no recording has."""
-        first, median, third = np.nan_to_num(quartiles, nan=0.0)
-        return cls(median, np.where(third > first, third - first, 1.0))
+        first, median, third = quartiles
+        iqr = np.where(third > first, third - first, 1.0)
+        unknown = np.isnan(median)
+        return cls(np.where(unknown, 0.0, median), np.where(unknown, np.inf, iqr))
 
     def apply(self, signal: np.ndarray) -> np.ndarray:
         """Scale a signal [T, P].

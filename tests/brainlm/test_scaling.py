@@ -6,13 +6,14 @@ from brainlm.errors import CheckpointError
 from brainlm.pretraining import initial_model
 
 
-def test_quartiles_give_median_and_range_and_1_where_there_is_none():
+def test_quartiles_give_median_and_range_and_1_where_nothing_varies():
     quartiles = np.array([[1.0, 5.0, np.nan], [2.0, 5.0, np.nan], [4.5, 5.0, np.nan]])
 
     scale = Scaling.from_quartiles(quartiles)
 
     np.testing.assert_array_equal(scale.median, [2.0, 5.0, 0.0])
-    np.testing.assert_array_equal(scale.iqr, [3.5, 1.0, 1.0])
+    np.testing.assert_array_equal(scale.iqr, [3.5, 1.0, np.inf])
+    np.testing.assert_array_equal(scale.apply(np.full((1, 3), 9.0)), [[2.0, 4.0, 0.0]])
 
 
 def test_scaled_columns_have_median_0_and_range_1():
@@ -30,7 +31,7 @@ def test_a_scaling_of_another_atlas_is_an_error():
 
 
 def test_a_checkpoint_carries_its_scaling(tmp_path, config):
-    scale = Scaling(np.array([0.1, 1 / 3]), np.array([7.0, 1e-9]))
+    scale = Scaling(np.array([0.1, 1 / 3]), np.array([np.inf, 1e-9]))
     about = {"scaling": {"pair": {name: values.tolist() for name, values in scale.to_arrays().items()}}}
     save_checkpoint(tmp_path / "m.safetensors", initial_model(config, 0).state_dict(), config, about)
 

@@ -1,6 +1,5 @@
 """Before training: what all sites measure together equals numpy on their pooled training frames."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,12 @@ from brainlm.windows import prepare, split_participants, usable_recordings
 from cohorts import Cohort
 from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
+from exchange.messages import DescribeRequest
 from server.errors import QuorumError
 from server.journal import Journal
+from server.measuring import Measures, measure
+from server.roster import Roster
+from server.study import Study, load_study
 from tests.support.federation import STUDY, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 
@@ -85,6 +88,25 @@ def test_a_robust_study_with_two_atlases(tmp_path, small_cohorts):
     assert len(measuring) == 4  # three rounds of quantiles and one of moments, all atlases in each
 
 
+def gathered(tmp_path: Path, grid: LocalGrid, content: dict[str, object]) -> tuple[Study, Roster, Journal]:
+    """A study whose sites have gathered, and nothing more."""
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    study, journal = load_study(tmp_path / "study.yaml"), Journal(tmp_path / "run")
+    roster = Roster(grid, journal, study.averaging)
+    request = DescribeRequest(
+        study=study.study,
+        contract=study.contract().model_dump(mode="json"),
+        window=study.model.window.model_dump(mode="json"),
+        analyses=study.asks_for(),
+        recipe=study.recipe,
+        holdout=study.training.holdout,
+        folds=study.analyses.folds,
+    )
+    roster.gather(request)
+    return study, roster, journal
+
+
 def test_a_site_that_falls_silent_is_left_out_of_every_sum(tmp_path, small_cohorts):
     asked = {"bergen": 0}
 
@@ -95,30 +117,33 @@ def test_a_site_that_falls_silent_is_left_out_of_every_sum(tmp_path, small_cohor
         return None if asked["bergen"] == 1 else False
 
     sites = write_sites(tmp_path / "s", small_cohorts)
-    run_study(tmp_path / "run", LocalGrid(sites, dies), ROBUST)
+    study, roster, journal = gathered(tmp_path, LocalGrid(sites, dies), ROBUST)
+    measures = measure(study, roster, journal)
 
     unscaled = np.concatenate([frames for site in (sites[0], sites[2]) for frames in training_frames(site, "none")])
-    scale = load_file(tmp_path / "run" / "scaling" / "schaefer100.safetensors")
-    np.testing.assert_allclose(scale["median"], np.quantile(unscaled, 0.5, axis=0, method="inverted_cdf"), rtol=2e-6)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["left_out"] == "bergen"
+    median = np.quantile(unscaled, 0.5, axis=0, method="inverted_cdf")
+    np.testing.assert_allclose(measures.scaling["schaefer100"].median, median, rtol=2e-6)
+    assert measures.moments["schaefer100"].n == len(unscaled)
+    assert roster.sites == ["aalborg", "coimbra"]
+    assert journal.facts()["left_out"] == "bergen"
 
 
 def test_a_study_that_needs_nothing_measures_nothing(tmp_path, small_cohorts):
     study = {**STUDY, "analyses": {**STUDY["analyses"], "gaussian_baseline": False}}
-    sites = write_sites(tmp_path / "s", small_cohorts)
+    grid = LocalGrid(write_sites(tmp_path / "s", small_cohorts))
 
-    journal = run_study(tmp_path / "run", LocalGrid(sites), study)
+    measures = measure(*gathered(tmp_path, grid, study))
 
-    assert "measuring" not in set(journal.table("exchanges")["stage"])
+    assert measures == Measures()
+    assert len(grid.sent) == len(small_cohorts)  # to gather them
     assert not (tmp_path / "run" / "moments").exists()
-    assert not (sites[0].parent / "state" / "studies" / "small" / "moments.safetensors").exists()
 
 
 def test_sites_may_refuse_to_be_measured_and_z_scored_ones_are_refused(tmp_path, small_cohorts):
     every = ["pretraining", "embedding", "projection", "site_variance", "site_classification", "residualization"]
     every += ["cross_validated_ridge", "combat", "quantiles"]
     with pytest.raises(QuorumError, match=r"policy\.analysis-not-allowed"):
-        run_study(tmp_path / "a", LocalGrid(write_sites(tmp_path / "s", small_cohorts, analyses=every)), ROBUST)
+        gathered(tmp_path, LocalGrid(write_sites(tmp_path / "s", small_cohorts, analyses=every)), ROBUST)
 
     stored = []
     for path in small_cohorts:
@@ -131,5 +156,4 @@ def test_sites_may_refuse_to_be_measured_and_z_scored_ones_are_refused(tmp_path,
         (copy / "cohort.yaml").write_text(yaml.safe_dump({**about, "scaling": "zscore"}))
         stored.append(copy)
     with pytest.raises(QuorumError, match=r"contract\.scaling \(the cohort's recordings were z-scored before"):
-        run_study(tmp_path / "b", LocalGrid(write_sites(tmp_path / "t", stored)), ROBUST)
-    assert Journal(tmp_path / "b").progress().status == "failed"
+        gathered(tmp_path, LocalGrid(write_sites(tmp_path / "t", stored)), ROBUST)
