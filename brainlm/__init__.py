@@ -5,12 +5,14 @@ from brainlm.config import ModelConfig, TrainingConfig, WindowConfig, load_model
 from brainlm.embedding import embed, functional_connectivity
 from brainlm.errors import BrainLMError
 from brainlm.model import BrainLM, MAEOutput
+from brainlm.scaling import Scaling
 
 __all__ = [
     "BrainLM",
     "BrainLMError",
     "MAEOutput",
     "ModelConfig",
+    "Scaling",
     "TrainingConfig",
     "WindowConfig",
     "embed",

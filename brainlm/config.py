@@ -21,8 +21,9 @@ class WindowConfig(Settings):
     """Frames a window."""
     patch_frames: int = Field(20, ge=1)
     """Frames of one parcel in a token."""
-    scaling: Literal["zscore", "none"] = "zscore"
-    """``zscore``: every parcel has mean 0 and sd 1 over its recording."""
+    scaling: Literal["zscore", "robust", "none"] = "zscore"
+    """``zscore``: every parcel has mean 0 and sd 1 over its recording. ``robust``: minus the parcel's median, over its
+    interquartile range, both over the training frames of all sites with the atlas."""
 
     @model_validator(mode="after")
     def _whole_patches(self) -> "WindowConfig":

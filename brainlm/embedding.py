@@ -13,6 +13,7 @@ from torch import Tensor
 
 from brainlm.errors import BrainLMError
 from brainlm.model import BrainLM
+from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet
 from cohorts import Cohort
 
@@ -28,7 +29,7 @@ class Recipe:
     summary : str
         The steps, in words.
     embed : callable
-        Model, cohort and device → array [n, D] and the n participants in order.
+        Model, cohort, device and scaling → array [n, D] and the n participants in order.
     components : int
         Most dimensions that the projection keeps; fewer where features or participants are few.
     residualize : tuple of str
@@ -37,16 +38,18 @@ class Recipe:
 
     id: str
     summary: str
-    embed: Callable[[BrainLM, Cohort, torch.device], tuple[np.ndarray, list[str]]]
+    embed: Callable[[BrainLM, Cohort, torch.device, Scaling | None], tuple[np.ndarray, list[str]]]
     components: int
     residualize: tuple[str, ...]
 
 
 @torch.no_grad()
-def _mean_of_segments(model: BrainLM, cohort: Cohort, device: torch.device) -> tuple[np.ndarray, list[str]]:
+def _mean_of_segments(
+    model: BrainLM, cohort: Cohort, device: torch.device, scale: Scaling | None
+) -> tuple[np.ndarray, list[str]]:
     """Encode without masking; mean over tokens, then a recording's segments, then a participant's recordings."""
     model.to(device).eval()
-    windows = WindowSet(cohort, model.config.window)
+    windows = WindowSet(cohort, model.config.window, scale=scale)
 
     def encode(recording: str) -> Tensor:
         batches = (batch.to(device) for batch in windows.segments(batch_size=8, recording_id=recording))
@@ -96,15 +99,21 @@ def embed(
     recipe: str = "rsfmri_brainlm_segments_v1",
     *,
     device: torch.device | str = "cpu",
+    scale: Scaling | None = None,
 ) -> pd.DataFrame:
     """Embed every participant whose recordings are a window long.
+
+    Parameters
+    ----------
+    scale : Scaling, optional
+        For a model with robust scaling: ``Scaling.from_checkpoint(about, cohort.atlas.name)``.
 
     Returns
     -------
     pandas.DataFrame
         participant_id, e0 … e{D-1}, before projection, harmonization and residualization, which need all sites.
     """
-    vectors, participants = find_recipe(recipe).embed(model, cohort, torch.device(device))
+    vectors, participants = find_recipe(recipe).embed(model, cohort, torch.device(device), scale)
     return feature_frame(vectors, participants)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from brainlm.config import WindowConfig
 from brainlm.errors import BrainLMError
+from brainlm.scaling import Scaling
 from cohorts import Cohort, Recording
 from cohorts.seeding import derive_seed
 
@@ -72,19 +73,36 @@ def resampled_frames(n_frames: int, t_r: float, new_t_r: float) -> int:
     return math.ceil(n_frames * _ratio(t_r, new_t_r))
 
 
-def prepare(recording: Recording, window: WindowConfig) -> np.ndarray:
+def prepare(recording: Recording, window: WindowConfig, scale: Scaling | None = None) -> np.ndarray:
     """Resample and scale a recording.
+
+    Parameters
+    ----------
+    scale : Scaling, optional
+        What ``robust`` scaling needs: medians and interquartile ranges of the recording's atlas.
 
     Returns
     -------
     numpy.ndarray
         [P, T'] float32; rows of missing parcels are zero.
+
+    Raises
+    ------
+    BrainLMError
+        If the scaling is robust, and `scale` is not given or of another number of parcels.
     """
     signal = resample(recording.signal.astype(np.float64), recording.t_r, window.t_r)
     if window.scaling == "zscore":
         signal = signal - signal.mean(axis=0)
         deviation = signal.std(axis=0)
         signal = signal / np.where(deviation > 0, deviation, 1)
+    elif window.scaling == "robust":
+        if scale is None:
+            raise BrainLMError(
+                "robust scaling needs the medians and interquartile ranges that the model was trained with. Give "
+                "'scale': Scaling.from_checkpoint(about, atlas)."
+            )
+        signal = scale.apply(signal)
     return np.ascontiguousarray(np.where(recording.coverage, signal, 0).T, dtype=np.float32)
 
 
@@ -119,6 +137,8 @@ class WindowSet:
         Length, TR and scaling.
     participants : list of str, optional
         Whose windows; everybody's if not given. Those without a recording of a window's length drop out.
+    scale : Scaling, optional
+        Of the cohort's atlas, for robust scaling.
 
     Raises
     ------
@@ -126,7 +146,13 @@ class WindowSet:
         If no recording is long enough.
     """
 
-    def __init__(self, cohort: Cohort, window: WindowConfig, participants: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        cohort: Cohort,
+        window: WindowConfig,
+        participants: list[str] | None = None,
+        scale: Scaling | None = None,
+    ) -> None:
         usable = usable_recordings(cohort, window)
         self._recordings = {p: usable[p] for p in usable if participants is None or p in set(participants)}
         if not self._recordings:
@@ -136,6 +162,7 @@ class WindowSet:
             )
         self.cohort = cohort
         self.window = window
+        self.scale = scale
         self._coordinates = torch.tensor(cohort.atlas.coordinates, dtype=torch.float32)
         self._prepared: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._prepared_bytes = 0
@@ -219,7 +246,7 @@ class WindowSet:
             self._prepared.move_to_end(recording_id)
             return self._prepared[recording_id]
         recording = self.cohort.read(recording_id)
-        prepared = prepare(recording, self.window), recording.coverage
+        prepared = prepare(recording, self.window, self.scale), recording.coverage
         self._prepared[recording_id] = prepared
         self._prepared_bytes += prepared[0].nbytes
         while self._prepared_bytes > _CACHE_BYTES and len(self._prepared) > 1:

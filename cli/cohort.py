@@ -37,6 +37,13 @@ class Orientation(StrEnum):
     PARCELS_FIRST = "parcels-first"
 
 
+class Scaling(StrEnum):
+    """Whether matrices have kept their units."""
+
+    RAW = "raw"
+    ZSCORE = "zscore"
+
+
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Argument(help="New folder; one cohort a hospital goes into it.")],
@@ -82,6 +89,9 @@ def import_(
     preprocessing: Annotated[
         str, typer.Option(help="Id of the preprocessing, kept with every result.")
     ] = "unspecified",
+    scaling: Annotated[
+        Scaling, typer.Option(help="zscore if the matrices were z-scored by parcel before; raw if they were not.")
+    ] = Scaling.RAW,
 ) -> None:
     """Import ready matrices, frames by parcels; what is not usable is quarantined with its reason."""
     options = MatrixOptions(
@@ -91,6 +101,7 @@ def import_(
         columns=_column_range(columns) if columns else None,
         rules=QualityRules(min_frames=min_frames, min_coverage=min_coverage),
         preprocessing=preprocessing,
+        scaling=scaling.value,
     )
     with counter("Importing recordings") as progress:
         report = import_matrices(
@@ -118,6 +129,7 @@ def show(
     table.add_row("recordings", f"{len(index)} ({len(cohort.quarantined)} quarantined)")
     table.add_row("atlas", f"{cohort.atlas.name}, {cohort.atlas.n_parcels} parcels")
     table.add_row("preprocessing", cohort.preprocessing)
+    table.add_row("scaling", cohort.scaling)
     table.add_row("TR (s)", ", ".join(f"{t_r:g}" for t_r in sorted(index["t_r"].unique())))
     table.add_row("frames", _range(index["n_frames"]))
     table.add_row("missing parcels", f"{index['n_missing_parcels'].sum()} in {(index['n_missing_parcels'] > 0).sum()}")

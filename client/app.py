@@ -14,8 +14,10 @@ from brainlm.embedding import find_recipe, functional_connectivity
 from brainlm.evaluation import evaluate, reconstruct_example
 from brainlm.model import BrainLM
 from brainlm.pretraining import initial_model, train_round
+from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet, split_participants, usable_recordings
 from client.features import FeatureSet, FeatureStore, build_table, complete_rows, permit_categories
+from client.frames import moments_of, read_frames, scaling_of, split_site
 from client.release import Answer, answer
 from client.site import Site
 from cohorts.contract import CohortContract
@@ -28,8 +30,10 @@ from exchange.messages import (
     DescribeRequest,
     EmbedReply,
     EmbedRequest,
+    FrameSpec,
     HarmonizeReply,
     HarmonizeRequest,
+    Job,
     Step,
     SummarizeReply,
     SummarizeRequest,
@@ -38,9 +42,9 @@ from exchange.messages import (
     join,
 )
 from exchange.refusals import Refusal, RefusalCode
-from harmonization import Categorical, ComBatModel, Design, make_analysis
+from harmonization import Analysis, Categorical, ComBatModel, Design, State, add_sums, make_analysis
 from harmonization.projection import ProjectionModel
-from harmonization.protocol import Array
+from harmonization.protocol import Array, Sums
 from harmonization.residualization import ResidualizationModel
 
 app = ClientApp()
@@ -48,6 +52,7 @@ app = ClientApp()
 _MISMATCHES = {
     "atlas": RefusalCode.ATLAS,
     "timing": RefusalCode.TIMING,
+    "scaling": RefusalCode.SCALING,
     "covariates": RefusalCode.COVARIATES,
 }
 
@@ -117,12 +122,13 @@ def _train(site: Site, request: TrainRequest) -> Answer:
     site.policy.permit(request.study, ["pretraining"])
     training = check_settings(request.training, TrainingConfig, "the study's training")
     model = _incoming_model(site, request.model, request.part("weights"))
+    scale = scaling_of(site, request)
     seed = derive_seed(request.seed, site.name)
-    people, held_out = _split(site, model, training.holdout, seed)
-    evaluation = _evaluation(site, model, held_out, seed)
+    people, held_out = split_site(site, model.config.window, training.holdout, request.seed)
+    evaluation = _evaluation(site, model, held_out, seed, scale)
     outcome = train_round(
         model,
-        WindowSet(site.cohort, model.config.window, people),
+        WindowSet(site.cohort, model.config.window, people, scale),
         training,
         round_number=request.round_number,
         rounds=request.rounds,
@@ -144,8 +150,9 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
     site.policy.permit(request.study, ["embedding"], request.recipe)
     weights = request.part("weights")
     model = _incoming_model(site, request.model, weights)
+    scale, moments = scaling_of(site, request), moments_of(site, request)
     seed = derive_seed(request.seed, site.name)
-    _, held_out = _split(site, model, request.holdout, seed)
+    _, held_out = split_site(site, model.config.window, request.holdout, request.seed)
     recipe = find_recipe(request.recipe)
     store = FeatureStore(site.folder_of(request.study))
     about = {
@@ -154,25 +161,29 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
         "model_sha256": _hash(weights),
         "preprocessing": site.cohort.preprocessing,
         "atlas": site.cohort.atlas.name,
+        "scaling_sha256": _hash(scale.to_arrays()) if scale else None,
         "transforms": [],
     }
     untrained = initial_model(model.config, derive_seed(request.seed, "untrained"))
-    embedding, participants = recipe.embed(model, site.cohort, site.device)
+    embedding, participants = recipe.embed(model, site.cohort, site.device, scale)
     connectivity = functional_connectivity(site.cohort, participants).drop(columns="participant_id")
     features: dict[str, Array] = {
         "embedding": embedding,
-        "untrained": recipe.embed(untrained, site.cohort, site.device)[0],
+        "untrained": recipe.embed(untrained, site.cohort, site.device, scale)[0],
         "connectivity": connectivity.to_numpy(),
     }
     for name, values in features.items():
         store.write(name, FeatureSet(participants, values, {**about, "features": name}))
+    for name, measured in (("scaling", scale), ("moments", moments)):
+        if measured:
+            save_arrays(store.folder / f"{name}.safetensors", measured.to_arrays())
     if held_out:
         example = reconstruct_example(
-            model, WindowSet(site.cohort, model.config.window, held_out), seed=seed, device=site.device
+            model, WindowSet(site.cohort, model.config.window, held_out, scale), seed=seed, device=site.device
         )
         save_arrays(store.folder / "reconstruction.safetensors", example)
     reply = EmbedReply(
-        arrays=join(evaluation=_evaluation(site, model, held_out, seed)),
+        arrays=join(evaluation=_evaluation(site, model, held_out, seed, scale)),
         n_participants=len(participants),
         dimensions={name: values.shape[1] for name, values in features.items()},
         atlas=site.cohort.atlas.name,
@@ -185,13 +196,28 @@ def _summarize(site: Site, request: SummarizeRequest) -> Answer:
     sums: dict[str, Arrays] = {}
     n_participants = {}
     for name, job in request.jobs.items():
+        if isinstance(job.table, FrameSpec) and job.table.atlas != site.cohort.atlas.name:
+            continue
         analysis = make_analysis(job.analysis, job.parameters)
         state = analysis.read_state(job.state, request.part(name)) if job.state else None
-        table = build_table(site, request.study, job.table)
-        sums[name] = dict(analysis.summarize(table, state))
-        n_participants[name] = table.n
+        summed, n_participants[name] = _sum(site, request, job, analysis, state)
+        sums[name] = dict(summed)
+    if not sums:
+        raise Refusal(RefusalCode.PROTOCOL, f"no job is about atlas {site.cohort.atlas.name}, the cohort's.")
     reply = SummarizeReply(arrays=join(**sums), n_participants=n_participants)
     return Answer(reply, min(n_participants.values()))
+
+
+def _sum(site: Site, request: SummarizeRequest, job: Job, analysis: Analysis, state: State | None) -> tuple[Sums, int]:
+    """Sums of one job, and how many participants stand behind them."""
+    if analysis.rows != ("frames" if isinstance(job.table, FrameSpec) else "participants"):
+        # Over participants, the counts behind a quantile would lead to a single one's value.
+        raise Refusal(RefusalCode.PROTOCOL, f"analysis '{job.analysis}' is of {analysis.rows} alone.")
+    if isinstance(job.table, FrameSpec):
+        frames = read_frames(site, job.table, scaling_of(site, request))
+        return add_sums(analysis.summarize(table, state) for table in frames.tables), len(frames.participants)
+    table = build_table(site, request.study, job.table)
+    return analysis.summarize(table, state), table.n
 
 
 def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:
@@ -232,15 +258,12 @@ def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays) -> Brai
     return model
 
 
-def _split(site: Site, model: BrainLM, holdout: float, seed: int) -> tuple[list[str], list[str]]:
-    return split_participants(list(usable_recordings(site.cohort, model.config.window)), holdout, seed)
-
-
-def _evaluation(site: Site, model: BrainLM, held_out: list[str], seed: int) -> Arrays:
+def _evaluation(site: Site, model: BrainLM, held_out: list[str], seed: int, scale: Scaling | None) -> Arrays:
     """Sums over the hidden values of held-out participants; zeros where too few were held out to stand for a sum."""
     if len(held_out) < site.policy.min_group:
         return {name: np.zeros(site.cohort.atlas.n_parcels) for name in ("count", "total", "squares", "errors")}
-    sums = evaluate(model, WindowSet(site.cohort, model.config.window, held_out), seed=seed, device=site.device)
+    windows = WindowSet(site.cohort, model.config.window, held_out, scale)
+    sums = evaluate(model, windows, seed=seed, device=site.device)
     return {name: getattr(sums, name) for name in ("count", "total", "squares", "errors")}
 
 

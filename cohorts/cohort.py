@@ -3,7 +3,7 @@
 ::
 
     <cohort>/
-      cohort.yaml          name, atlas and its hash, preprocessing
+      cohort.yaml          name, atlas and its hash, preprocessing, scaling
       atlas.json           the atlas table itself
       participants.tsv     one row a participant, after BIDS; participants.json describes the columns
       recordings.parquet   one row a recording; an index, made again from the recordings whenever it is behind
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,8 @@ from cohorts.participants import read_participants, write_participants
 from cohorts.settings import Settings, read_settings
 
 FORMAT = 1
+Scale = Literal["raw", "zscore"]
+"""Whether recordings have kept their units, or were z-scored parcel by parcel before they came."""
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _INDEX_COLUMNS = {
     "recording_id": "str",
@@ -90,6 +92,7 @@ class _About(Settings):
     atlas: str
     atlas_sha256: str
     preprocessing: str
+    scaling: Scale = "raw"
     software: dict[str, str]
 
 
@@ -112,6 +115,7 @@ class Cohort:
         name: str | None = None,
         participants: pd.DataFrame | None = None,
         preprocessing: str = "unspecified",
+        scaling: Scale = "raw",
     ) -> "Cohort":
         """Make an empty cohort in a folder that is new or empty.
 
@@ -127,6 +131,8 @@ class Cohort:
             As `cohorts.participants.read_participants` returns it.
         preprocessing : str
             Id of the preprocessing, recorded with every result.
+        scaling : {"raw", "zscore"}
+            Whether the recordings have kept their units, or were z-scored parcel by parcel before.
 
         Raises
         ------
@@ -143,6 +149,7 @@ class Cohort:
             atlas=atlas.name,
             atlas_sha256=atlas.content_hash,
             preprocessing=preprocessing,
+            scaling=scaling,
             software={"fedbrainlm": version("fedbrainlm")},
         )
         (path / "recordings").mkdir(parents=True, exist_ok=True)
@@ -190,6 +197,10 @@ class Cohort:
     @property
     def preprocessing(self) -> str:
         return self._about.preprocessing
+
+    @property
+    def scaling(self) -> Scale:
+        return self._about.scaling
 
     @property
     def recordings(self) -> pd.DataFrame:

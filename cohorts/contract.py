@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cohorts.cohort import Cohort
+from cohorts.cohort import Cohort, Scale
 from cohorts.settings import Settings
 
 
@@ -13,7 +13,7 @@ from cohorts.settings import Settings
 class Mismatch:
     """One way in which a cohort does not meet the contract: its kind, and a sentence with the remedy."""
 
-    kind: Literal["atlas", "timing", "covariates"]
+    kind: Literal["atlas", "timing", "scaling", "covariates"]
     message: str
 
 
@@ -25,12 +25,19 @@ class CohortContract(Settings):
     min_t_r: float = 0.0
     max_t_r: float = 20.0
     """Allowed repetition times, in seconds."""
+    scalings: tuple[Scale, ...] = ("raw", "zscore")
+    """Allowed scalings of the recordings as they are stored. Robust scaling needs their units, so raw ones."""
     covariates: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Needed columns of ``participants.tsv`` (or of the recordings) → allowed levels; none for numbers."""
 
     def mismatches(self, cohort: Cohort) -> list[Mismatch]:
         """List how `cohort` falls short; empty if it meets the contract."""
-        return [*self._atlas(cohort), *self._timing(cohort), *self._covariates(cohort)]
+        return [
+            *self._atlas(cohort),
+            *self._timing(cohort),
+            *self._scaling(cohort),
+            *self._covariates(cohort),
+        ]
 
     def _atlas(self, cohort: Cohort) -> list[Mismatch]:
         if self.atlases.get(cohort.atlas.name) == cohort.atlas.content_hash:
@@ -50,6 +57,16 @@ class CohortContract(Settings):
             f"{self.max_t_r:g} s. Leave them out, or ask the coordinator to widen the range."
         )
         return [Mismatch("timing", message)]
+
+    def _scaling(self, cohort: Cohort) -> list[Mismatch]:
+        if cohort.scaling in self.scalings:
+            return []
+        message = (
+            f"cohort {cohort.name}: its recordings were stored as {cohort.scaling}; the study needs "
+            f"{' or '.join(self.scalings)} ones. Import them as they were before z-scoring, or ask for a study whose "
+            "window.scaling is zscore."
+        )
+        return [Mismatch("scaling", message)]
 
     def _covariates(self, cohort: Cohort) -> list[Mismatch]:
         table = cohort.covariates()

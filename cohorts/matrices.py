@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cohorts.atlas import Atlas, load_atlas
-from cohorts.cohort import Cohort, Recording, check_identifier
+from cohorts.cohort import Cohort, Recording, Scale, check_identifier
 from cohorts.errors import CohortError, ParticipantsError, RecordingError
 from cohorts.files import atomic_folder
 from cohorts.participants import read_participants
@@ -41,6 +41,8 @@ class MatrixOptions:
         Thresholds of the quarantine.
     preprocessing : str
         Id of the preprocessing, recorded with every result.
+    scaling : {"raw", "zscore"}
+        Whether the matrices have kept their units, or were z-scored parcel by parcel before.
     """
 
     t_r: float | None = None
@@ -49,6 +51,7 @@ class MatrixOptions:
     columns: tuple[int, int] | None = None
     rules: QualityRules = field(default_factory=QualityRules)
     preprocessing: str = "unspecified"
+    scaling: Scale = "raw"
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,16 @@ def import_matrices(
     table = read_participants(Path(participants)) if participants else None
     _check_t_r(options, table)
     selected = _select(table, options.select)
-    about = {"name": name or out.name, "participants": selected, "preprocessing": options.preprocessing}
     try:
         with atomic_folder(out) as partial:
-            cohort = Cohort.create(partial, atlas=atlas, **about)
+            cohort = Cohort.create(
+                partial,
+                atlas=atlas,
+                name=name or out.name,
+                participants=selected,
+                preprocessing=options.preprocessing,
+                scaling=options.scaling,
+            )
             skipped = _add_all(cohort, list(_sources(Path(source))), table, selected, options, progress)
             _require_some(cohort, source, skipped)
             cohort.save()

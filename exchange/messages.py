@@ -136,6 +136,8 @@ class DescribeReply(Payload):
 class TrainRequest(Payload):
     """The incoming model (part ``weights``) and the place of the round in the study.
 
+    For robust scaling, part ``scaling/<atlas>`` holds median and iqr [P] (`brainlm.scaling.Scaling`).
+
     Attributes
     ----------
     model, training : dict
@@ -179,6 +181,10 @@ class TrainReply(Payload):
 
 class EmbedRequest(Payload):
     """The final model (part ``weights``) and the recipe.
+
+    For robust scaling, part ``scaling/<atlas>`` holds median and iqr [P] (`brainlm.scaling.Scaling`). Part
+    ``moments/<atlas>`` holds covariance [P, P], autocovariance [L] and n, where they were measured
+    (`harmonization.Moments`).
 
     Attributes
     ----------
@@ -243,6 +249,32 @@ class TableSpec(BaseModel):
     complete: list[dict[str, Any]] = []
 
 
+class FrameSpec(BaseModel):
+    """Frames of a site's recordings as tables: those of its training participants, a table a recording.
+
+    Sites with another atlas leave the job out. For robust scaling, part ``scaling/<atlas>`` of the request holds median
+    and iqr.
+
+    Attributes
+    ----------
+    atlas : str
+        Name of the atlas.
+    window : dict
+        How recordings are resampled and scaled, and how long they must be (`brainlm.config.WindowConfig`).
+    holdout : float
+        Fraction of participants held out of training.
+    seed : int
+        The study's; it decides who is held out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    atlas: str
+    window: dict[str, Any]
+    holdout: float
+    seed: int
+
+
 class Job(BaseModel):
     """One analysis in one of its rounds.
 
@@ -252,6 +284,8 @@ class Job(BaseModel):
         Name in `harmonization.ANALYSES`.
     parameters : dict
         Its parameters.
+    table : TableSpec or FrameSpec
+        What it is about: participants, or frames.
     state : str or None
         Class of the state that the coordinator solved last; its arrays are a part of the request. None at first.
     """
@@ -260,7 +294,7 @@ class Job(BaseModel):
 
     analysis: str
     parameters: dict[str, Any]
-    table: TableSpec
+    table: TableSpec | FrameSpec
     state: str | None = None
 
 
@@ -274,7 +308,7 @@ class SummarizeRequest(Payload):
 
 
 class SummarizeReply(Payload):
-    """Sums of each job, as the part of its name, and the participants behind them."""
+    """Sums of each job that is about this site, as the part of its name, and the participants behind them."""
 
     n_participants: dict[str, int]
 

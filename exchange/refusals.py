@@ -15,6 +15,7 @@ class RefusalCode(StrEnum):
     PLAIN = "policy.secure-sum-required"
     ATLAS = "contract.atlas"
     TIMING = "contract.repetition-time"
+    SCALING = "contract.scaling"
     COVARIATES = "contract.covariates"
     WINDOWS = "contract.no-usable-recordings"
     DIVERGED = "training.diverged"
@@ -50,6 +51,7 @@ _ABOUT = {
     RefusalCode.PLAIN: (1005, "the site's policy lets sums leave only inside a secure sum"),
     RefusalCode.ATLAS: (1006, "the cohort's atlas is not one that the study allows"),
     RefusalCode.TIMING: (1007, "a repetition time of the cohort lies outside what the study allows"),
+    RefusalCode.SCALING: (1015, "the cohort's recordings were z-scored before, and the study scales them otherwise"),
     RefusalCode.COVARIATES: (1008, "the cohort lacks a covariate of the study"),
     RefusalCode.WINDOWS: (1009, "no recording of the cohort is as long as the study's window"),
     RefusalCode.DIVERGED: (1010, "the local loss became NaN or infinite"),

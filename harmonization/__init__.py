@@ -3,9 +3,11 @@
 from harmonization.combat import ComBat, ComBatHarmonizer, ComBatModel
 from harmonization.design import Categorical, Continuous, Design
 from harmonization.errors import DesignError, HarmonizationError, TableError
+from harmonization.moments import Moments, SecondMoments
 from harmonization.probes import CrossValidatedRidge, RidgeRegression
 from harmonization.projection import Projection
 from harmonization.protocol import Analysis, SiteTable, State, add_sums, run_pooled
+from harmonization.quantiles import Quantiles
 from harmonization.residualization import Residualization
 from harmonization.site_effects import SiteClassification, SiteVariance
 
@@ -16,8 +18,10 @@ ANALYSES: dict[str, type[Analysis]] = {
         ComBat,
         CrossValidatedRidge,
         Projection,
+        Quantiles,
         Residualization,
         RidgeRegression,
+        SecondMoments,
         SiteClassification,
         SiteVariance,
     )
@@ -54,9 +58,12 @@ __all__ = [
     "Design",
     "DesignError",
     "HarmonizationError",
+    "Moments",
     "Projection",
+    "Quantiles",
     "Residualization",
     "RidgeRegression",
+    "SecondMoments",
     "SiteClassification",
     "SiteTable",
     "SiteVariance",

@@ -4,9 +4,9 @@ The same two functions run on pooled tables and in a federation, so both give th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ Sums = dict[str, Array]
 
 @dataclass(frozen=True)
 class SiteTable:
-    """One site's rows for one analysis.
+    """One site's rows for one analysis: its participants, or the frames of one of its recordings.
 
     Attributes
     ----------
@@ -37,6 +37,8 @@ class SiteTable:
         The site's own, for folds and permutations. It never leaves the site.
     min_group : int
         Fewest rows that a part of the sums may stand for: the site's rule.
+    frames : bool
+        The rows are the frames of one recording, in order, and not participants; NaN where a parcel is missing.
     """
 
     features: Array
@@ -46,6 +48,7 @@ class SiteTable:
     loadings: Array | None = None
     seed: int = 0
     min_group: int = 1
+    frames: bool = False
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or not len(self.features):
@@ -56,7 +59,7 @@ class SiteTable:
                 continue
             if len(values) != len(self.features):
                 raise TableError(f"{name} has {len(values)} rows; expected {len(self.features)}, as features have.")
-            if not np.isfinite(values).all():
+            if np.isinf(values).any() or (np.isnan(values).any() and not self.frames):
                 raise TableError(f"{name} holds NaN or infinite values. Leave those participants out.")
 
     @property
@@ -95,10 +98,13 @@ class Analysis(ABC):
         Name on the wire and in a site's policy.
     states : tuple of type
         The states that its rounds pass, for the wire.
+    rows : {"participants", "frames"}
+        What its tables must hold. Sums that are safe over many frames can single out a row among few participants.
     """
 
     name: ClassVar[str]
     states: ClassVar[tuple[type[State], ...]]
+    rows: ClassVar[Literal["participants", "frames"]] = "participants"
 
     @abstractmethod
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
@@ -120,16 +126,17 @@ class Analysis(ABC):
         raise HarmonizationError(f"analysis '{self.name}' has no state '{kind}'. Use the same version everywhere.")
 
 
-def add_sums(parts: Sequence[Sums]) -> Sums:
-    """Add the sums of all sites, in the order given.
+def add_sums(parts: Iterable[Sums]) -> Sums:
+    """Add the sums of all sites, or of all recordings of a site, in the order given; at least one.
 
     Raises
     ------
     HarmonizationError
         If two sites sent different names or shapes.
     """
-    total = {name: np.array(values, dtype=np.float64) for name, values in parts[0].items()}
-    for part in parts[1:]:
+    remaining = iter(parts)
+    total = {name: np.array(values, dtype=np.float64) for name, values in next(remaining).items()}
+    for part in remaining:
         if part.keys() != total.keys() or any(part[name].shape != total[name].shape for name in total):
             raise HarmonizationError(
                 "sites sent sums of different shapes. Use the same features and version everywhere."

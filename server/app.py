@@ -9,6 +9,7 @@ from exchange.messages import Arrays, DescribeRequest, EmbedReply, EmbedRequest,
 from server.averaging import measure_reconstruction, pretrain
 from server.harmonizing import Findings, Harmonizing
 from server.journal import Journal
+from server.measuring import Measures, measure
 from server.roster import Roster
 from server.study import Study, load_study
 from server.summary import write_parcels, write_summary
@@ -45,10 +46,12 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
     """
     journal.note(stage="gathering the sites")
     roster.gather(_describe(study))
+    journal.note(stage="measuring the recordings", sites=len(roster.members))
+    measures = measure(study, roster, journal)
     journal.note(stage="pretraining", sites=len(roster.members))
-    weights = pretrain(study, roster, journal)
+    weights = pretrain(study, roster, journal, measures)
     journal.note(stage="embedding")
-    replies = _embed(study, roster, journal, weights)
+    replies = _embed(study, roster, journal, weights, measures)
     journal.note(stage="harmonization")
     # Connectivity of another atlas has other edges: sites measure together only what has the same size everywhere.
     described = [reply.dimensions for reply in replies.values()]
@@ -69,10 +72,12 @@ def _describe(study: Study) -> DescribeRequest:
     )
 
 
-def _embed(study: Study, roster: Roster, journal: Journal, weights: Arrays) -> dict[str, EmbedReply]:
+def _embed(
+    study: Study, roster: Roster, journal: Journal, weights: Arrays, measures: Measures
+) -> dict[str, EmbedReply]:
     """Let every site embed its participants with the final model; go on with the sites that did."""
     request = EmbedRequest(
-        arrays=join(weights=weights),
+        arrays=join(weights=weights, **measures.scaling_parts(), **measures.moments_parts()),
         study=study.study,
         model=study.model.model_dump(mode="json"),
         recipe=study.recipe,

@@ -14,28 +14,29 @@ from cohorts.seeding import derive_seed
 from exchange.messages import Arrays, EmbedReply, TrainReply, TrainRequest, join
 from server.errors import ServerError
 from server.journal import Journal
+from server.measuring import Measures
 from server.roster import Roster
 from server.study import Study
 
 _WEIGHT = "num-examples"
 
 
-def pretrain(study: Study, roster: Roster, journal: Journal) -> Arrays:
+def pretrain(study: Study, roster: Roster, journal: Journal, measures: Measures) -> Arrays:
     """Run all rounds and return the final weights.
 
     Each round a quorum of sites trains the model; Flower's FedAvg averages their weights by the number of windows that
     they hold, in the order of names, so that the sums are the same whoever answers first. The model is saved after
-    every round.
+    every round, with the scaling in its header, so that recordings can be scaled as the model saw them.
     """
     # The initial model is the one that sites embed with as the untrained encoder.
     model = initial_model(study.model, derive_seed(study.seed, "untrained"))
     weights = {name: values.numpy().copy() for name, values in model.state_dict().items()}
-    save_round(study, journal, 0, weights)
+    save_round(study, journal, 0, weights, measures)
     strategy = FedAvg(weighted_by_key=_WEIGHT)
     rounds = study.averaging.rounds
     for number in range(1, rounds + 1):
         request = TrainRequest(
-            arrays=join(weights=weights),
+            arrays=join(weights=weights, **measures.scaling_parts()),
             study=study.study,
             model=study.model.model_dump(mode="json"),
             training=study.training.model_dump(mode="json"),
@@ -47,7 +48,7 @@ def pretrain(study: Study, roster: Roster, journal: Journal) -> Arrays:
         weights = average(strategy, number, replies)
         _measure_training(journal, number, replies)
         measure_reconstruction(journal, number - 1, replies)
-        save_round(study, journal, number, weights)
+        save_round(study, journal, number, weights, measures)
     return weights
 
 
@@ -114,9 +115,18 @@ def _measure_training(journal: Journal, round_number: int, replies: Mapping[str,
     journal.measure(round_number, {**metrics, "all": {"loss": loss, "n_windows": total}})
 
 
-def save_round(study: Study, journal: Journal, round_number: int, weights: Arrays) -> None:
+def save_round(study: Study, journal: Journal, round_number: int, weights: Arrays, measures: Measures) -> None:
     """Write the checkpoint of a round."""
-    about = {"study": study.study, "seed": study.seed, "round": round_number, "rounds": study.averaging.rounds}
+    about = {
+        "study": study.study,
+        "seed": study.seed,
+        "round": round_number,
+        "rounds": study.averaging.rounds,
+        "scaling": {
+            atlas: {name: values.tolist() for name, values in scale.to_arrays().items()}
+            for atlas, scale in measures.scaling.items()
+        },
+    }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in weights.items()}
     save_checkpoint(journal.checkpoint(round_number), tensors, study.model, about)
 

@@ -6,6 +6,8 @@
       study.yaml                            the study, with everything resolved
       journal.sqlite                        status, exchanges, metrics
       checkpoints/round-0007.safetensors    the model after each round; round 0 is the initial one
+      scaling/<atlas>.safetensors           medians and interquartile ranges, where scaling is robust
+      moments/<atlas>.safetensors           second moments of the training participants' frames
       harmonization/<name>.safetensors      what was solved, shared by all sites
       metrics.parquet, summary.json         written at the end
       report.html                           made from these by `fedbrainlm report`

@@ -81,6 +81,8 @@ class AnalysesConfig(Settings):
     """Folds within every site."""
     permutations: int = Field(100, ge=0)
     """Permutations behind the null of the site classifier."""
+    gaussian_baseline: bool = True
+    """Sum second moments of the frames, so that sites can set the linear Gaussian predictor beside the model."""
 
 
 class Study(Settings):
@@ -132,9 +134,21 @@ class Study(Settings):
         """Design of covariates by name; ``site`` is no column."""
         return Design(tuple(self.coding(name) for name in names if name != "site"))
 
+    def needs_quartiles(self) -> bool:
+        """Whether the sites' quartiles are measured before training."""
+        return self.model.window.scaling == "robust"
+
+    def needs_moments(self) -> bool:
+        """Whether the sites' second moments are measured before training."""
+        return self.analyses.gaussian_baseline
+
     def asks_for(self) -> list[str]:
         """Names of everything that a site's policy must allow for this study."""
         analyses = ["pretraining", "embedding", "projection", "site_variance", "site_classification", "residualization"]
+        if self.needs_quartiles():
+            analyses.append("quantiles")
+        if self.needs_moments():
+            analyses.append("second_moments")
         if self.analyses.targets:
             analyses.append("cross_validated_ridge")
         return [*analyses, "combat"] if self.harmonization.method == "combat" else analyses
@@ -147,6 +161,7 @@ class Study(Settings):
             atlases={atlas.name: atlas.content_hash for atlas in map(load_atlas, self.cohort.atlases)},
             min_t_r=self.cohort.min_t_r,
             max_t_r=self.cohort.max_t_r,
+            scalings=("raw",) if self.needs_quartiles() else ("raw", "zscore"),
             covariates={c.name: c.levels if isinstance(c, Categorical) else () for c in codings},
         )
 

@@ -18,6 +18,11 @@ REFERENCES = {
     "Technometrics 1979;21:215-223.",
 }
 _OPTIMIZERS = {"adamw": "AdamW", "sgd": "gradient descent"}
+_SCALINGS = {
+    "zscore": " and z-scored by parcel",
+    "robust": " and scaled by parcel to the median and interquartile range of all sites' training frames",
+    "none": "",
+}
 _PRIORS = {
     "parametric": "parametric empirical Bayes",
     "nonparametric": "non-parametric empirical Bayes",
@@ -63,7 +68,7 @@ def _cohorts(data: RunData) -> str:
 def _model(data: RunData, brainlm: str, mae: str) -> str:
     model: dict[str, Any] = data.study["model"]
     window, mask = model["window"], model["mask"]
-    scaling = " and z-scored by parcel" if window["scaling"] == "zscore" else ""
+    scaling = _SCALINGS[window["scaling"]]
     hidden = "parcels" if mask["kind"] == "parcel" else "tokens"
     return (
         f"Recordings were resampled to a repetition time of {window['t_r']:g} s{scaling}. A masked autoencoder after "

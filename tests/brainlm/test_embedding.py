@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from brainlm import BrainLMError, embed, functional_connectivity
+from brainlm import BrainLMError, Scaling, embed, functional_connectivity
 from brainlm.embedding import find_recipe
 from brainlm.pretraining import initial_model
 from brainlm.windows import prepare
@@ -20,6 +20,24 @@ def repeats(tmp_path) -> Cohort:
             signal[:, 11] = 0
         cohort.add(Recording(participant, signal, t_r=2.0, recording_id=f"{participant}_run-{run}"))
     return cohort
+
+
+def test_robust_scaling_reaches_the_encoder(config, repeats):
+    """Median 0 and range 1 leave the signal as it is, so the answer is that without scaling."""
+    same = Scaling(np.zeros(100), np.ones(100))
+    models = {
+        scaling: initial_model(
+            config.model_copy(update={"window": config.window.model_copy(update={"scaling": scaling})}), 0
+        )
+        for scaling in ("robust", "none")
+    }
+
+    expected = embed(models["none"], repeats)
+
+    assert embed(models["robust"], repeats, scale=same).equals(expected)
+    assert not embed(models["robust"], repeats, scale=Scaling(np.ones(100), np.ones(100))).equals(expected)
+    with pytest.raises(BrainLMError, match=r"Give 'scale'"):
+        embed(models["robust"], repeats)
 
 
 def test_the_recipe_averages_tokens_then_segments_then_recordings(config, repeats):

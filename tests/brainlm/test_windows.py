@@ -4,6 +4,7 @@ import torch
 
 from brainlm.config import WindowConfig
 from brainlm.errors import BrainLMError
+from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet, prepare, resample, resampled_frames, split_participants, usable_recordings
 from cohorts import Cohort, Recording
 from cohorts.simulation import SimulatedSite, simulate_cohorts
@@ -44,6 +45,21 @@ def test_zscore_scales_each_parcel_and_leaves_missing_ones_zero():
     np.testing.assert_allclose(prepared[kept].std(axis=1), 1, atol=1e-5)
     assert (prepared[2] == 0).all()
     np.testing.assert_array_equal(raw.T, signal)
+
+
+def test_robust_scaling_is_minus_the_median_over_the_range():
+    signal = np.random.default_rng(0).normal(50, 7, size=(90, 3)).astype(np.float32)
+    signal[:, 1] = 0
+    recording, window = Recording("sub-1", signal, t_r=1.0), WindowConfig(t_r=1.0, scaling="robust")
+    scale = Scaling(np.array([48.0, 50.0, 52.0]), np.array([10.0, 9.0, 1.0]))
+
+    prepared = prepare(recording, window, scale)
+
+    np.testing.assert_allclose(prepared[0], (signal[:, 0] - 48) / 10, atol=1e-5)
+    np.testing.assert_allclose(prepared[2], signal[:, 2] - 52, atol=1e-5)
+    assert (prepared[1] == 0).all()
+    with pytest.raises(BrainLMError, match="needs the medians and interquartile ranges"):
+        prepare(recording, window)
 
 
 def test_segments_are_every_whole_window_once(cohort):

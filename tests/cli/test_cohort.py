@@ -21,14 +21,14 @@ def import_(inputs, *more: str, participants: str = "p.tsv", tr: str | None = "2
 
 
 def test_import_then_show(inputs, capsys):
-    assert import_(inputs, "--select", "clinic=A", "--preprocessing", "fmriprep-24") == 0
+    assert import_(inputs, "--select", "clinic=A", "--preprocessing", "fmriprep-24", "--scaling", "zscore") == 0
     said = capsys.readouterr().out
     assert "2 recordings of 2 participants" in said
     assert "2 recordings belong to participants that were not selected" in said
 
     assert run_command(["cohort", "show", str(inputs / "out"), "--recordings"]) == 0
     said = capsys.readouterr().out
-    for fact in ("schaefer100, 100 parcels", "fmriprep-24", "30 to 31", "1 F, 1 M", "sub-1"):
+    for fact in ("schaefer100, 100 parcels", "fmriprep-24", "zscore", "30 to 31", "1 F, 1 M", "sub-1"):
         assert fact in said
 
 

@@ -12,6 +12,7 @@ from exchange.messages import (
     DescribeRequest,
     EmbedReply,
     EmbedRequest,
+    FrameSpec,
     HarmonizeReply,
     HarmonizeRequest,
     Job,
@@ -59,7 +60,10 @@ PAYLOADS: list[Payload] = [
     SummarizeRequest(
         arrays=ARRAYS,
         study="s",
-        jobs={"j": Job(analysis="combat", parameters={"x": [1.5]}, table=TableSpec(features="f"), state="Moments")},
+        jobs={
+            "j": Job(analysis="combat", parameters={"x": [1.5]}, table=TableSpec(features="f"), state="Moments"),
+            "k": Job(analysis="q", parameters={}, table=FrameSpec(atlas="a", window={"t_r": 2}, holdout=0.2, seed=1)),
+        },
     ),
     SummarizeReply(arrays=ARRAYS, n_participants={"j": 12}),
     HarmonizeRequest(arrays=ARRAYS, study="s", steps=[Step(source="a", result="b", transform="combat")]),
@@ -87,6 +91,7 @@ def test_payloads_come_back_the_same(payload):
         np.testing.assert_array_equal(back.arrays[name], values)
         assert back.arrays[name].dtype == values.dtype
         assert back.arrays[name].shape == values.shape
+    assert back.model_copy(update={"arrays": {}}) == payload.model_copy(update={"arrays": {}})
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: type(payload).__name__)

@@ -7,8 +7,10 @@ from harmonization import (
     CrossValidatedRidge,
     HarmonizationError,
     Projection,
+    Quantiles,
     Residualization,
     RidgeRegression,
+    SecondMoments,
     SiteClassification,
     SiteTable,
     SiteVariance,
@@ -23,8 +25,10 @@ EVERY = [
     ComBat(),
     CrossValidatedRidge(combat=True),
     Projection(5),
+    Quantiles((0.25, 0.5)),
     Residualization(),
     RidgeRegression(2.0),
+    SecondMoments(4),
     SiteClassification(combat=True, permutations=5),
     SiteVariance(),
 ]
@@ -98,3 +102,9 @@ def test_refuses_unknown_analyses_parameters_and_states():
 def test_refuses_broken_tables(broken):
     with pytest.raises(TableError):
         SiteTable(**broken)
+
+
+def test_only_frames_may_lack_values():
+    assert SiteTable(np.array([[np.nan, 1.0]]), frames=True).n == 1
+    with pytest.raises(TableError):
+        SiteTable(np.array([[np.inf, 1.0]]), frames=True)

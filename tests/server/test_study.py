@@ -55,6 +55,18 @@ def test_a_study_asks_for_all_that_it_will_do(tmp_path):
     assert "combat" in load_study(write(tmp_path)).asks_for()
     assert "combat" not in load_study(write(tmp_path, harmonization={"method": "none"})).asks_for()
     assert "cross_validated_ridge" not in load_study(write(tmp_path, analyses={"targets": []})).asks_for()
+    assert "second_moments" in load_study(write(tmp_path)).asks_for()
+    assert "second_moments" not in load_study(write(tmp_path, analyses={"gaussian_baseline": False})).asks_for()
+    assert "quantiles" not in load_study(write(tmp_path)).asks_for()
+
+
+def test_robust_scaling_asks_for_quantiles_and_for_recordings_that_kept_their_units(tmp_path):
+    model = {**STUDY["model"], "window": {**STUDY["model"]["window"], "scaling": "robust"}}
+    robust = load_study(write(tmp_path, model=model))
+
+    assert "quantiles" in robust.asks_for()
+    assert robust.contract().scalings == ("raw",)
+    assert load_study(write(tmp_path)).contract().scalings == ("raw", "zscore")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""Frames of the site's recordings as tables: what is measured before any model is trained."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from brainlm.config import WindowConfig
+from brainlm.scaling import Scaling
+from brainlm.windows import prepare, split_participants, usable_recordings
+from client.site import Site
+from cohorts.seeding import derive_seed
+from cohorts.settings import check_settings
+from exchange.messages import FrameSpec, Payload
+from harmonization import Moments, SiteTable
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The training participants' frames.
+
+    Attributes
+    ----------
+    participants : list of str
+        Whose they are.
+    tables : iterator of SiteTable
+        One a recording, [T, P]; read and prepared one after the other.
+    """
+
+    participants: list[str]
+    tables: Iterator[SiteTable]
+
+
+def split_site(site: Site, window: WindowConfig, holdout: float, seed: int) -> tuple[list[str], list[str]]:
+    """Split the site's participants into training and held-out ones, as every stage of a study does.
+
+    Parameters
+    ----------
+    holdout : float
+        Fraction to hold out.
+    seed : int
+        The study's.
+    """
+    return split_participants(list(usable_recordings(site.cohort, window)), holdout, derive_seed(seed, site.name))
+
+
+def scaling_of(site: Site, request: Payload) -> Scaling | None:
+    """Read the scaling of the site's atlas from a request; None if it brings none."""
+    arrays = request.part(f"scaling/{site.cohort.atlas.name}")
+    return Scaling.from_arrays(arrays) if arrays else None
+
+
+def moments_of(site: Site, request: Payload) -> Moments | None:
+    """Read the second moments of the site's atlas from a request; None if it brings none."""
+    arrays = request.part(f"moments/{site.cohort.atlas.name}")
+    return Moments.from_arrays(arrays) if arrays else None
+
+
+def read_frames(site: Site, spec: FrameSpec, scale: Scaling | None) -> Frames:
+    """Make the tables of a spec.
+
+    Parcels that few of the participants have are missing to all: sums over them would stand for those few.
+    """
+    window = check_settings(spec.window, WindowConfig, "the study's window")
+    people, _ = split_site(site, window, spec.holdout, spec.seed)
+    usable = usable_recordings(site.cohort, window)
+    shown = _shown_parcels(site, {person: usable[person] for person in people})
+
+    def tables() -> Iterator[SiteTable]:
+        for person in people:
+            for recording_id in usable[person]:
+                recording = site.cohort.read(recording_id)
+                frames = prepare(recording, window, scale).T.astype(np.float64)
+                yield SiteTable(np.where(recording.coverage & shown, frames, np.nan), frames=True)
+
+    return Frames(people, tables())
+
+
+def _shown_parcels(site: Site, recordings: dict[str, list[str]]) -> np.ndarray:
+    """Parcels [P] of which no sum, over one of them or a pair, stands for fewer people than the policy's min_group."""
+    n_parcels, least = site.cohort.atlas.n_parcels, site.policy.min_group
+    missing = site.cohort.recordings.set_index("recording_id")["n_missing_parcels"]
+    together = np.zeros((n_parcels, n_parcels), dtype=np.int64)
+    for ids in recordings.values():
+        if any(missing[recording_id] == 0 for recording_id in ids):
+            together += 1
+            continue
+        coverage = np.stack([site.cohort.read(recording_id).coverage for recording_id in ids]).astype(np.int64)
+        together += coverage.T @ coverage > 0
+    shown = np.ones(n_parcels, dtype=bool)
+    while (few := (together > 0) & (together < least) & shown & shown[:, None]).any():
+        shown[few.sum(axis=0).argmax()] = False
+    return shown

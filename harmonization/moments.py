@@ -1,0 +1,80 @@
+"""Second moments of frames: how parcels go together, and how a parcel goes on in time."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from scipy.fft import irfft, next_fast_len, rfft
+
+from harmonization.errors import HarmonizationError
+from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
+
+
+@dataclass(frozen=True)
+class Moments(State):
+    """Second moments about zero, over the frames of all sites.
+
+    Attributes
+    ----------
+    covariance : numpy.ndarray
+        [p, p]: mean product of two parcels in one frame, over the frames that have both; 0 for pairs that none has.
+        Where parcels are missing here and there, it need not be positive semi-definite: shrink it before inverting.
+    autocovariance : numpy.ndarray
+        [L]: mean product of a parcel's values l frames apart in one recording, over all parcels; 0 for lags that no
+        recording is long enough for.
+    n : float
+        Frames.
+    """
+
+    covariance: Array
+    autocovariance: Array
+    n: float
+
+    done: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class SecondMoments(Analysis):
+    """Sums of products over frames, in one round. A table is one recording, so that no lag reaches into another.
+
+    They are about zero, since recordings come scaled: z-scored ones have no mean, and robustly scaled ones a small one.
+
+    Parameters
+    ----------
+    n_lags : int
+        Lags 0 to n_lags - 1 of the autocovariance.
+    """
+
+    n_lags: int
+
+    name: ClassVar[str] = "second_moments"
+    states: ClassVar[tuple[type[State], ...]] = (Moments,)
+    rows: ClassVar[Literal["participants", "frames"]] = "frames"
+
+    def __post_init__(self) -> None:
+        if self.n_lags < 1:
+            raise HarmonizationError(f"n_lags is {self.n_lags}; expected at least 1.")
+
+    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+        present = (~np.isnan(table.features)).astype(np.float64)
+        values = np.where(present > 0, table.features, 0)
+        return {
+            "n": np.array(float(table.n)),
+            "products": values.T @ values,
+            "pairs": present.T @ present,
+            "lagged_products": _lagged_products(values, self.n_lags),
+            "lagged_pairs": np.rint(_lagged_products(present, self.n_lags)),
+        }
+
+    def solve(self, total: Sums, state: State | None) -> State:
+        covariance = total["products"] / np.maximum(total["pairs"], 1)
+        autocovariance = total["lagged_products"] / np.maximum(total["lagged_pairs"], 1)
+        return Moments(covariance, np.where(total["lagged_pairs"] > 0, autocovariance, 0), float(total["n"]))
+
+
+def _lagged_products(values: Array, n_lags: int) -> Array:
+    """Sum over columns of x[t] x[t + l], for l from 0, [n_lags]; by Fourier transform, padded against wrapping."""
+    length = next_fast_len(len(values) + n_lags, real=True)
+    spectrum = rfft(values, n=length, axis=0)
+    products: Array = irfft((spectrum.real**2 + spectrum.imag**2).sum(axis=1), n=length)[:n_lags]
+    return products

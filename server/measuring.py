@@ -1,0 +1,85 @@
+"""Before training: sums over the frames of the training participants, within each atlas.
+
+Quartiles, where the study scales robustly; then second moments of the scaled frames, for the linear Gaussian predictor.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from brainlm.config import WindowConfig
+from brainlm.scaling import QUARTILES, Scaling
+from cohorts.files import save_arrays
+from exchange.messages import Arrays, FrameSpec
+from harmonization import Analysis, Moments, Quantiles, SecondMoments
+from server.journal import Journal
+from server.roster import Roster
+from server.study import Study
+from server.sums import Task, solve_together
+
+STAGE = "measuring"
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What was measured, by atlas; empty where the study does not need it."""
+
+    scaling: dict[str, Scaling] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
+
+    def scaling_parts(self) -> dict[str, Arrays]:
+        """Return parts of a request, ``scaling/<atlas>``."""
+        return {f"scaling/{atlas}": scale.to_arrays() for atlas, scale in self.scaling.items()}
+
+    def moments_parts(self) -> dict[str, Arrays]:
+        """Return parts of a request, ``moments/<atlas>``."""
+        return {f"moments/{atlas}": moments.to_arrays() for atlas, moments in self.moments.items()}
+
+
+def measure(study: Study, roster: Roster, journal: Journal) -> Measures:
+    """Measure what the study needs, and write it to ``scaling/`` and ``moments/`` of the run's folder.
+
+    A site that falls silent here is left out of the study: sums need a fixed set of sites.
+    """
+    scaled = Measures(_scaling(study, roster))
+    measures = Measures(scaled.scaling, _moments(study, roster, scaled))
+    about = {"study": study.study, "seed": study.seed, "scaling": study.model.window.scaling}
+    for name, arrays in (measures.scaling_parts() | measures.moments_parts()).items():
+        save_arrays(journal.folder / f"{name}.safetensors", arrays, about)
+    return measures
+
+
+def _scaling(study: Study, roster: Roster) -> dict[str, Scaling]:
+    if not study.needs_quartiles():
+        return {}
+    unscaled = study.model.window.model_copy(update={"scaling": "none"})
+    solved = _solve(study, roster, Quantiles(QUARTILES), unscaled, {})
+    return {atlas: Scaling.from_quartiles(model.quantiles) for atlas, model in solved.items()}
+
+
+def _moments(study: Study, roster: Roster, scaled: Measures) -> dict[str, Moments]:
+    if not study.needs_moments():
+        return {}
+    window = study.model.window
+    return _solve(study, roster, SecondMoments(window.n_frames), window, scaled.scaling_parts())
+
+
+def _solve(
+    study: Study, roster: Roster, analysis: Analysis, window: WindowConfig, scaling: dict[str, Arrays]
+) -> dict[str, Any]:
+    """Run an analysis of frames for all atlases at once; return the final state of each."""
+
+    def tasks() -> dict[str, Task]:
+        found = {}
+        for atlas in study.contract().atlases:
+            sites = tuple(site for site, about in roster.about.items() if about.atlas == atlas)
+            spec = FrameSpec(
+                atlas=atlas,
+                window=window.model_dump(mode="json"),
+                holdout=study.training.holdout,
+                seed=study.seed,
+            )
+            if sites:
+                found[atlas] = Task(analysis, spec, sites)
+        return found
+
+    return solve_together(tasks, study.study, roster, STAGE, scaling)
