@@ -1,6 +1,7 @@
 """A hospital's Flower ClientApp: five handlers. Each computes at the site; `client.release` lets the answer out."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from brainlm.baselines import make_baselines
 from brainlm.checkpoints import load_weights
 from brainlm.config import ModelConfig, TrainingConfig, WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
-from brainlm.evaluation import evaluate, reconstruct_example
+from brainlm.evaluation import MODEL, ReconstructionSums, compare, reconstruct_example
 from brainlm.model import BrainLM
 from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import WindowSet, split_participants, usable_recordings
@@ -119,7 +121,7 @@ def _train(site: Site, request: TrainRequest) -> Answer:
     model = _incoming_model(site, request.model, request.part("weights"))
     seed = derive_seed(request.seed, site.name)
     people, held_out = _split(site, model, training.holdout, seed)
-    evaluation = _evaluation(site, model, held_out, seed)
+    evaluation = _evaluation(site, model, held_out, seed)[MODEL]
     outcome = train_round(
         model,
         WindowSet(site.cohort, model.config.window, people),
@@ -171,8 +173,9 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
             model, WindowSet(site.cohort, model.config.window, held_out), seed=seed, device=site.device
         )
         save_arrays(store.folder / "reconstruction.safetensors", example)
+    baselines = _evaluation(site, model, held_out, seed, beside=True, moments=request.part("moments"))
     reply = EmbedReply(
-        arrays=join(evaluation=_evaluation(site, model, held_out, seed)),
+        arrays=join(evaluation=baselines.pop(MODEL), baselines=join(**baselines)),
         n_participants=len(participants),
         dimensions={name: values.shape[1] for name, values in features.items()},
         atlas=site.cohort.atlas.name,
@@ -236,12 +239,32 @@ def _split(site: Site, model: BrainLM, holdout: float, seed: int) -> tuple[list[
     return split_participants(list(usable_recordings(site.cohort, model.config.window)), holdout, seed)
 
 
-def _evaluation(site: Site, model: BrainLM, held_out: list[str], seed: int) -> Arrays:
-    """Sums over the hidden values of held-out participants; zeros where too few were held out to stand for a sum."""
+def _evaluation(
+    site: Site,
+    model: BrainLM,
+    held_out: list[str],
+    seed: int,
+    *,
+    beside: bool = False,
+    moments: Mapping[str, Array] | None = None,
+) -> dict[str, Arrays]:
+    """Sums over the hidden values of held-out participants; zeros where too few were held out to stand for a sum.
+
+    Parameters
+    ----------
+    beside : bool
+        Evaluate the baselines, too.
+    moments : mapping, optional
+        What some of them need (`brainlm.baselines.make_baselines`).
+    """
+    n_parcels = site.cohort.atlas.n_parcels
+    baselines = make_baselines(model.config.mask, n_parcels, moments) if beside else {}
     if len(held_out) < site.policy.min_group:
-        return {name: np.zeros(site.cohort.atlas.n_parcels) for name in ("count", "total", "squares", "errors")}
-    sums = evaluate(model, WindowSet(site.cohort, model.config.window, held_out), seed=seed, device=site.device)
-    return {name: getattr(sums, name) for name in ("count", "total", "squares", "errors")}
+        sums = {name: ReconstructionSums.zeros(n_parcels) for name in (MODEL, *baselines)}
+    else:
+        windows = WindowSet(site.cohort, model.config.window, held_out)
+        sums = compare(model, baselines, windows, seed=seed, device=site.device)
+    return {name: of_predictor.to_arrays() for name, of_predictor in sums.items()}
 
 
 def _hash(arrays: Arrays) -> str:

@@ -159,7 +159,7 @@ class TrainRequest(Payload):
 class TrainReply(Payload):
     """The trained model (part ``weights``), and how the incoming one did on held-out participants.
 
-    Part ``evaluation`` holds count, total, squares and errors [P] (`brainlm.evaluation.ReconstructionSums`).
+    Part ``evaluation`` holds the arrays of `brainlm.evaluation.ReconstructionSums`: sums by parcel and by horizon.
 
     Attributes
     ----------
@@ -180,6 +180,9 @@ class TrainReply(Payload):
 class EmbedRequest(Payload):
     """The final model (part ``weights``) and the recipe.
 
+    Part ``moments``, if there is one, holds the federation's second moments, from which the site makes linear
+    predictors to evaluate beside the model (`brainlm.baselines.make_baselines`).
+
     Attributes
     ----------
     holdout : float
@@ -199,6 +202,8 @@ class EmbedRequest(Payload):
 
 class EmbedReply(Payload):
     """How many participants were embedded, in how many dimensions, and how the model did (part ``evaluation``).
+
+    Part ``baselines`` holds the sums of other predictors of the same hidden values, as ``baselines/<name>/<array>``.
 
     Attributes
     ----------

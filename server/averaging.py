@@ -14,6 +14,7 @@ from cohorts.seeding import derive_seed
 from exchange.messages import Arrays, EmbedReply, TrainReply, TrainRequest, join
 from server.errors import ServerError
 from server.journal import Journal
+from server.reconstruction import add_by_atlas
 from server.roster import Roster
 from server.study import Study
 
@@ -84,7 +85,7 @@ def average(strategy: FedAvg, round_number: int, replies: Mapping[str, TrainRepl
 def measure_reconstruction(
     journal: Journal, round_number: int, replies: Mapping[str, TrainReply | EmbedReply]
 ) -> dict[str, ReconstructionSums]:
-    """Write how the model after `round_number` did on held-out participants: masked R², per site and over all.
+    """Write how the model after `round_number` did on held-out participants: the scores, per site and over all.
 
     Returns
     -------
@@ -92,17 +93,11 @@ def measure_reconstruction(
         Atlas → sums by parcel over the sites that have it.
     """
     by_site = {site: ReconstructionSums(**reply.part("evaluation")) for site, reply in replies.items()}
-    by_atlas: dict[str, ReconstructionSums] = {}
-    for site, sums in by_site.items():
-        atlas = replies[site].atlas
-        by_atlas[atlas] = by_atlas[atlas] + sums if atlas in by_atlas else sums
+    by_atlas = add_by_atlas((replies[site].atlas, sums) for site, sums in by_site.items())
     # Sites with other atlases have other parcels: their sums add only over all parcels.
-    everything = [_over_parcels(sums) for sums in by_site.values()]
+    everything = [sums.over_parcels() for sums in by_site.values()]
     by_site["all"] = sum(everything[1:], everything[0])
-    journal.measure(
-        round_number,
-        {site: {"masked_r2": sums.masked_r2, "mse": sums.mean_squared_error} for site, sums in by_site.items()},
-    )
+    journal.measure(round_number, {site: sums.overall for site, sums in by_site.items()})
     return by_atlas
 
 
@@ -119,8 +114,3 @@ def save_round(study: Study, journal: Journal, round_number: int, weights: Array
     about = {"study": study.study, "seed": study.seed, "round": round_number, "rounds": study.averaging.rounds}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in weights.items()}
     save_checkpoint(journal.checkpoint(round_number), tensors, study.model, about)
-
-
-def _over_parcels(sums: ReconstructionSums) -> ReconstructionSums:
-    parts = (sums.count, sums.total, sums.squares, sums.errors)
-    return ReconstructionSums(*(part.sum(keepdims=True) for part in parts))

@@ -7,6 +7,8 @@
       journal.sqlite                        status, exchanges, metrics
       checkpoints/round-0007.safetensors    the model after each round; round 0 is the initial one
       harmonization/<name>.safetensors      what was solved, shared by all sites
+      parcels.parquet                       masked R² of the final model by parcel
+      reconstruction.parquet                scores of the final model and the baselines
       metrics.parquet, summary.json         written at the end
       report.html                           made from these by `fedbrainlm report`
 """
