@@ -28,10 +28,10 @@ from brainlm.place import PlaceCode
 
 
 class Predictor(Protocol):
-    """Something that predicts hidden values from visible ones, such as `brainlm.gaussian.GaussianPredictor`."""
+    """Whatever predicts the hidden values of windows from the visible ones, such as those of `brainlm.gaussian`."""
 
     def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
-        """Predict [B, P, T] from a signal of that shape, where it is visible (bool), and valid parcels [B, P]."""
+        """Predict a signal [B, P, T], of which `visible` [B, P, T] bool is known; `valid` [B, P] parcels are there."""
 
 
 class MAEOutput(NamedTuple):

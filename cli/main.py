@@ -10,6 +10,7 @@ from rich.text import Text
 
 from cli import cohort, run
 from cli.errors import INPUT_ERRORS, InternalError, RunFailedError
+from cli.evaluate import evaluate
 
 app = typer.Typer(
     name="fedbrainlm",
@@ -21,6 +22,7 @@ app.add_typer(cohort.app, name="cohort")
 app.command()(run.demo)
 app.command()(run.run)
 app.command()(run.report)
+app.command()(evaluate)
 
 
 @app.callback()

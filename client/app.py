@@ -8,10 +8,12 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from brainlm.baselines import make_baselines
 from brainlm.checkpoints import load_weights
 from brainlm.config import ModelConfig, TrainingConfig, WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
-from brainlm.evaluation import evaluate, reconstruct_example
+from brainlm.evaluation import MODEL, ReconstructionSums, compare, reconstruct_example
+from brainlm.gaussian import SpaceTimeGaussianPredictor
 from brainlm.model import BrainLM
 from brainlm.pretraining import initial_model, train_round
 from brainlm.scaling import Scaling
@@ -42,7 +44,7 @@ from exchange.messages import (
     join,
 )
 from exchange.refusals import Refusal, RefusalCode
-from harmonization import Analysis, Categorical, ComBatModel, Design, State, add_sums, make_analysis
+from harmonization import Analysis, Categorical, ComBatModel, Design, Moments, State, add_sums, make_analysis
 from harmonization.projection import ProjectionModel
 from harmonization.protocol import Array, Sums
 from harmonization.residualization import ResidualizationModel
@@ -121,11 +123,11 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
 def _train(site: Site, request: TrainRequest) -> Answer:
     site.policy.permit(request.study, ["pretraining"])
     training = check_settings(request.training, TrainingConfig, "the study's training")
-    model = _incoming_model(site, request.model, request.part("weights"))
-    scale = scaling_of(site, request)
+    scale, moments = scaling_of(site, request), moments_of(site, request)
+    model = _incoming_model(site, request.model, request.part("weights"), moments)
     seed = derive_seed(request.seed, site.name)
     people, held_out = split_site(site, model.config.window, training.holdout, request.seed)
-    evaluation = _evaluation(site, model, held_out, seed, scale)
+    evaluation = _evaluation(site, model, held_out, seed, scale)[MODEL]
     outcome = train_round(
         model,
         WindowSet(site.cohort, model.config.window, people, scale),
@@ -149,8 +151,8 @@ def _train(site: Site, request: TrainRequest) -> Answer:
 def _embed(site: Site, request: EmbedRequest) -> Answer:
     site.policy.permit(request.study, ["embedding"], request.recipe)
     weights = request.part("weights")
-    model = _incoming_model(site, request.model, weights)
     scale, moments = scaling_of(site, request), moments_of(site, request)
+    model = _incoming_model(site, request.model, weights, moments)
     seed = derive_seed(request.seed, site.name)
     _, held_out = split_site(site, model.config.window, request.holdout, request.seed)
     recipe = find_recipe(request.recipe)
@@ -182,8 +184,9 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
             model, WindowSet(site.cohort, model.config.window, held_out, scale), seed=seed, device=site.device
         )
         save_arrays(store.folder / "reconstruction.safetensors", example)
+    baselines = _evaluation(site, model, held_out, seed, scale, beside=True, moments=moments)
     reply = EmbedReply(
-        arrays=join(evaluation=_evaluation(site, model, held_out, seed, scale)),
+        arrays=join(evaluation=baselines.pop(MODEL), baselines=join(**baselines)),
         n_participants=len(participants),
         dimensions={name: values.shape[1] for name, values in features.items()},
         atlas=site.cohort.atlas.name,
@@ -250,21 +253,44 @@ def _transform(site: Site, source: FeatureSet, step: Step, model: Arrays) -> Fea
     return FeatureSet([source.participants[row] for row in rows], changed, about)
 
 
-def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays) -> BrainLM:
-    """Build the model of the request, on the site's number of threads."""
+def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays, moments: Moments | None) -> BrainLM:
+    """Build the model of the request, on the site's number of threads, with the linear prediction it starts from."""
     torch.set_num_threads(site.settings.threads)
     model = initial_model(check_settings(config, ModelConfig, "the study's model"), 0)
     load_weights(model, {name: torch.from_numpy(values) for name, values in weights.items()}, "the incoming model")
+    if moments is not None and model.config.residual == "gaussian":
+        model.prior = SpaceTimeGaussianPredictor(moments.covariance, moments.autocovariance)
     return model
 
 
-def _evaluation(site: Site, model: BrainLM, held_out: list[str], seed: int, scale: Scaling | None) -> Arrays:
-    """Sums over the hidden values of held-out participants; zeros where too few were held out to stand for a sum."""
+def _evaluation(
+    site: Site,
+    model: BrainLM,
+    held_out: list[str],
+    seed: int,
+    scale: Scaling | None,
+    *,
+    beside: bool = False,
+    moments: Moments | None = None,
+) -> dict[str, Arrays]:
+    """Sums over the hidden values of held-out participants; zeros where too few were held out to stand for a sum.
+
+    Parameters
+    ----------
+    beside : bool
+        Evaluate the baselines, too.
+    moments : Moments, optional
+        What some of them need (`brainlm.baselines.make_baselines`).
+    """
+    n_parcels = site.cohort.atlas.n_parcels
+    known = moments.to_arrays() if moments else None
+    baselines = make_baselines(model.config.mask, n_parcels, known) if beside else {}
     if len(held_out) < site.policy.min_group:
-        return {name: np.zeros(site.cohort.atlas.n_parcels) for name in ("count", "total", "squares", "errors")}
-    windows = WindowSet(site.cohort, model.config.window, held_out, scale)
-    sums = evaluate(model, windows, seed=seed, device=site.device)
-    return {name: getattr(sums, name) for name in ("count", "total", "squares", "errors")}
+        sums = {name: ReconstructionSums.zeros(n_parcels) for name in (MODEL, *baselines)}
+    else:
+        windows = WindowSet(site.cohort, model.config.window, held_out, scale)
+        sums = compare(model, baselines, windows, seed=seed, device=site.device)
+    return {name: of_predictor.to_arrays() for name, of_predictor in sums.items()}
 
 
 def _hash(arrays: Arrays) -> str:

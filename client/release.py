@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from flwr.app import Context, Error, Message, RecordDict
 
-from brainlm.errors import CheckpointError, DivergenceError
+from brainlm.errors import CheckpointError, DivergenceError, ShapeError
 from client.audit import describe_records
 from client.site import Site, find_site
 from cohorts.errors import CohortError, RecordingError, SettingsError
@@ -24,6 +24,7 @@ _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (
     (MessageError, RefusalCode.PROTOCOL),
     (DivergenceError, RefusalCode.DIVERGED),
     (CheckpointError, RefusalCode.PROTOCOL),
+    (ShapeError, RefusalCode.PROTOCOL),
     (SettingsError, RefusalCode.PROTOCOL),  # of the request: the site's own are read before
     (RecordingError, RefusalCode.PROTOCOL),
     (SmallGroupError, RefusalCode.GROUP),

@@ -161,7 +161,7 @@ class TrainRequest(Payload):
 class TrainReply(Payload):
     """The trained model (part ``weights``), and how the incoming one did on held-out participants.
 
-    Part ``evaluation`` holds count, total, squares and errors [P] (`brainlm.evaluation.ReconstructionSums`).
+    Part ``evaluation`` holds the arrays of `brainlm.evaluation.ReconstructionSums`: sums by parcel and by horizon.
 
     Attributes
     ----------
@@ -205,6 +205,8 @@ class EmbedRequest(Payload):
 
 class EmbedReply(Payload):
     """How many participants were embedded, in how many dimensions, and how the model did (part ``evaluation``).
+
+    Part ``baselines`` holds the sums of other predictors of the same hidden values, as ``baselines/<name>/<array>``.
 
     Attributes
     ----------

@@ -19,6 +19,8 @@ class Moments(State):
     covariance : numpy.ndarray
         [p, p]: mean product of two parcels in one frame, over the frames that have both; 0 for pairs that none has.
         Where parcels are missing here and there, it need not be positive semi-definite: shrink it before inverting.
+    following : numpy.ndarray
+        [p, p]: mean product of a parcel's value and another's in the frame before, ``x[t + 1] x[t]'``.
     autocovariance : numpy.ndarray
         [L]: mean product of a parcel's values l frames apart in one recording, over all parcels; 0 for lags that no
         recording is long enough for.
@@ -27,6 +29,7 @@ class Moments(State):
     """
 
     covariance: Array
+    following: Array
     autocovariance: Array
     n: float
 
@@ -62,14 +65,20 @@ class SecondMoments(Analysis):
             "n": np.array(float(table.n)),
             "products": values.T @ values,
             "pairs": present.T @ present,
+            "following_products": values[1:].T @ values[:-1],
+            "following_pairs": present[1:].T @ present[:-1],
             "lagged_products": _lagged_products(values, self.n_lags),
             "lagged_pairs": np.rint(_lagged_products(present, self.n_lags)),
         }
 
     def solve(self, total: Sums, state: State | None) -> State:
-        covariance = total["products"] / np.maximum(total["pairs"], 1)
         autocovariance = total["lagged_products"] / np.maximum(total["lagged_pairs"], 1)
-        return Moments(covariance, np.where(total["lagged_pairs"] > 0, autocovariance, 0), float(total["n"]))
+        return Moments(
+            covariance=total["products"] / np.maximum(total["pairs"], 1),
+            following=total["following_products"] / np.maximum(total["following_pairs"], 1),
+            autocovariance=np.where(total["lagged_pairs"] > 0, autocovariance, 0),
+            n=float(total["n"]),
+        )
 
 
 def _lagged_products(values: Array, n_lags: int) -> Array:

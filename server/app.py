@@ -5,11 +5,13 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from brainlm.evaluation import MODEL
 from exchange.messages import Arrays, DescribeRequest, EmbedReply, EmbedRequest, join
 from server.averaging import measure_reconstruction, pretrain
 from server.harmonizing import Findings, Harmonizing
 from server.journal import Journal
 from server.measuring import Measures, measure
+from server.reconstruction import add_baselines, write_reconstruction
 from server.roster import Roster
 from server.study import Study, load_study
 from server.summary import write_parcels, write_summary
@@ -88,4 +90,5 @@ def _embed(
     roster.keep(replies)
     by_atlas = measure_reconstruction(journal, study.averaging.rounds, replies)
     write_parcels(study, journal, by_atlas)
+    write_reconstruction(study, journal.folder, {MODEL: by_atlas, **add_baselines(replies)})
     return replies

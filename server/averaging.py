@@ -15,6 +15,7 @@ from exchange.messages import Arrays, EmbedReply, TrainReply, TrainRequest, join
 from server.errors import ServerError
 from server.journal import Journal
 from server.measuring import Measures
+from server.reconstruction import add_by_atlas
 from server.roster import Roster
 from server.study import Study
 
@@ -34,9 +35,10 @@ def pretrain(study: Study, roster: Roster, journal: Journal, measures: Measures)
     save_round(study, journal, 0, weights, measures)
     strategy = FedAvg(weighted_by_key=_WEIGHT)
     rounds = study.averaging.rounds
+    linear = measures.moments_parts() if study.model.residual == "gaussian" else {}
     for number in range(1, rounds + 1):
         request = TrainRequest(
-            arrays=join(weights=weights, **measures.scaling_parts()),
+            arrays=join(weights=weights, **measures.scaling_parts(), **linear),
             study=study.study,
             model=study.model.model_dump(mode="json"),
             training=study.training.model_dump(mode="json"),
@@ -85,7 +87,7 @@ def average(strategy: FedAvg, round_number: int, replies: Mapping[str, TrainRepl
 def measure_reconstruction(
     journal: Journal, round_number: int, replies: Mapping[str, TrainReply | EmbedReply]
 ) -> dict[str, ReconstructionSums]:
-    """Write how the model after `round_number` did on held-out participants: masked R², per site and over all.
+    """Write how the model after `round_number` did on held-out participants: the scores, per site and over all.
 
     Returns
     -------
@@ -93,17 +95,11 @@ def measure_reconstruction(
         Atlas → sums by parcel over the sites that have it.
     """
     by_site = {site: ReconstructionSums(**reply.part("evaluation")) for site, reply in replies.items()}
-    by_atlas: dict[str, ReconstructionSums] = {}
-    for site, sums in by_site.items():
-        atlas = replies[site].atlas
-        by_atlas[atlas] = by_atlas[atlas] + sums if atlas in by_atlas else sums
+    by_atlas = add_by_atlas((replies[site].atlas, sums) for site, sums in by_site.items())
     # Sites with other atlases have other parcels: their sums add only over all parcels.
-    everything = [_over_parcels(sums) for sums in by_site.values()]
+    everything = [sums.over_parcels() for sums in by_site.values()]
     by_site["all"] = sum(everything[1:], everything[0])
-    journal.measure(
-        round_number,
-        {site: {"masked_r2": sums.masked_r2, "mse": sums.mean_squared_error} for site, sums in by_site.items()},
-    )
+    journal.measure(round_number, {site: sums.overall for site, sums in by_site.items()})
     return by_atlas
 
 
@@ -129,8 +125,3 @@ def save_round(study: Study, journal: Journal, round_number: int, weights: Array
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in weights.items()}
     save_checkpoint(journal.checkpoint(round_number), tensors, study.model, about)
-
-
-def _over_parcels(sums: ReconstructionSums) -> ReconstructionSums:
-    parts = (sums.count, sums.total, sums.squares, sums.errors)
-    return ReconstructionSums(*(part.sum(keepdims=True) for part in parts))

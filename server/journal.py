@@ -9,6 +9,8 @@
       scaling/<atlas>.safetensors           medians and interquartile ranges, where scaling is robust
       moments/<atlas>.safetensors           second moments of the training participants' frames
       harmonization/<name>.safetensors      what was solved, shared by all sites
+      parcels.parquet                       masked R² of the final model by parcel
+      reconstruction.parquet                scores of the final model and the baselines
       metrics.parquet, summary.json         written at the end
       report.html                           made from these by `fedbrainlm report`
 """

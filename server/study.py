@@ -140,7 +140,8 @@ class Study(Settings):
 
     def needs_moments(self) -> bool:
         """Whether the sites' second moments are measured before training."""
-        return self.analyses.gaussian_baseline
+        resampled = self.model.window.temporal == "resample"  # moments of other TRs do not add
+        return resampled and (self.analyses.gaussian_baseline or self.model.residual == "gaussian")
 
     def asks_for(self) -> list[str]:
         """Names of everything that a site's policy must allow for this study."""

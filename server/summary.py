@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from brainlm.evaluation import ReconstructionSums
+from brainlm.evaluation import SCORES, ReconstructionSums
 from cohorts import load_atlas
 from cohorts.files import atomic_path, write_text
 from exchange.messages import DescribeReply
 from server.harmonizing import Findings
 from server.journal import Journal
+from server.reconstruction import read_reconstruction, summarize_reconstruction
 from server.study import Study
 
 
@@ -71,16 +72,23 @@ def write_parcels(study: Study, journal: Journal, by_atlas: Mapping[str, Reconst
 
 
 def _pretraining(journal: Journal) -> dict[str, Any]:
-    """Final loss and masked R² over all sites, and of each."""
+    """Final loss and scores over all sites, and of each; the model by network and horizon, and the baselines."""
     metrics = journal.table("metrics")
-    wanted = metrics[metrics["name"].isin(["loss", "masked_r2"])]
+    wanted = metrics[metrics["name"].isin(["loss", *SCORES])]
     final = wanted.sort_values("round").groupby(["site", "name"])["value"].last()
     by_site: dict[str, dict[str, float]] = {}
     for (site, name), value in final.items():
         by_site.setdefault(str(site), {})[str(name)] = float(value)
     overall = by_site.pop("all", {})
-    first = wanted[(wanted["round"] == 0) & (wanted["site"] == "all")]["value"]
-    return {**overall, "masked_r2_untrained": float(first.iloc[0]) if len(first) else math.nan, "sites": by_site}
+    untrained = (wanted["round"] == 0) & (wanted["site"] == "all") & (wanted["name"] == "masked_r2")
+    first = wanted[untrained]["value"]
+    reconstruction = read_reconstruction(journal.folder)
+    return {
+        **overall,
+        "masked_r2_untrained": float(first.iloc[0]) if len(first) else math.nan,
+        "sites": by_site,
+        **({} if reconstruction is None else summarize_reconstruction(reconstruction)),
+    }
 
 
 def _harmonization(study: Study, findings: Findings | None) -> dict[str, Any]:

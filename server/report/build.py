@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,9 +13,10 @@ import matplotlib as mpl
 import yaml
 from matplotlib.figure import Figure
 
+from brainlm.evaluation import MODEL, SCORES
 from cohorts.files import write_text
 from server.report.data import RunData
-from server.report.figures import STYLE, draw
+from server.report.figures import STYLE, draw, predictor_name
 from server.report.methods import methods_paragraph
 
 Rows = list[list[str]]
@@ -78,7 +80,7 @@ def _headlines(data: RunData) -> list[tuple[str, str, str]]:
         (
             _number(pretraining.get("masked_r2")),
             "masked R², held-out participants",
-            f"untrained: {_number(pretraining.get('masked_r2_untrained'))}",
+            f"untrained: {_number(pretraining.get('masked_r2_untrained'))}{_best_baseline(data)}",
         )
     ]
     effect = data.summary["harmonization"].get("site_effect", {}).get("embedding", {})
@@ -104,6 +106,11 @@ def _headlines(data: RunData) -> list[tuple[str, str, str]]:
     return found
 
 
+def _best_baseline(data: RunData) -> str:
+    rows = _baselines(data).rows[1:]
+    return f"; {rows[0][0]}: {rows[0][1]}" if rows else ""
+
+
 def _sites(data: RunData) -> Table:
     header = ["site", "participants", "recordings", "quarantined", "windows", "atlas", "preprocessing", "masked R²"]
     reached = data.summary["pretraining"].get("sites", {})
@@ -119,6 +126,28 @@ def _sites(data: RunData) -> Table:
     ]
     left_out = data.summary["left_out"]
     return Table(header, rows, f"Fell silent and was left out of the analyses: {left_out}." if left_out else "")
+
+
+def _baselines(data: RunData) -> Table:
+    pretraining = data.summary["pretraining"]
+    if "baselines" not in pretraining:
+        return Table([], [])
+    others = sorted(pretraining["baselines"].items(), key=lambda named: -_or_lowest(named[1]["masked_r2"]))
+    rows = [
+        [predictor_name(name), *(_number(scores[score]) for score in SCORES)]
+        for name, scores in [(MODEL, pretraining), *others]
+    ]
+    note = (
+        "All predict the same hidden values, and none is left out. MSE and MAE are in units of the scaled signal, r is "
+        "Pearson's; a prediction that is the same everywhere has none."
+    )
+    if "gaussian" not in pretraining["baselines"]:
+        note += " The Gaussian predictors need the federation's covariance, which this study did not sum."
+    return Table(["predictor", "masked R²", "MSE", "MAE", "r"], rows, note)
+
+
+def _or_lowest(value: float | None) -> float:
+    return -math.inf if value is None else value
 
 
 def _effects(data: RunData) -> Table:
@@ -158,7 +187,7 @@ def _exchanges(data: RunData) -> Table:
     return Table(header, rows, f"Not answered: {note}." if note else "Every question was answered.")
 
 
-TABLES = {"sites": _sites, "effects": _effects, "exchanges": _exchanges}
+TABLES = {"sites": _sites, "baselines": _baselines, "effects": _effects, "exchanges": _exchanges}
 
 
 def _number(value: float | None) -> str:

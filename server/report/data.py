@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from cohorts import Cohort
 from cohorts.settings import read_yaml
 from server.journal import Journal
+from server.reconstruction import read_reconstruction
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class RunData:
     def parcels(self) -> pd.DataFrame | None:
         path = self.folder / "parcels.parquet"
         return pd.read_parquet(path) if path.is_file() else None
+
+    @cached_property
+    def reconstruction(self) -> pd.DataFrame | None:
+        return read_reconstruction(self.folder)
 
     @property
     def is_simulation(self) -> bool:

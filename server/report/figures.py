@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from brainlm.evaluation import MODEL
 from cohorts import load_atlas
 from server.report.data import RunData
 
@@ -25,6 +26,15 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "svg.fonttype": "path",
     "svg.hashsalt": "fedbrainlm",
+}
+
+_PREDICTORS = {
+    "parcel_mean": "mean of the parcel",
+    "time_interpolation": "interpolation in time",
+    "gaussian": "Gaussian, same frames",
+    "gaussian_space_time": "Gaussian, space and time",
+    "ar1": "AR(1)",
+    "var1": "VAR(1)",
 }
 
 FigureMaker = Callable[[RunData], Figure | None]
@@ -45,6 +55,37 @@ def learning_curves(data: RunData) -> Figure | None:
     right.set_ylim(bottom=max(-0.5, right.get_ylim()[0]))
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+    return figure
+
+
+def baselines(data: RunData) -> Figure | None:
+    """Masked R² of the model and of the baselines, by distance from what was visible and by network."""
+    table = data.reconstruction
+    if table is None or table.empty:
+        return None
+    figure = Figure(figsize=(8, 3.4))
+    left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
+    horizons = table[(table["group"] == "horizon") & (table["name"] != "0")]
+    networks = table[table["group"] == "network"]
+    for number, predictor in enumerate(table["predictor"].unique()):
+        of_model = predictor == MODEL
+        style = {"color": "black" if of_model else COLOURS[number - 1], "zorder": 3 if of_model else 2}
+        line = horizons[horizons["predictor"] == predictor]
+        frames = line["name"].astype(int)
+        left.plot(frames, line["masked_r2"], linewidth=2 if of_model else 1.2, label=predictor_name(predictor), **style)
+        dots = networks[networks["predictor"] == predictor]
+        right.scatter(dots["masked_r2"], dots["name"], s=34 if of_model else 20, **style)
+    # A baseline that is far worse than the mean would flatten the rest; the table has its number.
+    known = table["masked_r2"].dropna()
+    shown = (max(-0.6, known.min() - 0.05), known.max() + 0.08)
+    left.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    left.set(title="By distance", xlabel="frames to the nearest visible one", ylabel="masked R²", ylim=shown)
+    right.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+    right.set(title="By network", xlabel="masked R²", xlim=shown)
+    right.invert_yaxis()
+    if networks.empty:
+        right.set_visible(False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -158,7 +199,7 @@ def effects(data: RunData) -> Figure | None:
 
 
 FIGURES: dict[str, FigureMaker] = {
-    maker.__name__: maker for maker in (learning_curves, parcel_map, reconstruction, embeddings, effects)
+    maker.__name__: maker for maker in (learning_curves, baselines, parcel_map, reconstruction, embeddings, effects)
 }
 
 
@@ -166,6 +207,11 @@ def draw(name: str, data: RunData) -> Figure | None:
     """Draw a figure by name, in the report's style."""
     with mpl.rc_context(STYLE):
         return FIGURES[name](data)
+
+
+def predictor_name(predictor: str) -> str:
+    """Name of a predictor, for people."""
+    return _PREDICTORS.get(predictor, predictor.replace("_", " "))
 
 
 def _curves(axes: Axes, data: RunData, name: str) -> None:

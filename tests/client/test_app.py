@@ -12,7 +12,18 @@ from client.features import FeatureSet, FeatureStore
 from client.site import find_site
 from cohorts import Cohort
 from cohorts.settings import check_settings
-from exchange.messages import DescribeRequest, Job, Payload, SummarizeRequest, TableSpec, TrainReply, TrainRequest, join
+from exchange.messages import (
+    DescribeRequest,
+    EmbedReply,
+    EmbedRequest,
+    Job,
+    Payload,
+    SummarizeRequest,
+    TableSpec,
+    TrainReply,
+    TrainRequest,
+    join,
+)
 from harmonization import CrossValidatedRidge, Design
 from harmonization.design import KNOWN, Categorical
 from tests.support.federation import STUDY
@@ -71,7 +82,40 @@ def test_the_held_out_are_not_evaluated_where_they_are_few(context):
     enough = TrainReply.from_records(train(context, holdout=0.4)).part("evaluation")
 
     assert all(not values.any() for values in alone.values())
-    assert enough["count"].all()
+    assert enough["parcels"][0].all()
+
+
+def embed(context: Context, holdout: float, **moments: np.ndarray) -> RecordDict | Error:
+    weights = {name: values.numpy() for name, values in initial_model(MODEL, 0).state_dict().items()}
+    return ask(
+        context,
+        EmbedRequest(
+            arrays=join(weights=weights, **{"moments/schaefer100": moments}),
+            study="small",
+            model=MODEL.model_dump(mode="json"),
+            recipe="rsfmri_brainlm_segments_v1",
+            holdout=holdout,
+            seed=0,
+        ),
+    )
+
+
+def test_baselines_are_evaluated_beside_the_final_model(context):
+    covariance = np.eye(100) + 1.0
+    moments = {"covariance": covariance, "following": 0.8 * covariance, "autocovariance": 0.8 ** np.arange(32)}
+    moments["n"] = np.array(100.0)
+
+    plain = EmbedReply.from_records(embed(context, 0.4)).part("baselines")
+    linear = EmbedReply.from_records(embed(context, 0.4, **moments)).part("baselines")
+    alone = EmbedReply.from_records(embed(context, 0.05, **moments)).part("baselines")
+
+    names = {"parcel_mean", "time_interpolation"}
+    assert {key.split("/")[0] for key in plain} == names
+    assert {key.split("/")[0] for key in linear} == names | {"gaussian", "gaussian_space_time"}
+    assert len({values[0].sum() for key, values in linear.items()}) == 1  # the same hidden values
+    assert alone.keys() == linear.keys()
+    assert not any(values.any() for values in alone.values())  # held out are too few
+    assert embed(context, 0.4, **{**moments, "covariance": np.eye(7)}).reason == "protocol.unreadable"
 
 
 @pytest.mark.parametrize("changes", [{"holdout": 0.9}, {"holdout": 0.2, "batch_size": 1}])

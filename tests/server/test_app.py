@@ -43,6 +43,7 @@ def test_the_run_s_folder_holds_what_was_promised(finished_run):
         "journal.sqlite",
         "metrics.parquet",
         "parcels.parquet",
+        "reconstruction.parquet",
         "summary.json",
         "checkpoints/round-0000.safetensors",
         "checkpoints/round-0002.safetensors",
@@ -55,6 +56,10 @@ def test_the_run_s_folder_holds_what_was_promised(finished_run):
     assert list(summary["sites"]) == ["aalborg", "bergen", "coimbra"]
     assert summary["exchange"]["messages"] == 3 * summary["exchange"]["exchanges"]
     assert np.isfinite(summary["pretraining"]["masked_r2"])
+    assert {"masked_r2", "mse", "mae", "pearson_r"} <= summary["pretraining"].keys()
+    assert set(summary["pretraining"]["baselines"]) == {"parcel_mean", "time_interpolation"}
+    assert "Vis" in summary["pretraining"]["by_network"]
+    assert "1" in summary["pretraining"]["by_horizon"]
     assert set(summary["probes"]) == {"embedding", "untrained", "connectivity"}
     assert finished_run.journal.progress().status == "completed"
 

@@ -17,7 +17,7 @@ def identity():
 def reply(seed: int, n_windows: int, value: float | None = None) -> TrainReply:
     rng = np.random.default_rng(seed)
     weight = rng.normal(size=(4, 3)).astype(np.float32) if value is None else np.full((4, 3), value, np.float32)
-    sums = {name: rng.random(5) * 10 for name in ("count", "total", "squares", "errors")}
+    sums = {"parcels": rng.random((8, 5)) * 10, "horizons": rng.random((8, 41)) * 10}
     return TrainReply(arrays=join(weights={"w": weight}, evaluation=sums), n_windows=n_windows, loss=1.0, atlas="x")
 
 
@@ -52,8 +52,8 @@ def test_r2_over_sites_is_that_of_their_sums(tmp_path):
 
     by_atlas = measure_reconstruction(Journal(tmp_path), 3, replies)
 
-    totals = {name: sum(r.part("evaluation")[name] for r in replies.values()) for name in ("count", "errors")}
-    np.testing.assert_allclose(by_atlas["x"].errors, totals["errors"])
+    total = sum(r.part("evaluation")["parcels"] for r in replies.values())
+    np.testing.assert_allclose(by_atlas["x"].parcels, total)
     metrics = Journal(tmp_path).table("metrics").set_index(["site", "name"])["value"]
-    assert metrics["all", "mse"] == pytest.approx(totals["errors"].sum() / totals["count"].sum())
+    assert metrics["all", "mse"] == pytest.approx(total[6].sum() / total[0].sum())
     assert set(metrics.index.get_level_values("site")) == {"a", "b", "all"}

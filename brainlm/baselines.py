@@ -1,0 +1,215 @@
+"""Predictors that need no training, to read a model's reconstruction beside; see docs/evaluation.md.
+
+Shapes: B windows, P parcels, T frames. All take `predict(signal, visible, valid)` (`brainlm.evaluation.Predictor`).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brainlm.config import MaskConfig
+from brainlm.errors import ShapeError
+from brainlm.evaluation import Predictor, ReconstructionSums, score_baselines, visible_neighbours
+from brainlm.gaussian import GaussianPredictor, SpaceTimeGaussianPredictor
+from brainlm.masking import draw_noise, split_tokens
+from brainlm.windows import WindowSet
+from cohorts.seeding import derive_seed
+
+
+class ParcelMean:
+    """The mean of the parcel's visible values in the window; 0, the mean of a recording, where none is visible."""
+
+    def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
+        """Predict [B, P, T]."""
+        shown = signal.masked_fill(~visible, 0)
+        mean = shown.sum(dim=2, keepdim=True) / visible.sum(dim=2, keepdim=True).clamp(min=1)
+        return mean.expand_as(signal)
+
+
+class TimeInterpolation:
+    """A straight line between the visible frames before and after; the nearest one at the edges; 0 if there is none."""
+
+    def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
+        """Predict [B, P, T]."""
+        n_frames = signal.shape[2]
+        before, after = visible_neighbours(visible)
+        left = torch.where(before >= 0, before, after)
+        right = torch.where(after < n_frames, after, before)
+        there = left < n_frames
+        left, right = (frames.clamp(0, n_frames - 1) for frames in (left, right))
+        frame = torch.arange(n_frames, device=signal.device)
+        share = (frame - left).to(signal) / (right - left).clamp(min=1)
+        shown = signal.masked_fill(~visible, 0)
+        line = torch.lerp(shown.gather(2, left), shown.gather(2, right), share)
+        return line.masked_fill(~there, 0)
+
+
+class AR1:
+    """Each parcel's last visible or predicted value, times its coefficient: ``y[t + 1] = a y[t]``.
+
+    Parameters
+    ----------
+    coefficients : numpy.ndarray or float
+        [P], or one for all parcels (`ar_coefficients`).
+    """
+
+    def __init__(self, coefficients: np.ndarray | float) -> None:
+        self.coefficients = torch.as_tensor(coefficients, dtype=torch.float64)
+
+    def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
+        """Predict [B, P, T]; 0 before the first visible frame."""
+        before, _ = visible_neighbours(visible)
+        frame = torch.arange(signal.shape[2], device=signal.device)
+        shown = signal.masked_fill(~visible, 0)
+        last = shown.gather(2, before.clamp(min=0)).masked_fill(before < 0, 0)
+        return last * self.coefficients.to(signal)[..., None] ** (frame - before.clamp(min=0))
+
+
+class Persistence(AR1):
+    """Each parcel's last visible value; 0 before the first."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
+
+class VAR1:
+    """All parcels of the frame before, visible or predicted, times a matrix: ``y[t + 1] = A y[t]``.
+
+    Parameters
+    ----------
+    coefficients : numpy.ndarray
+        A [P, P] (`var_coefficients`).
+    """
+
+    def __init__(self, coefficients: np.ndarray) -> None:
+        self.coefficients = torch.as_tensor(coefficients, dtype=torch.float64)
+
+    def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
+        """Predict [B, P, T]; 0 before the first visible frame."""
+        step = self.coefficients.to(signal).T
+        state = torch.zeros_like(signal[:, :, 0])
+        states = []
+        for frame in range(signal.shape[2]):
+            state = torch.where(visible[:, :, frame], signal[:, :, frame], state @ step)
+            states.append(state)
+        return torch.stack(states, dim=2)
+
+
+def ar_coefficients(moment0: np.ndarray, moment1: np.ndarray) -> np.ndarray:
+    """Coefficients of first-order autoregressions by Yule and Walker, ``moment1 / moment0``, within [-1, 1].
+
+    Parameters
+    ----------
+    moment0, moment1 : numpy.ndarray
+        [P], mean products of a parcel's values with themselves, and with those one frame later.
+
+    Returns
+    -------
+    numpy.ndarray
+        [P]; 0 where a parcel has no variance.
+    """
+    return np.where(moment0 > 0, np.clip(moment1 / np.where(moment0 > 0, moment0, 1), -1, 1), 0)
+
+
+def var_coefficients(moment0: np.ndarray, moment1: np.ndarray, ridge: float = 0.1) -> np.ndarray:
+    """Coefficients of a first-order vector autoregression, ``A = moment1 (moment0 + s I)^-1``.
+
+    Multivariate least squares from moments (Lütkepohl, New Introduction to Multiple Time Series Analysis, 2005,
+    eq. 3.2.10), with a ridge s.
+
+    Parameters
+    ----------
+    moment0 : numpy.ndarray
+        [P, P], mean of ``x[t] x[t]'``.
+    moment1 : numpy.ndarray
+        [P, P], mean of ``x[t + 1] x[t]'``.
+    ridge : float
+        s as a fraction of the parcels' mean variance.
+    """
+    variances = np.diagonal(moment0)
+    scale = variances[variances > 0].mean() if (variances > 0).any() else 1.0
+    return np.linalg.solve(moment0 + ridge * scale * np.eye(len(moment0)), moment1.T).T
+
+
+def make_baselines(
+    mask: MaskConfig, n_parcels: int, moments: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Predictor]:
+    """Make the predictors to read a model beside.
+
+    Parameters
+    ----------
+    mask : MaskConfig
+        The model's; forecasting is tried where the future is hidden.
+    n_parcels : int
+        Of the atlas.
+    moments : mapping, optional
+        Second moments of training participants: ``covariance`` [P, P], ``autocovariance`` [L], and ``following``
+        [P, P], the mean of ``x[t + 1] x[t]'``. What needs absent ones is left out.
+
+    Returns
+    -------
+    dict
+        Name → predictor.
+
+    Raises
+    ------
+    ShapeError
+        If the moments are of another number of parcels.
+    """
+    known = dict(moments or {})
+    for name in ("covariance", "following"):
+        if name in known and known[name].shape != (n_parcels, n_parcels):
+            raise ShapeError(
+                f"moments: {name} has shape {list(known[name].shape)}; expected {[n_parcels, n_parcels]}. "
+                "Use moments of the same atlas."
+            )
+    baselines: dict[str, Predictor] = {"parcel_mean": ParcelMean(), "time_interpolation": TimeInterpolation()}
+    if mask.kind == "future":
+        baselines.update(_forecasters(known))
+    if "covariance" in known:
+        baselines["gaussian"] = GaussianPredictor(known["covariance"])
+    if {"covariance", "autocovariance"} <= known.keys():
+        baselines["gaussian_space_time"] = SpaceTimeGaussianPredictor(known["covariance"], known["autocovariance"])
+    return baselines
+
+
+def _forecasters(moments: Mapping[str, np.ndarray]) -> dict[str, Predictor]:
+    found: dict[str, Predictor] = {"persistence": Persistence()}
+    if {"covariance", "following"} <= moments.keys():
+        covariance, following = moments["covariance"], moments["following"]
+        found["ar1"] = AR1(ar_coefficients(np.diagonal(covariance), np.diagonal(following)))
+        found["var1"] = VAR1(var_coefficients(covariance, following))
+    elif len(moments.get("autocovariance", ())) > 1:
+        found["ar1"] = AR1(ar_coefficients(*moments["autocovariance"][:2, None]))
+    return found
+
+
+def evaluate_baselines(
+    baselines: Mapping[str, Predictor], windows: WindowSet, mask: MaskConfig, *, seed: int, batch_size: int = 16
+) -> dict[str, ReconstructionSums]:
+    """Evaluate predictors without a model, under the masks that `brainlm.evaluation.evaluate` draws for a model.
+
+    Parameters
+    ----------
+    baselines : mapping
+        Name → predictor.
+    mask : MaskConfig
+        The model's, whose tokens are of single parcels.
+    seed, batch_size : int
+        As for `evaluate`.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "evaluation"))
+    sums = {name: ReconstructionSums.zeros(windows.cohort.atlas.n_parcels) for name in baselines}
+    n_patches = windows.window.n_patches
+    for batch in windows.segments(batch_size):
+        n_windows, n_parcels, n_frames = batch.signal.shape
+        noise = draw_noise(mask, (n_windows, n_parcels, n_patches), generator)
+        split = split_tokens(noise, mask, n_patches, batch.valid)
+        rows = torch.ones_like(split.hidden, dtype=torch.bool) if split.hidden_valid is None else split.hidden_valid
+        tokens = torch.zeros_like(noise).scatter_add(1, split.hidden, rows.to(noise)) > 0
+        hidden = tokens.unflatten(1, (n_parcels, n_patches)).repeat_interleave(n_frames // n_patches, dim=2)
+        for name, values in score_baselines(baselines, batch.signal, hidden, batch.valid).items():
+            sums[name] += values
+    return sums

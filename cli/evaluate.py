@@ -1,0 +1,120 @@
+"""`fedbrainlm evaluate`: a checkpoint beside the baselines, on a local cohort."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from brainlm import BrainLM, load_checkpoint
+from brainlm.baselines import make_baselines
+from brainlm.config import MaskConfig, WindowConfig
+from brainlm.evaluation import SCORES, ReconstructionSums, compare
+from brainlm.scaling import Scaling
+from brainlm.windows import WindowSet, prepare, split_participants, usable_recordings
+from cli.errors import InputError
+from cohorts import Cohort
+from cohorts.seeding import derive_seed
+from cohorts.settings import check_settings
+from harmonization import Moments, SecondMoments, SiteTable, add_sums
+from harmonization.protocol import Sums
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A model: checkpoints/round-NNNN.safetensors of a run.")],
+    cohort: Annotated[Path, typer.Argument(help="Folder of the cohort to evaluate on.")],
+    train: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Cohort that gives the baselines' covariance; may be repeated. Then all of COHORT is held out."
+        ),
+    ] = None,
+    mask: Annotated[str | None, typer.Option(help="What to hide: random, parcel, …; as in training if absent.")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Fraction to hide; as in training if absent.")] = None,
+    holdout: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Without --train: fraction of participants to evaluate on.")
+    ] = 0.2,
+    seed: Annotated[
+        int | None, typer.Option(help="Decides who is held out and what is hidden; the study's if absent.")
+    ] = None,
+) -> None:
+    """Print how a model reconstructs what is hidden, beside predictors that need no training.
+
+    Without --train, the cohort is split as its site split it in the study, if it bears the site's name.
+    """
+    model, about = load_checkpoint(checkpoint)
+    _hide(model, mask, ratio)
+    evaluated = Cohort.open(cohort)
+    own_seed = derive_seed(int(about.get("seed", 0)) if seed is None else seed, evaluated.name)
+    people = list(usable_recordings(evaluated, model.config.window))
+    training: list[tuple[Cohort, list[str] | None]] = [(Cohort.open(other), None) for other in train or []]
+    held_out = people
+    _check_atlases(evaluated, train or [])
+    if not training:
+        own, held_out = split_participants(people, holdout, own_seed)
+        training = [(evaluated, own)]
+    scaled = model.config.window.scaling == "robust"
+    scale = Scaling.from_checkpoint(about, evaluated.atlas.name) if scaled else None
+    windows = WindowSet(evaluated, model.config.window, held_out, scale)
+    moments = measure_moments(model.config.window, training, scale)
+    baselines = make_baselines(model.config.mask, evaluated.atlas.n_parcels, moments.to_arrays())
+    if model.config.residual == "gaussian":
+        model.prior = baselines["gaussian_space_time"]
+    sums = compare(model, baselines, windows, seed=own_seed)
+    chosen = model.config.mask
+    title = (
+        f"{len(windows.participants)} participants, {windows.n_windows} windows; {chosen.kind} mask {chosen.ratio:g}"
+    )
+    _print(title, sums)
+
+
+def _hide(model: BrainLM, kind: str | None, ratio: float | None) -> None:
+    """Let the model hide something else than in training."""
+    if kind is None and ratio is None:
+        return
+    changes = {name: value for name, value in (("kind", kind), ("ratio", ratio)) if value is not None}
+    trained = {"kind": model.config.mask.kind, "ratio": model.config.mask.ratio}
+    mask = check_settings({**trained, **changes}, MaskConfig, "--mask and --ratio")
+    model.config = model.config.model_copy(update={"mask": mask})
+
+
+def measure_moments(
+    window: WindowConfig, training: list[tuple[Cohort, list[str] | None]], scale: Scaling | None = None
+) -> Moments:
+    """Second moments of the scaled frames of some participants of each cohort, or of everybody where none are named."""
+    analysis = SecondMoments(window.n_frames)
+
+    def sums() -> Iterator[Sums]:
+        for cohort, people in training:
+            usable = usable_recordings(cohort, window)
+            for name in (name for person in usable if people is None or person in people for name in usable[person]):
+                recording = cohort.read(name)
+                frames = np.where(recording.coverage, prepare(recording, window, scale).T.astype(np.float64), np.nan)
+                yield analysis.summarize(SiteTable(frames, frames=True), None)
+
+    moments = analysis.solve(add_sums(sums()), None)
+    assert isinstance(moments, Moments)
+    return moments
+
+
+def _check_atlases(evaluated: Cohort, training: list[Path]) -> None:
+    for path in training:
+        atlas = Cohort.open(path).atlas
+        if atlas.content_hash != evaluated.atlas.content_hash:
+            raise InputError(
+                f"--train {path}: has atlas {atlas.name}, {evaluated.path} has {evaluated.atlas.name}. "
+                "A covariance needs the same parcels: name cohorts of that atlas."
+            )
+
+
+def _print(title: str, sums: dict[str, ReconstructionSums]) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("predictor")
+    for name in SCORES:
+        table.add_column(name, justify="right")
+    for predictor, of_predictor in sums.items():
+        table.add_row(predictor, *(f"{of_predictor.overall[name]:.4f}" for name in SCORES))
+    Console().print(table)

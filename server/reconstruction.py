@@ -1,0 +1,95 @@
+"""How well the final model and the baselines reconstruct, over all sites: one table of scores.
+
+``reconstruction.parquet`` has one row a predictor and group of hidden values: ``group`` is ``all``, ``network`` or
+``horizon``, and ``name`` the network's name or the frames to the nearest visible one.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from brainlm.evaluation import MODEL, SCORES, ReconstructionSums, scores
+from cohorts import load_atlas
+from cohorts.files import atomic_path
+from exchange.messages import EmbedReply
+from server.study import Study
+
+SumsByAtlas = Mapping[str, ReconstructionSums]
+
+
+def add_by_atlas(parts: Iterable[tuple[str, ReconstructionSums]]) -> dict[str, ReconstructionSums]:
+    """Add the sums of sites (atlas, sums) that have the same atlas."""
+    added: dict[str, ReconstructionSums] = {}
+    for atlas, sums in parts:
+        added[atlas] = added[atlas] + sums if atlas in added else sums
+    return added
+
+
+def add_baselines(replies: Mapping[str, EmbedReply]) -> dict[str, dict[str, ReconstructionSums]]:
+    """Add the sites' sums of each baseline: predictor → atlas → sums."""
+    parts: dict[str, list[tuple[str, ReconstructionSums]]] = {}
+    for _, reply in sorted(replies.items()):
+        arrays = reply.part("baselines")
+        for name in dict.fromkeys(key.split("/")[0] for key in arrays):
+            own = {key.removeprefix(f"{name}/"): arrays[key] for key in arrays if key.startswith(f"{name}/")}
+            parts.setdefault(name, []).append((reply.atlas, ReconstructionSums(**own)))
+    return {name: add_by_atlas(of_predictor) for name, of_predictor in parts.items()}
+
+
+def write_reconstruction(study: Study, folder: Path, by_predictor: Mapping[str, SumsByAtlas]) -> None:
+    """Write ``reconstruction.parquet`` into the run's folder.
+
+    Parameters
+    ----------
+    by_predictor : mapping
+        Predictor → atlas → sums over the sites with that atlas.
+    """
+    networks = {atlas.name: atlas.networks for atlas in map(load_atlas, study.cohort.atlases)}
+    rows = []
+    for predictor, by_atlas in by_predictor.items():
+        for group, named in _groups(by_atlas, networks).items():
+            for name, sums in named.items():
+                values = {score: float(value) for score, value in scores(sums).items()}
+                rows.append({"predictor": predictor, "group": group, "name": name, "count": sums[0], **values})
+    with atomic_path(folder / "reconstruction.parquet") as temporary:
+        pd.DataFrame(rows).to_parquet(temporary, index=False)
+
+
+def read_reconstruction(folder: Path) -> pd.DataFrame | None:
+    """Read the table; None if the run did not come so far."""
+    path = folder / "reconstruction.parquet"
+    return pd.read_parquet(path) if path.is_file() else None
+
+
+def summarize_reconstruction(table: pd.DataFrame) -> dict[str, Any]:
+    """Nest the scores of the model by network and by horizon, and those of every baseline over all values."""
+    overall = table[table["group"] == "all"].set_index("predictor")
+    of_model = table[table["predictor"] == MODEL]
+
+    def nested(group: str) -> dict[str, dict[str, float]]:
+        rows = of_model[of_model["group"] == group].set_index("name")
+        return {str(name): row.to_dict() for name, row in rows[list(SCORES)].iterrows()}
+
+    return {
+        "baselines": {str(name): row.to_dict() for name, row in overall.drop(MODEL)[list(SCORES)].iterrows()},
+        "by_network": nested("network"),
+        "by_horizon": nested("horizon"),
+    }
+
+
+def _groups(by_atlas: SumsByAtlas, networks: Mapping[str, tuple[str, ...] | None]) -> dict[str, dict[str, np.ndarray]]:
+    """Sums of every group of hidden values; networks of the same name in several atlases are one."""
+    first, *others = (sums.over_parcels() for sums in by_atlas.values())
+    everything = sum(others, first)
+    by_network: dict[str, np.ndarray] = {}
+    for atlas, sums in by_atlas.items():
+        for name, of_network in sums.by_network(networks[atlas] or ()).items():
+            by_network[name] = by_network.get(name, 0) + of_network
+    return {
+        "all": {"": everything.parcels[:, 0]},
+        "network": dict(sorted(by_network.items())),
+        "horizon": {str(frames): sums for frames, sums in everything.by_horizon().items()},
+    }
