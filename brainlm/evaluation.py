@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brainlm.masking import draw_noise
-from brainlm.model import BrainLM, MAEOutput
+from brainlm.architectures import AnyModel
+from brainlm.model import MAEOutput
 from brainlm.windows import Batch, WindowSet
 from cohorts.seeding import derive_seed
 
@@ -69,7 +69,7 @@ def _r2(count: np.ndarray, total: np.ndarray, squares: np.ndarray, errors: np.nd
 
 @torch.no_grad()
 def evaluate(
-    model: BrainLM, windows: WindowSet, *, seed: int, batch_size: int = 16, device: torch.device | str = "cpu"
+    model: AnyModel, windows: WindowSet, *, seed: int, batch_size: int = 16, device: torch.device | str = "cpu"
 ) -> ReconstructionSums:
     """Reconstruct every non-overlapping window under masks that depend on the seed alone.
 
@@ -99,7 +99,7 @@ def evaluate(
 
 @torch.no_grad()
 def reconstruct_example(
-    model: BrainLM, windows: WindowSet, *, seed: int, device: torch.device | str = "cpu"
+    model: AnyModel, windows: WindowSet, *, seed: int, device: torch.device | str = "cpu"
 ) -> dict[str, np.ndarray]:
     """Reconstruct the first window, for a figure.
 
@@ -115,7 +115,6 @@ def reconstruct_example(
     return {name: values[0].float().cpu().numpy() for name, values in shown.items()}
 
 
-def _reconstruct(model: BrainLM, batch: Batch, generator: torch.Generator) -> tuple[Tensor, MAEOutput]:
-    shape = (len(batch), batch.signal.shape[1], model.config.window.n_patches)
-    noise = draw_noise(model.config.mask, shape, generator).to(batch.signal.device)
+def _reconstruct(model: AnyModel, batch: Batch, generator: torch.Generator) -> tuple[Tensor, MAEOutput]:
+    noise = model.draw_noise(*batch.signal.shape[:2], generator).to(batch.signal.device)
     return batch.signal, model(batch.signal, batch.coordinates, noise, batch.valid)

@@ -175,12 +175,11 @@ class BrainLM(nn.Module):
             If a shape does not fit the window.
         """
         patches, valid = self._patches(signal, coordinates, valid)  # [B, N, patch]
-        shape = (signal.shape[0], signal.shape[1], self.config.window.n_patches)
         if noise is None:
-            noise = draw_noise(self.config.mask, shape).to(signal.device)
+            noise = self.draw_noise(*signal.shape[:2]).to(signal.device)
         if noise.shape != patches.shape[:2]:
             raise ShapeError(f"noise has shape {list(noise.shape)}; expected {list(patches.shape[:2])}.")
-        split = split_tokens(noise, self.config.mask, shape[2], valid)
+        split = split_tokens(noise, self.config.mask, self.config.window.n_patches, valid)
 
         latent = self._encode(patches, coordinates, split.visible, split.visible_valid)
         places = self.decoder_place(coordinates).flatten(1, 2)  # [B, N, E]
@@ -222,6 +221,10 @@ class BrainLM(nn.Module):
             return latent.mean(dim=1)
         weights = rows.to(latent)[..., None]
         return (latent * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def draw_noise(self, n_windows: int, n_parcels: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the noise [B, N] that hides tokens after the config."""
+        return draw_noise(self.config.mask, (n_windows, n_parcels, self.config.window.n_patches), generator)
 
     def _encode(self, patches: Tensor, coordinates: Tensor, visible: Tensor, visible_valid: Tensor | None) -> Tensor:
         places = self.encoder_place(coordinates).flatten(1, 2)  # [B, N, D]

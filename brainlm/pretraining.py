@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from brainlm.config import ModelConfig, TrainingConfig
+from brainlm.architectures import AnyConfig, AnyModel, build_model
+from brainlm.config import TrainingConfig
 from brainlm.errors import DivergenceError
-from brainlm.masking import draw_noise
-from brainlm.model import BrainLM
 from brainlm.windows import WindowSet
 from cohorts.seeding import derive_seed
 
@@ -36,15 +35,15 @@ class TrainingOutcome:
     n_steps: int
 
 
-def initial_model(config: ModelConfig, seed: int) -> BrainLM:
+def initial_model(config: AnyConfig, seed: int) -> AnyModel:
     """Make a model with fresh weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BrainLM(config)
+        return build_model(config)
 
 
 def train_round(
-    model: BrainLM,
+    model: AnyModel,
     windows: WindowSet,
     config: TrainingConfig,
     *,
@@ -74,14 +73,14 @@ def train_round(
     optimizer = _optimizer(model, config)
     rng = np.random.default_rng(derive_seed(seed, round_number, "windows"))
     generator = torch.Generator().manual_seed(derive_seed(seed, round_number, "masks"))
+    torch.manual_seed(derive_seed(seed, round_number, "dropout"))
     first_step = (round_number - 1) * config.steps_per_round
     total_loss, total_windows = 0.0, 0
     for step in range(config.steps_per_round):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, first_step + step, rounds * config.steps_per_round)
         batch = windows.sample(config.batch_size, rng).to(device)
-        shape = (len(batch), batch.signal.shape[1], model.config.window.n_patches)
-        noise = draw_noise(model.config.mask, shape, generator).to(device)
+        noise = model.draw_noise(*batch.signal.shape[:2], generator).to(device)
         with autocast(config.precision, device):
             losses = model(batch.signal, batch.coordinates, noise, batch.valid).loss
         if not bool(losses.isfinite().all()):
@@ -131,7 +130,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=config.learning_rate)
-    # Biases, norms and the mask token are not decayed, as is usual for transformers.
+    # Biases, norms and the tokens that are learnt are not decayed, as is usual for transformers.
     decayed = [parameter for name, parameter in model.named_parameters() if _is_matrix(name, parameter)]
     others = [parameter for name, parameter in model.named_parameters() if not _is_matrix(name, parameter)]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -139,4 +138,4 @@ def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimize
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim > 1 and not name.startswith("mask_token")
+    return parameter.ndim > 1 and not {"mask_token", "cls_token"} & set(name.split("."))

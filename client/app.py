@@ -8,11 +8,11 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from brainlm.architectures import AnyModel, check_model_config
 from brainlm.checkpoints import load_weights
-from brainlm.config import ModelConfig, TrainingConfig, WindowConfig
+from brainlm.config import TrainingConfig, WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
 from brainlm.evaluation import evaluate, reconstruct_example
-from brainlm.model import BrainLM
 from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import WindowSet, split_participants, usable_recordings
 from client.features import FeatureSet, FeatureStore, build_table, complete_rows, permit_categories
@@ -224,19 +224,19 @@ def _transform(site: Site, source: FeatureSet, step: Step, model: Arrays) -> Fea
     return FeatureSet([source.participants[row] for row in rows], changed, about)
 
 
-def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays) -> BrainLM:
+def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays) -> AnyModel:
     """Build the model of the request, on the site's number of threads."""
     torch.set_num_threads(site.settings.threads)
-    model = initial_model(check_settings(config, ModelConfig, "the study's model"), 0)
+    model = initial_model(check_model_config(config, "the study's model"), 0)
     load_weights(model, {name: torch.from_numpy(values) for name, values in weights.items()}, "the incoming model")
     return model
 
 
-def _split(site: Site, model: BrainLM, holdout: float, seed: int) -> tuple[list[str], list[str]]:
+def _split(site: Site, model: AnyModel, holdout: float, seed: int) -> tuple[list[str], list[str]]:
     return split_participants(list(usable_recordings(site.cohort, model.config.window)), holdout, seed)
 
 
-def _evaluation(site: Site, model: BrainLM, held_out: list[str], seed: int) -> Arrays:
+def _evaluation(site: Site, model: AnyModel, held_out: list[str], seed: int) -> Arrays:
     """Sums over the hidden values of held-out participants; zeros where too few were held out to stand for a sum."""
     if len(held_out) < site.policy.min_group:
         return {name: np.zeros(site.cohort.atlas.n_parcels) for name in ("count", "total", "squares", "errors")}
