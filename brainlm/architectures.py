@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from brainlm.config import ModelConfig
 from brainlm.errors import BrainLMError
 from brainlm.model import BrainLM
@@ -36,6 +38,12 @@ def check_model_config(content: dict[str, Any], source: str) -> AnyConfig:
             "FedBrainLM's own."
         )
     return check_settings(content, RELEASED[name], source)
+
+
+def weight_shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's weights, without making them."""
+    with torch.device("meta"):
+        return {name: tuple(values.shape) for name, values in build_model(config).state_dict().items()}
 
 
 def build_model(config: AnyConfig) -> AnyModel:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,6 +30,9 @@ UK_BIOBANK_TR = 0.735
 NOTEBOOK_SCALE = 5.6430855
 """What the original notebooks divide the signal by before it enters the padded ViT."""
 
+_NOTEBOOKS = {"vit_mae": {"sort_parcels": True, "signal_scale": NOTEBOOK_SCALE}}
+"""What the original notebooks do before a model sees a window; the dense model takes it as it is."""
+
 _CONFIG, _SAFETENSORS, _BIN = "config.json", "model.safetensors", "pytorch_model.bin"
 _OURS = "fedbrainlm"
 """``model_type`` of our own model."""
@@ -45,7 +47,7 @@ def load_released(
 ) -> AnyModel:
     """Read a released checkpoint: the dense model of 2023 (``brainlm_mae``) or the padded ViT-MAE (``vit_mae``).
 
-    Folders that `export_folder` wrote are read, too, with our own model in them as well.
+    Folders that `export_folder` wrote are read, too, with our own model in them as well, where options change nothing.
 
     Parameters
     ----------
@@ -72,29 +74,35 @@ def load_released(
     return read_folder(directory, {name: value for name, value in options.items() if value is not None})[0]
 
 
-def read_folder(directory: str | Path, options: dict[str, Any] | None = None) -> tuple[AnyModel, dict[str, Any]]:
+def read_folder(
+    directory: str | Path, options: dict[str, Any] | None = None, *, as_in_notebooks: bool = False
+) -> tuple[AnyModel, dict[str, Any]]:
     """Read a checkpoint's folder, and what is known about it.
 
     Parameters
     ----------
     options : dict, optional
         ``t_r``, ``sort_parcels`` and ``signal_scale`` of `load_released`, where stated.
+    as_in_notebooks : bool
+        Take what the original notebooks do for the options that neither `options` nor the folder states.
     """
     directory = Path(directory)
     content = _read_config(directory)
     note = content.get(HEADER)
     note = note if isinstance(note, dict) else {}
-    config = _check_config(content, note, options or {}, directory / _CONFIG)
+    usual = _NOTEBOOKS.get(str(content.get("model_type")), {}) if as_in_notebooks else {}
+    noted = note.get("options")
+    usual = {**usual, **(noted if isinstance(noted, dict) else {})}
+    config = _check_config(content, usual, options or {}, directory / _CONFIG)
     path = _weights_path(directory)
     state = _read_weights(path)
     with torch.random.fork_rng(devices=[]):  # making a model draws weights
         model = build_model(config)
     load_weights(model, _with_fixed_codes(model, state), str(path))
-    about = note.get("about") or {
-        "origin": {"folder": directory.resolve().name, "weights_sha256": _sha256(path)},
-        "licence": LICENCE,
-    }
-    return model.eval(), about
+    if isinstance(note.get("about"), dict):
+        return model.eval(), note["about"]
+    origin = {"folder": directory.resolve().name, "weights_sha256": _sha256(path)}
+    return model.eval(), {"origin": origin, "licence": LICENCE}
 
 
 def export_folder(directory: str | Path, model: AnyModel, about: dict[str, Any]) -> None:
@@ -139,23 +147,30 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return content
 
 
-def _check_config(content: dict[str, Any], note: dict[str, Any], options: dict[str, Any], path: Path) -> AnyConfig:
+def _check_config(content: dict[str, Any], usual: dict[str, Any], options: dict[str, Any], path: Path) -> AnyConfig:
+    """Check the settings of a folder; `usual` holds options that `options` overrides."""
     name = content.get("model_type")
     try:
-        if name == _OURS and isinstance(note.get("config"), dict):
-            return check_model_config(note["config"], str(path))
+        if name == _OURS and isinstance(content.get(HEADER), dict):
+            return check_model_config(content[HEADER].get("config", {}), str(path))
         if not isinstance(name, str) or name not in RELEASED:
             raise CheckpointError(
                 f"{path}: model_type is {name!r}; expected one of {', '.join(RELEASED)}. Name a BrainLM checkpoint."
             )
-        released = RELEASED[name].from_json(content)
-        noted = note.get("options") or {}
-        window = {"t_r": UK_BIOBANK_TR, **noted.get("window", {}), **released["window"]}
+        released = _released_fields(name, content, path)
+        window = {"t_r": UK_BIOBANK_TR, **usual.get("window", {}), **released["window"]}
         stated = {field: value for field, value in options.items() if field != "t_r"}
         window["t_r"] = options.get("t_r", window["t_r"])
-        return check_model_config({"architecture": name, **released, **noted, **stated, "window": window}, str(path))
+        return check_model_config({**released, **usual, **stated, "architecture": name, "window": window}, str(path))
     except SettingsError as error:
         raise CheckpointError(str(error)) from None
+
+
+def _released_fields(name: str, content: dict[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        return RELEASED[name].from_json(content)
+    except SettingsError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _weights_path(directory: Path) -> Path:
@@ -174,7 +189,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             f"{path}: is damaged, or holds more than weights and was not opened, since opening could run code. "
             f"Restore it, or save the weights alone as {_SAFETENSORS}."
         ) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError):
+    except Exception:  # whatever damaged bytes make of a reader
         raise CheckpointError(f"{path}: is damaged. Restore it.") from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) and v.is_floating_point() for v in state.values()):
         raise CheckpointError(f"{path}: holds other things than weights by name. Name a checkpoint of the model alone.")

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from brainlm.errors import CheckpointError
 from brainlm.official_base import (
     ACTIVATIONS,
     Prediction,
@@ -27,6 +26,7 @@ from brainlm.official_base import (
     take_rows,
     with_mask_tokens,
 )
+from cohorts.errors import SettingsError
 
 _TIME_DROPOUT = 0.1
 """Dropout after the time code while training; no setting of the release changes it."""
@@ -70,9 +70,8 @@ class DenseConfig(ReleasedConfig):
     @classmethod
     def _window_fields(cls, content: dict[str, Any]) -> dict[str, Any]:
         names = {"n_frames": "num_timepoints_per_voxel", "patch_frames": "timepoint_patching_size"}
-        for name in names.values():
-            if name not in content:
-                raise CheckpointError(f"'{name}' is missing. Add it.")
+        if missing := [name for name in names.values() if name not in content]:
+            raise SettingsError(f"'{missing[0]}' is missing. Add it.")
         return {field: content[name] for field, name in names.items()}
 
     def to_json(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def write_summary(
         "sites": {site: about.model_dump() for site, about in sites.items()},
         "left_out": facts.get("left_out", ""),
         "recipe": study.recipe,
-        "pretraining": _pretraining(journal),
+        "pretraining": _pretraining(study, journal),
         "harmonization": _harmonization(study, findings),
         "probes": findings.probes if findings else {},
         "privacy": {"secure_sums": False, "differential_privacy": False},
@@ -70,8 +70,8 @@ def write_parcels(study: Study, journal: Journal, by_atlas: Mapping[str, Reconst
         pd.concat(tables).to_parquet(temporary, index=False)
 
 
-def _pretraining(journal: Journal) -> dict[str, Any]:
-    """Final loss and masked R² over all sites, and of each."""
+def _pretraining(study: Study, journal: Journal) -> dict[str, Any]:
+    """Final loss and masked R² over all sites, and of each; and masked R² before the first round."""
     metrics = journal.table("metrics")
     wanted = metrics[metrics["name"].isin(["loss", "masked_r2"])]
     final = wanted.sort_values("round").groupby(["site", "name"])["value"].last()
@@ -80,7 +80,8 @@ def _pretraining(journal: Journal) -> dict[str, Any]:
         by_site.setdefault(str(site), {})[str(name)] = float(value)
     overall = by_site.pop("all", {})
     first = wanted[(wanted["round"] == 0) & (wanted["site"] == "all")]["value"]
-    return {**overall, "masked_r2_untrained": float(first.iloc[0]) if len(first) else math.nan, "sites": by_site}
+    before = "masked_r2_untrained" if study.start is None else "masked_r2_start"
+    return {**overall, before: float(first.iloc[0]) if len(first) else math.nan, "sites": by_site}
 
 
 def _harmonization(study: Study, findings: Findings | None) -> dict[str, Any]:
