@@ -5,6 +5,7 @@ from brainlm.config import ModelConfig, TrainingConfig, WindowConfig, load_model
 from brainlm.embedding import embed, functional_connectivity
 from brainlm.errors import BrainLMError
 from brainlm.model import BrainLM, MAEOutput
+from brainlm.official import load_released
 from brainlm.scaling import Scaling
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "functional_connectivity",
     "load_checkpoint",
     "load_model_config",
+    "load_released",
     "save_checkpoint",
 ]

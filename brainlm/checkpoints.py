@@ -1,6 +1,7 @@
 """Models on disk: one safetensors file, its settings in the header, whole or absent."""
 
 import json
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from brainlm.config import ModelConfig
+from brainlm.architectures import AnyConfig, AnyModel, build_model, check_model_config
 from brainlm.errors import CheckpointError
-from brainlm.model import BrainLM
 from cohorts.files import HEADER, atomic_path
-from cohorts.settings import check_settings
 
 
 def save_checkpoint(
-    path: str | Path, state: dict[str, Tensor], config: ModelConfig, about: dict[str, Any] | None = None
+    path: str | Path, state: dict[str, Tensor], config: AnyConfig, about: dict[str, Any] | None = None
 ) -> None:
     """Write a model's weights, its settings, and whatever else a reader should know of it.
 
     Parameters
     ----------
     state : dict
-        As `BrainLM.state_dict` returns it.
+        As the model's `state_dict` returns it.
     about : dict, optional
         JSON-able: study, round, seed and so on.
     """
@@ -35,8 +34,31 @@ def save_checkpoint(
         save_file(tensors, temporary, metadata=header)
 
 
-def load_checkpoint(path: str | Path) -> tuple[BrainLM, dict[str, Any]]:
+def load_checkpoint(path: str | Path) -> tuple[AnyModel, dict[str, Any]]:
     """Read a model and what was noted about it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is absent, damaged, or not one of BrainLM's.
+    """
+    path = Path(path)
+    config, about = load_settings(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open has no iterator)
+    except (SafetensorError, OSError):
+        raise CheckpointError(f"{path}: is damaged or no safetensors file. Restore it.") from None
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # making a model draws weights; the caller's random numbers stay as they were
+        model = build_model(config)
+    load_weights(model, state, str(path))
+    return model, about
+
+
+def load_settings(path: str | Path) -> tuple[AnyConfig, dict[str, Any]]:
+    """Read a checkpoint's settings and what was noted about it, but not its weights.
 
     Raises
     ------
@@ -49,36 +71,34 @@ def load_checkpoint(path: str | Path) -> tuple[BrainLM, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open has no iterator)
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, ValueError):
         raise CheckpointError(f"{path}: is damaged or no safetensors file. Restore it.") from None
-    if "config" not in header:
+    if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
         raise CheckpointError(f"{path}: holds no BrainLM settings. Name a checkpoint that FedBrainLM wrote.")
-    config = check_settings(header["config"], ModelConfig, str(path))
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # making a model draws weights; the caller's random numbers stay as they were
-        model = BrainLM(config)
-    load_weights(model, state, str(path))
-    return model, header["about"]
+    return check_model_config(header["config"], str(path)), header.get("about", {})
 
 
-def load_weights(model: BrainLM, state: dict[str, Tensor], source: str) -> None:
+def load_weights(model: AnyModel, state: Mapping[str, Tensor], source: str) -> None:
     """Put weights into a model; every one must be there, of its shape, and no other.
 
     Raises
     ------
     CheckpointError
-        Naming the first weight that does not fit.
+        Listing the weights that do not fit.
     """
     expected = model.state_dict()
-    missing = sorted(expected.keys() - state.keys())
-    unknown = sorted(state.keys() - expected.keys())
-    wrong = sorted(name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape)
-    for names, fault in ((missing, "lacks"), (unknown, "has unknown"), (wrong, "has another shape for")):
-        if names:
-            raise CheckpointError(
-                f"{source}: {fault} {', '.join(names[:5])}{' …' if len(names) > 5 else ''}. "
-                "Use the settings that the weights were trained with."
-            )
+    faults = {
+        "lacks": expected.keys() - state.keys(),
+        "has unknown": state.keys() - expected.keys(),
+        "has another shape for": {n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape},
+    }
+    if any(faults.values()):
+        said = "; ".join(f"{fault} {_listed(names)}" for fault, names in faults.items() if names)
+        raise CheckpointError(f"{source}: {said}. Use the settings that the weights were trained with.")
     model.load_state_dict(state)
+
+
+def _listed(names: Set[str]) -> str:
+    """Name the first five in order, and count the others."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(sorted(names)[:5]) + more

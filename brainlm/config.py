@@ -102,6 +102,15 @@ class ModelConfig(Settings):
     """Hidden width of a block's perceptron over its token width."""
 
     @model_validator(mode="after")
+    def _moments_of_one_tr(self) -> "ModelConfig":
+        if self.residual == "gaussian" and self.window.temporal == "adaptive":
+            raise ValueError(
+                "residual 'gaussian' and window.temporal 'adaptive' do not go together: a covariance over frames needs "
+                "one TR. Use temporal 'resample', or residual 'none'."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_heads(self) -> "ModelConfig":
         for width, heads, name in (
             (self.width, self.heads, "heads"),

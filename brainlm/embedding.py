@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from brainlm.architectures import AnyModel
 from brainlm.errors import BrainLMError
-from brainlm.model import BrainLM
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet
 from cohorts import Cohort
@@ -38,14 +38,14 @@ class Recipe:
 
     id: str
     summary: str
-    embed: Callable[[BrainLM, Cohort, torch.device, Scaling | None], tuple[np.ndarray, list[str]]]
+    embed: Callable[[AnyModel, Cohort, torch.device, Scaling | None], tuple[np.ndarray, list[str]]]
     components: int
     residualize: tuple[str, ...]
 
 
 @torch.no_grad()
 def _mean_of_segments(
-    model: BrainLM, cohort: Cohort, device: torch.device, scale: Scaling | None
+    model: AnyModel, cohort: Cohort, device: torch.device, scale: Scaling | None
 ) -> tuple[np.ndarray, list[str]]:
     """Encode without masking; mean over tokens, then a recording's segments, then a participant's recordings."""
     model.to(device).eval()
@@ -94,7 +94,7 @@ def find_recipe(recipe_id: str) -> Recipe:
 
 
 def embed(
-    model: BrainLM,
+    model: AnyModel,
     cohort: Cohort,
     recipe: str = "rsfmri_brainlm_segments_v1",
     *,

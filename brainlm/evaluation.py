@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brainlm.masking import choose_mask
-from brainlm.model import BrainLM, MAEOutput, Predictor
+from brainlm.architectures import AnyModel
+from brainlm.model import MAEOutput, Predictor
 from brainlm.windows import Batch, WindowSet
 from cohorts.seeding import derive_seed
 
@@ -160,7 +160,7 @@ def frames_to_visible(visible: Tensor) -> Tensor:
 
 
 def evaluate(
-    model: BrainLM, windows: WindowSet, *, seed: int, batch_size: int = 16, device: torch.device | str = "cpu"
+    model: AnyModel, windows: WindowSet, *, seed: int, batch_size: int = 16, device: torch.device | str = "cpu"
 ) -> ReconstructionSums:
     """Reconstruct every non-overlapping window under masks that depend on the seed alone.
 
@@ -176,7 +176,7 @@ def evaluate(
 
 @torch.no_grad()
 def compare(
-    model: BrainLM,
+    model: AnyModel,
     baselines: Mapping[str, Predictor],
     windows: WindowSet,
     *,
@@ -225,7 +225,7 @@ def score_baselines(
 
 @torch.no_grad()
 def reconstruct_example(
-    model: BrainLM, windows: WindowSet, *, seed: int, device: torch.device | str = "cpu"
+    model: AnyModel, windows: WindowSet, *, seed: int, device: torch.device | str = "cpu"
 ) -> dict[str, np.ndarray]:
     """Reconstruct the first window, for a figure.
 
@@ -241,7 +241,5 @@ def reconstruct_example(
     return {name: values[0].float().cpu().numpy() for name, values in shown.items()}
 
 
-def _reconstruct(model: BrainLM, batch: Batch, generator: torch.Generator) -> tuple[Tensor, MAEOutput]:
-    mask = choose_mask(model.config.mask, generator=generator)
-    noise = model.draw_noise(mask, len(batch), batch.signal.shape[1], generator).to(batch.signal.device)
-    return batch.signal, model(batch.signal, batch.coordinates, noise, batch.valid, mask=mask)
+def _reconstruct(model: AnyModel, batch: Batch, generator: torch.Generator) -> tuple[Tensor, MAEOutput]:
+    return batch.signal, model.reconstruct(batch.signal, batch.coordinates, batch.valid, generator)

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from brainlm.config import ModelConfig, TrainingConfig
+from brainlm.architectures import AnyConfig, AnyModel, build_model
+from brainlm.config import TrainingConfig
 from brainlm.errors import DivergenceError
-from brainlm.masking import choose_mask
-from brainlm.model import BrainLM
 from brainlm.windows import WindowSet
 from cohorts.seeding import derive_seed
 
@@ -36,15 +35,15 @@ class TrainingOutcome:
     n_steps: int
 
 
-def initial_model(config: ModelConfig, seed: int) -> BrainLM:
+def initial_model(config: AnyConfig, seed: int) -> AnyModel:
     """Make a model with fresh weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BrainLM(config)
+        return build_model(config)
 
 
 def train_round(
-    model: BrainLM,
+    model: AnyModel,
     windows: WindowSet,
     config: TrainingConfig,
     *,
@@ -74,6 +73,7 @@ def train_round(
     optimizer = _optimizer(model, config)
     rng = np.random.default_rng(derive_seed(seed, round_number, "windows"))
     generator = torch.Generator().manual_seed(derive_seed(seed, round_number, "masks"))
+    torch.manual_seed(derive_seed(seed, round_number, "dropout"))
     first_step = (round_number - 1) * config.steps_per_round
     total_loss, total_windows = 0.0, 0
     for step in range(config.steps_per_round):
@@ -81,10 +81,8 @@ def train_round(
             group["lr"] = learning_rate(config, first_step + step, rounds * config.steps_per_round)
         batch = windows.sample(config.batch_size, rng).to(device)
         progress = (first_step + step) / (rounds * config.steps_per_round)
-        mask = choose_mask(model.config.mask, progress, generator)
-        noise = model.draw_noise(mask, len(batch), batch.signal.shape[1], generator).to(device)
         with autocast(config.precision, device):
-            losses = model(batch.signal, batch.coordinates, noise, batch.valid, mask=mask).loss
+            losses = model.reconstruct(batch.signal, batch.coordinates, batch.valid, generator, progress).loss
         if not bool(losses.isfinite().all()):
             raise DivergenceError(
                 f"round {round_number}, step {step + 1}: the loss is not finite. Lower training.learning_rate, set "
@@ -134,7 +132,7 @@ def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimize
     if config.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=config.learning_rate)
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    # Biases, norms, the mask token and weights of distances are not decayed, as is usual for transformers.
+    # Biases, norms, weights of distances and the tokens that are learnt are not decayed, as is usual for transformers.
     decayed = [parameter for name, parameter in trained if _is_matrix(name, parameter)]
     others = [parameter for name, parameter in trained if not _is_matrix(name, parameter)]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -142,4 +140,4 @@ def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimize
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim > 1 and not name.endswith(("mask_token.weight", "distance.weight"))
+    return parameter.ndim > 1 and not {"mask_token", "cls_token", "distance"} & set(name.split("."))

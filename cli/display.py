@@ -56,9 +56,10 @@ def print_summary(summary: dict[str, object]) -> None:
     """Print the headline numbers of a completed run."""
     out = Console()
     pretraining, harmonization, probes = (summary[name] for name in ("pretraining", "harmonization", "probes"))
+    before = "start" if "masked_r2_start" in pretraining else "untrained"
     out.print(
         f"Masked R² on held-out participants: [bold]{_number(pretraining['masked_r2'])}[/] "
-        f"(untrained {_number(pretraining['masked_r2_untrained'])})"
+        f"({before} {_number(pretraining[f'masked_r2_{before}'])})"
     )
     table = Table(title="Held-out, cross-validated inside the sites", title_justify="left")
     table.add_column("features")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from brainlm import BrainLM, load_checkpoint
+from brainlm.architectures import AnyModel
 from brainlm.baselines import make_baselines
 from brainlm.config import MaskConfig, WindowConfig
 from brainlm.evaluation import SCORES, ReconstructionSums, compare
@@ -61,7 +62,7 @@ def evaluate(
     windows = WindowSet(evaluated, model.config.window, held_out, scale)
     moments = measure_moments(model.config.window, training, scale)
     baselines = make_baselines(model.config.mask, evaluated.atlas.n_parcels, moments.to_arrays())
-    if model.config.residual == "gaussian":
+    if isinstance(model, BrainLM) and model.config.residual == "gaussian":
         model.prior = baselines["gaussian_space_time"]
     sums = compare(model, baselines, windows, seed=own_seed)
     chosen = model.config.mask
@@ -71,10 +72,12 @@ def evaluate(
     _print(title, sums)
 
 
-def _hide(model: BrainLM, kind: str | None, ratio: float | None) -> None:
+def _hide(model: AnyModel, kind: str | None, ratio: float | None) -> None:
     """Let the model hide something else than in training."""
     if kind is None and ratio is None:
         return
+    if not isinstance(model, BrainLM):
+        raise InputError("--mask and --ratio: a released model hides what it was trained to. Leave them out.")
     changes = {name: value for name, value in (("kind", kind), ("ratio", ratio)) if value is not None}
     trained = {"kind": model.config.mask.kind, "ratio": model.config.mask.ratio}
     mask = check_settings({**trained, **changes}, MaskConfig, "--mask and --ratio")

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cli import cohort, run
+from cli import cohort, model, run
 from cli.errors import INPUT_ERRORS, InternalError, RunFailedError
 from cli.evaluate import evaluate
 
@@ -19,6 +19,7 @@ app = typer.Typer(
     help="Train a brain foundation model together, without one recording leaving a hospital.",
 )
 app.add_typer(cohort.app, name="cohort")
+app.add_typer(model.app, name="model")
 app.command()(run.demo)
 app.command()(run.run)
 app.command()(run.report)

@@ -8,9 +8,10 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from brainlm.architectures import AnyModel, check_model_config
 from brainlm.baselines import make_baselines
 from brainlm.checkpoints import load_weights
-from brainlm.config import ModelConfig, TrainingConfig, WindowConfig
+from brainlm.config import TrainingConfig, WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
 from brainlm.evaluation import MODEL, ReconstructionSums, compare, reconstruct_example
 from brainlm.gaussian import SpaceTimeGaussianPredictor
@@ -253,19 +254,19 @@ def _transform(site: Site, source: FeatureSet, step: Step, model: Arrays) -> Fea
     return FeatureSet([source.participants[row] for row in rows], changed, about)
 
 
-def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays, moments: Moments | None) -> BrainLM:
+def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays, moments: Moments | None) -> AnyModel:
     """Build the model of the request, on the site's number of threads, with the linear prediction it starts from."""
     torch.set_num_threads(site.settings.threads)
-    model = initial_model(check_settings(config, ModelConfig, "the study's model"), 0)
+    model = initial_model(check_model_config(config, "the study's model"), 0)
     load_weights(model, {name: torch.from_numpy(values) for name, values in weights.items()}, "the incoming model")
-    if moments is not None and model.config.residual == "gaussian":
+    if moments is not None and isinstance(model, BrainLM) and model.config.residual == "gaussian":
         model.prior = SpaceTimeGaussianPredictor(moments.covariance, moments.autocovariance)
     return model
 
 
 def _evaluation(
     site: Site,
-    model: BrainLM,
+    model: AnyModel,
     held_out: list[str],
     seed: int,
     scale: Scaling | None,

@@ -1,13 +1,16 @@
 """Federated averaging of the pretraining, on Flower's strategies."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from brainlm.checkpoints import save_checkpoint
+from brainlm.architectures import AnyModel
+from brainlm.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from brainlm.evaluation import ReconstructionSums
 from brainlm.pretraining import initial_model
 from cohorts.seeding import derive_seed
@@ -29,13 +32,12 @@ def pretrain(study: Study, roster: Roster, journal: Journal, measures: Measures)
     they hold, in the order of names, so that the sums are the same whoever answers first. The model is saved after
     every round, with the scaling in its header, so that recordings can be scaled as the model saw them.
     """
-    # The initial model is the one that sites embed with as the untrained encoder.
-    model = initial_model(study.model, derive_seed(study.seed, "untrained"))
+    model, origin = starting_model(study)
     weights = {name: values.numpy().copy() for name, values in model.state_dict().items()}
-    save_round(study, journal, 0, weights, measures)
+    save_round(study, journal, 0, weights, measures, origin)
     strategy = FedAvg(weighted_by_key=_WEIGHT)
     rounds = study.averaging.rounds
-    linear = measures.moments_parts() if study.model.residual == "gaussian" else {}
+    linear = measures.moments_parts() if study.starts_from_linear_prediction else {}
     for number in range(1, rounds + 1):
         request = TrainRequest(
             arrays=join(weights=weights, **measures.scaling_parts(), **linear),
@@ -50,8 +52,23 @@ def pretrain(study: Study, roster: Roster, journal: Journal, measures: Measures)
         weights = average(strategy, number, replies)
         _measure_training(journal, number, replies)
         measure_reconstruction(journal, number - 1, replies)
-        save_round(study, journal, number, weights, measures)
+        save_round(study, journal, number, weights, measures, origin)
     return weights
+
+
+def starting_model(study: Study) -> tuple[AnyModel, dict[str, Any]]:
+    """Make the model of round 0, and say where its weights come from.
+
+    Without a checkpoint to start from it is the one that sites embed with as the untrained encoder.
+    """
+    model = initial_model(study.model, derive_seed(study.seed, "untrained"))
+    if study.start is None:
+        return model, {}
+    started, about = load_checkpoint(study.start)
+    load_weights(model, started.state_dict(), study.start)
+    # A licence holds for what was trained further, too: it is handed on where a reader looks first.
+    licence = {"licence": about["licence"]} if "licence" in about else {}
+    return model, {"start": {"file": Path(study.start).name, **about}, **licence}
 
 
 def average(strategy: FedAvg, round_number: int, replies: Mapping[str, TrainReply]) -> Arrays:
@@ -111,8 +128,10 @@ def _measure_training(journal: Journal, round_number: int, replies: Mapping[str,
     journal.measure(round_number, {**metrics, "all": {"loss": loss, "n_windows": total}})
 
 
-def save_round(study: Study, journal: Journal, round_number: int, weights: Arrays, measures: Measures) -> None:
-    """Write the checkpoint of a round."""
+def save_round(
+    study: Study, journal: Journal, round_number: int, weights: Arrays, measures: Measures, origin: dict[str, Any]
+) -> None:
+    """Write the checkpoint of a round; `origin` says where round 0 came from."""
     about = {
         "study": study.study,
         "seed": study.seed,
@@ -122,6 +141,7 @@ def save_round(study: Study, journal: Journal, round_number: int, weights: Array
             atlas: {name: values.tolist() for name, values in scale.to_arrays().items()}
             for atlas, scale in measures.scaling.items()
         },
+        **origin,
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in weights.items()}
     save_checkpoint(journal.checkpoint(round_number), tensors, study.model, about)

@@ -6,9 +6,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from brainlm.architectures import AnyConfig, check_model_config, weight_shapes
+from brainlm.checkpoints import load_settings
 from brainlm.config import ModelConfig, TrainingConfig
 from brainlm.embedding import RECIPES
-from cohorts import CohortError, load_atlas
+from brainlm.official_base import ReleasedConfig
+from cohorts import CohortError, SettingsError, load_atlas
 from cohorts.contract import CohortContract
 from cohorts.settings import Settings, check_settings, read_yaml
 from harmonization.combat import Prior
@@ -94,8 +97,10 @@ class Study(Settings):
     seed: int = 0
     """Decides weights, splits, windows and masks, together with names of sites and numbers of rounds."""
     cohort: CohortConfig
-    model: ModelConfig
-    """Inline, or the path of a model's YAML file, relative to the study's."""
+    model: AnyConfig
+    """Inline, or the path of a model's YAML file, relative to the study's. May be left out where `start` says it."""
+    start: str | None = None
+    """Path of a checkpoint, relative to the study's, whose weights training goes on from; null for fresh ones."""
     training: TrainingConfig = TrainingConfig()
     averaging: RoundsConfig = RoundsConfig()
     recipe: str = "rsfmri_brainlm_segments_v1"
@@ -141,7 +146,12 @@ class Study(Settings):
     def needs_moments(self) -> bool:
         """Whether the sites' second moments are measured before training."""
         resampled = self.model.window.temporal == "resample"  # moments of other TRs do not add
-        return resampled and (self.analyses.gaussian_baseline or self.model.residual == "gaussian")
+        return resampled and (self.analyses.gaussian_baseline or self.starts_from_linear_prediction)
+
+    @property
+    def starts_from_linear_prediction(self) -> bool:
+        """Whether the model is given what a linear Gaussian predictor makes of the visible signal."""
+        return isinstance(self.model, ModelConfig) and self.model.residual == "gaussian"
 
     def asks_for(self) -> list[str]:
         """Names of everything that a site's policy must allow for this study."""
@@ -181,8 +191,7 @@ def load_study(path: str | Path) -> Study:
     """
     path = Path(path)
     content = read_yaml(path)
-    if isinstance(content.get("model"), str):
-        content = {**content, "model": read_yaml(path.parent / content["model"])}
+    content = _with_model(content, path)
     cohort: Any = content.get("cohort")
     if isinstance(cohort, dict) and isinstance(cohort.get("atlases"), list):
         atlases = [_resolved(str(atlas), path.parent) for atlas in cohort["atlases"]]
@@ -192,7 +201,41 @@ def load_study(path: str | Path) -> Study:
         study.contract()
     except CohortError as error:
         raise type(error)(f"{path}: cohort.atlases: {error}") from None
+    _check_fit(study, path)
     return study
+
+
+def _with_model(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Read the model that the study names, or leaves to the checkpoint that it starts from."""
+    start, model = content.get("start"), content.get("model")
+    if isinstance(start, str):
+        start = str((path.parent / start).resolve())
+        content = {**content, "start": start}
+        if model is None:
+            return {**content, "model": load_settings(start)[0]}
+    if isinstance(model, str):
+        model = read_yaml(path.parent / model)
+    if not isinstance(model, dict):
+        raise SettingsError(
+            f"{path}: 'model' is missing. Give its settings, name a file of them, or a checkpoint with 'start'."
+        )
+    return {**content, "model": check_model_config(model, f"{path}: model")}
+
+
+def _check_fit(study: Study, path: Path) -> None:
+    """Refuse a checkpoint of another model, and atlases that a released model does not know."""
+    if study.start and weight_shapes(load_settings(study.start)[0]) != weight_shapes(study.model):
+        raise SettingsError(
+            f"{path}: 'model' has other weights than {study.start}. Leave 'model' out to take the checkpoint's."
+        )
+    if not isinstance(study.model, ReleasedConfig):
+        return
+    for atlas in map(load_atlas, study.cohort.atlases):
+        if atlas.n_parcels != study.model.num_brain_voxels:
+            raise SettingsError(
+                f"{path}: cohort.atlases: {atlas.name} has {atlas.n_parcels} parcels; the released model was made for "
+                f"{study.model.num_brain_voxels}. Name an atlas of as many."
+            )
 
 
 def _resolved(atlas: str, folder: Path) -> str:

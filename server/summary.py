@@ -43,7 +43,7 @@ def write_summary(
         "sites": {site: about.model_dump() for site, about in sites.items()},
         "left_out": facts.get("left_out", ""),
         "recipe": study.recipe,
-        "pretraining": _pretraining(journal),
+        "pretraining": _pretraining(study, journal),
         "harmonization": _harmonization(study, findings),
         "probes": findings.probes if findings else {},
         "privacy": {"secure_sums": False, "differential_privacy": False},
@@ -71,8 +71,8 @@ def write_parcels(study: Study, journal: Journal, by_atlas: Mapping[str, Reconst
         pd.concat(tables).to_parquet(temporary, index=False)
 
 
-def _pretraining(journal: Journal) -> dict[str, Any]:
-    """Final loss and scores over all sites, and of each; the model by network and horizon, and the baselines."""
+def _pretraining(study: Study, journal: Journal) -> dict[str, Any]:
+    """Scores over all sites, and of each; before the first round; by network and horizon; and of the baselines."""
     metrics = journal.table("metrics")
     wanted = metrics[metrics["name"].isin(["loss", *SCORES])]
     final = wanted.sort_values("round").groupby(["site", "name"])["value"].last()
@@ -80,12 +80,13 @@ def _pretraining(journal: Journal) -> dict[str, Any]:
     for (site, name), value in final.items():
         by_site.setdefault(str(site), {})[str(name)] = float(value)
     overall = by_site.pop("all", {})
-    untrained = (wanted["round"] == 0) & (wanted["site"] == "all") & (wanted["name"] == "masked_r2")
-    first = wanted[untrained]["value"]
+    beginning = (wanted["round"] == 0) & (wanted["site"] == "all") & (wanted["name"] == "masked_r2")
+    first = wanted[beginning]["value"]
+    before = "masked_r2_untrained" if study.start is None else "masked_r2_start"
     reconstruction = read_reconstruction(journal.folder)
     return {
         **overall,
-        "masked_r2_untrained": float(first.iloc[0]) if len(first) else math.nan,
+        before: float(first.iloc[0]) if len(first) else math.nan,
         "sites": by_site,
         **({} if reconstruction is None else summarize_reconstruction(reconstruction)),
     }

@@ -76,11 +76,12 @@ def _embedded(figure: Figure) -> str:
 def _headlines(data: RunData) -> list[tuple[str, str, str]]:
     """Number, what it is, and what to read it beside."""
     pretraining = data.summary["pretraining"]
+    before = "start" if "masked_r2_start" in pretraining else "untrained"
     found = [
         (
             _number(pretraining.get("masked_r2")),
             "masked R², held-out participants",
-            f"untrained: {_number(pretraining.get('masked_r2_untrained'))}{_best_baseline(data)}",
+            f"{before}: {_number(pretraining.get(f'masked_r2_{before}'))}{_best_baseline(data)}",
         )
     ]
     effect = data.summary["harmonization"].get("site_effect", {}).get("embedding", {})

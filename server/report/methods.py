@@ -67,15 +67,24 @@ def _cohorts(data: RunData) -> str:
 
 def _model(data: RunData, brainlm: str, mae: str) -> str:
     model: dict[str, Any] = data.study["model"]
-    window, mask = model["window"], model["mask"]
+    window = model["window"]
     scaling = _SCALINGS[window["scaling"]]
+    begun = " Its weights came from an earlier checkpoint." if data.study.get("start") else ""
+    if "architecture" in model:
+        return (
+            f"Recordings were resampled to a repetition time of {window['t_r']:g} s{scaling}. The model is the "
+            f"released BrainLM {brainlm} of architecture {model['architecture']} ({model['num_hidden_layers']} encoder "
+            f"blocks of width {model['hidden_size']}), a masked autoencoder {mae} that saw windows of "
+            f"{window['n_frames']} frames with {model['mask_ratio']:.0%} of its tokens hidden.{begun}"
+        )
+    mask = model["mask"]
     hidden = "parcels" if mask["kind"] == "parcel" else "tokens"
     return (
         f"Recordings were resampled to a repetition time of {window['t_r']:g} s{scaling}. A masked autoencoder after "
         f"BrainLM {brainlm} ({model['depth']} encoder blocks of width {model['width']}, {model['decoder_depth']} "
         f"cross-attention decoder blocks of width {model['decoder_width']}) saw windows of {window['n_frames']} frames "
         f"as tokens of one parcel and {window['patch_frames']} frames; {mask['ratio']:.0%} of {hidden} were hidden at "
-        f"random {mae}."
+        f"random {mae}.{begun}"
     )
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from flwr.app import Message
 from neuroCombat import neuroCombat
 
+from brainlm import load_checkpoint
+from cli.main import run_command
 from client.audit import AuditLog
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from exchange.messages import TrainReply, TrainRequest, join
@@ -29,6 +32,7 @@ from server.report import write_report
 from server.study import load_study
 from tests.support.federation import STUDY, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
+from tests.support.released import DENSE, PADDED, write_released
 
 
 def summary_of(folder) -> dict:
@@ -301,3 +305,35 @@ def test_a_policy_that_forbids_any_part_forbids_the_study_at_once(tmp_path, smal
 
 def test_the_study_in_the_run_s_folder_is_the_one_that_ran(finished_run):
     assert load_study(finished_run.folder / "study.yaml").seed == STUDY["seed"]
+
+
+@pytest.mark.parametrize("content", [DENSE, PADDED], ids=["dense", "padded"])
+def test_a_study_goes_on_from_a_released_checkpoint(tmp_path, small_cohorts, content):
+    sizes = {"num_brain_voxels": 100, "num_timepoints_per_voxel": 24, "image_size": 104, "patch_size": 8}
+    write_released(tmp_path / "released", {**content, **sizes})
+    (tmp_path / "run").mkdir()
+    start = tmp_path / "run" / "start.safetensors"
+    assert run_command(["model", "import", str(tmp_path / "released"), str(start), "--tr", "2"]) == 0
+    begun, _ = load_checkpoint(start)
+    study = {name: value for name, value in STUDY.items() if name != "model"}
+    study |= {"start": "start.safetensors", "averaging": {**STUDY["averaging"], "rounds": 1}}
+
+    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts)), study)
+
+    (first, _), (last, about) = (load_checkpoint(journal.checkpoint(number)) for number in (0, 1))
+    assert first.config == last.config == begun.config
+    assert all(torch.equal(value, first.state_dict()[name]) for name, value in begun.state_dict().items())
+    moved = {name for name, value in last.state_dict().items() if not torch.allclose(value, first.state_dict()[name])}
+    fixed = {name for name in last.state_dict() if name.endswith(("position_embeddings", "pos_embed"))}
+    unused = {f"decoder.decoder_pred.{part}" for part in ("weight", "bias")} if content is DENSE else set()
+    assert moved >= {name for name in last.state_dict() if name.endswith("weight")} - unused
+    assert not moved & (fixed | unused)
+    assert about["start"]["file"] == "start.safetensors"
+    assert "CC-BY-NC-ND" in about["licence"]
+    summary = summary_of(tmp_path / "run")
+    assert summary["status"] == "completed"
+    assert np.isfinite(summary["pretraining"]["masked_r2_start"])
+    assert "masked_r2_untrained" not in summary["pretraining"]
+    report = write_report(tmp_path / "run").read_text()
+    assert f"of architecture {content['model_type']}" in report
+    assert "came from an earlier checkpoint" in report

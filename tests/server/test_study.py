@@ -1,10 +1,13 @@
 import pytest
 import yaml
 
+from brainlm import BrainLMError, save_checkpoint
+from brainlm.errors import CheckpointError
 from cohorts import AtlasError, SettingsError, load_atlas
 from harmonization import Categorical, Continuous
 from server.study import load_study
 from tests.support.federation import STUDY
+from tests.support.released import DENSE, make_released
 
 
 def write(folder, **changes) -> str:
@@ -94,3 +97,45 @@ def test_faults_are_named(tmp_path, changes, said):
 def test_an_unknown_atlas_is_named_with_the_study(tmp_path):
     with pytest.raises(AtlasError, match=r"study\.yaml: cohort\.atlases: Atlas 'power264' is not known"):
         load_study(write(tmp_path, cohort={"atlases": ["power264"]}))
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A checkpoint beside the study, of a released architecture with 100 parcels."""
+    model = make_released({**DENSE, "num_brain_voxels": 100})
+    save_checkpoint(tmp_path / "start.safetensors", model.state_dict(), model.config)
+    return model.config
+
+
+def test_a_study_takes_the_model_of_its_checkpoint(tmp_path, checkpoint):
+    study = load_study(write(tmp_path, start="start.safetensors", model=None))
+
+    assert study.model == checkpoint
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "again.yaml").write_text(study.to_yaml())
+    assert load_study(tmp_path / "elsewhere" / "again.yaml") == study
+
+
+def test_a_study_may_change_what_holds_no_weights(tmp_path, checkpoint):
+    model = {**checkpoint.model_dump(mode="json"), "mask_ratio": 0.75}
+
+    assert load_study(write(tmp_path, start="start.safetensors", model=model)).model.mask_ratio == 0.75
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"model": None, "start": "none.safetensors"}, CheckpointError, "no such checkpoint"),
+        ({"model": None}, SettingsError, "'model' is missing"),
+        ({"start": "start.safetensors"}, SettingsError, "'model' has other weights than .*Leave 'model' out"),
+        ({"model": {"architecture": "bert"}}, BrainLMError, "architecture 'bert' is not known"),
+        (
+            {"model": None, "start": "start.safetensors", "cohort": {"atlases": ["schaefer200"]}},
+            SettingsError,
+            "schaefer200 has 200 parcels; the released model was made for 100",
+        ),
+    ],
+)
+def test_faults_of_a_start_are_named(tmp_path, checkpoint, changes, error, said):
+    with pytest.raises(error, match=said):
+        load_study(write(tmp_path, **changes))
