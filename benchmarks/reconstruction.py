@@ -2,7 +2,9 @@
 
 ``python benchmarks/reconstruction.py RECORDINGS.npz --model configs/models/small.yaml --out curve.json``. RECORDINGS
 holds one [frames, parcels] array a recording, one recording a participant; the first parcels are those of `--atlas`.
-A fifth of the participants is held out. The recordings are never part of the project.
+A fifth of the participants is held out. With ``--original``, the model is instead the design of the original code of
+2023 (`brainlm.official_dense`: tokens attend to all tokens, the decoder to visible and hidden ones alike), of the size
+that `--change` gives. The recordings are never part of the project.
 """
 
 import argparse
@@ -10,15 +12,21 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from common import machine
 
+from brainlm.architectures import AnyConfig, check_model_config
+from brainlm.baselines import make_baselines
+from brainlm.checkpoints import save_checkpoint
 from brainlm.config import ModelConfig, TrainingConfig, load_model_config
-from brainlm.evaluation import evaluate
+from brainlm.evaluation import MODEL, compare, evaluate
+from brainlm.gaussian import SpaceTimeGaussianPredictor
 from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import WindowSet, split_participants
+from cli.evaluate import measure_moments
 from cohorts import Cohort, Recording, load_atlas
 from cohorts.settings import check_settings
 
@@ -30,6 +38,7 @@ def main() -> None:
     parser.add_argument("--t-r", type=float, default=2.0, help="seconds a frame")
     parser.add_argument("--model", type=Path, required=True, help="a file of configs/models")
     parser.add_argument("--change", default="{}", help="JSON that overrides the model's settings")
+    parser.add_argument("--original", action="store_true", help="train the original code's design")
     parser.add_argument("--training", default="{}", help="JSON that overrides the training's settings")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--every", type=int, default=200, help="steps between two evaluations")
@@ -37,8 +46,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    settings = load_model_config(given.model).model_dump(mode="json") | json.loads(given.change)
-    config = check_settings(settings, ModelConfig, str(given.model))
+    config = read_model(given.model, json.loads(given.change), given.original)
     training = check_settings(
         {"steps_per_round": given.every, "precision": "float32", **json.loads(given.training)},
         TrainingConfig,
@@ -46,9 +54,24 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         cohort = import_recordings(given.recordings, Path(folder) / "cohort", given.atlas, given.t_r)
-        curve = train(cohort, config, training, given.steps, given.seed)
+        found = train(cohort, config, training, given.steps, given.seed, given.out.with_suffix(".safetensors"))
     about = {"model": config.model_dump(mode="json"), "training": training.model_dump(mode="json")}
-    given.out.write_text(json.dumps({**about, "seed": given.seed, "machine": machine(), "curve": curve}, indent=1))
+    given.out.write_text(json.dumps({**about, "seed": given.seed, "machine": machine(), **found}, indent=1))
+
+
+def read_model(path: Path, changes: dict[str, Any], original: bool) -> AnyConfig:
+    """Read a model's settings; for the original's design, those that both have come from the file."""
+    config = load_model_config(path)
+    if not original:
+        return check_settings(config.model_dump(mode="json") | changes, ModelConfig, str(path))
+    window = config.window
+    sizes = {
+        "num_timepoints_per_voxel": window.n_frames,
+        "timepoint_patching_size": window.patch_frames,
+        "t_r": window.t_r,
+        "mask_ratio": config.mask.ratio,
+    }
+    return check_model_config({"architecture": "brainlm_mae", **sizes, **changes}, "--change")
 
 
 def import_recordings(source: Path, folder: Path, atlas_name: str, t_r: float) -> Cohort:
@@ -65,12 +88,15 @@ def import_recordings(source: Path, folder: Path, atlas_name: str, t_r: float) -
 
 
 def train(
-    cohort: Cohort, config: ModelConfig, training: TrainingConfig, n_steps: int, seed: int
-) -> list[dict[str, float]]:
-    """Train and return the held-out masked R² after every few steps, with the CPU seconds that training took."""
+    cohort: Cohort, config: AnyConfig, training: TrainingConfig, n_steps: int, seed: int, checkpoint: Path
+) -> dict[str, Any]:
+    """Train; return the held-out masked R² after every few steps, with the CPU seconds so far, and the baselines'."""
     people, held_out = split_participants(sorted(cohort.recordings["participant_id"]), 0.2, 0)
     windows, unseen = (WindowSet(cohort, config.window, part) for part in (people, held_out))
     model = initial_model(config, seed)
+    moments = measure_moments(config.window, [(cohort, people)])
+    if isinstance(config, ModelConfig) and config.residual == "gaussian":
+        model.prior = SpaceTimeGaussianPredictor(moments.covariance, moments.autocovariance)
     rounds = n_steps // training.steps_per_round
     curve, spent = [], 0.0
     for number in range(1, rounds + 1):
@@ -80,7 +106,12 @@ def train(
         found = evaluate(model, unseen, seed=0).masked_r2
         curve.append({"steps": number * training.steps_per_round, "cpu_s": spent, "loss": loss, "masked_r2": found})
         print(f"{curve[-1]['steps']} steps, {spent:.0f} s: loss {loss:.3f}, held-out masked R² {found:.4f}", flush=True)
-    return curve
+    save_checkpoint(checkpoint, model.state_dict(), config)
+    baselines = make_baselines(config.mask, cohort.atlas.n_parcels, moments.to_arrays())
+    final = compare(model, baselines, unseen, seed=0)
+    scores = {name: sums.overall for name, sums in final.items()}
+    print({name: round(of["masked_r2"], 4) for name, of in scores.items()})
+    return {"curve": curve, "final": scores.pop(MODEL), "baselines": scores}
 
 
 if __name__ == "__main__":
