@@ -1,6 +1,7 @@
 """A hospital's Flower ClientApp: five handlers. Each computes at the site; `client.release` lets the answer out."""
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from flwr.clientapp import ClientApp
 from brainlm.checkpoints import load_weights
 from brainlm.config import ModelConfig, TrainingConfig, WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
+from brainlm.errors import CheckpointError
 from brainlm.evaluation import evaluate, reconstruct_example
 from brainlm.model import BrainLM
+from brainlm.optimization import make_optimizer, restore_optimizer, save_optimizer
 from brainlm.pretraining import initial_model, train_round
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet, split_participants, usable_recordings
@@ -126,6 +129,8 @@ def _train(site: Site, request: TrainRequest) -> Answer:
     seed = derive_seed(request.seed, site.name)
     people, held_out = split_site(site, model.config.window, training.holdout, request.seed)
     evaluation = _evaluation(site, model, held_out, seed, scale)
+    kept = site.folder_of(request.study) / "optimizer.safetensors"
+    optimizer = _optimizer(site, model, training, kept, request.round_number)
     outcome = train_round(
         model,
         WindowSet(site.cohort, model.config.window, people, scale),
@@ -134,7 +139,11 @@ def _train(site: Site, request: TrainRequest) -> Answer:
         rounds=request.rounds,
         seed=seed,
         device=site.device,
+        devices=site.devices,
+        optimizer=optimizer,
     )
+    if training.keep_optimizer_state:
+        save_optimizer(kept, optimizer, model, round_number=request.round_number)
     weights = {name: values.detach().cpu().numpy() for name, values in model.state_dict().items()}
     reply = TrainReply(
         arrays=join(weights=weights, evaluation=evaluation),
@@ -256,6 +265,19 @@ def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays) -> Brai
     model = initial_model(check_settings(config, ModelConfig, "the study's model"), 0)
     load_weights(model, {name: torch.from_numpy(values) for name, values in weights.items()}, "the incoming model")
     return model
+
+
+def _optimizer(
+    site: Site, model: BrainLM, training: TrainingConfig, kept: Path, round_number: int
+) -> torch.optim.Optimizer:
+    """Make the round's optimizer, with the moments that the site kept of earlier rounds if the study wants them."""
+    optimizer = make_optimizer(model.to(site.device), training)
+    if training.keep_optimizer_state and round_number > 1:
+        try:
+            restore_optimizer(kept, optimizer, model, round_number=round_number)
+        except CheckpointError as error:
+            site.log.warning("round %d begins with a fresh optimizer. %s", round_number, error)
+    return optimizer
 
 
 def _evaluation(site: Site, model: BrainLM, held_out: list[str], seed: int, scale: Scaling | None) -> Arrays:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from brainlm.checkpoints import save_checkpoint
@@ -15,24 +15,24 @@ from exchange.messages import Arrays, EmbedReply, TrainReply, TrainRequest, join
 from server.errors import ServerError
 from server.journal import Journal
 from server.measuring import Measures
+from server.outer import WEIGHT, OuterOptimizer, to_record
 from server.roster import Roster
 from server.study import Study
-
-_WEIGHT = "num-examples"
 
 
 def pretrain(study: Study, roster: Roster, journal: Journal, measures: Measures) -> Arrays:
     """Run all rounds and return the final weights.
 
-    Each round a quorum of sites trains the model; Flower's FedAvg averages their weights by the number of windows that
-    they hold, in the order of names, so that the sums are the same whoever answers first. The model is saved after
-    every round, with the scaling in its header, so that recordings can be scaled as the model saw them.
+    Each round a quorum of sites trains the model; Flower's strategies average their weights by the number of windows
+    that they hold, in the order of names, so that the sums are the same whoever answers first, and take the outer step.
+    The model is saved after every round, with the scaling in its header, so that recordings can be scaled as the model
+    saw them; so is what the outer optimizer remembers.
     """
     # The initial model is the one that sites embed with as the untrained encoder.
     model = initial_model(study.model, derive_seed(study.seed, "untrained"))
     weights = {name: values.numpy().copy() for name, values in model.state_dict().items()}
     save_round(study, journal, 0, weights, measures)
-    strategy = FedAvg(weighted_by_key=_WEIGHT)
+    outer = OuterOptimizer(study.averaging)
     rounds = study.averaging.rounds
     for number in range(1, rounds + 1):
         request = TrainRequest(
@@ -45,9 +45,11 @@ def pretrain(study: Study, roster: Roster, journal: Journal, measures: Measures)
             seed=study.seed,
         )
         replies = roster.ask(request, TrainReply, "pretraining", number)
-        weights = average(strategy, number, replies)
+        outer.begin(weights)
+        weights = average(outer.strategy, number, replies)
         _measure_training(journal, number, replies)
         measure_reconstruction(journal, number - 1, replies)
+        outer.save(journal.outer_state(number))  # before the model: whoever finds a round's model can go on from it
         save_round(study, journal, number, weights, measures)
     return weights
 
@@ -64,8 +66,8 @@ def average(strategy: FedAvg, round_number: int, replies: Mapping[str, TrainRepl
         Message(
             RecordDict(
                 {
-                    "arrays": ArrayRecord({name: Array(values) for name, values in reply.part("weights").items()}),
-                    "metrics": MetricRecord({_WEIGHT: reply.n_windows}),
+                    "arrays": to_record(reply.part("weights")),
+                    "metrics": MetricRecord({WEIGHT: reply.n_windows}),
                 }
             ),
             dst_node_id=0,
@@ -127,7 +129,7 @@ def save_round(study: Study, journal: Journal, round_number: int, weights: Array
             for atlas, scale in measures.scaling.items()
         },
     }
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in weights.items()}
+    tensors = {name: torch.from_numpy(np.asarray(values, order="C")) for name, values in weights.items()}
     save_checkpoint(journal.checkpoint(round_number), tensors, study.model, about)
 
 
