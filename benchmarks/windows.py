@@ -1,7 +1,8 @@
 """Measure how fast windows are sampled: `python benchmarks/windows.py [--seconds 2] [--repeats 9]`.
 
 Windows of 200 frames of 424 parcels in batches of 64, from recordings that are in memory already (warm), on one core;
-beside them, in turns and in one process, a plain loop over a memory-mapped array of the same prepared recordings.
+beside them, in turns and in one process, plain loops over memory-mapped arrays of the same prepared recordings, frames
+first and parcels first.
 """
 
 import argparse
@@ -34,22 +35,24 @@ def make_cohort(folder: Path) -> Cohort:
     return cohort
 
 
-def map_prepared(cohort: Cohort, window: WindowConfig, path: Path) -> np.memmap:
-    """Write all prepared recordings into one file [recordings, frames, parcels] and map it."""
-    shape = (len(cohort), N_FRAMES, cohort.atlas.n_parcels)
-    mapped = np.memmap(path, np.float32, "w+", shape=shape)
-    for number, recording in enumerate(cohort):
-        mapped[number] = prepare(recording, window).T
+def map_array(values: np.ndarray, path: Path) -> np.memmap:
+    """Write an array to a file and map it."""
+    mapped = np.memmap(path, np.float32, "w+", shape=values.shape)
+    mapped[:] = values
     mapped.flush()
-    return np.memmap(path, np.float32, "r", shape=shape)
+    return np.memmap(path, np.float32, "r", shape=values.shape)
 
 
-def plain_loop(mapped: np.memmap, rng: np.random.Generator) -> torch.Tensor:
-    """Copy a batch out of a memory-mapped array, a window after the other."""
-    batch = np.empty((BATCH, FRAMES, mapped.shape[2]), np.float32)
+def plain_loop(mapped: np.memmap, axis: int, rng: np.random.Generator) -> torch.Tensor:
+    """Copy a batch out of a memory-mapped array, a window after the other; frames are the recordings' axis `axis`."""
+    shape = list(mapped.shape[1:])
+    shape[axis] = FRAMES
+    batch = np.empty((BATCH, *shape), np.float32)
     for row in range(BATCH):
         start = rng.integers(N_FRAMES - FRAMES + 1)
-        batch[row] = mapped[rng.integers(len(mapped)), start : start + FRAMES]
+        frames = slice(start, start + FRAMES)
+        recording = mapped[rng.integers(len(mapped))]
+        batch[row] = recording[frames] if axis == 0 else recording[:, frames]
     return torch.from_numpy(batch)
 
 
@@ -73,11 +76,15 @@ def main() -> None:
         window = WindowConfig(t_r=2.0, n_frames=FRAMES, patch_frames=20)
         cohort = make_cohort(Path(folder) / "cohort")
         windows = WindowSet(cohort, window)
-        mapped = map_prepared(cohort, window, Path(folder) / "prepared")
+        prepared = np.stack([prepare(recording, window) for recording in cohort])
+        parcels_first = map_array(prepared, Path(folder) / "parcels-first")
+        frames_first = map_array(prepared.transpose(0, 2, 1), Path(folder) / "frames-first")
+        del prepared
         samplers: dict[str, Callable[[], object]] = {
-            "plain loop over np.memmap": lambda: plain_loop(mapped, rng),
+            "plain loop over np.memmap, frames first": lambda: plain_loop(frames_first, 0, rng),
+            "plain loop over np.memmap, parcels first": lambda: plain_loop(parcels_first, 1, rng),
             "`WindowSet.sample`, warm": lambda: windows.sample(BATCH, rng),
-            "the same, parcels first in memory": lambda: windows.sample(BATCH, rng).signal.contiguous(),
+            "the same, turned parcels first": lambda: windows.sample(BATCH, rng).signal.contiguous(),
             "`WindowSet.sample`, cold": lambda: WindowSet(cohort, window).sample(BATCH, rng),
         }
         for sampler in samplers.values():
@@ -88,7 +95,7 @@ def main() -> None:
         for _ in range(arguments.repeats):
             for name, sampler in samplers.items():
                 rates[name].append(rate(sampler, arguments.seconds))
-    plain = rates["plain loop over np.memmap"]
+    plain = next(iter(rates.values()))
     rows = [
         (
             name,

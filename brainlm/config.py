@@ -132,7 +132,7 @@ class TrainingConfig(Settings):
     accumulation: int = Field(1, ge=1)
     """Parts that a batch is cut into, one after the other in memory. The step is that of the whole batch."""
     checkpointing: bool = False
-    """Compute what is inside blocks again for the gradients instead of keeping it: less memory, a third more time."""
+    """Compute what is inside blocks again for the gradients, not keep it: less memory, one more forward pass."""
     workers: int = Field(0, ge=0, le=64)
     """Processes that read windows ahead of the model; 0 reads them between steps. The windows are the same."""
     keep_optimizer_state: bool = False

@@ -25,35 +25,37 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
 
 
-def save_optimizer(path: Path, optimizer: torch.optim.Optimizer, model: nn.Module, *, round_number: int) -> None:
-    """Write what an optimizer remembers of each weight, whole or not at all.
+def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module, *, round_number: int) -> None:
+    """Write what an optimizer remembers of each weight after a round, whole or not at all.
 
-    Parameters
-    ----------
-    round_number : int
-        The round that it ended; `restore_optimizer` goes on with later ones only.
+    The file of the round before stays, so that this round can be done again; all others are deleted.
     """
     tensors = {
         f"{name}/{moment}": values.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
         for moment, values in optimizer.state.get(parameter, {}).items()
     }
-    header = {"optimizer": type(optimizer).__name__, "model": _describe(model), "round": round_number}
-    with atomic_path(path) as temporary:
+    header = {"optimizer": type(optimizer).__name__, "model": _describe(model)}
+    with atomic_path(folder / f"optimizer-{round_number:04d}.safetensors") as temporary:
         save_file(tensors, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})
+    earlier = [number for number in _kept(folder) if number < round_number]
+    for number, path in _kept(folder).items():
+        if number not in (round_number, *earlier[-1:]):
+            path.unlink()
 
 
-def restore_optimizer(path: Path, optimizer: torch.optim.Optimizer, model: nn.Module, *, round_number: int) -> None:
-    """Put what `save_optimizer` wrote into a fresh optimizer, on the devices where the model's weights are.
+def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module, *, round_number: int) -> None:
+    """Put what `save_optimizer` wrote last before this round into a fresh optimizer, where the model's weights are.
 
     Raises
     ------
     CheckpointError
-        If the file is absent or damaged, of another optimizer or model, or not of an earlier round. The optimizer is
-        as fresh as before then.
+        If there is none, or it is damaged, or of another optimizer or model. The optimizer is as fresh as before then.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is none. It is written at the end of a round.")
+    earlier = [path for number, path in _kept(folder).items() if number < round_number]
+    if not earlier:
+        raise CheckpointError(f"{folder}: holds no optimizer of a round before {round_number}.")
+    path = earlier[-1]
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
@@ -65,9 +67,6 @@ def restore_optimizer(path: Path, optimizer: torch.optim.Optimizer, model: nn.Mo
         raise CheckpointError(f"{path}: is of {header.get('optimizer')}, not of {kind}.")
     if header["model"] != _describe(model):
         raise CheckpointError(f"{path}: is of a model with other weights.")
-    if not header["round"] < round_number:
-        # Of an older run, or of this round itself, asked for again: its moments have seen what is still to come.
-        raise CheckpointError(f"{path}: was written after round {header['round']}, and this is round {round_number}.")
     parameters, states = dict(model.named_parameters()), {}
     for key, values in tensors.items():
         name, _, moment = key.rpartition("/")
@@ -76,6 +75,12 @@ def restore_optimizer(path: Path, optimizer: torch.optim.Optimizer, model: nn.Mo
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     described["state"] = {number: states[p] for number, p in enumerate(order) if p in states}
     optimizer.load_state_dict(described)
+
+
+def _kept(folder: Path) -> dict[int, Path]:
+    """Files of the rounds whose optimizers are kept, in order of rounds."""
+    paths = sorted(folder.glob("optimizer-*.safetensors"), key=lambda path: int(path.stem.partition("-")[2]))
+    return {int(path.stem.partition("-")[2]): path for path in paths}
 
 
 def _describe(model: nn.Module) -> dict[str, list[int]]:

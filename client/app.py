@@ -129,7 +129,7 @@ def _train(site: Site, request: TrainRequest) -> Answer:
     seed = derive_seed(request.seed, site.name)
     people, held_out = split_site(site, model.config.window, training.holdout, request.seed)
     evaluation = _evaluation(site, model, held_out, seed, scale)
-    kept = site.folder_of(request.study) / "optimizer.safetensors"
+    kept = site.folder_of(request.study)
     optimizer = _optimizer(site, model, training, kept, request.round_number)
     outcome = train_round(
         model,

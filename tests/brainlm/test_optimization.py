@@ -29,9 +29,9 @@ def test_an_optimizer_from_the_disk_goes_on_as_if_it_had_stayed_in_memory(config
         model.load_state_dict(state)
         kept = make_optimizer(model, FAST)
         if number > 1:
-            restore_optimizer(tmp_path / "o.safetensors", kept, model, round_number=number)
+            restore_optimizer(tmp_path, kept, model, round_number=number)
         train_round(model, windows, FAST, round_number=number, rounds=2, seed=3, optimizer=kept)
-        save_optimizer(tmp_path / "o.safetensors", kept, model, round_number=number)
+        save_optimizer(tmp_path, kept, model, round_number=number)
         state = model.state_dict()
 
     assert torch.equal(weights(model), weights(uninterrupted))
@@ -42,11 +42,11 @@ def test_an_optimizer_from_the_disk_goes_on_as_if_it_had_stayed_in_memory(config
 
 
 def test_a_state_that_does_not_belong_here_is_refused_and_changes_nothing(config, cohort, tmp_path):
-    path = tmp_path / "o.safetensors"
+    path = tmp_path / "optimizer-0002.safetensors"
     model = initial_model(config, 1)
     optimizer = make_optimizer(model, FAST)
     train_round(model, WindowSet(cohort, config.window), FAST, round_number=2, rounds=4, seed=3, optimizer=optimizer)
-    save_optimizer(path, optimizer, model, round_number=2)
+    save_optimizer(tmp_path, optimizer, model, round_number=2)
     wider = initial_model(config.model_copy(update={"width": 48}), 1)
     deeper = initial_model(config.model_copy(update={"depth": 3}), 1)
     sgd = FAST.model_copy(update={"optimizer": "sgd"})
@@ -54,17 +54,34 @@ def test_a_state_that_does_not_belong_here_is_refused_and_changes_nothing(config
     def refused(model: torch.nn.Module, settings: TrainingConfig, reason: str, round_number: int = 3) -> None:
         fresh = make_optimizer(model, settings)
         with pytest.raises(CheckpointError, match=reason):
-            restore_optimizer(path, fresh, model, round_number=round_number)
+            restore_optimizer(tmp_path, fresh, model, round_number=round_number)
         assert not fresh.state
 
     refused(wider, FAST, "is of a model with other weights")
     refused(deeper, FAST, "is of a model with other weights")
     refused(model, sgd, "is of AdamW, not of SGD")
-    refused(model, FAST, "was written after round 2, and this is round 2", round_number=2)
+    refused(model, FAST, "holds no optimizer of a round before 2", round_number=2)
     path.write_bytes(path.read_bytes()[:-100])
     refused(model, FAST, "is damaged")
-    path.unlink()
-    refused(model, FAST, "there is none")
+    save_file({"w": torch.zeros(2)}, path)
+    refused(model, FAST, "is of None, not of AdamW")
+
+
+def test_the_round_before_is_kept_so_that_a_round_can_be_done_again(config, tmp_path):
+    model = initial_model(config, 1)
+    optimizer = make_optimizer(model, FAST)
+
+    def kept_after(round_number: int) -> list[str]:
+        save_optimizer(tmp_path, optimizer, model, round_number=round_number)
+        return sorted(path.stem.removeprefix("optimizer-") for path in tmp_path.iterdir())
+
+    assert [kept_after(number) for number in (1, 2, 5, 5)] == [
+        ["0001"],
+        ["0001", "0002"],
+        ["0002", "0005"],  # the site was away in between
+        ["0002", "0005"],
+    ]
+    assert kept_after(1) == ["0001"]  # a new run of the study
 
 
 def test_equal_states_have_equal_bytes_and_every_weight_has_its_moments(config, cohort, tmp_path):
@@ -75,15 +92,8 @@ def test_equal_states_have_equal_bytes_and_every_weight_has_its_moments(config, 
         train_round(model, windows, FAST, round_number=1, rounds=1, seed=3, optimizer=optimizer)
         save_optimizer(tmp_path / name, optimizer, model, round_number=1)
 
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    a, b = (tmp_path / name / "optimizer-0001.safetensors" for name in ("a", "b"))
+    assert a.read_bytes() == b.read_bytes()
     names = {name for name, _ in model.named_parameters()}
-    stored = load_file(tmp_path / "a")
+    stored = load_file(a)
     assert set(stored) == {f"{name}/{moment}" for name in names for moment in ("exp_avg", "exp_avg_sq", "step")}
-
-
-def test_a_file_of_something_else_is_refused(config, tmp_path):
-    save_file({"w": torch.zeros(2)}, tmp_path / "other")
-    model = initial_model(config, 1)
-
-    with pytest.raises(CheckpointError, match="is of None, not of AdamW"):
-        restore_optimizer(tmp_path / "other", make_optimizer(model, FAST), model, round_number=2)
