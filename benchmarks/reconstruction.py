@@ -68,7 +68,7 @@ def read_model(path: Path, changes: dict[str, Any], original: bool) -> AnyConfig
     sizes = {
         "num_timepoints_per_voxel": window.n_frames,
         "timepoint_patching_size": window.patch_frames,
-        "t_r": window.t_r,
+        "window": window.model_dump(mode="json"),
         "mask_ratio": config.mask.ratio,
     }
     return check_model_config({"architecture": "brainlm_mae", **sizes, **changes}, "--change")

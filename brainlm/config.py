@@ -138,6 +138,14 @@ class TrainingConfig(Settings):
     """Largest gradient norm of a step; null for no clipping."""
     batch_size: int = Field(8, ge=1)
     """Windows a step, each of another participant where the site has that many."""
+    accumulation: int = Field(1, ge=1)
+    """Parts that a batch is cut into, one after the other in memory. The step is that of the whole batch."""
+    checkpointing: bool = False
+    """Compute what is inside blocks again for the gradients, not keep it: less memory, one more forward pass."""
+    workers: int = Field(0, ge=0, le=64)
+    """Processes that read windows ahead of the model; 0 reads them between steps. The windows are the same."""
+    keep_optimizer_state: bool = False
+    """Whether AdamW's moments stay on each site's disk and go on in the next round; else every round starts afresh."""
     steps_per_round: int = Field(20, ge=1)
     """Local steps between two averages. The schedule counts them globally, over all rounds."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

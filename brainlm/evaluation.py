@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from brainlm.architectures import AnyModel
+from brainlm.masking import choose_mask
 from brainlm.model import MAEOutput, Predictor
 from brainlm.windows import Batch, WindowSet
 from cohorts.seeding import derive_seed
@@ -242,4 +243,6 @@ def reconstruct_example(
 
 
 def _reconstruct(model: AnyModel, batch: Batch, generator: torch.Generator) -> tuple[Tensor, MAEOutput]:
-    return batch.signal, model.reconstruct(batch.signal, batch.coordinates, batch.valid, generator)
+    mask = choose_mask(model.config.mask, generator=generator)
+    noise = model.draw_noise(mask, *batch.signal.shape[:2], generator).to(batch.signal.device)
+    return batch.signal, model(batch.signal, batch.coordinates, noise, batch.valid, mask=mask)

@@ -217,24 +217,10 @@ class BrainLM(nn.Module):
         weights = everything.there[..., None]
         return (self.encoder(patches, everything).values * weights).sum(dim=1) / weights.sum(dim=1)
 
-    def reconstruct(
-        self,
-        signal: Tensor,
-        coordinates: Tensor,
-        valid: Tensor | None,
-        generator: torch.Generator,
-        progress: float = 1.0,
-    ) -> MAEOutput:
-        """Hide part of each window as the config says, drawn from `generator`, and reconstruct it.
-
-        Parameters
-        ----------
-        progress : float
-            Fraction of the training that is done, where the mask changes with it.
-        """
-        mask = choose_mask(self.config.mask, progress, generator)
-        noise = self.draw_noise(mask, len(signal), signal.shape[1], generator).to(signal.device)
-        return self(signal, coordinates, noise, valid, mask=mask)
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's blocks, which hold most of what a step must remember."""
+        return [*self.encoder.blocks, *self.decoder.blocks]
 
     def draw_noise(
         self, mask: MaskConfig, n_windows: int, n_parcels: int, generator: torch.Generator | None = None

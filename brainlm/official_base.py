@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from brainlm.config import WindowConfig
+from brainlm.config import MaskConfig, WindowConfig
 from brainlm.errors import ShapeError
 from brainlm.model import MAEOutput
 from cohorts.settings import Settings
@@ -61,6 +61,11 @@ class ReleasedConfig(Settings, ABC):
     """Fields that ``config.json`` of a released folder does not have."""
     CODE_UNIT: ClassVar[int]
     """Widths are multiples of it, for the sines and cosines of the place codes."""
+
+    @property
+    def mask(self) -> MaskConfig:
+        """What is hidden, in the words of our own model."""
+        return MaskConfig(ratio=self.mask_ratio)
 
     @model_validator(mode="after")
     def _whole_heads(self) -> Self:
@@ -124,6 +129,8 @@ class ReleasedModel(nn.Module, ABC):
         coordinates: Tensor,
         noise: Tensor | None = None,
         valid: Tensor | None = None,
+        *,
+        mask: MaskConfig | None = None,
     ) -> MAEOutput:
         """Hide part of each window and reconstruct all of it.
 
@@ -138,6 +145,8 @@ class ReleasedModel(nn.Module, ABC):
         valid : torch.Tensor, optional
             [B, P] bool, False for missing parcels. The released models know none: a missing parcel enters as zeros,
             the mean of a z-scored signal, and is not scored.
+        mask : MaskConfig, optional
+            For the sake of the common call: these models hide what their own settings say.
 
         Returns
         -------
@@ -154,7 +163,7 @@ class ReleasedModel(nn.Module, ABC):
         """
         self._check(signal, coordinates, valid)
         if noise is None:
-            noise = self.draw_noise(*signal.shape[:2]).to(signal.device)
+            noise = self.draw_noise(self.config.mask, *signal.shape[:2]).to(signal.device)
         if noise.shape != (len(signal), self.n_tokens):
             raise ShapeError(f"noise has shape {list(noise.shape)}; expected {[len(signal), self.n_tokens]}.")
         prepared, places, order = self._prepared(signal, coordinates, valid)
@@ -168,17 +177,10 @@ class ReleasedModel(nn.Module, ABC):
         loss = error.sum(dim=(1, 2)) * (len(signal) / scored.sum().clamp(min=1))
         return MAEOutput(loss, values * self.config.signal_scale, scored.to(values), latent)
 
-    def reconstruct(
-        self,
-        signal: Tensor,
-        coordinates: Tensor,
-        valid: Tensor | None,
-        generator: torch.Generator,
-        progress: float = 1.0,
-    ) -> MAEOutput:
-        """As `brainlm.model.BrainLM.reconstruct`; these masks do not change with progress."""
-        noise = self.draw_noise(*signal.shape[:2], generator).to(signal.device)
-        return self(signal, coordinates, noise, valid)
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's blocks, which hold most of what a step must remember."""
+        return [*self.vit.encoder.layer, *self.decoder.decoder_layers]
 
     def after_step(self) -> None:
         """Nothing follows the weights of these models."""
@@ -203,8 +205,10 @@ class ReleasedModel(nn.Module, ABC):
         """Tokens of a window, N."""
 
     @abstractmethod
-    def draw_noise(self, n_windows: int, n_parcels: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw the noise [B, N] that hides tokens after the config."""
+    def draw_noise(
+        self, mask: MaskConfig, n_windows: int, n_parcels: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw the noise [B, N] that hides tokens after the config, whose mask `mask` is."""
 
     @abstractmethod
     def _predict(self, signal: Tensor, coordinates: Tensor, noise: Tensor) -> Prediction:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from brainlm.config import MaskConfig
 from brainlm.official_base import (
     ACTIVATIONS,
     Prediction,
@@ -200,7 +201,9 @@ class DenseBrainLM(ReleasedModel):
     def n_tokens(self) -> int:
         return self.config.num_brain_voxels * self.config.window.n_patches
 
-    def draw_noise(self, n_windows: int, n_parcels: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw_noise(
+        self, mask: MaskConfig, n_windows: int, n_parcels: int, generator: torch.Generator | None = None
+    ) -> Tensor:
         return torch.rand(n_windows, n_parcels * self.config.window.n_patches, generator=generator)
 
     def _predict(self, signal: Tensor, coordinates: Tensor, noise: Tensor) -> Prediction:

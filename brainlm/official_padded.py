@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from brainlm.config import MaskConfig
 from brainlm.official_base import (
     ACTIVATIONS,
     Prediction,
@@ -59,6 +60,11 @@ class PaddedConfig(ReleasedConfig):
         if isinstance(value, list | tuple) and len(set(value)) == 1:
             return value[0]
         return value
+
+    @property
+    def mask(self) -> MaskConfig:
+        """What is hidden, in the words of our own model."""
+        return MaskConfig(kind="random" if self.train_mode == "auto_encode" else "future", ratio=self.mask_ratio)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -211,7 +217,9 @@ class PaddedBrainLM(ReleasedModel):
     def n_tokens(self) -> int:
         return self.side**2
 
-    def draw_noise(self, n_windows: int, n_parcels: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw_noise(
+        self, mask: MaskConfig, n_windows: int, n_parcels: int, generator: torch.Generator | None = None
+    ) -> Tensor:
         if self.last is None:
             return torch.rand(n_windows, self.n_tokens, generator=generator)
         noise = torch.zeros(n_windows, self.side, self.side)
@@ -223,7 +231,7 @@ class PaddedBrainLM(ReleasedModel):
         if self.last is None:
             n_visible = int(self.n_tokens * (1 - self.config.mask_ratio))
         else:
-            noise = self.draw_noise(len(signal), signal.shape[1]).to(signal.device)
+            noise = self.draw_noise(self.config.mask, len(signal), signal.shape[1]).to(signal.device)
             n_visible = self.n_tokens - int(noise[0].sum())
         order, hidden_tokens = split_by_noise(noise, n_visible)
         latent = self._encode(take_rows(self._tokens(signal), order[:, :n_visible]))

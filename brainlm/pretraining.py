@@ -2,17 +2,25 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
 
 from brainlm.architectures import AnyConfig, AnyModel, build_model
-from brainlm.config import TrainingConfig
+from brainlm.config import MaskConfig, TrainingConfig
 from brainlm.errors import DivergenceError
-from brainlm.windows import WindowSet
+from brainlm.masking import choose_mask
+from brainlm.optimization import make_optimizer
+from brainlm.parallel import Worker, run_together
+from brainlm.windows import Batch, WindowSet
 from cohorts.seeding import derive_seed
 
 
@@ -42,6 +50,15 @@ def initial_model(config: AnyConfig, seed: int) -> AnyModel:
         return build_model(config)
 
 
+@dataclass(frozen=True)
+class Round:
+    """Which round it is, counted from 1, of how many, and the seed of its windows and masks."""
+
+    number: int
+    rounds: int
+    seed: int
+
+
 def train_round(
     model: AnyModel,
     windows: WindowSet,
@@ -51,6 +68,8 @@ def train_round(
     rounds: int,
     seed: int,
     device: torch.device | str = "cpu",
+    devices: int = 1,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> TrainingOutcome:
     """Train `model` in place for one round.
 
@@ -62,6 +81,11 @@ def train_round(
         This round, counted from 1, and how many there are: they place it in the global schedule.
     seed : int
         Decides windows and masks, together with `round_number`.
+    devices : int
+        GPUs, or processes on a CPU, that share the windows of each step. Their number changes the weights in the last
+        digits only.
+    optimizer : torch.optim.Optimizer, optional
+        Goes on with its moments; a fresh one if not given.
 
     Raises
     ------
@@ -70,37 +94,139 @@ def train_round(
     """
     device = torch.device(device)
     model.to(device).train()
-    optimizer = _optimizer(model, config)
-    rng = np.random.default_rng(derive_seed(seed, round_number, "windows"))
-    generator = torch.Generator().manual_seed(derive_seed(seed, round_number, "masks"))
-    torch.manual_seed(derive_seed(seed, round_number, "dropout"))
-    first_step = (round_number - 1) * config.steps_per_round
-    total_loss, total_windows = 0.0, 0
-    for step in range(config.steps_per_round):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, first_step + step, rounds * config.steps_per_round)
-        batch = windows.sample(config.batch_size, rng).to(device)
-        progress = (first_step + step) / (rounds * config.steps_per_round)
-        with autocast(config.precision, device):
-            losses = model.reconstruct(batch.signal, batch.coordinates, batch.valid, generator, progress).loss
-        if not bool(losses.isfinite().all()):
-            raise DivergenceError(
-                f"round {round_number}, step {step + 1}: the loss is not finite. Lower training.learning_rate, set "
-                "training.clip_norm, or look for broken recordings with 'fedbrainlm cohort show'."
-            )
-        optimizer.zero_grad()
-        losses.mean().backward()
-        if config.clip_norm:
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
-        model.after_step()
-        total_loss += float(losses.detach().sum())
-        total_windows += len(batch)
+    optimizer = optimizer or make_optimizer(model, config)
+    this_round = Round(round_number, rounds, seed)
+    devices = min(devices, config.batch_size, windows.n_windows)
+    if devices == 1:
+        outcome = _train(Worker(0, 1, device), model, optimizer, windows, config, this_round)
+    else:
+        model.cpu()
+        state = optimizer.state_dict()
+        outcome, weights, state = run_together(_train_share, devices, device, model, state, windows, config, this_round)
+        model.load_state_dict(weights)
+        model.to(device)
+        optimizer.load_state_dict(state)
     if not all(bool(values.isfinite().all()) for values in model.state_dict().values()):
         raise DivergenceError(
             f"round {round_number}: the last step left weights that are not finite. Lower training.learning_rate."
         )
-    return TrainingOutcome(total_loss / total_windows, windows.n_windows, config.steps_per_round)
+    return outcome
+
+
+def _train_share(
+    worker: Worker,
+    model: AnyModel,
+    state: dict[str, Any],
+    windows: WindowSet,
+    config: TrainingConfig,
+    this_round: Round,
+) -> tuple[TrainingOutcome, dict[str, Tensor], dict[str, Any]]:
+    """Train as one of several processes; return the outcome, the weights and the optimizer's state."""
+    model.to(worker.device)
+    optimizer = make_optimizer(model, config)
+    optimizer.load_state_dict(state)
+    outcome = _train(worker, model, optimizer, windows, config, this_round)
+    return outcome, model.cpu().state_dict(), optimizer.state_dict()
+
+
+def _train(
+    worker: Worker,
+    model: AnyModel,
+    optimizer: torch.optim.Optimizer,
+    windows: WindowSet,
+    config: TrainingConfig,
+    this_round: Round,
+) -> TrainingOutcome:
+    """Do a round's steps on this process's share of each batch."""
+    rng = np.random.default_rng(derive_seed(this_round.seed, this_round.number, "windows"))
+    generator = torch.Generator().manual_seed(derive_seed(this_round.seed, this_round.number, "masks"))
+    torch.manual_seed(derive_seed(this_round.seed, this_round.number, "dropout"))
+    n = min(config.batch_size, windows.n_windows)
+    places = (windows.draw(config.batch_size, rng)[worker.share(n)] for _ in range(config.steps_per_round))
+    first_step, steps = (this_round.number - 1) * config.steps_per_round, this_round.rounds * config.steps_per_round
+    # DDP adds the processes' gradients up while they are still being computed. Not every mask uses every weight.
+    shared = DistributedDataParallel(model, find_unused_parameters=True) if worker.n > 1 else model
+    total_loss = 0.0
+    with _checkpointed(model) if config.checkpointing else nullcontext():
+        for step, batch in enumerate(_load(windows, places, config.workers, worker.device)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, first_step + step, steps)
+            mask = choose_mask(model.config.mask, (first_step + step) / steps, generator)
+            noise = model.draw_noise(mask, n, batch.signal.shape[1], generator)[worker.share(n)]
+            optimizer.zero_grad()
+            loss = worker.add(_backward(shared, batch, noise, mask, config, worker, n))
+            if not bool(loss.isfinite()):
+                raise DivergenceError(
+                    f"round {this_round.number}, step {step + 1}: the loss is not finite. Lower "
+                    "training.learning_rate, set training.clip_norm, or look for broken recordings with "
+                    "'fedbrainlm cohort show'."
+                )
+            if config.clip_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimizer.step()
+            model.after_step()
+            total_loss += float(loss)
+    return TrainingOutcome(total_loss / (n * config.steps_per_round), windows.n_windows, config.steps_per_round)
+
+
+def _backward(
+    model: AnyModel | DistributedDataParallel,
+    batch: Batch,
+    noise: Tensor,
+    mask: MaskConfig,
+    config: TrainingConfig,
+    worker: Worker,
+    n: int,
+) -> Tensor:
+    """Add the gradients of the mean loss over all `n` windows of a step; return the sum of this process's losses."""
+    total = torch.zeros((), device=worker.device)
+    parts = batch.split(config.accumulation)
+    for number, part in enumerate(parts):
+        part, hidden = part.to(worker.device), noise[: len(part)].to(worker.device)
+        noise = noise[len(part) :]
+        waits = isinstance(model, DistributedDataParallel) and number < len(parts) - 1
+        with model.no_sync() if waits else nullcontext():
+            with autocast(config.precision, worker.device):
+                losses = model(part.signal, part.coordinates, hidden, part.valid, mask=mask).loss
+            # DDP divides by the number of processes.
+            (losses.sum() * (worker.n / n)).backward()
+        total += losses.detach().sum()
+    return total
+
+
+def _load(windows: WindowSet, places: Iterator[Any], workers: int, device: torch.device) -> DataLoader:
+    """Iterate over the windows at `places`, read ahead by `workers` processes; 0 reads them here."""
+    context = None
+    if workers:
+        # A server of forks, since this process may have threads and a GPU, which forks do not survive.
+        context = torch.multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "pandas", "scipy.signal"])
+    return DataLoader(
+        windows,
+        batch_size=None,
+        sampler=places,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        multiprocessing_context=context,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # of its own, or it would draw from the caller's
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+@contextmanager
+def _checkpointed(model: AnyModel) -> Iterator[None]:
+    """Let the blocks keep their inputs alone and compute the rest again for the gradients (Chen et al. 2016)."""
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in model.blocks:
+            del block.forward
 
 
 def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
@@ -126,18 +252,3 @@ def _has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     features = torch.cpu.get_capabilities()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-
-
-def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=config.learning_rate)
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    # Biases, norms, weights of distances and the tokens that are learnt are not decayed, as is usual for transformers.
-    decayed = [parameter for name, parameter in trained if _is_matrix(name, parameter)]
-    others = [parameter for name, parameter in trained if not _is_matrix(name, parameter)]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
-
-
-def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim > 1 and not {"mask_token", "cls_token", "distance"} & set(name.split("."))

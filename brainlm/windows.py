@@ -8,11 +8,14 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.signal import resample_poly
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from brainlm.config import WindowConfig
 from brainlm.errors import BrainLMError
@@ -22,6 +25,9 @@ from cohorts.seeding import derive_seed
 
 _CACHE_BYTES = 2 * 1024**3
 
+Place = tuple[str, str, int]
+"""Where a window lies: participant, recording, first frame."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -30,7 +36,7 @@ class Batch:
     Attributes
     ----------
     signal : torch.Tensor
-        [B, P, T] float32, scaled; zero where a parcel is missing.
+        [B, P, T] float32, scaled; zero where a parcel is missing. In memory, frames come before parcels.
     coordinates : torch.Tensor
         [B, P, 3] in millimetres.
     valid : torch.Tensor
@@ -45,8 +51,22 @@ class Batch:
     participants: tuple[str, ...]
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy the tensors to `device`."""
-        return Batch(self.signal.to(device), self.coordinates.to(device), self.valid.to(device), self.participants)
+        """Copy the tensors to `device`; from pinned memory to a GPU, without waiting for it."""
+        tensors = (self.signal, self.coordinates, self.valid)
+        return Batch(*(tensor.to(device, non_blocking=device.type == "cuda") for tensor in tensors), self.participants)
+
+    def pin_memory(self) -> "Batch":
+        """Copy the tensors to memory that a GPU can fetch from by itself."""
+        return Batch(*(t.pin_memory() for t in (self.signal, self.coordinates, self.valid)), self.participants)
+
+    def split(self, n: int) -> list["Batch"]:
+        """Cut into `n` batches of about equal size, fewer where there are fewer windows."""
+        n = min(n, len(self))
+        bounds = [number * len(self) // n for number in range(n + 1)]
+        return [
+            Batch(self.signal[a:b], self.coordinates[a:b], self.valid[a:b], self.participants[a:b])
+            for a, b in pairwise(bounds)
+        ]
 
     def __len__(self) -> int:
         return len(self.participants)
@@ -167,14 +187,14 @@ class WindowSet:
         self._prepared: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._prepared_bytes = 0
         index = cohort.recordings.set_index("recording_id")
-        self._n_windows = {
+        self._n_frames = {
             recording: resampled_frames(
                 int(index.at[recording, "n_frames"]), float(index.at[recording, "t_r"]), window.t_r
             )
-            // window.n_frames
             for recordings in self._recordings.values()
             for recording in recordings
         }
+        self._n_windows = {recording: n // window.n_frames for recording, n in self._n_frames.items()}
 
     @property
     def participants(self) -> list[str]:
@@ -191,17 +211,29 @@ class WindowSet:
         Participants differ within a batch as long as there are enough. When `n` is at least `n_windows`, the
         batch is every non-overlapping window once.
         """
+        return self._batch(self.draw(n, rng))
+
+    def draw(self, n: int, rng: np.random.Generator) -> list[Place]:
+        """Draw the places of `n` windows as `sample` does, without reading them."""
         if n >= self.n_windows:
-            return next(self.segments(self.n_windows))
+            return self._places()
         participants = self.participants
         chosen = rng.choice(len(participants), size=n, replace=n > len(participants))
         places = []
         for index in chosen:
             recordings = self._recordings[participants[index]]
             recording = recordings[rng.integers(len(recordings))]
-            last = self._read(recording)[0].shape[1] - self.window.n_frames
+            last = self._n_frames[recording] - self.window.n_frames
             places.append((participants[index], recording, int(rng.integers(last + 1))))
+        return places
+
+    def __getitem__(self, places: list[Place]) -> Batch:
+        """Read the windows at `places`."""
         return self._batch(places)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to other processes without what is prepared: each of them prepares what it reads."""
+        return {**self.__dict__, "_prepared": OrderedDict(), "_prepared_bytes": 0}
 
     def recordings_of(self, participant: str) -> list[str]:
         """Ids of the participant's recordings, those that are long enough."""
@@ -217,39 +249,49 @@ class WindowSet:
         recording_id : str, optional
             Only this recording's windows.
         """
-        places = [
+        places = self._places(recording_id)
+        for start in range(0, len(places), batch_size):
+            yield self._batch(places[start : start + batch_size])
+
+    def _places(self, recording_id: str | None = None) -> list[Place]:
+        """Where every non-overlapping window lies, of all recordings or of one."""
+        return [
             (participant, recording, number * self.window.n_frames)
             for participant, recordings in self._recordings.items()
             for recording in recordings
             for number in range(self._n_windows[recording])
             if recording_id in (None, recording)
         ]
-        for start in range(0, len(places), batch_size):
-            yield self._batch(places[start : start + batch_size])
 
-    def _batch(self, places: list[tuple[str, str, int]]) -> Batch:
+    def _batch(self, places: list[Place]) -> Batch:
         signals, valid = [], []
         for _, recording, start in places:
             signal, coverage = self._read(recording)
-            signals.append(signal[:, start : start + self.window.n_frames])
+            signals.append(signal[start : start + self.window.n_frames])
             valid.append(coverage)
         return Batch(
-            torch.from_numpy(np.stack(signals)),
+            torch.from_numpy(np.stack(signals)).transpose(1, 2),
             self._coordinates.expand(len(places), -1, -1),
             torch.from_numpy(np.stack(valid)),
             tuple(participant for participant, _, _ in places),
         )
 
     def _read(self, recording_id: str) -> tuple[np.ndarray, np.ndarray]:
-        """Prepared signal [P, T'] and coverage [P], kept in memory up to a bound."""
+        """Prepared signal [T', P] and coverage [P], kept in memory up to a bound.
+
+        Frames come first, as in the store: a window is then one piece of memory, and copying it takes half the time of
+        copying a piece of every parcel.
+        """
         if recording_id in self._prepared:
             self._prepared.move_to_end(recording_id)
             return self._prepared[recording_id]
         recording = self.cohort.read(recording_id)
-        prepared = prepare(recording, self.window, self.scale), recording.coverage
+        prepared = np.ascontiguousarray(prepare(recording, self.window, self.scale).T), recording.coverage
         self._prepared[recording_id] = prepared
         self._prepared_bytes += prepared[0].nbytes
-        while self._prepared_bytes > _CACHE_BYTES and len(self._prepared) > 1:
+        worker = get_worker_info()  # workers share the bound
+        bound = _CACHE_BYTES // (worker.num_workers if worker else 1)
+        while self._prepared_bytes > bound and len(self._prepared) > 1:
             _, (dropped, _) = self._prepared.popitem(last=False)
             self._prepared_bytes -= dropped.nbytes
         return prepared

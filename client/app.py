@@ -1,6 +1,7 @@
 """A hospital's Flower ClientApp: five handlers. Each computes at the site; `client.release` lets the answer out."""
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from brainlm.baselines import make_baselines
 from brainlm.checkpoints import load_weights
 from brainlm.config import TrainingConfig, WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
+from brainlm.errors import CheckpointError
 from brainlm.evaluation import MODEL, ReconstructionSums, compare, reconstruct_example
 from brainlm.gaussian import SpaceTimeGaussianPredictor
 from brainlm.model import BrainLM
+from brainlm.optimization import make_optimizer, restore_optimizer, save_optimizer
 from brainlm.pretraining import initial_model, train_round
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet, split_participants, usable_recordings
@@ -129,6 +132,8 @@ def _train(site: Site, request: TrainRequest) -> Answer:
     seed = derive_seed(request.seed, site.name)
     people, held_out = split_site(site, model.config.window, training.holdout, request.seed)
     evaluation = _evaluation(site, model, held_out, seed, scale)[MODEL]
+    kept = site.folder_of(request.study)
+    optimizer = _optimizer(site, model, training, kept, request.round_number)
     outcome = train_round(
         model,
         WindowSet(site.cohort, model.config.window, people, scale),
@@ -137,7 +142,11 @@ def _train(site: Site, request: TrainRequest) -> Answer:
         rounds=request.rounds,
         seed=seed,
         device=site.device,
+        devices=site.devices,
+        optimizer=optimizer,
     )
+    if training.keep_optimizer_state:
+        save_optimizer(kept, optimizer, model, round_number=request.round_number)
     weights = {name: values.detach().cpu().numpy() for name, values in model.state_dict().items()}
     reply = TrainReply(
         arrays=join(weights=weights, evaluation=evaluation),
@@ -262,6 +271,19 @@ def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays, moments
     if moments is not None and isinstance(model, BrainLM) and model.config.residual == "gaussian":
         model.prior = SpaceTimeGaussianPredictor(moments.covariance, moments.autocovariance)
     return model
+
+
+def _optimizer(
+    site: Site, model: AnyModel, training: TrainingConfig, kept: Path, round_number: int
+) -> torch.optim.Optimizer:
+    """Make the round's optimizer, with the moments that the site kept of earlier rounds if the study wants them."""
+    optimizer = make_optimizer(model.to(site.device), training)
+    if training.keep_optimizer_state and round_number > 1:
+        try:
+            restore_optimizer(kept, optimizer, model, round_number=round_number)
+        except CheckpointError as error:
+            site.log.warning("round %d begins with a fresh optimizer. %s", round_number, error)
+    return optimizer
 
 
 def _evaluation(

@@ -5,11 +5,14 @@ import os
 import secrets
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from flwr.app import Context
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from brainlm.errors import BrainLMError
+from brainlm.parallel import count_devices
 from client.audit import AuditLog
 from client.policy import Policy
 from cohorts import Cohort
@@ -36,6 +39,8 @@ class SiteSettings(Settings):
     policy: Policy = Policy()
     device: str = "cpu"
     """``cpu``, ``cuda``, or ``cuda:1``."""
+    devices: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
+    """GPUs of ``device: cuda`` that share the training; ``auto``: all that are visible. On a CPU, processes."""
     threads: int = Field(1, ge=1)
     """CPU threads. Changing them changes the weights in the last digits, so they are recorded."""
 
@@ -45,6 +50,12 @@ class SiteSettings(Settings):
         if name == "all":
             raise ValueError("'all' stands for all sites in reports. Choose another name.")
         return name
+
+    @model_validator(mode="after")
+    def _one_gpu_or_several(self) -> "SiteSettings":
+        if ":" in self.device and self.devices not in (1, "auto"):
+            raise ValueError(f"device {self.device} is one GPU, and devices is {self.devices}. Set device to cuda.")
+        return self
 
 
 class Site:
@@ -74,6 +85,20 @@ class Site:
     @property
     def device(self) -> torch.device:
         return torch.device(self.settings.device)
+
+    @property
+    def devices(self) -> int:
+        """How many processes share the training.
+
+        Raises
+        ------
+        Refusal
+            If there are not as many GPUs.
+        """
+        try:
+            return count_devices(self.device, self.settings.devices)
+        except BrainLMError as error:
+            raise Refusal(RefusalCode.SETUP, str(error)) from None
 
     @cached_property
     def log(self) -> logging.Logger:

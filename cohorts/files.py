@@ -54,7 +54,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Any = None
     Equal content gives equal bytes: the header is one key, since safetensors orders several at random. Arrays are
     copied to C order first, since safetensors would write others scrambled.
     """
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with atomic_path(path) as temporary:
         save_file(contiguous, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})
 

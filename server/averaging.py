@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from brainlm.architectures import AnyModel
@@ -18,24 +18,24 @@ from exchange.messages import Arrays, EmbedReply, TrainReply, TrainRequest, join
 from server.errors import ServerError
 from server.journal import Journal
 from server.measuring import Measures
+from server.outer import WEIGHT, OuterOptimizer, to_record
 from server.reconstruction import add_by_atlas
 from server.roster import Roster
 from server.study import Study
-
-_WEIGHT = "num-examples"
 
 
 def pretrain(study: Study, roster: Roster, journal: Journal, measures: Measures) -> Arrays:
     """Run all rounds and return the final weights.
 
-    Each round a quorum of sites trains the model; Flower's FedAvg averages their weights by the number of windows that
-    they hold, in the order of names, so that the sums are the same whoever answers first. The model is saved after
-    every round, with the scaling in its header, so that recordings can be scaled as the model saw them.
+    Each round a quorum of sites trains the model; Flower's strategies average their weights by the number of windows
+    that they hold, in the order of names, so that the sums are the same whoever answers first, and take the outer step.
+    The model is saved after every round, with the scaling in its header, so that recordings can be scaled as the model
+    saw them; so is what the outer optimizer remembers.
     """
     model, origin = starting_model(study)
     weights = {name: values.numpy().copy() for name, values in model.state_dict().items()}
     save_round(study, journal, 0, weights, measures, origin)
-    strategy = FedAvg(weighted_by_key=_WEIGHT)
+    outer = OuterOptimizer(study.averaging)
     rounds = study.averaging.rounds
     linear = measures.moments_parts() if study.starts_from_linear_prediction else {}
     for number in range(1, rounds + 1):
@@ -49,9 +49,11 @@ def pretrain(study: Study, roster: Roster, journal: Journal, measures: Measures)
             seed=study.seed,
         )
         replies = roster.ask(request, TrainReply, "pretraining", number)
-        weights = average(strategy, number, replies)
+        outer.begin(weights)
+        weights = average(outer.strategy, number, replies)
         _measure_training(journal, number, replies)
         measure_reconstruction(journal, number - 1, replies)
+        outer.save(journal.outer_state(number))  # before the model: whoever finds a round's model can go on from it
         save_round(study, journal, number, weights, measures, origin)
     return weights
 
@@ -83,8 +85,8 @@ def average(strategy: FedAvg, round_number: int, replies: Mapping[str, TrainRepl
         Message(
             RecordDict(
                 {
-                    "arrays": ArrayRecord({name: Array(values) for name, values in reply.part("weights").items()}),
-                    "metrics": MetricRecord({_WEIGHT: reply.n_windows}),
+                    "arrays": to_record(reply.part("weights")),
+                    "metrics": MetricRecord({WEIGHT: reply.n_windows}),
                 }
             ),
             dst_node_id=0,
@@ -143,5 +145,5 @@ def save_round(
         },
         **origin,
     }
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in weights.items()}
+    tensors = {name: torch.from_numpy(np.asarray(values, order="C")) for name, values in weights.items()}
     save_checkpoint(journal.checkpoint(round_number), tensors, study.model, about)

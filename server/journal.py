@@ -6,6 +6,7 @@
       study.yaml                            the study, with everything resolved
       journal.sqlite                        status, exchanges, metrics
       checkpoints/round-0007.safetensors    the model after each round; round 0 is the initial one
+      checkpoints/outer-0007.safetensors    what the outer optimizer remembered then, if it remembers anything
       scaling/<atlas>.safetensors           medians and interquartile ranges, where scaling is robust
       moments/<atlas>.safetensors           second moments of the training participants' frames
       harmonization/<name>.safetensors      what was solved, shared by all sites
@@ -140,6 +141,10 @@ class Journal:
     def checkpoint(self, round_number: int) -> Path:
         """Path of the model after a round."""
         return self.folder / "checkpoints" / f"round-{round_number:04d}.safetensors"
+
+    def outer_state(self, round_number: int) -> Path:
+        """Path of what the outer optimizer remembered after a round."""
+        return self.folder / "checkpoints" / f"outer-{round_number:04d}.safetensors"
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:

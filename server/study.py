@@ -1,7 +1,7 @@
 """The study: everything that coordinator and sites agree on, in one YAML file."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -44,10 +44,31 @@ class CohortConfig(Settings):
     """Repetition times that the study takes, in seconds."""
 
 
+_OUTER_LEARNING_RATES = {"fedavg": 1.0, "fedavgm": 0.7, "fedadam": 0.01, "fedyogi": 0.01}
+_OUTER_SETTINGS = {
+    "fedavg": (),
+    "fedavgm": ("server_learning_rate", "momentum", "nesterov"),
+    "fedadam": ("server_learning_rate", "betas", "tau"),
+    "fedyogi": ("server_learning_rate", "betas", "tau"),
+}
+
+
 class RoundsConfig(Settings):
-    """The rounds of federated averaging, and when to stop waiting."""
+    """The rounds of federated averaging, the outer optimizer, and when to stop waiting."""
 
     rounds: int = Field(10, ge=1)
+    optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
+    """What becomes of the sites' average: the new model (``fedavg``), or a direction for an optimizer's step."""
+    server_learning_rate: float | None = Field(None, gt=0)
+    """Of the outer step. Null: 0.7 for fedavgm, 0.01 for fedadam and fedyogi."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Of fedavgm."""
+    nesterov: bool = True
+    """Whether fedavgm looks ahead."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    """How much of the first and second moments fedadam and fedyogi keep in a round."""
+    tau: float = Field(1e-3, gt=0)
+    """Added to the root of their second moment: steps of weights that move less than it stay small."""
     quorum: int = Field(2, ge=1)
     """Sites that must answer every exchange; fewer end the run."""
     sites: int | None = Field(None, ge=1)
@@ -61,7 +82,16 @@ class RoundsConfig(Settings):
     def _consistent(self) -> "RoundsConfig":
         if self.sites is not None and self.sites < self.quorum:
             raise ValueError(f"averaging.sites is {self.sites}, below the quorum of {self.quorum}. Raise it.")
+        for name in ("server_learning_rate", "momentum", "nesterov", "betas", "tau"):
+            changed = getattr(self, name) != type(self).model_fields[name].default
+            if changed and name not in _OUTER_SETTINGS[self.optimizer]:
+                raise ValueError(f"averaging.{name} is no setting of {self.optimizer}. Leave it out.")
         return self
+
+    @property
+    def outer_learning_rate(self) -> float:
+        """Learning rate of the outer step."""
+        return self.server_learning_rate or _OUTER_LEARNING_RATES[self.optimizer]
 
 
 class HarmonizationConfig(Settings):

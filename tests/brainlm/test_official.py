@@ -161,7 +161,7 @@ def test_forecasting_hides_the_last_frames(mode, ratio, n_frames, scored, column
     assert (output.mask[:, :, : n_frames - scored] == 0).all()
     assert (output.mask[:, :, n_frames - scored :] == 1).all()
     torch.testing.assert_close(other.reconstruction, output.reconstruction)
-    assert set((model.draw_noise(1, 10)[0].reshape(4, 4).nonzero()[:, 1]).tolist()) == columns
+    assert set((model.draw_noise(model.config.mask, 1, 10)[0].reshape(4, 4).nonzero()[:, 1]).tolist()) == columns
 
 
 @KINDS

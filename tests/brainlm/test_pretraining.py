@@ -116,3 +116,79 @@ def test_gradients_are_clipped(config, cohort):
 
     assert step_length(0.01) == pytest.approx(0.01, rel=1e-3)
     assert step_length(None) > 0.02
+
+
+def test_a_batch_in_parts_takes_the_step_of_the_whole(config, cohort):
+    windows = WindowSet(cohort, config.window)
+    settings = FAST.model_copy(update={"optimizer": "sgd", "learning_rate": 0.5, "batch_size": 7, "steps_per_round": 3})
+
+    def trained(accumulation: int) -> tuple[torch.Tensor, float]:
+        model = initial_model(config, 1)
+        in_parts = settings.model_copy(update={"accumulation": accumulation})
+        loss = train_round(model, windows, in_parts, round_number=1, rounds=1, seed=3).loss
+        return weights(model), loss
+
+    whole, loss = trained(1)
+    for accumulation in (3, 100):
+        parts, loss_of_parts = trained(accumulation)
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
+        assert loss_of_parts == pytest.approx(loss, rel=1e-6)
+
+
+def test_checkpointing_keeps_less_and_changes_nothing(config, cohort):
+    windows = WindowSet(cohort, config.window)
+
+    def trained(checkpointing: bool) -> tuple[torch.Tensor, int]:
+        model, kept = initial_model(config, 1), []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(tensor.nbytes)
+            return tensor
+
+        settings = FAST.model_copy(update={"checkpointing": checkpointing, "steps_per_round": 2})
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            train_round(model, windows, settings, round_number=1, rounds=1, seed=3)
+        assert all("forward" not in vars(block) for block in [*model.encoder.blocks, *model.decoder.blocks])
+        return weights(model), sum(kept)
+
+    (plain, bytes_plain), (checkpointed, bytes_checkpointed) = trained(False), trained(True)
+    assert torch.equal(plain, checkpointed)
+    assert bytes_checkpointed < bytes_plain / 2
+
+
+def test_workers_read_the_same_windows(config, cohort):
+    windows = WindowSet(cohort, config.window)
+
+    def trained(workers: int) -> torch.Tensor:
+        model = initial_model(config, 1)
+        before = torch.get_rng_state()
+        train_round(model, windows, FAST.model_copy(update={"workers": workers}), round_number=1, rounds=1, seed=3)
+        assert torch.equal(torch.get_rng_state(), before)
+        return weights(model)
+
+    assert torch.equal(trained(0), trained(2))
+
+
+@pytest.mark.slow
+def test_two_processes_with_half_of_each_batch_equal_one_with_the_whole(config, cohort):
+    windows = WindowSet(cohort, config.window)
+    settings = FAST.model_copy(update={"optimizer": "sgd", "learning_rate": 0.5, "batch_size": 5, "accumulation": 2})
+
+    def trained(devices: int) -> tuple[torch.Tensor, float]:
+        model = initial_model(config, 1)
+        outcome = train_round(model, windows, settings, round_number=1, rounds=1, seed=3, devices=devices)
+        return weights(model), outcome.loss
+
+    (one, loss), (two, loss_of_two) = trained(1), trained(2)
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
+    assert loss_of_two == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_all_processes(config, cohort):
+    model = initial_model(config, 1)
+    with torch.no_grad():
+        model.predict.bias.fill_(torch.inf)
+
+    with pytest.raises(DivergenceError, match="round 2, step 1: the loss is not finite"):
+        train_round(model, WindowSet(cohort, config.window), FAST, round_number=2, rounds=4, seed=0, devices=2)

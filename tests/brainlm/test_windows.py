@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -122,3 +124,24 @@ def test_participants_are_split_for_good(n, holdout, expected):
     assert len(held_out) == expected
     assert sorted(training + held_out) == people
     assert (training, held_out) == split_participants(people, holdout, seed=5)
+
+
+def test_a_batch_splits_into_its_windows(cohort):
+    batch = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=40, patch_frames=10)).sample(7, np.random.default_rng(3))
+
+    parts = batch.split(3)
+
+    assert [len(part) for part in parts] == [2, 2, 3]
+    assert torch.equal(torch.cat([part.signal for part in parts]), batch.signal)
+    assert sum((part.participants for part in parts), ()) == batch.participants
+    assert len(batch.split(100)) == 7
+
+
+def test_windows_travel_without_what_they_prepared(cohort):
+    windows = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=40, patch_frames=10))
+    batch = windows.sample(6, np.random.default_rng(3))
+
+    sent = pickle.dumps(windows)
+
+    assert len(sent) < batch.signal.nbytes
+    assert torch.equal(pickle.loads(sent).sample(6, np.random.default_rng(3)).signal, batch.signal)

@@ -13,6 +13,7 @@ from client.site import find_site
 from cohorts import Cohort
 from cohorts.settings import check_settings
 from exchange.messages import (
+    Arrays,
     DescribeRequest,
     EmbedReply,
     EmbedRequest,
@@ -54,8 +55,11 @@ def ask(context: Context, request: Payload) -> RecordDict | Error:
     return reply.error if reply.has_error() else reply.content
 
 
-def train(context: Context, holdout: float, **changes: object) -> RecordDict | Error:
-    weights = {name: values.numpy() for name, values in initial_model(MODEL, 0).state_dict().items()}
+def train(
+    context: Context, holdout: float, round_number: int = 1, weights: Arrays | None = None, **changes: object
+) -> RecordDict | Error:
+    if weights is None:
+        weights = {name: values.numpy() for name, values in initial_model(MODEL, 0).state_dict().items()}
     training = TrainingConfig(**{**STUDY["training"], "steps_per_round": 3, "holdout": holdout, **changes})
     return ask(
         context,
@@ -64,8 +68,8 @@ def train(context: Context, holdout: float, **changes: object) -> RecordDict | E
             study="small",
             model=MODEL.model_dump(mode="json"),
             training=training.model_dump(mode="json"),
-            round_number=1,
-            rounds=1,
+            round_number=round_number,
+            rounds=2,
             seed=0,
         ),
     )
@@ -121,6 +125,34 @@ def test_baselines_are_evaluated_beside_the_final_model(context):
 @pytest.mark.parametrize("changes", [{"holdout": 0.9}, {"holdout": 0.2, "batch_size": 1}])
 def test_an_update_stands_for_enough_participants(context, changes):
     assert train(context, **changes).reason == "policy.too-few-participants"
+
+
+def test_the_optimizer_of_a_round_goes_on_in_the_next(context):
+    """It stays at the site; without it, or with one that does not fit, the round begins afresh and the log says so."""
+    settings = {"holdout": 0.2, "keep_optimizer_state": True}
+    site = find_site(context)
+    kept = site.folder_of("small") / "optimizer-0001.safetensors"
+
+    def second_round(**changes: object) -> Arrays:
+        return TrainReply.from_records(train(context, round_number=2, weights=first, **{**settings, **changes})).part(
+            "weights"
+        )
+
+    first = TrainReply.from_records(train(context, **settings)).part("weights")
+    going_on = second_round()
+    again = second_round()
+    kept.write_bytes(kept.read_bytes()[:-10])
+    damaged = second_round()
+    afresh = second_round(keep_optimizer_state=False)
+
+    for name, values in going_on.items():
+        np.testing.assert_array_equal(again[name], values)
+        np.testing.assert_array_equal(damaged[name], afresh[name])
+    assert any((going_on[name] != afresh[name]).any() for name in afresh)
+    log = (site.state / "site.log").read_text()
+    assert log.count("begins with a fresh optimizer") == 1
+    assert "round 2 begins with a fresh optimizer" in log
+    assert "is damaged" in log
 
 
 def test_folds_hold_enough_participants(context, features):

@@ -51,6 +51,8 @@ def test_nothing_in_a_message_can_name_a_site(tmp_path, small_cohorts, monkeypat
         ({"cohort": None}, "cohort"),
         ({"polcy": {}}, "Did you mean 'policy'"),
         ({"threads": 0}, "threads"),
+        ({"devices": "all"}, "devices"),
+        ({"device": "cuda:1", "devices": 2}, "device cuda:1 is one GPU, and devices is 2"),
     ],
 )
 def test_a_broken_site_yaml_is_explained_in_the_site_s_own_words(tmp_path, small_cohorts, change, said):
@@ -81,3 +83,12 @@ def test_the_name_of_a_study_cannot_climb_out_of_the_state_folder(tmp_path, smal
 
     with pytest.raises(CohortError, match="expected letters"):
         site.folder_of("../../etc")
+
+
+def test_gpus_that_are_not_there_are_a_fault_of_the_set_up(tmp_path, small_cohorts):
+    path = write_site(tmp_path / "a", "aalborg", small_cohorts[0])
+    path.write_text(path.read_text() + "device: cuda\ndevices: 64\n")
+
+    with pytest.raises(Refusal, match=RefusalCode.SETUP) as refused:
+        _ = find_site(context({"site-config": str(path)})).devices
+    assert "devices is 64" in refused.value.detail

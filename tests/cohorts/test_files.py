@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from cohorts.files import atomic_folder, atomic_path
+from cohorts.files import atomic_folder, atomic_path, save_arrays
 from cohorts.seeding import derive_seed
 
 
@@ -51,3 +53,13 @@ def test_seeds_depend_on_names_and_their_order():
     assert len(set(seeds)) == len(seeds)
     assert derive_seed(1, "a") == seeds[0]
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_arrays_keep_their_shapes(tmp_path):
+    arrays = {"number": np.float32(2.5), "across": np.arange(6.0).reshape(2, 3).T, "none": np.zeros((0, 4))}
+
+    save_arrays(tmp_path / "a", arrays)
+
+    for name, values in load_file(tmp_path / "a").items():
+        assert values.shape == np.shape(arrays[name])
+        np.testing.assert_array_equal(values, arrays[name])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from flwr.app import Message
 from neuroCombat import neuroCombat
+from safetensors.numpy import load_file
 
 from brainlm import load_checkpoint
 from cli.main import run_command
@@ -77,6 +78,24 @@ def test_the_same_study_and_seed_give_the_same_checkpoints(finished_run, tmp_pat
         assert again.checkpoint(number).read_bytes() == first
         assert other.checkpoint(number).read_bytes() != first
     assert summary_of(tmp_path / "run") == summary_of(finished_run.folder)
+
+
+def test_an_outer_optimizer_starts_from_the_average_and_keeps_its_moments(finished_run, tmp_path, small_cohorts):
+    """Two rounds with settings that make the first outer step the average itself, then add momentum."""
+    averaging = {**STUDY["averaging"], "optimizer": "fedavgm", "server_learning_rate": 1.0, "nesterov": False}
+    journal = run_study(
+        tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts)), {**STUDY, "averaging": averaging}
+    )
+
+    plain, ours = ([load_file(j.checkpoint(n)) for n in range(3)] for j in (finished_run.journal, journal))
+    moments = [load_file(journal.outer_state(n)) for n in (1, 2)]
+    for name, start in plain[0].items():
+        np.testing.assert_allclose(ours[1][name], plain[1][name], atol=1e-6)
+        np.testing.assert_allclose(moments[0][f"momentum/{name}"], start - plain[1][name], atol=1e-6)
+        # A step of m b + g: beside the average of the second round lies the momentum of the first.
+        expected = plain[2][name] - 0.9 * moments[0][f"momentum/{name}"]
+        np.testing.assert_allclose(ours[2][name], expected, atol=1e-4)
+    assert not finished_run.journal.outer_state(1).exists()
 
 
 def covariates(table: pd.DataFrame) -> np.ndarray:

@@ -86,6 +86,9 @@ def test_robust_scaling_asks_for_quantiles_and_for_recordings_that_kept_their_un
         ({"model": {"window": {"n_frames": 50, "patch_frames": 20}}}, "is no multiple of patch_frames"),
         ({"model": "none.yaml"}, "no such file"),
         ({"averaging": {"rounds": 0}}, r"averaging\.rounds"),
+        ({"averaging": {"optimizer": "fedsgd"}}, r"averaging\.optimizer"),
+        ({"averaging": {"momentum": 0.5}}, r"averaging\.momentum is no setting of fedavg"),
+        ({"averaging": {"optimizer": "fedadam", "nesterov": False}}, r"averaging\.nesterov is no setting of fedadam"),
         ({"cohort": {"atlases": []}}, r"cohort\.atlases"),
     ],
 )
