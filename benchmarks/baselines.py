@@ -47,7 +47,7 @@ def main() -> None:
         show(f"random tokens, {ratio} hidden", predictors, batch.signal, hidden, valid)
     frame = torch.arange(WINDOW.n_frames)
     hidden = (frame >= WINDOW.n_frames - FUTURE_FRAMES) & valid[..., None]
-    forecasters = make_baselines(MaskConfig.model_construct(kind="future", ratio=0.1), n_parcels, moments)
+    forecasters = make_baselines(MaskConfig(kind="future", ratio=0.1), n_parcels, moments)
     show(f"the last {FUTURE_FRAMES} frames hidden", forecasters, batch.signal, hidden, valid)
 
 

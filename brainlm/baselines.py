@@ -13,7 +13,7 @@ from brainlm.config import MaskConfig
 from brainlm.errors import ShapeError
 from brainlm.evaluation import Predictor, ReconstructionSums, score_baselines, visible_neighbours
 from brainlm.gaussian import GaussianPredictor, SpaceTimeGaussianPredictor
-from brainlm.masking import draw_noise, split_tokens
+from brainlm.masking import choose_mask, draw_noise, split_tokens
 from brainlm.windows import WindowSet
 from cohorts.seeding import derive_seed
 
@@ -205,10 +205,9 @@ def evaluate_baselines(
     n_patches = windows.window.n_patches
     for batch in windows.segments(batch_size):
         n_windows, n_parcels, n_frames = batch.signal.shape
-        noise = draw_noise(mask, (n_windows, n_parcels, n_patches), generator)
-        split = split_tokens(noise, mask, n_patches, batch.valid)
-        rows = torch.ones_like(split.hidden, dtype=torch.bool) if split.hidden_valid is None else split.hidden_valid
-        tokens = torch.zeros_like(noise).scatter_add(1, split.hidden, rows.to(noise)) > 0
+        chosen = choose_mask(mask, generator=generator)
+        noise = draw_noise(chosen, (n_windows, n_parcels, n_patches), generator)
+        _, tokens = split_tokens(noise, chosen, n_patches, batch.valid).masks(noise.shape[1])
         hidden = tokens.unflatten(1, (n_parcels, n_patches)).repeat_interleave(n_frames // n_patches, dim=2)
         for name, values in score_baselines(baselines, batch.signal, hidden, batch.valid).items():
             sums[name] += values

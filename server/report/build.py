@@ -143,7 +143,7 @@ def _baselines(data: RunData) -> Table:
         "Pearson's; a prediction that is the same everywhere has none."
     )
     if "gaussian" not in pretraining["baselines"]:
-        note += " The Gaussian predictors need the federation's covariance, which this study did not sum."
+        note += " The Gaussian predictors need second moments of the frames: set analyses.gaussian_baseline."
     return Table(["predictor", "masked R²", "MSE", "MAE", "r"], rows, note)
 
 

@@ -90,7 +90,7 @@ def test_coefficients_of_simulated_processes_are_recovered():
 
 def test_what_needs_moments_is_left_out_without_them():
     moments = {"covariance": np.eye(4), "autocovariance": np.array([1.0, 0.5]), "following": 0.5 * np.eye(4)}
-    random, future = MaskConfig(), MaskConfig.model_construct(kind="future", ratio=0.1)
+    random, future = MaskConfig(), MaskConfig(kind="future", ratio=0.1)
 
     assert set(make_baselines(random, 4)) == {"parcel_mean", "time_interpolation"}
     assert set(make_baselines(future, 4)) == {"parcel_mean", "time_interpolation", "persistence"}
@@ -104,9 +104,10 @@ def test_what_needs_moments_is_left_out_without_them():
         make_baselines(random, 5, moments)
 
 
-@pytest.mark.parametrize("kind", ["random", "parcel"])
+@pytest.mark.parametrize("kind", ["random", "parcel", "time", "future", "mixed"])
 def test_masks_are_the_model_s(config, cohort, kind):
-    config = config.model_copy(update={"mask": MaskConfig(kind=kind, ratio=0.5)})
+    weights = {"random": 1, "future": 1} if kind == "mixed" else {}
+    config = config.model_copy(update={"mask": MaskConfig(kind=kind, ratio=0.5, weights=weights)})
     windows_, baselines = WindowSet(cohort, config.window), make_baselines(config.mask, 100)
 
     beside = compare(initial_model(config, 0), baselines, windows_, seed=3)

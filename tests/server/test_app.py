@@ -62,7 +62,9 @@ def test_the_run_s_folder_holds_what_was_promised(finished_run):
     assert summary["exchange"]["messages"] == 3 * summary["exchange"]["exchanges"]
     assert np.isfinite(summary["pretraining"]["masked_r2"])
     assert {"masked_r2", "mse", "mae", "pearson_r"} <= summary["pretraining"].keys()
-    assert set(summary["pretraining"]["baselines"]) == {"parcel_mean", "time_interpolation"}
+    baselines = summary["pretraining"]["baselines"]
+    assert set(baselines) == {"parcel_mean", "time_interpolation", "gaussian", "gaussian_space_time"}
+    assert baselines["gaussian_space_time"]["masked_r2"] > 0.3  # from the moments that the sites summed
     assert "Vis" in summary["pretraining"]["by_network"]
     assert "1" in summary["pretraining"]["by_horizon"]
     assert set(summary["probes"]) == {"embedding", "untrained", "connectivity"}
