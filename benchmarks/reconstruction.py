@@ -64,14 +64,8 @@ def read_model(path: Path, changes: dict[str, Any], original: bool) -> AnyConfig
     config = load_model_config(path)
     if not original:
         return check_settings(config.model_dump(mode="json") | changes, ModelConfig, str(path))
-    window = config.window
-    sizes = {
-        "num_timepoints_per_voxel": window.n_frames,
-        "timepoint_patching_size": window.patch_frames,
-        "window": window.model_dump(mode="json"),
-        "mask_ratio": config.mask.ratio,
-    }
-    return check_model_config({"architecture": "brainlm_mae", **sizes, **changes}, "--change")
+    same = {"window": config.window.model_dump(mode="json"), "mask_ratio": config.mask.ratio}
+    return check_model_config({"architecture": "brainlm_mae", **same, **changes}, "--change")
 
 
 def import_recordings(source: Path, folder: Path, atlas_name: str, t_r: float) -> Cohort:

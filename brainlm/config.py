@@ -42,9 +42,11 @@ class WindowConfig(Settings):
     def seconds(self) -> float:
         return self.n_frames * self.t_r
 
-    def frames_a_patch(self, t_r: float) -> int:
-        """Frames of a recording with this TR in a patch, as the model is given them."""
-        return max(1, round(self.patch_frames * self.t_r / t_r)) if self.temporal == "adaptive" else self.patch_frames
+    def frames_of(self, t_r: float) -> int:
+        """Frames of a window of a recording with this TR, as the model is given it."""
+        if self.temporal == "resample":
+            return self.n_frames
+        return self.n_patches * max(1, round(self.patch_frames * self.t_r / t_r))
 
 
 class MaskConfig(Settings):

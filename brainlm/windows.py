@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def resampled_frames(n_frames: int, t_r: float, new_t_r: float) -> int:
 
 
 def prepare(recording: Recording, window: WindowConfig, scale: Scaling | None = None) -> np.ndarray:
-    """Resample and scale a recording.
+    """Resample a recording, unless the window adapts to it, and scale it.
 
     Parameters
     ----------
@@ -111,7 +111,9 @@ def prepare(recording: Recording, window: WindowConfig, scale: Scaling | None = 
     BrainLMError
         If the scaling is robust, and `scale` is not given or of another number of parcels.
     """
-    signal = resample(recording.signal.astype(np.float64), recording.t_r, window.t_r)
+    signal = recording.signal.astype(np.float64)
+    if window.temporal == "resample":
+        signal = resample(signal, recording.t_r, window.t_r)
     if window.scaling == "zscore":
         signal = signal - signal.mean(axis=0)
         deviation = signal.std(axis=0)
@@ -126,11 +128,16 @@ def prepare(recording: Recording, window: WindowConfig, scale: Scaling | None = 
     return np.ascontiguousarray(np.where(recording.coverage, signal, 0).T, dtype=np.float32)
 
 
+def kept_frames(n_frames: int, t_r: float, window: WindowConfig) -> int:
+    """Count the frames that `prepare` makes of a recording."""
+    return n_frames if window.temporal == "adaptive" else resampled_frames(n_frames, t_r, window.t_r)
+
+
 def usable_recordings(cohort: Cohort, window: WindowConfig) -> dict[str, list[str]]:
     """Recordings that are at least a window long: participant → recording ids, both in order."""
     usable: dict[str, list[str]] = {}
     for row in cohort.recordings.itertuples():
-        if resampled_frames(row.n_frames, row.t_r, window.t_r) >= window.n_frames:
+        if kept_frames(row.n_frames, row.t_r, window) >= window.frames_of(row.t_r):
             usable.setdefault(row.participant_id, []).append(row.recording_id)
     return {participant: usable[participant] for participant in sorted(usable)}
 
@@ -187,14 +194,18 @@ class WindowSet:
         self._prepared: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._prepared_bytes = 0
         index = cohort.recordings.set_index("recording_id")
-        self._n_frames = {
-            recording: resampled_frames(
-                int(index.at[recording, "n_frames"]), float(index.at[recording, "t_r"]), window.t_r
-            )
-            for recordings in self._recordings.values()
-            for recording in recordings
-        }
-        self._n_windows = {recording: n // window.n_frames for recording, n in self._n_frames.items()}
+        self._n_frames: dict[str, int] = {}
+        self._length: dict[str, int] = {}  # frames of a window
+        for recording in (name for names in self._recordings.values() for name in names):
+            t_r = float(index.at[recording, "t_r"])
+            self._n_frames[recording] = kept_frames(int(index.at[recording, "n_frames"]), t_r, window)
+            self._length[recording] = window.frames_of(t_r)
+        groups: dict[int, dict[str, list[str]]] = {}
+        for participant, recordings in self._recordings.items():
+            for recording in recordings:
+                groups.setdefault(self._length[recording], {}).setdefault(participant, []).append(recording)
+        self._by_length = [groups[length] for length in sorted(groups)]
+        self._n_windows = {recording: n // self._length[recording] for recording, n in self._n_frames.items()}
 
     @property
     def participants(self) -> list[str]:
@@ -209,21 +220,26 @@ class WindowSet:
         """Draw `n` windows: a participant, one of the recordings, a start, each uniformly.
 
         Participants differ within a batch as long as there are enough. When `n` is at least `n_windows`, the
-        batch is every non-overlapping window once.
+        batch is every non-overlapping window once. Where windows have different numbers of frames, those of a batch
+        have the same, drawn as often as participants have it.
         """
         return self._batch(self.draw(n, rng))
 
     def draw(self, n: int, rng: np.random.Generator) -> list[Place]:
         """Draw the places of `n` windows as `sample` does, without reading them."""
-        if n >= self.n_windows:
+        of_participants = self._by_length[0]
+        if len(self._by_length) > 1:
+            n, sizes = min(n, self.n_windows), np.array([len(group) for group in self._by_length])
+            of_participants = self._by_length[rng.choice(len(sizes), p=sizes / sizes.sum())]
+        elif n >= self.n_windows:
             return self._places()
-        participants = self.participants
+        participants = list(of_participants)
         chosen = rng.choice(len(participants), size=n, replace=n > len(participants))
         places = []
         for index in chosen:
-            recordings = self._recordings[participants[index]]
+            recordings = of_participants[participants[index]]
             recording = recordings[rng.integers(len(recordings))]
-            last = self._n_frames[recording] - self.window.n_frames
+            last = self._n_frames[recording] - self._length[recording]
             places.append((participants[index], recording, int(rng.integers(last + 1))))
         return places
 
@@ -240,7 +256,7 @@ class WindowSet:
         return self._recordings[participant]
 
     def segments(self, batch_size: int, recording_id: str | None = None) -> Iterator[Batch]:
-        """Iterate over every non-overlapping window once, in order of participant, recording and time.
+        """Iterate over every non-overlapping window once, in order of length, participant, recording and time.
 
         Parameters
         ----------
@@ -249,25 +265,30 @@ class WindowSet:
         recording_id : str, optional
             Only this recording's windows.
         """
-        places = self._places(recording_id)
-        for start in range(0, len(places), batch_size):
-            yield self._batch(places[start : start + batch_size])
+        places = sorted(self._places(recording_id), key=self._length_at)
+        for _, group in groupby(places, key=self._length_at):
+            same = list(group)
+            for start in range(0, len(same), batch_size):
+                yield self._batch(same[start : start + batch_size])
 
     def _places(self, recording_id: str | None = None) -> list[Place]:
         """Where every non-overlapping window lies, of all recordings or of one."""
         return [
-            (participant, recording, number * self.window.n_frames)
+            (participant, recording, number * self._length[recording])
             for participant, recordings in self._recordings.items()
             for recording in recordings
             for number in range(self._n_windows[recording])
             if recording_id in (None, recording)
         ]
 
+    def _length_at(self, place: Place) -> int:
+        return self._length[place[1]]
+
     def _batch(self, places: list[Place]) -> Batch:
         signals, valid = [], []
         for _, recording, start in places:
             signal, coverage = self._read(recording)
-            signals.append(signal[start : start + self.window.n_frames])
+            signals.append(signal[start : start + self._length[recording]])
             valid.append(coverage)
         return Batch(
             torch.from_numpy(np.stack(signals)).transpose(1, 2),

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 
 from brainlm.config import MaskConfig, ModelConfig, WindowConfig
 from brainlm.errors import ShapeError
+from brainlm.masking import draw_noise
 from brainlm.model import BrainLM
+from brainlm.patches import group_parcels
 from brainlm.pretraining import initial_model
 
 DEFAULT = MaskConfig()
@@ -28,7 +30,7 @@ def inputs(n_windows: int = 3, n_parcels: int = 9, n_frames: int = 40) -> tuple[
     kind="random", ratio=0.9, n_parcels=10, n_patches=2, missing=1, seed=0
 )  # 20 x (1 - 0.9) is below 2 by rounding
 @given(
-    kind=st.sampled_from(["random", "parcel"]),
+    kind=st.sampled_from(["random", "parcel", "time", "future"]),
     ratio=st.floats(0, 0.95),
     n_parcels=st.integers(1, 12),
     n_patches=st.integers(1, 5),
@@ -40,9 +42,8 @@ def test_every_value_is_seen_or_scored_or_missing(kind, ratio, n_parcels, n_patc
     signal, coordinates = inputs(2, n_parcels, 10 * n_patches)
     valid = torch.ones(2, n_parcels, dtype=torch.bool)
     valid[0, torch.randperm(n_parcels)[: min(missing, n_parcels - 1)]] = False
-    noise = torch.rand(2, n_parcels * n_patches, generator=torch.Generator().manual_seed(seed))
-    if kind == "parcel":
-        noise = noise[:, :n_parcels].repeat_interleave(n_patches, dim=1)
+    mask = MaskConfig(kind=kind, ratio=ratio)
+    noise = draw_noise(mask, (2, n_parcels, n_patches), torch.Generator().manual_seed(seed))
 
     with torch.no_grad():
         output = model(signal, coordinates, noise, valid)
@@ -51,12 +52,13 @@ def test_every_value_is_seen_or_scored_or_missing(kind, ratio, n_parcels, n_patc
     tokens = output.mask.unflatten(2, (n_patches, 10))
     assert (tokens.amin(-1) == tokens.amax(-1)).all()  # whole tokens
     assert (output.mask[~valid] == 0).all()  # missing parcels are never scored
-    unit = n_patches if kind == "parcel" else 1
+    expected = []
     for window in range(2):
-        n_valid = int(valid[window].sum()) * n_patches
-        n_visible = max(1, int(n_valid // unit * (1 - ratio))) * unit
-        assert int(output.mask[window].sum()) == (n_valid - n_visible) * 10
-    assert output.latent.shape == (2, max(1, int(n_parcels * n_patches // unit * (1 - ratio))) * unit, 32)
+        n_there = int(valid[window].sum())
+        unit = {"random": 1, "parcel": n_patches}.get(kind, n_there)
+        expected.append(max(1, int(n_there * n_patches // unit * (1 - ratio))) * unit)
+        assert int(output.mask[window].sum()) == (n_there * n_patches - expected[-1]) * 10
+    assert output.latent.shape == (2, max(expected), 32)
     kept = output.mask == 0
     torch.testing.assert_close(output.reconstruction[kept], signal[kept])
     squares = (output.reconstruction - signal).square() * output.mask
@@ -191,3 +193,71 @@ def test_wrong_shapes_are_refused(change, said):
 
     with pytest.raises(ShapeError, match=said):
         make()(**{"signal": signal, "coordinates": coordinates, **change})
+
+
+def test_only_every_nth_hidden_token_is_predicted_in_training():
+    config = make(MaskConfig(ratio=0.75)).config.model_copy(update={"decode_every": 3})
+    model = initial_model(config, 0)
+    signal, coordinates = inputs()
+    noise = torch.rand(3, 36)
+
+    whole = model.eval()(signal, coordinates, noise)
+    part = model.train()(signal, coordinates, noise)
+
+    assert (whole.mask.sum(dim=(1, 2)) == 27 * 10).all()
+    assert (part.mask.sum(dim=(1, 2)) == 9 * 10).all()
+    assert (part.mask <= whole.mask).all()
+    chosen = part.mask > 0
+    torch.testing.assert_close(part.reconstruction[chosen], whole.reconstruction[chosen])
+
+
+class Constant:
+    """Predicts one number."""
+
+    def predict(self, signal, visible, valid):
+        return torch.full_like(signal, 0.7)
+
+
+def test_the_linear_path_begins_as_the_prediction_that_it_is_given():
+    config = make().config.model_copy(update={"residual": "gaussian"})
+    model = initial_model(config, 0).eval()
+    signal, coordinates = inputs()
+    model.prior = Constant()
+
+    output = model(signal, coordinates, torch.rand(3, 36))
+
+    hidden = output.mask > 0
+    torch.testing.assert_close(output.reconstruction[hidden], torch.full_like(signal, 0.7)[hidden])
+    assert not any("prior" in name and "decoder" not in name for name in model.state_dict())
+    output.loss.sum().backward()
+    assert model.predict.weight.grad.abs().sum() > 0
+
+
+def test_groups_of_parcels_are_hidden_together():
+    window = WindowConfig(n_frames=40, patch_frames=10)
+    config = ModelConfig(window=window, width=32, depth=1, heads=2, decoder_width=16, parcels_per_token=4)
+    model = initial_model(config, 0).eval()
+    signal, coordinates = inputs()
+    coordinates = coordinates[:1].expand(3, -1, -1)
+    valid = torch.ones(3, 9, dtype=torch.bool)
+    valid[0, 2] = False
+
+    output = model(signal, coordinates, None, valid)
+
+    order = group_parcels(coordinates[0], 4).unflatten(0, (3, 4))
+    for group in order:
+        members = group[group < 9]
+        there = valid[0, members]
+        assert (output.mask[0, members[there]] == output.mask[0, members[there]][:1]).all()
+    assert output.mask[0, 2].sum() == 0
+    assert output.latent.shape[1] == 3
+
+
+def test_windows_of_another_tr_are_read_and_written():
+    window = WindowConfig(n_frames=40, patch_frames=10, temporal="adaptive")
+    model = initial_model(ModelConfig(window=window, width=32, depth=1, heads=2, decoder_width=16), 0)
+    for n_frames in (12, 40, 100):
+        signal, coordinates = inputs(n_frames=n_frames)
+        output = model(signal, coordinates)
+        assert output.reconstruction.shape == signal.shape
+        assert model.encode(signal, coordinates).shape == (3, 32)

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from brainlm.config import WindowConfig
+from brainlm.config import ModelConfig, TrainingConfig, WindowConfig
+from brainlm.embedding import embed
 from brainlm.errors import BrainLMError
+from brainlm.evaluation import evaluate
+from brainlm.pretraining import initial_model, train_round
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet, prepare, resample, resampled_frames, split_participants, usable_recordings
 from cohorts import Cohort, Recording
@@ -145,3 +148,50 @@ def test_windows_travel_without_what_they_prepared(cohort):
 
     assert len(sent) < batch.signal.nbytes
     assert torch.equal(pickle.loads(sent).sample(6, np.random.default_rng(3)).signal, batch.signal)
+
+
+@pytest.fixture
+def two_trs(tmp_path) -> Cohort:
+    """Six people with a TR of 2 s and three with 0.8 s."""
+    cohort = Cohort.create(tmp_path / "two", atlas="schaefer100")
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        t_r, n_frames = (2.0, 90) if number < 6 else (0.8, 225)
+        cohort.add(Recording(f"p{number}", rng.normal(size=(n_frames, 100)).astype(np.float32), t_r))
+    cohort.save()
+    return cohort
+
+
+ADAPTIVE = WindowConfig(t_r=2.0, n_frames=40, patch_frames=10, temporal="adaptive")
+
+
+def test_adaptive_windows_keep_their_frames_and_last_as_long(two_trs):
+    """10 frames of 2 s are 20 s, as 25 frames of 0.8 s are."""
+    windows = WindowSet(two_trs, ADAPTIVE)
+    batches = list(windows.segments(4))
+
+    assert [batch.signal.shape for batch in batches] == [(4, 100, 40)] * 3 + [(4, 100, 100), (2, 100, 100)]
+    assert sum(len(batch) for batch in batches) == windows.n_windows == 18
+    fast = two_trs.read("p6").signal
+    expected = ((fast - fast.mean(axis=0)) / fast.std(axis=0)).T[:, 100:200]
+    np.testing.assert_allclose(batches[3].signal[1].numpy(), expected, atol=1e-5)
+
+
+def test_a_batch_has_windows_of_one_length_as_often_as_people_have_it(two_trs):
+    windows, rng = WindowSet(two_trs, ADAPTIVE), np.random.default_rng(0)
+    lengths = [windows.sample(4, rng).signal.shape for _ in range(300)]
+
+    assert set(lengths) == {(4, 100, 40), (4, 100, 100)}
+    assert np.mean([shape[2] == 100 for shape in lengths]) == pytest.approx(1 / 3, abs=0.08)
+    assert windows.sample(1000, rng).signal.shape[0] == 18
+
+
+def test_one_model_trains_on_two_trs(two_trs):
+    config = ModelConfig(window=ADAPTIVE, width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1)
+    model = initial_model(config, 0)
+    training = TrainingConfig(batch_size=3, steps_per_round=6, warmup_steps=1, precision="float32")
+
+    train_round(model, WindowSet(two_trs, ADAPTIVE), training, round_number=1, rounds=1, seed=0)
+
+    assert embed(model, two_trs).shape == (9, 17)
+    assert evaluate(model, WindowSet(two_trs, ADAPTIVE), seed=0).overall["mse"] < 2
