@@ -23,7 +23,7 @@ from brainlm.baselines import make_baselines
 from brainlm.checkpoints import save_checkpoint
 from brainlm.config import ModelConfig, TrainingConfig, load_model_config
 from brainlm.evaluation import MODEL, compare, evaluate
-from brainlm.gaussian import SpaceTimeGaussianPredictor
+from brainlm.linear_path import LinearPath
 from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import WindowSet, split_participants
 from cli.evaluate import measure_moments
@@ -90,7 +90,7 @@ def train(
     model = initial_model(config, seed)
     moments = measure_moments(config.window, [(cohort, people)])
     if isinstance(config, ModelConfig) and config.residual == "gaussian":
-        model.prior = SpaceTimeGaussianPredictor(moments.covariance, moments.autocovariance)
+        model.prior = LinearPath(moments.covariance, moments.autocovariance, moments.pairs)
     rounds = n_steps // training.steps_per_round
     curve, spent = [], 0.0
     for number in range(1, rounds + 1):

@@ -31,7 +31,7 @@ class GaussianPredictor:
     """
 
     def __init__(self, covariance: np.ndarray | Tensor, ridge: float = 0.1) -> None:
-        self.covariance = _semidefinite(covariance)
+        self.covariance = semidefinite(covariance)
         self.noise = ridge * _mean_variance(self.covariance)
 
     @torch.no_grad()
@@ -91,7 +91,7 @@ class SpaceTimeGaussianPredictor:
         ridge: float = 0.1,
         iterations: int = 8,
     ) -> None:
-        self.covariance = _semidefinite(covariance)
+        self.covariance = semidefinite(covariance)
         self.noise = ridge * _mean_variance(self.covariance)
         self.iterations = iterations
         lagged = torch.as_tensor(autocovariance, dtype=torch.float64).cpu()
@@ -105,7 +105,7 @@ class SpaceTimeGaussianPredictor:
             lags = torch.arange(n_frames)
             by_lag = torch.zeros(n_frames, dtype=torch.float64)
             by_lag[: len(self._correlation)] = self._correlation[:n_frames]
-            self._temporal[n_frames] = _semidefinite(by_lag[(lags[:, None] - lags).abs()])
+            self._temporal[n_frames] = semidefinite(by_lag[(lags[:, None] - lags).abs()])
         return self._temporal[n_frames]
 
     @torch.no_grad()
@@ -183,9 +183,10 @@ class Runs:
         into[self._places()] = values * self.there[..., None]
 
     def among(self, covariance: Tensor) -> Tensor:
-        """Covariance [P, P] → that of each run's visible parcels [G, M, M], zero where padded."""
+        """Covariance [P, P], or [B, P, P], → that of each run's visible parcels [G, M, M], zero where padded."""
         both = self.there[:, :, None] & self.there[:, None, :]
-        return covariance[self.parcels[:, :, None], self.parcels[:, None, :]] * both
+        places = self.parcels[:, :, None], self.parcels[:, None, :]
+        return (covariance[places] if covariance.ndim == 2 else covariance[self.window[:, None, None], *places]) * both
 
     def _places(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.window[:, None, None], self.parcels[:, :, None], self.frames[:, None, :]
@@ -239,19 +240,21 @@ class _RunSolver:
         self.runs.put(self.space @ (modes * self.scale) @ self.time.T, into)
 
 
-def _semidefinite(matrix: np.ndarray | Tensor) -> Tensor:
-    """Nearest positive semidefinite matrix, float64: symmetric, negative eigenvalues zero (Higham 1988)."""
+def semidefinite(matrix: np.ndarray | Tensor) -> Tensor:
+    """Nearest positive semidefinite matrices, float64: symmetric, negative eigenvalues zero (Higham 1988)."""
     symmetric = torch.as_tensor(matrix, dtype=torch.float64).cpu()
-    symmetric = (symmetric + symmetric.T) / 2
-    eigenvalues, vectors = torch.linalg.eigh(symmetric)
-    if float(eigenvalues[0]) >= 0:
+    symmetric = (symmetric + symmetric.mT) / 2
+    # A covariance of complete recordings is semidefinite but for rounding, and a factor is found much sooner.
+    nudge = 1e-9 * torch.eye(symmetric.shape[-1], dtype=symmetric.dtype)
+    if not bool(torch.linalg.cholesky_ex(symmetric + nudge).info.any()):
         return symmetric
-    return (vectors * eigenvalues.clamp(min=0)) @ vectors.T
+    eigenvalues, vectors = torch.linalg.eigh(symmetric)
+    return (vectors * eigenvalues.clamp(min=0)[..., None, :]) @ vectors.mT
 
 
 def _mean_variance(covariance: Tensor) -> float:
     """Mean variance of the parcels that have one."""
-    variances = covariance.diagonal()
+    variances = covariance.diagonal(dim1=-2, dim2=-1)
     return float(variances[variances > 0].mean()) if bool((variances > 0).any()) else 1.0
 
 

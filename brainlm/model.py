@@ -159,6 +159,7 @@ class BrainLM(nn.Module):
         valid: Tensor | None = None,
         *,
         mask: MaskConfig | None = None,
+        prior: Predictor | None = None,
     ) -> MAEOutput:
         """Hide part of each window and reconstruct it.
 
@@ -174,6 +175,8 @@ class BrainLM(nn.Module):
             [B, P] bool, False for missing parcels.
         mask : MaskConfig, optional
             What to hide; the config's if not given.
+        prior : Predictor, optional
+            Instead of the model's own.
 
         Raises
         ------
@@ -190,15 +193,15 @@ class BrainLM(nn.Module):
             unseen = unseen & _every(self.config.decode_every, noise).unflatten(1, patches.grid)
         visible, hidden = Chosen.of(seen), Chosen.of(unseen)
 
-        prior = self._linear_prediction(patches, seen)
+        first_guess = self._linear_prediction(patches, seen, prior or self.prior)
         context = self.encoder(patches, visible)
-        states = self.decoder(patches, hidden, context, prior)
+        states = self.decoder(patches, hidden, context, first_guess)
         latent_loss = 0.0
         if self.latent is not None:
             latent_loss = self.latent(patches, hidden, states)
             # The signal is still predicted, so that it can be scored, but what is learned of it teaches nothing else.
             states = states.detach()
-        loss, predicted, scored = self._score(patches, hidden, states, prior)
+        loss, predicted, scored = self._score(patches, hidden, states, first_guess)
         latent = take_rows(visible.put(context.values).flatten(1, 2), split.visible)
         if split.visible_valid is not None:
             latent = latent * split.visible_valid[..., None]
@@ -234,11 +237,11 @@ class BrainLM(nn.Module):
         if self.latent is not None:
             self.latent.follow(self.encoder)
 
-    def _linear_prediction(self, patches: Patches, seen: Tensor) -> Tensor | None:
+    def _linear_prediction(self, patches: Patches, seen: Tensor, prior: Predictor | None) -> Tensor | None:
         """Predict the hidden signal linearly → [B, N, patch], as the model is given patches; None without a prior."""
-        if self.prior is None or self.config.residual == "none":
+        if prior is None or self.config.residual == "none":
             return None
-        predicted = self.prior.predict(patches.signal, patches.on_frames(seen), patches.parcels_valid())
+        predicted = prior.predict(patches.signal, patches.on_frames(seen), patches.parcels_valid())
         return patches.recut(predicted)
 
     def _score(

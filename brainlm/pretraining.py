@@ -1,7 +1,7 @@
 """The local training loop: what one site does in one round."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader
 from brainlm.architectures import AnyConfig, AnyModel, build_model
 from brainlm.config import MaskConfig, TrainingConfig
 from brainlm.errors import DivergenceError
+from brainlm.linear_path import LinearPath
 from brainlm.masking import choose_mask
+from brainlm.model import BrainLM
 from brainlm.optimization import make_optimizer
 from brainlm.parallel import Worker, run_together
 from brainlm.windows import Batch, WindowSet
@@ -146,7 +148,7 @@ def _train(
     first_step, steps = (this_round.number - 1) * config.steps_per_round, this_round.rounds * config.steps_per_round
     # DDP adds the processes' gradients up while they are still being computed. Not every mask uses every weight.
     shared = DistributedDataParallel(model, find_unused_parameters=True) if worker.n > 1 else model
-    total_loss = 0.0
+    prior_of, total_loss = _prior_of(model, windows), 0.0
     with _checkpointed(model) if config.checkpointing else nullcontext():
         for step, batch in enumerate(_load(windows, places, config.workers, worker.device)):
             for group in optimizer.param_groups:
@@ -154,7 +156,7 @@ def _train(
             mask = choose_mask(model.config.mask, (first_step + step) / steps, generator)
             noise = model.draw_noise(mask, n, batch.signal.shape[1], generator)[worker.share(n)]
             optimizer.zero_grad()
-            loss = worker.add(_backward(shared, batch, noise, mask, config, worker, n))
+            loss = worker.add(_backward(shared, batch, noise, mask, prior_of, config, worker, n))
             if not bool(loss.isfinite()):
                 raise DivergenceError(
                     f"round {this_round.number}, step {step + 1}: the loss is not finite. Lower "
@@ -174,6 +176,7 @@ def _backward(
     batch: Batch,
     noise: Tensor,
     mask: MaskConfig,
+    prior_of: Callable[[Batch], dict[str, Any]],
     config: TrainingConfig,
     worker: Worker,
     n: int,
@@ -187,11 +190,19 @@ def _backward(
         waits = isinstance(model, DistributedDataParallel) and number < len(parts) - 1
         with model.no_sync() if waits else nullcontext():
             with autocast(config.precision, worker.device):
-                losses = model(part.signal, part.coordinates, hidden, part.valid, mask=mask).loss
+                losses = model(part.signal, part.coordinates, hidden, part.valid, mask=mask, **prior_of(part)).loss
             # DDP divides by the number of processes.
             (losses.sum() * (worker.n / n)).backward()
         total += losses.detach().sum()
     return total
+
+
+def _prior_of(model: AnyModel, windows: WindowSet) -> Callable[[Batch], dict[str, Any]]:
+    """Make what gives a batch the linear prediction of each participant without themselves, if there is one."""
+    prior = model.prior if isinstance(model, BrainLM) else None
+    if not isinstance(prior, LinearPath):
+        return lambda batch: {}
+    return lambda batch: {"prior": prior.without(map(windows.frames_of, batch.participants))}
 
 
 def _load(windows: WindowSet, places: Iterator[Any], workers: int, device: torch.device) -> DataLoader:

@@ -255,6 +255,10 @@ class WindowSet:
         """Ids of the participant's recordings, those that are long enough."""
         return self._recordings[participant]
 
+    def frames_of(self, participant: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Prepared frames [T', P] and coverage [P] of each of the participant's recordings."""
+        return [self._read(recording) for recording in self._recordings[participant]]
+
     def segments(self, batch_size: int, recording_id: str | None = None) -> Iterator[Batch]:
         """Iterate over every non-overlapping window once, in order of length, participant, recording and time.
 

@@ -14,6 +14,7 @@ from brainlm.architectures import AnyModel
 from brainlm.baselines import make_baselines
 from brainlm.config import MaskConfig, WindowConfig
 from brainlm.evaluation import SCORES, ReconstructionSums, compare
+from brainlm.linear_path import LinearPath
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet, prepare, split_participants, usable_recordings
 from cli.errors import InputError
@@ -63,7 +64,7 @@ def evaluate(
     moments = measure_moments(model.config.window, training, scale)
     baselines = make_baselines(model.config.mask, evaluated.atlas.n_parcels, moments.to_arrays())
     if isinstance(model, BrainLM) and model.config.residual == "gaussian":
-        model.prior = baselines["gaussian_space_time"]
+        model.prior = LinearPath(moments.covariance, moments.autocovariance, moments.pairs)
     sums = compare(model, baselines, windows, seed=own_seed)
     chosen = model.config.mask
     title = (

@@ -16,14 +16,14 @@ from brainlm.config import TrainingConfig, WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
 from brainlm.errors import CheckpointError
 from brainlm.evaluation import MODEL, ReconstructionSums, compare, reconstruct_example
-from brainlm.gaussian import SpaceTimeGaussianPredictor
+from brainlm.linear_path import LinearPath
 from brainlm.model import BrainLM
 from brainlm.optimization import make_optimizer, restore_optimizer, save_optimizer
 from brainlm.pretraining import initial_model, train_round
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet, split_participants, usable_recordings
 from client.features import FeatureSet, FeatureStore, build_table, complete_rows, permit_categories
-from client.frames import moments_of, read_frames, scaling_of, split_site
+from client.frames import counted_parcels, moments_of, read_frames, scaling_of, split_site
 from client.release import Answer, answer
 from client.site import Site
 from cohorts.contract import CohortContract
@@ -128,9 +128,10 @@ def _train(site: Site, request: TrainRequest) -> Answer:
     site.policy.permit(request.study, ["pretraining"])
     training = check_settings(request.training, TrainingConfig, "the study's training")
     scale, moments = scaling_of(site, request), moments_of(site, request)
-    model = _incoming_model(site, request.model, request.part("weights"), moments)
+    model = _incoming_model(site, request.model, request.part("weights"))
     seed = derive_seed(request.seed, site.name)
     people, held_out = split_site(site, model.config.window, training.holdout, request.seed)
+    _set_linear_path(site, model, moments, people)
     evaluation = _evaluation(site, model, held_out, seed, scale)[MODEL]
     kept = site.folder_of(request.study)
     optimizer = _optimizer(site, model, training, kept, request.round_number)
@@ -162,9 +163,10 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
     site.policy.permit(request.study, ["embedding"], request.recipe)
     weights = request.part("weights")
     scale, moments = scaling_of(site, request), moments_of(site, request)
-    model = _incoming_model(site, request.model, weights, moments)
+    model = _incoming_model(site, request.model, weights)
     seed = derive_seed(request.seed, site.name)
-    _, held_out = split_site(site, model.config.window, request.holdout, request.seed)
+    people, held_out = split_site(site, model.config.window, request.holdout, request.seed)
+    _set_linear_path(site, model, moments, people)
     recipe = find_recipe(request.recipe)
     store = FeatureStore(site.folder_of(request.study))
     about = {
@@ -263,14 +265,19 @@ def _transform(site: Site, source: FeatureSet, step: Step, model: Arrays) -> Fea
     return FeatureSet([source.participants[row] for row in rows], changed, about)
 
 
-def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays, moments: Moments | None) -> AnyModel:
-    """Build the model of the request, on the site's number of threads, with the linear prediction it starts from."""
+def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays) -> AnyModel:
+    """Build the model of the request, on the site's number of threads."""
     torch.set_num_threads(site.settings.threads)
     model = initial_model(check_model_config(config, "the study's model"), 0)
     load_weights(model, {name: torch.from_numpy(values) for name, values in weights.items()}, "the incoming model")
-    if moments is not None and isinstance(model, BrainLM) and model.config.residual == "gaussian":
-        model.prior = SpaceTimeGaussianPredictor(moments.covariance, moments.autocovariance)
     return model
+
+
+def _set_linear_path(site: Site, model: AnyModel, moments: Moments | None, people: list[str]) -> None:
+    """Give the model the linear prediction that it starts from; `people` are the training participants."""
+    if moments is not None and isinstance(model, BrainLM) and model.config.residual == "gaussian":
+        counted = counted_parcels(site, model.config.window, people)
+        model.prior = LinearPath(moments.covariance, moments.autocovariance, moments.pairs, counted)
 
 
 def _optimizer(

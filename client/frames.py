@@ -64,7 +64,7 @@ def read_frames(site: Site, spec: FrameSpec, scale: Scaling | None) -> Frames:
     window = check_settings(spec.window, WindowConfig, "the study's window")
     people, _ = split_site(site, window, spec.holdout, spec.seed)
     usable = usable_recordings(site.cohort, window)
-    shown = _shown_parcels(site, {person: usable[person] for person in people})
+    shown = counted_parcels(site, window, people)
 
     def tables() -> Iterator[SiteTable]:
         for person in people:
@@ -76,12 +76,16 @@ def read_frames(site: Site, spec: FrameSpec, scale: Scaling | None) -> Frames:
     return Frames(people, tables())
 
 
-def _shown_parcels(site: Site, recordings: dict[str, list[str]]) -> np.ndarray:
-    """Parcels [P] of which no sum, over one of them or a pair, stands for fewer people than the policy's min_group."""
+def counted_parcels(site: Site, window: WindowConfig, participants: list[str]) -> np.ndarray:
+    """Parcels [P] that the site's sums over frames count.
+
+    Those of which no sum, over one of them or a pair, stands for fewer of the participants than the policy's min_group.
+    """
+    usable = usable_recordings(site.cohort, window)
     n_parcels, least = site.cohort.atlas.n_parcels, site.policy.min_group
     missing = site.cohort.recordings.set_index("recording_id")["n_missing_parcels"]
     together = np.zeros((n_parcels, n_parcels), dtype=np.int64)
-    for ids in recordings.values():
+    for ids in (usable[person] for person in participants):
         if any(missing[recording_id] == 0 for recording_id in ids):
             together += 1
             continue

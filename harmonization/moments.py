@@ -19,6 +19,8 @@ class Moments(State):
     covariance : numpy.ndarray
         [p, p]: mean product of two parcels in one frame, over the frames that have both; 0 for pairs that none has.
         Where parcels are missing here and there, it need not be positive semi-definite: shrink it before inverting.
+    pairs : numpy.ndarray
+        [p, p]: frames that have both parcels.
     following : numpy.ndarray
         [p, p]: mean product of a parcel's value and another's in the frame before, ``x[t + 1] x[t]'``.
     autocovariance : numpy.ndarray
@@ -29,6 +31,7 @@ class Moments(State):
     """
 
     covariance: Array
+    pairs: Array
     following: Array
     autocovariance: Array
     n: float
@@ -75,6 +78,7 @@ class SecondMoments(Analysis):
         autocovariance = total["lagged_products"] / np.maximum(total["lagged_pairs"], 1)
         return Moments(
             covariance=total["products"] / np.maximum(total["pairs"], 1),
+            pairs=total["pairs"],
             following=total["following_products"] / np.maximum(total["following_pairs"], 1),
             autocovariance=np.where(total["lagged_pairs"] > 0, autocovariance, 0),
             n=float(total["n"]),

@@ -107,7 +107,7 @@ def embed(context: Context, holdout: float, **moments: np.ndarray) -> RecordDict
 def test_baselines_are_evaluated_beside_the_final_model(context):
     covariance = np.eye(100) + 1.0
     moments = {"covariance": covariance, "following": 0.8 * covariance, "autocovariance": 0.8 ** np.arange(32)}
-    moments["n"] = np.array(100.0)
+    moments |= {"pairs": np.full((100, 100), 100.0), "n": np.array(100.0)}
 
     plain = EmbedReply.from_records(embed(context, 0.4)).part("baselines")
     linear = EmbedReply.from_records(embed(context, 0.4, **moments)).part("baselines")
