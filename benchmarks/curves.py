@@ -40,7 +40,7 @@ def read(files: str) -> list[dict[str, Any]]:
 def row(name: str, runs: list[dict[str, Any]]) -> tuple[str, ...]:
     """Return the row of one model: how long its seeds trained, and where they ended."""
     minutes = statistics.median(run["curve"][-1]["cpu_s"] for run in runs) / 60
-    found = sorted(run["final"]["masked_r2"] for run in runs)
+    found = sorted(run["curve"][-1]["masked_r2"] for run in runs)
     return (
         name,
         str(len(runs)),

@@ -358,3 +358,27 @@ def test_a_study_goes_on_from_a_released_checkpoint(tmp_path, small_cohorts, con
     report = write_report(tmp_path / "run").read_text()
     assert f"of architecture {content['model_type']}" in report
     assert "came from an earlier checkpoint" in report
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"residual": "gaussian"},
+        {"objective": "latent", "mask": {"kind": "mixed", "ratio": 0.5, "weights": {"parcel": 1, "future": 1}}},
+        {"window": {"t_r": 2.0, "n_frames": 32, "patch_frames": 16, "temporal": "adaptive"}, "parcels_per_token": 4},
+    ],
+    ids=["linear path", "latent", "adaptive"],
+)
+def test_every_kind_of_model_is_trained_and_embeds(tmp_path, small_cohorts, model):
+    study = {**STUDY, "model": {**STUDY["model"], **model}, "averaging": {**STUDY["averaging"], "rounds": 1}}
+
+    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "sites", small_cohorts)), study)
+
+    found = json.loads((journal.folder / "summary.json").read_text())
+    assert found["status"] == "completed"
+    assert np.isfinite(found["pretraining"]["masked_r2"])
+    assert ("gaussian" in found["pretraining"]["baselines"]) == (model.get("window") is None)
+    if "residual" in model:  # it begins as the space-time predictor, and one round cannot change that much
+        beside = found["pretraining"]["baselines"]["gaussian_space_time"]["masked_r2"]
+        assert found["pretraining"]["masked_r2_untrained"] == pytest.approx(beside, abs=0.02)
+    assert "age" in found["probes"]["embedding"]
