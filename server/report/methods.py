@@ -23,6 +23,27 @@ _SCALINGS = {
     "robust": " and scaled by parcel to the median and interquartile range of all sites' training frames",
     "none": "",
 }
+_HIDDEN = {
+    "random": "tokens at random",
+    "parcel": "whole parcels at random",
+    "time": "whole time spans at random",
+    "future": "the last ones of every window",
+    "mixed": "by a mixture of masks",
+}
+_OBJECTIVES = {
+    "reconstruction": "",
+    "latent": " It was trained to predict the latents of a slowly moving copy of the encoder.",
+}
+_RESIDUALS = {
+    "none": "",
+    "gaussian": " The decoder started from a linear Gaussian prediction, whose moments were summed over the sites.",
+}
+_OUTER = {
+    "fedavg": "",
+    "fedavgm": " and an outer step of gradient descent with momentum",
+    "fedadam": " and an outer step of Adam",
+    "fedyogi": " and an outer step of Yogi",
+}
 _PRIORS = {
     "parametric": "parametric empirical Bayes",
     "nonparametric": "non-parametric empirical Bayes",
@@ -68,32 +89,43 @@ def _cohorts(data: RunData) -> str:
 def _model(data: RunData, brainlm: str, mae: str) -> str:
     model: dict[str, Any] = data.study["model"]
     window = model["window"]
-    scaling = _SCALINGS[window["scaling"]]
     begun = " Its weights came from an earlier checkpoint." if data.study.get("start") else ""
     if "architecture" in model:
         return (
-            f"Recordings were resampled to a repetition time of {window['t_r']:g} s{scaling}. The model is the "
+            f"{_recordings(window)} The model is the "
             f"released BrainLM {brainlm} of architecture {model['architecture']} ({model['num_hidden_layers']} encoder "
             f"blocks of width {model['hidden_size']}), a masked autoencoder {mae} that saw windows of "
             f"{window['n_frames']} frames with {model['mask_ratio']:.0%} of its tokens hidden.{begun}"
         )
-    mask = model["mask"]
-    hidden = "parcels" if mask["kind"] == "parcel" else "tokens"
+    members = model["parcels_per_token"]
+    parcels = "one parcel" if members == 1 else f"{members} neighbouring parcels"
     return (
-        f"Recordings were resampled to a repetition time of {window['t_r']:g} s{scaling}. A masked autoencoder after "
+        f"{_recordings(window)} A masked autoencoder {mae} after "
         f"BrainLM {brainlm} ({model['depth']} encoder blocks of width {model['width']}, {model['decoder_depth']} "
-        f"cross-attention decoder blocks of width {model['decoder_width']}) saw windows of {window['n_frames']} frames "
-        f"as tokens of one parcel and {window['patch_frames']} frames; {mask['ratio']:.0%} of {hidden} were hidden at "
-        f"random {mae}.{begun}"
+        f"cross-attention decoder blocks of width {model['decoder_width']}, attention factorised over space and time) "
+        f"saw windows of {window['n_frames'] * window['t_r']:g} s as tokens of {parcels} and "
+        f"{window['patch_frames'] * window['t_r']:g} s; {model['mask']['ratio']:.0%} were hidden, "
+        f"{_HIDDEN[model['mask']['kind']]}.{_OBJECTIVES[model['objective']]}{_RESIDUALS[model['residual']]}{begun}"
     )
+
+
+def _recordings(window: dict[str, Any]) -> str:
+    """What became of the recordings before the model saw them."""
+    scaling = _SCALINGS[window["scaling"]]
+    if window["temporal"] == "adaptive":
+        return (
+            f"Recordings kept their repetition times{scaling}; patches of the same duration were resized to "
+            f"{window['patch_frames']} frames by a pseudo-inverse."
+        )
+    return f"Recordings were resampled to a repetition time of {window['t_r']:g} s{scaling}."
 
 
 def _federation(data: RunData, fedavg: str, flower: str) -> str:
     training, averaging = data.study["training"], data.study["averaging"]
     return (
         f"It was pretrained without pooling data, by {averaging['rounds']} rounds of federated averaging {fedavg} "
-        f"weighted by the sites' numbers of windows, in Flower {flower}; in each round a site took "
-        f"{training['steps_per_round']} steps of {_OPTIMIZERS[training['optimizer']]} on batches of "
+        f"weighted by the sites' numbers of windows{_OUTER[averaging['optimizer']]}, in Flower {flower}; in each round "
+        f"a site took {training['steps_per_round']} steps of {_OPTIMIZERS[training['optimizer']]} on batches of "
         f"{training['batch_size']} windows (peak learning rate {training['learning_rate']:g}, cosine schedule over all "
         f"rounds), leaving out {training['holdout']:.0%} of its participants for evaluation."
     )
