@@ -34,7 +34,9 @@ def main() -> None:
         (site, about["atlas"], about["n_participants"], f"{found['sites'][site]['masked_r2']:.3f}")
         for site, about in sorted(summary["sites"].items())
     ]
-    rows.append(("all", "", "", f"{found['masked_r2']:.3f} (untrained {found['masked_r2_untrained']:.3f})"))
+    rows.append(("all", "", "", f"{found['masked_r2']:.3f}"))
+    rows.append(("all, untrained", "", "", f"{found['masked_r2_untrained']:.3f}"))
+    rows += [(f"all, {name}", "", "", f"{of['masked_r2']:.3f}") for name, of in found["baselines"].items()]
     print(markdown(["site", "atlas", "participants", "masked R²"], rows))
 
 

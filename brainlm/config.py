@@ -75,7 +75,7 @@ class MaskConfig(Settings):
 
 
 class ModelConfig(Settings):
-    """The masked autoencoder. Sizes follow Ortega Caro et al., BrainLM (ICLR 2024)."""
+    """The masked autoencoder. The defaults are those of ``configs/models/small.yaml``."""
 
     window: WindowConfig = WindowConfig()
     mask: MaskConfig = MaskConfig()
@@ -89,7 +89,7 @@ class ModelConfig(Settings):
     what that misses. Its covariance is one more sum over the sites."""
     parcels_per_token: int = Field(1, ge=1)
     """Neighbouring parcels in a token. More make tokens fewer and the model faster, and the picture coarser."""
-    width: int = Field(256, ge=8)
+    width: int = Field(128, ge=8)
     """Width of the encoder's tokens."""
     depth: int = Field(4, ge=1)
     """Blocks of the encoder."""
@@ -98,9 +98,10 @@ class ModelConfig(Settings):
     """Width of the decoder, which only predicts: a small one keeps the knowledge in the encoder."""
     decoder_depth: int = Field(2, ge=1)
     decoder_heads: int = Field(4, ge=1)
-    decode_every: int = Field(1, ge=1)
-    """In training, predict every n-th hidden token only, which is faster; evaluation predicts all."""
-    mlp_ratio: float = Field(4.0, gt=0)
+    decode_every: int = Field(4, ge=1)
+    """In training, predict every n-th of the tokens hidden at random, which is faster. Evaluation predicts all, and so
+    does training where whole parcels or spans are hidden."""
+    mlp_ratio: float = Field(2.0, ge=0.5)
     """Hidden width of a block's perceptron over its token width."""
 
     @model_validator(mode="after")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from brainlm.architectures import AnyModel
+from brainlm.errors import BrainLMError
 from brainlm.masking import choose_mask
-from brainlm.model import MAEOutput, Predictor
+from brainlm.model import BrainLM, MAEOutput, Predictor
 from brainlm.windows import Batch, WindowSet
 from cohorts.seeding import derive_seed
 
@@ -66,6 +67,11 @@ class ReconstructionSums:
 
     def __add__(self, other: "ReconstructionSums") -> "ReconstructionSums":
         return ReconstructionSums(self.parcels + other.parcels, self.horizons + other.horizons)
+
+    def only(self, enough: np.ndarray) -> "ReconstructionSums":
+        """Keep the parcels and horizons that are True in `enough` [P + MAX_HORIZON + 1]; zeros elsewhere."""
+        parcels, horizons = np.split(enough, [self.parcels.shape[1]])
+        return ReconstructionSums(self.parcels * parcels, self.horizons * horizons)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays by name, as the class takes them."""
@@ -184,6 +190,7 @@ def compare(
     seed: int,
     batch_size: int = 16,
     device: torch.device | str = "cpu",
+    least: int = 1,
 ) -> dict[str, ReconstructionSums]:
     """Evaluate a model and other predictors on the same hidden values; arguments as of `evaluate`.
 
@@ -191,6 +198,8 @@ def compare(
     ----------
     baselines : mapping
         Name → predictor (`brainlm.baselines.make_baselines`). They are given zeros for what is hidden.
+    least : int
+        Fewest participants whose values a parcel's or a horizon's sums hold; those of fewer are zero.
 
     Returns
     -------
@@ -200,7 +209,10 @@ def compare(
     device = torch.device(device)
     model.to(device).eval()
     generator = torch.Generator().manual_seed(derive_seed(seed, "evaluation"))
+    if isinstance(model, BrainLM) and model.config.residual == "gaussian" and model.prior is None:
+        raise BrainLMError("the model starts from a linear prediction, and has none. Set its 'prior'.")
     sums = {name: ReconstructionSums.zeros(windows.cohort.atlas.n_parcels) for name in (MODEL, *baselines)}
+    behind: dict[str, np.ndarray] = {}  # participant → where their values were hidden: parcels, then horizons
     for batch in windows.segments(batch_size):
         moved = batch.to(device)
         signal, output = _reconstruct(model, moved, generator)
@@ -209,7 +221,18 @@ def compare(
         sums[MODEL] += ReconstructionSums.of(signal, output.reconstruction, hidden, visible)
         for name, values in score_baselines(baselines, signal, hidden, moved.valid).items():
             sums[name] += values
-    return sums
+        for number, participant in enumerate(batch.participants):
+            mine = _where(hidden[[number]], visible[[number]])
+            behind[participant] = behind.get(participant, False) | mine
+    enough = sum(where.astype(np.int64) for where in behind.values()) >= least
+    return {name: of_predictor.only(enough) for name, of_predictor in sums.items()}
+
+
+def _where(hidden: Tensor, visible: Tensor) -> np.ndarray:
+    """Parcels and horizons [P + MAX_HORIZON + 1] bool that have hidden values in a window."""
+    places = frames_to_visible(visible).clamp(max=MAX_HORIZON)[hidden]
+    horizons = torch.bincount(places, minlength=MAX_HORIZON + 1) > 0
+    return torch.cat([hidden.any(dim=2)[0], horizons]).cpu().numpy()
 
 
 def score_baselines(

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brainlm.errors import ShapeError
+
 _TAPER_FRAMES = 60
 """Width of the taper of the autocovariance: long lags are estimated from few pairs of frames."""
 
@@ -52,6 +54,7 @@ class GaussianPredictor:
         torch.Tensor
             [B, P, T] of the signal's type, float32 at least; zero where nothing of a frame is visible.
         """
+        _check_parcels(self.covariance, signal)
         signal = _at_least_float32(signal)
         with torch.autocast(signal.device.type, enabled=False):
             covariance = self.covariance.to(signal)
@@ -111,6 +114,7 @@ class SpaceTimeGaussianPredictor:
     @torch.no_grad()
     def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
         """Predict every value, hidden or not; arguments and result as of `GaussianPredictor.predict`."""
+        _check_parcels(self.covariance, signal)
         signal = _at_least_float32(signal)
         seen = visible & valid[..., None]
         with torch.autocast(signal.device.type, enabled=False):
@@ -238,6 +242,14 @@ class _RunSolver:
         """Solve for `residual` [B, P, T] and write the solution to its places."""
         modes = self.space.mT @ self.runs.take(residual) @ self.time
         self.runs.put(self.space @ (modes * self.scale) @ self.time.T, into)
+
+
+def _check_parcels(covariance: Tensor, signal: Tensor) -> None:
+    if covariance.shape[-1] != signal.shape[1]:
+        raise ShapeError(
+            f"the covariance is of {covariance.shape[-1]} parcels, the windows of {signal.shape[1]}. Use moments of "
+            "the same atlas."
+        )
 
 
 def semidefinite(matrix: np.ndarray | Tensor) -> Tensor:

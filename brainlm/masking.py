@@ -14,6 +14,9 @@ from torch import Tensor
 
 from brainlm.config import MaskConfig
 
+_ROUNDING = 1e-6
+"""10 * (1 - 0.8) is a little below 2."""
+
 
 @dataclass(frozen=True)
 class TokenSplit:
@@ -101,7 +104,7 @@ def split_tokens(noise: Tensor, mask: MaskConfig, n_patches: int, valid: Tensor 
     n_windows, n_tokens = noise.shape
     if valid is None:
         unit = {"parcel": n_patches, "time": n_tokens // n_patches, "future": n_tokens // n_patches}.get(mask.kind, 1)
-        n_visible = max(1, int(n_tokens // unit * (1 - mask.ratio))) * unit
+        n_visible = max(1, int(n_tokens // unit * (1 - mask.ratio) + _ROUNDING)) * unit
         order = torch.argsort(noise, dim=1, stable=True)
         return TokenSplit(order[:, :n_visible], order[:, n_visible:], None, None)
 
@@ -110,7 +113,7 @@ def split_tokens(noise: Tensor, mask: MaskConfig, n_patches: int, valid: Tensor 
     n_valid = valid_tokens.sum(dim=1)
     units = {"parcel": torch.full_like(n_valid, n_patches), "time": valid.sum(dim=1), "future": valid.sum(dim=1)}
     unit_of = units.get(mask.kind, torch.ones_like(n_valid)).clamp(min=1)
-    n_units = (n_valid // unit_of).double() * (1 - mask.ratio)
+    n_units = (n_valid // unit_of).double() * (1 - mask.ratio) + _ROUNDING
     visible_counts = (n_units.long().clamp(min=1) * unit_of).minimum(n_valid)
     hidden_counts = n_valid - visible_counts
     rank = torch.arange(n_tokens, device=noise.device).expand(n_windows, -1)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from brainlm.attention import Block, Chosen, Tokens, take_rows
 from brainlm.config import MaskConfig, ModelConfig
+from brainlm.errors import ShapeError
 from brainlm.masking import choose_mask, draw_noise, split_tokens
 from brainlm.objectives import LatentPrediction
 from brainlm.patches import Patches, cut
@@ -184,12 +185,13 @@ class BrainLM(nn.Module):
             If a shape does not fit the window.
         """
         mask = mask or choose_mask(self.config.mask)
+        signal = signal.to(self.predict.weight.dtype)
         patches = cut(signal, coordinates, valid, self.config)
         noise = self.draw_noise(mask, len(signal), signal.shape[1]).to(signal.device) if noise is None else noise
         patches.check_noise(noise)
         split = split_tokens(noise, mask, patches.n_spans, patches.tokens_valid())
         seen, unseen = (grid.unflatten(1, patches.grid) for grid in split.masks(patches.n_tokens))
-        if self.training and self.config.decode_every > 1:
+        if self.training and self.config.decode_every > 1 and mask.kind == "random":
             unseen = unseen & _every(self.config.decode_every, noise).unflatten(1, patches.grid)
         visible, hidden = Chosen.of(seen), Chosen.of(unseen)
 
@@ -215,7 +217,9 @@ class BrainLM(nn.Module):
         torch.Tensor
             [B, D], the mean over the tokens of the parcels that are there.
         """
-        patches = cut(signal, coordinates, valid, self.config)
+        patches = cut(signal.to(self.predict.weight.dtype), coordinates, valid, self.config)
+        if not bool(patches.parcels_valid().any(dim=1).all()):
+            raise ShapeError("a window has no parcel that is there; expected one at least.")
         everything = Chosen.of(patches.everything())
         weights = everything.there[..., None]
         return (self.encoder(patches, everything).values * weights).sum(dim=1) / weights.sum(dim=1)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from brainlm.attention import take_rows
 from brainlm.config import MaskConfig, WindowConfig
 from brainlm.errors import ShapeError
 from brainlm.model import MAEOutput
@@ -294,8 +295,3 @@ def with_mask_tokens(visible: Tensor, mask_token: Tensor, order: Tensor) -> Tens
     n_hidden = order.shape[1] - visible.shape[1]
     shuffled = torch.cat([visible, mask_token.to(visible).expand(len(visible), n_hidden, -1)], dim=1)
     return take_rows(shuffled, order.argsort(dim=1))
-
-
-def take_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """Take rows `index` [B, M] of `rows` [B, N, D] → [B, M, D]."""
-    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from brainlm.attention import take_rows
 from brainlm.config import MaskConfig
 from brainlm.official_base import (
     ACTIVATIONS,
@@ -24,7 +25,6 @@ from brainlm.official_base import (
     ReleasedModel,
     SelfAttention,
     split_by_noise,
-    take_rows,
     with_mask_tokens,
 )
 from cohorts.errors import SettingsError

@@ -44,6 +44,12 @@ def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Mod
             path.unlink()
 
 
+def forget_optimizers(folder: Path) -> None:
+    """Delete all that `save_optimizer` wrote."""
+    for path in _kept(folder).values():
+        path.unlink()
+
+
 def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module, *, round_number: int) -> None:
     """Put what `save_optimizer` wrote last before this round into a fresh optimizer, where the model's weights are.
 

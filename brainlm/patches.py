@@ -88,7 +88,8 @@ class Patches:
         """Undo `recut`: [B, G, S, M * patch_frames] → [B, P, T]."""
         patches = patches.unflatten(3, (self.n_members, -1))
         if self.resize is not None:
-            patches = patches @ self.resize.T.to(patches)
+            with torch.autocast(patches.device.type, enabled=False):
+                patches = patches @ self.resize.T.to(patches)
         return self._by_parcel(patches.transpose(2, 3).flatten(3).flatten(1, 2))
 
     def on_frames(self, tokens: Tensor) -> Tensor:
@@ -152,6 +153,12 @@ def resizing(n_frames: int, new_frames: int) -> Tensor:
     return F.interpolate(identity, size=(new_frames, n_frames), mode="bilinear", antialias=True)[0, 0]
 
 
+@lru_cache(maxsize=64)
+def reading(n_frames: int, new_frames: int) -> Tensor:
+    """Make the pseudo-inverse [n_frames, new_frames] of `resizing`."""
+    return torch.linalg.pinv(resizing(n_frames, new_frames))
+
+
 def group_parcels(coordinates: Tensor, n_members: int) -> Tensor:
     """Group parcels with their neighbours: halve the set along its longest axis until groups are full.
 
@@ -188,11 +195,14 @@ def _cut(signal: Tensor, order: Tensor | None, n_members: int, n_spans: int, res
     rows = signal if order is None else F.pad(signal, (0, 0, 0, 1))[:, order]
     patches = rows.unflatten(1, (-1, n_members)).unflatten(3, (n_spans, -1)).transpose(2, 3)  # [B, G, S, M, F]
     if resize is not None:
-        patches = patches @ torch.linalg.pinv(resize).T.to(patches)
+        with torch.autocast(patches.device.type, enabled=False):
+            patches = patches @ reading(resize.shape[1], resize.shape[0]).T.to(patches)
     return patches.flatten(3).flatten(1, 2)
 
 
 def _check_shapes(signal: Tensor, coordinates: Tensor, valid: Tensor | None, window: WindowConfig) -> None:
+    if len(signal) == 0:
+        raise ShapeError("signal holds no window; expected one at least.")
     if signal.ndim == 3 and window.temporal == "adaptive":
         fits = signal.shape[2] > 0 and signal.shape[2] % window.n_patches == 0
         frames = f"a multiple of {window.n_patches}"

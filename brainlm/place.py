@@ -29,7 +29,8 @@ class PlaceCode(nn.Module):
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """[B, G, 3] mm → [B, G, width]."""
-        phase = coordinates.float() @ self.waves
+        with torch.autocast(coordinates.device.type, enabled=False):  # bfloat16 would be wrong by a tenth of a turn
+            phase = coordinates.float() @ self.waves
         return self.mix(torch.cat([phase.sin(), phase.cos()], dim=-1))
 
 

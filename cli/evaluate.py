@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -37,8 +37,9 @@ def evaluate(
     mask: Annotated[str | None, typer.Option(help="What to hide: random, parcel, …; as in training if absent.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Fraction to hide; as in training if absent.")] = None,
     holdout: Annotated[
-        float, typer.Option(min=0.01, max=0.99, help="Without --train: fraction of participants to evaluate on.")
-    ] = 0.2,
+        float | None,
+        typer.Option(min=0.01, max=0.99, help="Without --train: fraction to evaluate on; the study's if absent."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Decides who is held out and what is hidden; the study's if absent.")
     ] = None,
@@ -56,14 +57,16 @@ def evaluate(
     held_out = people
     _check_atlases(evaluated, train or [])
     if not training:
-        own, held_out = split_participants(people, holdout, own_seed)
+        own, held_out = split_participants(people, _holdout(about, holdout), own_seed)
         training = [(evaluated, own)]
     scaled = model.config.window.scaling == "robust"
     scale = Scaling.from_checkpoint(about, evaluated.atlas.name) if scaled else None
     windows = WindowSet(evaluated, model.config.window, held_out, scale)
-    moments = measure_moments(model.config.window, training, scale)
-    baselines = make_baselines(model.config.mask, evaluated.atlas.n_parcels, moments.to_arrays())
-    if isinstance(model, BrainLM) and model.config.residual == "gaussian":
+    # As in a study: moments of other TRs do not add.
+    resampled = model.config.window.temporal == "resample"
+    moments = measure_moments(model.config.window, training, scale) if resampled else None
+    baselines = make_baselines(model.config.mask, evaluated.atlas.n_parcels, moments.to_arrays() if moments else None)
+    if moments and isinstance(model, BrainLM) and model.config.residual == "gaussian":
         model.prior = LinearPath(moments.covariance, moments.autocovariance, moments.pairs)
     sums = compare(model, baselines, windows, seed=own_seed)
     chosen = model.config.mask
@@ -79,10 +82,23 @@ def _hide(model: AnyModel, kind: str | None, ratio: float | None) -> None:
         return
     if not isinstance(model, BrainLM):
         raise InputError("--mask and --ratio: a released model hides what it was trained to. Leave them out.")
-    changes = {name: value for name, value in (("kind", kind), ("ratio", ratio)) if value is not None}
-    trained = {"kind": model.config.mask.kind, "ratio": model.config.mask.ratio}
-    mask = check_settings({**trained, **changes}, MaskConfig, "--mask and --ratio")
+    trained = model.config.mask.model_dump(exclude={"initial_ratio"})
+    if kind not in (None, trained["kind"]):
+        trained |= {"kind": kind, "weights": {}}
+    if ratio is not None:
+        trained["ratio"] = ratio
+    mask = check_settings(trained, MaskConfig, "--mask and --ratio")
     model.config = model.config.model_copy(update={"mask": mask})
+
+
+def _holdout(about: dict[str, Any], stated: float | None) -> float:
+    """Fraction that was held out: as stated, or as the checkpoint says."""
+    known = about.get("holdout") if stated is None else stated
+    if not known:
+        raise InputError(
+            "the checkpoint does not say whom it was not trained on. State --holdout, or --train with its cohorts."
+        )
+    return float(known)
 
 
 def measure_moments(

@@ -18,7 +18,7 @@ from brainlm.errors import CheckpointError
 from brainlm.evaluation import MODEL, ReconstructionSums, compare, reconstruct_example
 from brainlm.linear_path import LinearPath
 from brainlm.model import BrainLM
-from brainlm.optimization import make_optimizer, restore_optimizer, save_optimizer
+from brainlm.optimization import forget_optimizers, make_optimizer, restore_optimizer, save_optimizer
 from brainlm.pretraining import initial_model, train_round
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet, split_participants, usable_recordings
@@ -48,7 +48,17 @@ from exchange.messages import (
     join,
 )
 from exchange.refusals import Refusal, RefusalCode
-from harmonization import Analysis, Categorical, ComBatModel, Design, Moments, State, add_sums, make_analysis
+from harmonization import (
+    Analysis,
+    Categorical,
+    ComBatModel,
+    Design,
+    Moments,
+    SecondMoments,
+    State,
+    add_sums,
+    make_analysis,
+)
 from harmonization.projection import ProjectionModel
 from harmonization.protocol import Array, Sums
 from harmonization.residualization import ResidualizationModel
@@ -214,6 +224,11 @@ def _summarize(site: Site, request: SummarizeRequest) -> Answer:
         if isinstance(job.table, FrameSpec) and job.table.atlas != site.cohort.atlas.name:
             continue
         analysis = make_analysis(job.analysis, job.parameters)
+        if isinstance(analysis, SecondMoments) and isinstance(job.table, FrameSpec):
+            # Lags that only some recordings are long enough for would tell those apart.
+            longest = check_settings(job.table.window, WindowConfig, "the study's window").n_frames
+            if analysis.n_lags > longest:
+                raise Refusal(RefusalCode.PROTOCOL, f"{analysis.n_lags} lags were asked for; a window has {longest}.")
         state = analysis.read_state(job.state, request.part(name)) if job.state else None
         summed, n_participants[name] = _sum(site, request, job, analysis, state)
         sums[name] = dict(summed)
@@ -275,7 +290,11 @@ def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays) -> AnyM
 
 def _set_linear_path(site: Site, model: AnyModel, moments: Moments | None, people: list[str]) -> None:
     """Give the model the linear prediction that it starts from; `people` are the training participants."""
-    if moments is not None and isinstance(model, BrainLM) and model.config.residual == "gaussian":
+    if isinstance(model, BrainLM) and model.config.residual == "gaussian":
+        if moments is None:
+            raise Refusal(
+                RefusalCode.PROTOCOL, "the model starts from a linear prediction; the request has no moments."
+            )
         counted = counted_parcels(site, model.config.window, people)
         model.prior = LinearPath(moments.covariance, moments.autocovariance, moments.pairs, counted)
 
@@ -285,7 +304,9 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     """Make the round's optimizer, with the moments that the site kept of earlier rounds if the study wants them."""
     optimizer = make_optimizer(model.to(site.device), training)
-    if training.keep_optimizer_state and round_number > 1:
+    if round_number == 1:
+        forget_optimizers(kept)  # of an earlier run of the study
+    elif training.keep_optimizer_state:
         try:
             restore_optimizer(kept, optimizer, model, round_number=round_number)
         except CheckpointError as error:
@@ -319,7 +340,7 @@ def _evaluation(
         sums = {name: ReconstructionSums.zeros(n_parcels) for name in (MODEL, *baselines)}
     else:
         windows = WindowSet(site.cohort, model.config.window, held_out, scale)
-        sums = compare(model, baselines, windows, seed=seed, device=site.device)
+        sums = compare(model, baselines, windows, seed=seed, device=site.device, least=site.policy.min_group)
     return {name: of_predictor.to_arrays() for name, of_predictor in sums.items()}
 
 

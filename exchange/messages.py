@@ -136,12 +136,15 @@ class DescribeReply(Payload):
 class TrainRequest(Payload):
     """The incoming model (part ``weights``) and the place of the round in the study.
 
+    For robust scaling, part ``scaling/<atlas>`` is as in `EmbedRequest`; for a model that starts from the linear
+    prediction, so is ``moments/<atlas>``.
+
     For robust scaling, part ``scaling/<atlas>`` holds median and iqr [P] (`brainlm.scaling.Scaling`).
 
     Attributes
     ----------
     model, training : dict
-        `brainlm.config.ModelConfig` and `TrainingConfig`.
+        `brainlm.architectures.AnyConfig` and `brainlm.config.TrainingConfig`.
     round_number, rounds : int
         This round, counted from 1, and all.
     seed : int
@@ -183,7 +186,7 @@ class EmbedRequest(Payload):
     """The final model (part ``weights``) and the recipe.
 
     For robust scaling, part ``scaling/<atlas>`` holds median and iqr [P] (`brainlm.scaling.Scaling`). Part
-    ``moments/<atlas>`` holds covariance [P, P], autocovariance [L] and n, where they were measured
+    ``moments/<atlas>`` holds covariance, pairs and following [P, P], autocovariance [L] and n, where they were measured
     (`harmonization.Moments`).
 
     Attributes

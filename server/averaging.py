@@ -139,6 +139,7 @@ def save_round(
         "seed": study.seed,
         "round": round_number,
         "rounds": study.averaging.rounds,
+        "holdout": study.training.holdout,
         "scaling": {
             atlas: {name: values.tolist() for name, values in scale.to_arrays().items()}
             for atlas, scale in measures.scaling.items()

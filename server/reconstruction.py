@@ -50,7 +50,10 @@ def write_reconstruction(study: Study, folder: Path, by_predictor: Mapping[str, 
     networks = {atlas.name: atlas.networks for atlas in map(load_atlas, study.cohort.atlases)}
     rows = []
     for predictor, by_atlas in by_predictor.items():
-        for group, named in _groups(by_atlas, networks).items():
+        groups = _groups(by_atlas, networks)
+        if study.model.window.temporal == "adaptive":
+            del groups["horizon"]  # frames that do not last as long everywhere
+        for group, named in groups.items():
             for name, sums in named.items():
                 values = {score: float(value) for score, value in scores(sums).items()}
                 rows.append({"predictor": predictor, "group": group, "name": name, "count": sums[0], **values})

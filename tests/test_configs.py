@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from brainlm import load_model_config
+from brainlm.config import ModelConfig
 from brainlm.model import BrainLM, count_parameters
 from client.site import SiteSettings
 from cohorts.settings import read_settings
@@ -40,3 +41,7 @@ def test_the_example_of_a_hospital_names_every_setting_and_lets_nothing_out():
             settings.policy.permit(study)
     with pytest.raises(Refusal):
         settings.policy.permit_release(100, carries_sums=True, in_secure_sum=False)
+
+
+def test_the_defaults_are_those_of_the_small_preset():
+    assert load_model_config(CONFIGS / "models" / "small.yaml") == ModelConfig()

@@ -143,7 +143,10 @@ def _baselines(data: RunData) -> Table:
         "Pearson's; a prediction that is the same everywhere has none."
     )
     if "gaussian" not in pretraining["baselines"]:
-        note += " The Gaussian predictors need second moments of the frames: set analyses.gaussian_baseline."
+        note += (
+            " The Gaussian predictors need second moments of frames of one TR: set analyses.gaussian_baseline, and "
+            "window.temporal to resample."
+        )
     return Table(["predictor", "masked R²", "MSE", "MAE", "r"], rows, note)
 
 

@@ -61,7 +61,7 @@ def learning_curves(data: RunData) -> Figure | None:
 def baselines(data: RunData) -> Figure | None:
     """Masked R² of the model and of the baselines, by distance from what was visible and by network."""
     table = data.reconstruction
-    if table is None or table.empty:
+    if table is None or table["masked_r2"].isna().all():  # nobody was held out, or too few
         return None
     figure = Figure(figsize=(8, 3.4))
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
@@ -91,7 +91,7 @@ def baselines(data: RunData) -> Figure | None:
 
 def parcel_map(data: RunData) -> Figure | None:
     """Masked R² of every parcel, at its place in the brain."""
-    if data.parcels is None or data.parcels.empty:
+    if data.parcels is None or data.parcels["masked_r2"].isna().all():
         return None
     name = str(data.parcels["atlas"].iloc[0])
     stated = next(atlas for atlas in data.study["cohort"]["atlases"] if load_atlas(atlas).name == name)

@@ -4,11 +4,13 @@ import torch
 from scipy.stats import pearsonr
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
-from brainlm.baselines import make_baselines
+from brainlm.baselines import ParcelMean, make_baselines
+from brainlm.errors import BrainLMError
 from brainlm.evaluation import MODEL, ReconstructionSums, compare, evaluate, frames_to_visible, scores
 from brainlm.masking import draw_noise
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet
+from cohorts import Cohort, Recording
 from cohorts.seeding import derive_seed
 
 
@@ -110,3 +112,29 @@ def test_a_constant_prediction_has_no_correlation():
 
     assert np.isnan(found["pearson_r"])
     assert found["mse"] > 0
+
+
+def test_sums_of_few_people_stay_away(config, tmp_path):
+    """Parcel 0 of two people, all others of five."""
+    rng, cohort = np.random.default_rng(0), Cohort.create(tmp_path / "few", atlas="schaefer100")
+    for number in range(5):
+        signal = rng.normal(size=(90, 100)).astype(np.float32)
+        signal[:, 0] = signal[:, 0] if number < 2 else 0.0
+        cohort.add(Recording(f"p{number}", signal, 2.0))
+    cohort.save()
+    model, windows = initial_model(config, 0), WindowSet(cohort, config.window)
+
+    everything, guarded = (compare(model, {"mean": ParcelMean()}, windows, seed=0, least=n) for n in (1, 3))
+
+    for name in ("model", "mean"):
+        assert everything[name].parcels[:, 0].any()
+        assert not guarded[name].parcels[:, 0].any()
+        np.testing.assert_array_equal(guarded[name].parcels[:, 1:], everything[name].parcels[:, 1:])
+        few = everything[name].horizons[:, (guarded[name].horizons != everything[name].horizons).any(axis=0)]
+        assert (guarded[name].horizons.sum() != everything[name].horizons.sum()) == bool(few.size)
+
+
+def test_a_model_that_lacks_its_linear_prediction_is_not_evaluated(config, cohort):
+    model = initial_model(config.model_copy(update={"residual": "gaussian"}), 0)
+    with pytest.raises(BrainLMError, match=r"has none\. Set its 'prior'"):
+        evaluate(model, WindowSet(cohort, config.window), seed=0)

@@ -30,6 +30,12 @@ def test_the_future_is_the_last_spans():
     assert spans[..., 9].all()
 
 
+@pytest.mark.parametrize(("ratio", "visible"), [(0.8, 2), (0.9, 1), (0.7, 3), (0.75, 2), (0.0, 10)])
+def test_rounding_hides_no_span_more(ratio, visible):
+    for kind in ("time", "future"):
+        assert (~hidden(MaskConfig(kind=kind, ratio=ratio), (2, 3, 10))[:, 0]).sum(dim=1).tolist() == [visible] * 2
+
+
 def test_whole_parcels_are_hidden():
     parcels = hidden(MaskConfig(kind="parcel", ratio=0.4), (50, 10, 6))
 

@@ -56,7 +56,7 @@ def test_every_value_is_seen_or_scored_or_missing(kind, ratio, n_parcels, n_patc
     for window in range(2):
         n_there = int(valid[window].sum())
         unit = {"random": 1, "parcel": n_patches}.get(kind, n_there)
-        expected.append(max(1, int(n_there * n_patches // unit * (1 - ratio))) * unit)
+        expected.append(max(1, int(n_there * n_patches // unit * (1 - ratio) + 1e-6)) * unit)
         assert int(output.mask[window].sum()) == (n_there * n_patches - expected[-1]) * 10
     assert output.latent.shape == (2, max(expected), 32)
     kept = output.mask == 0
@@ -162,6 +162,22 @@ def test_noise_is_drawn_when_not_given():
     assert first.sum() == second.sum()
 
 
+def test_a_window_without_any_parcel_has_no_embedding():
+    valid = torch.ones(3, 9, dtype=torch.bool)
+    valid[1] = False
+    with pytest.raises(ShapeError, match="no parcel that is there"):
+        make().encode(*inputs(), valid)
+
+
+def test_other_precisions_are_read():
+    model = make()
+    signal, coordinates = inputs()
+    noise = torch.rand(3, 36)
+    expected = model(signal, coordinates, noise).loss
+    torch.testing.assert_close(model(signal.double(), coordinates, noise).loss, expected)
+    torch.testing.assert_close(model(signal.half(), coordinates, noise).loss, expected, atol=1e-2, rtol=1e-2)
+
+
 def test_learns_one_batch_by_heart():
     model = make(MaskConfig(ratio=0.3)).train()
     signal, coordinates = inputs(2, 5)
@@ -186,6 +202,7 @@ def test_learns_one_batch_by_heart():
         ({"noise": torch.zeros(3, 35)}, r"noise has shape \[3, 35\]; expected \[3, 36\]"),
         ({"valid": torch.ones(3, 8, dtype=torch.bool)}, r"expected torch.bool \[3, 9\]"),
         ({"valid": torch.ones(3, 9)}, "valid is torch.float32"),
+        ({"signal": torch.zeros(0, 9, 40)}, "holds no window"),
     ],
 )
 def test_wrong_shapes_are_refused(change, said):
@@ -261,3 +278,37 @@ def test_windows_of_another_tr_are_read_and_written():
         output = model(signal, coordinates)
         assert output.reconstruction.shape == signal.shape
         assert model.encode(signal, coordinates).shape == (3, 32)
+
+
+@pytest.mark.parametrize("kind", ["parcel", "time", "future"])
+def test_whole_parcels_and_spans_are_all_predicted_in_training(kind):
+    config = make(MaskConfig(kind=kind, ratio=0.5)).config.model_copy(update={"decode_every": 2})
+    model = initial_model(config, 0)
+    noise = draw_noise(config.mask, (3, 9, 4), torch.Generator().manual_seed(0))
+
+    assert torch.equal(model.train()(*inputs(), noise).mask, model.eval()(*inputs(), noise).mask)
+
+
+@pytest.mark.parametrize("kind", ["random", "parcel", "time", "future"])
+@pytest.mark.parametrize("objective", ["reconstruction", "latent"])
+def test_bfloat16_trains_every_weight(kind, objective):
+    config = make(MaskConfig(kind=kind, ratio=0.5)).config.model_copy(update={"objective": objective})
+    model = initial_model(config, 0).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(*inputs()).loss
+    loss.sum().backward()
+
+    assert loss.dtype == torch.float32
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+def test_places_are_as_exact_in_bfloat16():
+    model = make()
+    _, coordinates = inputs()
+    exact = model.encoder.place.waves
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        code = model.encoder.place(coordinates)
+    phase = coordinates @ exact
+    expected = model.encoder.place.mix(torch.cat([phase.sin(), phase.cos()], dim=-1))
+    assert (code.float() - expected).abs().max() < 0.02 * expected.abs().max()

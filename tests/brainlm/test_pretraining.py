@@ -7,6 +7,7 @@ import torch
 from brainlm.config import TrainingConfig
 from brainlm.errors import DivergenceError
 from brainlm.evaluation import evaluate
+from brainlm.linear_path import LinearPath
 from brainlm.pretraining import initial_model, learning_rate, train_round
 from brainlm.windows import WindowSet
 from cohorts.seeding import derive_seed
@@ -192,3 +193,27 @@ def test_a_loss_that_is_not_finite_stops_all_processes(config, cohort):
 
     with pytest.raises(DivergenceError, match="round 2, step 1: the loss is not finite"):
         train_round(model, WindowSet(cohort, config.window), FAST, round_number=2, rounds=4, seed=0, devices=2)
+
+
+def test_the_linear_path_is_never_told_of_the_participant(config, cohort):
+    """Whoever is in a batch is left out of the covariance of their own windows, however the batch is cut."""
+    asked = []
+
+    class Spy(LinearPath):
+        def without(self, participants):
+            recordings = list(participants)
+            asked.extend(len(of_one) for of_one in recordings)
+            return super().without(recordings)
+
+    def trained(accumulation: int) -> torch.Tensor:
+        model = initial_model(config.model_copy(update={"residual": "gaussian"}), 1)
+        model.prior = Spy(np.eye(100), 0.8 ** np.arange(10), np.full((100, 100), 1e4))
+        changes = {"accumulation": accumulation, "steps_per_round": 2}
+        train_round(model, windows, FAST.model_copy(update=changes), round_number=1, rounds=1, seed=3)
+        return weights(model)
+
+    windows = WindowSet(cohort, config.window)
+    whole, parts = trained(1), trained(2)
+
+    assert len(asked) == 2 * 2 * FAST.batch_size  # a participant a window, at each of two steps, twice
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)

@@ -119,3 +119,8 @@ def test_quantiles_of_participants_and_other_sums_of_frames_are_refused(context)
 
     assert ask(context, TableSpec(features="x"), "quantiles", probabilities=[0.5]).reason == "protocol.unreadable"
     assert ask(context, SPEC, "projection", n_components=2).reason == "protocol.unreadable"
+
+
+def test_lags_beyond_a_window_are_refused(context):
+    """They would tell the recordings that are long enough for them."""
+    assert ask(context, SPEC, "second_moments", n_lags=SPEC.window["n_frames"] + 1).reason == "protocol.unreadable"
