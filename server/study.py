@@ -255,14 +255,14 @@ def _with_model(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _check_fit(study: Study, path: Path) -> None:
     """Refuse a checkpoint of another model, and atlases that a released model does not know."""
+    if study.start and weight_shapes(load_settings(study.start)[0]) != weight_shapes(study.model):
+        raise SettingsError(
+            f"{path}: 'model' has other weights than {study.start}. Leave 'model' out to take the checkpoint's."
+        )
     if study.start and load_settings(study.start)[0].window != study.model.window:
         raise SettingsError(
             f"{path}: model.window is another than that of {study.start}, which says what its weights read. Leave "
             "'model' out to take the checkpoint's."
-        )
-    if study.start and weight_shapes(load_settings(study.start)[0]) != weight_shapes(study.model):
-        raise SettingsError(
-            f"{path}: 'model' has other weights than {study.start}. Leave 'model' out to take the checkpoint's."
         )
     if not isinstance(study.model, ReleasedConfig):
         return
