@@ -29,7 +29,7 @@ _RUNS = Annotated[Path, typer.Option("--runs", help="Folder that the run's own f
 
 
 def demo(runs: _RUNS = Path("runs")) -> None:
-    """Four simulated hospitals, from recordings to a report, in a real Flower simulation: about two minutes."""
+    """Four simulated hospitals, from recordings to a report, in a real Flower simulation: three to five minutes."""
     study = load_study(PROJECT / "configs" / "studies" / "demo.yaml")
     folder = _new_run(runs, study)
     with counter("Simulating four hospitals") as progress:
