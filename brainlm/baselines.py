@@ -11,11 +11,8 @@ from torch import Tensor
 
 from brainlm.config import MaskConfig
 from brainlm.errors import ShapeError
-from brainlm.evaluation import Predictor, ReconstructionSums, score_baselines, visible_neighbours
+from brainlm.evaluation import Predictor, visible_neighbours
 from brainlm.gaussian import GaussianPredictor, SpaceTimeGaussianPredictor
-from brainlm.masking import choose_mask, draw_noise, split_tokens
-from brainlm.windows import WindowSet
-from cohorts.seeding import derive_seed
 
 
 class ParcelMean:
@@ -184,31 +181,3 @@ def _forecasters(moments: Mapping[str, np.ndarray]) -> dict[str, Predictor]:
     elif len(moments.get("autocovariance", ())) > 1:
         found["ar1"] = AR1(ar_coefficients(*moments["autocovariance"][:2, None]))
     return found
-
-
-def evaluate_baselines(
-    baselines: Mapping[str, Predictor], windows: WindowSet, mask: MaskConfig, *, seed: int, batch_size: int = 16
-) -> dict[str, ReconstructionSums]:
-    """Evaluate predictors without a model, under the masks that `brainlm.evaluation.evaluate` draws for a model.
-
-    Parameters
-    ----------
-    baselines : mapping
-        Name → predictor.
-    mask : MaskConfig
-        The model's, whose tokens are of single parcels.
-    seed, batch_size : int
-        As for `evaluate`.
-    """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "evaluation"))
-    sums = {name: ReconstructionSums.zeros(windows.cohort.atlas.n_parcels) for name in baselines}
-    n_patches = windows.window.n_patches
-    for batch in windows.segments(batch_size):
-        n_windows, n_parcels, n_frames = batch.signal.shape
-        chosen = choose_mask(mask, generator=generator)
-        noise = draw_noise(chosen, (n_windows, n_parcels, n_patches), generator)
-        _, tokens = split_tokens(noise, chosen, n_patches, batch.valid).masks(noise.shape[1])
-        hidden = tokens.unflatten(1, (n_parcels, n_patches)).repeat_interleave(n_frames // n_patches, dim=2)
-        for name, values in score_baselines(baselines, batch.signal, hidden, batch.valid).items():
-            sums[name] += values
-    return sums

@@ -295,3 +295,15 @@ def with_mask_tokens(visible: Tensor, mask_token: Tensor, order: Tensor) -> Tens
     n_hidden = order.shape[1] - visible.shape[1]
     shuffled = torch.cat([visible, mask_token.to(visible).expand(len(visible), n_hidden, -1)], dim=1)
     return take_rows(shuffled, order.argsort(dim=1))
+
+
+def make_vit(config: ReleasedConfig, embeddings: nn.Module, block: Callable[..., nn.Module]) -> nn.ModuleDict:
+    """Make the encoder under its original names; `block` takes width, heads, the perceptron's width and the config."""
+    width = config.hidden_size
+    blocks = nn.ModuleList(
+        block(width, config.num_attention_heads, config.intermediate_size, config)
+        for _ in range(config.num_hidden_layers)
+    )
+    encoder = nn.ModuleDict({"layer": blocks})
+    norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+    return nn.ModuleDict({"embeddings": embeddings, "encoder": encoder, "layernorm": norm})

@@ -24,6 +24,7 @@ from brainlm.official_base import (
     ReleasedConfig,
     ReleasedModel,
     SelfAttention,
+    make_vit,
     split_by_noise,
     with_mask_tokens,
 )
@@ -178,21 +179,10 @@ class DenseBrainLM(ReleasedModel):
 
     def __init__(self, config: DenseConfig) -> None:
         super().__init__(config)
-        width = config.hidden_size
-        blocks = nn.ModuleList(
-            PostNormBlock(width, config.num_attention_heads, config.intermediate_size, config)
-            for _ in range(config.num_hidden_layers)
-        )
-        self.vit = nn.ModuleDict(
-            {
-                "embeddings": DenseEmbeddings(config),
-                "encoder": nn.ModuleDict({"layer": blocks}),
-                "layernorm": nn.LayerNorm(width, eps=config.layer_norm_eps),
-            }
-        )
+        self.vit = make_vit(config, DenseEmbeddings(config), PostNormBlock)
         self.decoder = DenseDecoder(config)
         self.time_dropout = nn.Dropout(_TIME_DROPOUT)
-        self.register_buffer("time_code", _time_code(config.window.n_patches, width), persistent=False)
+        self.register_buffer("time_code", _time_code(config.window.n_patches, config.hidden_size), persistent=False)
         self.apply(_initialise)
         for token in (self.vit["embeddings"].cls_token, self.decoder.mask_token):
             nn.init.normal_(token, std=config.initializer_range)

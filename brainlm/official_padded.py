@@ -24,6 +24,7 @@ from brainlm.official_base import (
     ReleasedConfig,
     ReleasedModel,
     SelfAttention,
+    make_vit,
     split_by_noise,
     with_mask_tokens,
 )
@@ -193,18 +194,7 @@ class PaddedBrainLM(ReleasedModel):
 
     def __init__(self, config: PaddedConfig) -> None:
         super().__init__(config)
-        width = config.hidden_size
-        blocks = nn.ModuleList(
-            PreNormBlock(width, config.num_attention_heads, config.intermediate_size, config)
-            for _ in range(config.num_hidden_layers)
-        )
-        self.vit = nn.ModuleDict(
-            {
-                "embeddings": PaddedEmbeddings(config),
-                "encoder": nn.ModuleDict({"layer": blocks}),
-                "layernorm": nn.LayerNorm(width, eps=config.layer_norm_eps),
-            }
-        )
+        self.vit = make_vit(config, PaddedEmbeddings(config), PreNormBlock)
         self.decoder = PaddedDecoder(config)
         self.side = config.image_size // config.patch_size
         n_parcels, n_frames = config.num_brain_voxels, config.window.n_frames
