@@ -3,6 +3,8 @@
 from harmonization.combat import ComBat, ComBatHarmonizer, ComBatModel
 from harmonization.design import Categorical, Continuous, Design
 from harmonization.errors import DesignError, HarmonizationError, TableError
+from harmonization.harmonizer import Harmonizer, Unharmonized
+from harmonization.methods import METHODS, make_harmonizer
 from harmonization.moments import Moments, SecondMoments
 from harmonization.probes import CrossValidatedRidge, RidgeRegression
 from harmonization.projection import Projection
@@ -24,6 +26,7 @@ ANALYSES: dict[str, type[Analysis]] = {
         SecondMoments,
         SiteClassification,
         SiteVariance,
+        Unharmonized,
     )
 }
 
@@ -48,6 +51,7 @@ def make_analysis(name: str, parameters: dict[str, object]) -> Analysis:
 
 __all__ = [
     "ANALYSES",
+    "METHODS",
     "Analysis",
     "Categorical",
     "ComBat",
@@ -58,6 +62,7 @@ __all__ = [
     "Design",
     "DesignError",
     "HarmonizationError",
+    "Harmonizer",
     "Moments",
     "Projection",
     "Quantiles",
@@ -69,7 +74,9 @@ __all__ = [
     "SiteVariance",
     "State",
     "TableError",
+    "Unharmonized",
     "add_sums",
     "make_analysis",
+    "make_harmonizer",
     "run_pooled",
 ]

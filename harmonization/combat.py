@@ -22,7 +22,8 @@ import numpy as np
 from scipy.special import logsumexp
 
 from harmonization.errors import DesignError, HarmonizationError, TableError
-from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.harmonizer import Harmonizer
+from harmonization.protocol import Array, SiteTable, State, Sums
 
 Prior = Literal["parametric", "nonparametric", "none"]
 
@@ -95,11 +96,13 @@ def solve_within(W: Array, V: Array, n: float, mean: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class SiteEffect:
+class SiteEffect(State):
     """One site's shift and scale, in units of the pooled sd: gamma [p] and delta [p] (a variance)."""
 
     gamma: Array
     delta: Array
+
+    done: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -193,8 +196,19 @@ class ComBatModel(State):
 
 
 @dataclass(frozen=True)
-class ComBat(Analysis):
-    """ComBat as an analysis of one round; the final state is a `ComBatModel`."""
+class ComBat(Harmonizer):
+    """ComBat as an analysis of one round; the final state is a `ComBatModel`.
+
+    Parameters
+    ----------
+    prior : {"parametric", "nonparametric", "none"}
+        How site effects are shrunk.
+    mean_only : bool
+        Remove shifts and leave scales.
+    """
+
+    prior: Prior = "parametric"
+    mean_only: bool = False
 
     name: ClassVar[str] = "combat"
     states: ClassVar[tuple[type[State], ...]] = (ComBatModel,)
@@ -204,6 +218,12 @@ class ComBat(Analysis):
 
     def solve(self, total: Sums, state: State | None) -> ComBatModel:
         return solve(total)
+
+    def estimate(self, model: ComBatModel, table: SiteTable) -> SiteEffect:
+        return model.site_effect(table.features, table.design, prior=self.prior, mean_only=self.mean_only)
+
+    def apply(self, model: ComBatModel, table: SiteTable, effect: SiteEffect) -> Array:
+        return model.remove(table.features, table.design, effect)
 
 
 class ComBatHarmonizer:

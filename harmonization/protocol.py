@@ -5,7 +5,7 @@ The same two functions run on pooled tables and in a federation, so both give th
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -15,6 +15,9 @@ from harmonization.errors import HarmonizationError, TableError
 
 Array = NDArray[np.float64]
 Sums = dict[str, Array]
+
+_BY_ROW = ("features", "covariates", "target", "second", "participant")
+"""Fields of a table that have one entry a row."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,18 @@ class SiteTable:
         The other view in a canonical correlation, [n, r].
     loadings : numpy.ndarray, optional
         [p, k]: cross-validated analyses see features through them, once these are harmonized.
+    site : str
+        Name of the site, for analyses that treat sites apart; the study's list of names is public.
+    participant : numpy.ndarray, optional
+        Whose row each is, [n] integers, where participants have several; None if each row is another's.
     seed : int
         The site's own, for folds and permutations. It never leaves the site.
     min_group : int
         Fewest rows that a part of the sums may stand for: the site's rule.
     frames : bool
         The rows are the frames of one recording, in order, and not participants; NaN where a parcel is missing.
+    incomplete : bool
+        Features may hold NaN, for analyses that count each feature's rows.
     """
 
     features: Array
@@ -46,20 +55,24 @@ class SiteTable:
     target: Array | None = None
     second: Array | None = None
     loadings: Array | None = None
+    site: str = ""
+    participant: NDArray[np.int64] | None = None
     seed: int = 0
     min_group: int = 1
     frames: bool = False
+    incomplete: bool = False
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or not len(self.features):
             raise TableError(f"features have shape {self.features.shape}; expected [n, p] with n of at least 1.")
-        for name in ("features", "covariates", "target", "second"):
+        for name in _BY_ROW:
             values = getattr(self, name)
             if values is None:
                 continue
             if len(values) != len(self.features):
                 raise TableError(f"{name} has {len(values)} rows; expected {len(self.features)}, as features have.")
-            if np.isinf(values).any() or (np.isnan(values).any() and not self.frames):
+            may_lack = self.frames or (self.incomplete and name == "features")
+            if np.isinf(values).any() or (np.isnan(values).any() and not may_lack):
                 raise TableError(f"{name} holds NaN or infinite values. Leave those participants out.")
 
     @property
@@ -71,12 +84,22 @@ class SiteTable:
         """Covariates, or a matrix [n, 0] where there are none."""
         return np.empty((self.n, 0)) if self.covariates is None else self.covariates
 
+    def take(self, rows: NDArray[Any]) -> Self:
+        """Return the table of some rows: their indices, or a mask [n]."""
+        taken: dict[str, Any] = {name: values[rows] for name in _BY_ROW if (values := getattr(self, name)) is not None}
+        return replace(self, **taken)
+
 
 @dataclass(frozen=True)
 class State:
     """What the coordinator tells the sites after a round: a dataclass of arrays and numbers."""
 
     done: ClassVar[bool] = False
+
+    @property
+    def kind(self) -> str:
+        """Name of the state on the wire, which `Analysis.read_state` understands."""
+        return type(self).__name__
 
     def to_arrays(self) -> Sums:
         """Return the fields as arrays; numbers become arrays of no dimension."""
@@ -119,7 +142,7 @@ class Analysis(ABC):
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
     def read_state(self, kind: str, arrays: Mapping[str, NDArray[Any]]) -> State:
-        """Rebuild a state from its class's name and its arrays."""
+        """Rebuild a state from its kind and its arrays."""
         for state in self.states:
             if state.__name__ == kind:
                 return state.from_arrays(arrays)

@@ -66,7 +66,7 @@ def _request(
             analysis=tasks[name].analysis.name,
             parameters=tasks[name].analysis.parameters(),
             table=tasks[name].table,
-            state=type(states[name]).__name__ if name in states else None,
+            state=states[name].kind if name in states else None,
         )
         for name in names
     }

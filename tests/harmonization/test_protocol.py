@@ -15,6 +15,7 @@ from harmonization import (
     SiteTable,
     SiteVariance,
     TableError,
+    Unharmonized,
     add_sums,
     make_analysis,
     run_pooled,
@@ -31,6 +32,7 @@ EVERY = [
     SecondMoments(4),
     SiteClassification(combat=True, permutations=5),
     SiteVariance(),
+    Unharmonized(),
 ]
 
 
@@ -54,7 +56,7 @@ def test_the_wire_changes_nothing(analysis):
     while state is None or not state.done:
         total = add_sums([over_the_wire.summarize(table, state) for table in tables()])
         solved = analysis.solve(total, state)
-        state = over_the_wire.read_state(type(solved).__name__, solved.to_arrays())
+        state = over_the_wire.read_state(solved.kind, solved.to_arrays())
         assert type(state) is type(solved)
 
     expected = run_pooled(analysis, tables()).to_arrays()
