@@ -224,6 +224,7 @@ def _summarize(site: Site, request: SummarizeRequest) -> Answer:
         if isinstance(job.table, FrameSpec) and job.table.atlas != site.cohort.atlas.name:
             continue
         analysis = make_analysis(job.analysis, job.parameters)
+        site.policy.permit(request.study, analysis.asks_for)
         if isinstance(analysis, SecondMoments) and isinstance(job.table, FrameSpec):
             # Lags that only some recordings are long enough for would tell those apart.
             longest = check_settings(job.table.window, WindowConfig, "the study's window").n_frames

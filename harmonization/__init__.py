@@ -11,7 +11,8 @@ from harmonization.projection import Projection
 from harmonization.protocol import Analysis, SiteTable, State, add_sums, run_pooled
 from harmonization.quantiles import Quantiles
 from harmonization.residualization import Residualization
-from harmonization.site_effects import SiteClassification, SiteVariance
+from harmonization.site_classification import SiteClassification
+from harmonization.site_effects import SiteVariance
 
 #: Every analysis that can be asked for by name, in a study or a site's policy.
 ANALYSES: dict[str, type[Analysis]] = {

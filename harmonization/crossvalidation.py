@@ -1,138 +1,183 @@
-"""Cross-validation inside the sites, with ComBat fitted on the training folds alone.
+"""Cross-validation without leakage: sites are made alike from the training rows alone, then others are scored.
 
-Each site deals its participants into folds with its own seed. A round sums, for every fold left out, over the
-participants of the other folds: no held-out row touches the ComBat or the probe that is tried on it. Loadings, where a
-table has them, were found without covariates or targets, on everybody.
+Either each site deals its participants into folds with its own seed, or whole sites are left out in turn. Rounds first
+fit a harmonization for each part left out, over the rows of the other parts; then an analysis takes its own rounds over
+rows that are harmonized so. No held-out row touches the harmonization or the probe that is tried on it. Loadings, where
+a table has them, were found without covariates or targets, on everybody.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonization import combat
-from harmonization.combat import ComBatModel, Prior
 from harmonization.errors import SmallGroupError, TableError
+from harmonization.harmonizer import Harmonizer
+from harmonization.methods import make_harmonizer
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
-
-AnyFits = TypeVar("AnyFits", bound="Moments")
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One site's rows with one fold left out: harmonized features, and which rows train."""
+    """One site's rows with one part left out.
+
+    Attributes
+    ----------
+    features : numpy.ndarray
+        [n, k], as the training rows harmonize them, seen through the table's loadings.
+    training : numpy.ndarray
+        [n] bool: rows that may be learned from; none where the site as a whole is left out.
+    """
 
     features: Array
     training: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Moments(State):
-    """First round: what the training rows of each of K folds have in common.
+class Progress(State):
+    """Where a cross-validation stands.
 
     Attributes
     ----------
-    n : numpy.ndarray
-        [K], training participants.
-    mean : numpy.ndarray
-        [K, k], of the features as the analysis sees them.
-    target_mean : numpy.ndarray
-        [K, m].
-    coefficients, grand_mean, pooled_variance : numpy.ndarray
-        [K, q, p], [K, p], [K, p] of the covariates' effects and ComBat; empty ([0, ...]) where neither is needed.
+    models : tuple of State or None
+        Harmonization of each part left out, as far as it is.
+    own : State or None
+        What the analysis itself found since.
     """
 
-    n: Array
-    mean: Array
-    target_mean: Array
-    coefficients: Array
-    grand_mean: Array
-    pooled_variance: Array
+    models: tuple[State | None, ...]
+    own: State | None = None
 
-    def fitted(self, kind: type[AnyFits], **values: Array) -> AnyFits:
-        """Return the state after the second round: these moments, and `values` that were fitted."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return kind(**{**own, **values})
+    @property
+    def harmonized(self) -> bool:
+        """Whether every harmonization is done."""
+        return all(model is not None and model.done for model in self.models)
 
-    def combat_of(self, fold: int) -> ComBatModel | None:
-        """ComBat of the training rows with `fold` left out, if there is one."""
-        if not len(self.grand_mean):
-            return None
-        return ComBatModel(
-            self.coefficients[fold], self.grand_mean[fold], self.pooled_variance[fold], float(self.n[fold])
-        )
+    @property
+    def kind(self) -> str:
+        return "|".join("" if state is None else state.kind for state in (*self.models, self.own))
+
+    def to_arrays(self) -> Sums:
+        named = {**{str(fold): model for fold, model in enumerate(self.models)}, "own": self.own}
+        return {
+            f"{part}/{name}": values
+            for part, state in named.items()
+            if state is not None
+            for name, values in state.to_arrays().items()
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        raise NotImplementedError("only `CrossValidation.read_state` knows the kinds of its parts")
 
 
 @dataclass(frozen=True)
 class CrossValidation(Analysis):
-    """Rounds that every cross-validated analysis shares: moments, then a fit, then scores.
+    """What every cross-validated analysis shares.
 
     Parameters
     ----------
     n_folds : int
         Folds, dealt within each site.
-    combat : bool
-        Whether to harmonize, with the table's covariates kept, by ComBat fitted on the training folds.
-    prior : {"parametric", "nonparametric", "none"}
-        ComBat's prior.
+    sites : sequence of str
+        Names of all sites, to leave out whole sites in turn instead; empty for folds. A site that is left out is
+        harmonized as a new one, from all its own rows. The sums without a site show that site's by subtraction.
+    method : str
+        How sites are made alike, a name of `harmonization.METHODS`.
+    options : dict
+        Options of the method.
     """
 
     n_folds: int = 5
-    combat: bool = False
-    prior: Prior = "parametric"
-
-    removes_covariates: ClassVar[bool] = False
-
-    @abstractmethod
-    def summarize_training(self, table: SiteTable, moments: Moments, folds: list[Fold]) -> Sums:
-        """Sums over each fold's training rows."""
+    sites: tuple[str, ...] = ()
+    method: str = "none"
+    options: dict[str, Any] = field(default_factory=dict)
 
     @abstractmethod
-    def fit(self, total: Sums, moments: Moments) -> Moments:
-        """Models of each fold: a subclass of `Moments` that carries them along."""
+    def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
+        """At a site: sums of this round, over harmonized rows; `own` is None in the analysis' first round."""
 
     @abstractmethod
-    def summarize_scores(self, table: SiteTable, fitted: Any, folds: list[Fold]) -> Sums:
-        """Scores of the held-out rows."""
+    def solve_folds(self, total: Sums, own: State | None) -> State:
+        """At the coordinator: the analysis' next state, or its answer."""
 
-    @abstractmethod
-    def score(self, total: Sums, fitted: Any) -> State:
-        """Final answer."""
+    @property
+    def n_parts(self) -> int:
+        """How many parts are left out in turn, K."""
+        return len(self.sites) or self.n_folds
+
+    @property
+    def harmonizer(self) -> Harmonizer:
+        """The method, ready to use."""
+        return make_harmonizer(self.method, self.options)
+
+    @property
+    def asks_for(self) -> tuple[str, ...]:
+        names = (self.name,) if self.method == "none" else (self.name, self.method)
+        return (*names, "leave_one_site_out") if self.sites else names
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        if not isinstance(state, Moments):
-            return self._summarize_moments(table)
-        folds = list(self._folds(table, state))
-        if type(state) is Moments:
-            return self.summarize_training(table, state, folds)
-        return self.summarize_scores(table, state, folds)
+        if state is None:
+            self._check(table)
+        progress = self._progress(state)
+        if progress.harmonized:
+            return self.summarize_folds(table, list(self._folds(table, progress)), progress.own)
+        left_out, harmonizer = self.deal(table), self.harmonizer
+        sums: Sums = {}
+        for fold, model in enumerate(progress.models):
+            if model is None or not model.done:
+                part = _sum_over(left_out != fold, table, lambda rows, model=model: harmonizer.summarize(rows, model))
+                sums |= {f"{fold}/{name}": values for name, values in part.items()}
+        return sums
 
     def solve(self, total: Sums, state: State | None) -> State:
-        if not isinstance(state, Moments):
-            return self._solve_moments(total)
-        if type(state) is Moments:
-            return self.fit(total, state)
-        return self.score(total, state)
+        progress = self._progress(state)
+        if progress.harmonized:
+            own = self.solve_folds(total, progress.own)
+            return own if own.done else Progress(progress.models, own)
+        harmonizer = self.harmonizer
+        return Progress(
+            tuple(
+                model if model is not None and model.done else harmonizer.solve(_part(total, str(fold)), model)
+                for fold, model in enumerate(progress.models)
+            )
+        )
 
-    def adjusted(self, harmonized: Array, table: SiteTable, model: ComBatModel) -> Array:
-        """Return harmonized features [n, p] as the analysis wants them: here, as they are."""
-        return harmonized
-
-    def _models_covariates(self, n_columns: int) -> bool:
-        """Whether the rounds need the effects of the covariates: for ComBat, or to take them out."""
-        return self.combat or (self.removes_covariates and n_columns > 0)
+    def read_state(self, kind: str, arrays: Mapping[str, NDArray[Any]]) -> State:
+        if "|" not in kind:
+            return super().read_state(kind, arrays)
+        *models, own = kind.split("|")
+        harmonizer = self.harmonizer
+        return Progress(
+            tuple(
+                harmonizer.read_state(model, _part(arrays, str(fold))) if model else None
+                for fold, model in enumerate(models)
+            ),
+            super().read_state(own, _part(arrays, "own")) if own else None,
+        )
 
     def deal(self, table: SiteTable) -> NDArray[np.int64]:
-        """Fold of each row, balanced within the site, from the site's own seed."""
+        """Part [n] that each row belongs to: its site's, or a fold, balanced within the site, from its own seed."""
+        if self.sites:
+            if table.site not in self.sites:
+                raise TableError("a site is not among those that are left out in turn. Name all sites.")
+            return np.full(table.n, list(self.sites).index(table.site))
         order = np.random.default_rng([table.seed, 0]).permutation(table.n)
         folds = np.empty(table.n, dtype=np.int64)
         folds[order] = np.arange(table.n) % self.n_folds
         return folds
 
-    def _summarize_moments(self, table: SiteTable) -> Sums:
+    def _progress(self, state: State | None) -> Progress:
+        if isinstance(state, Progress):
+            return state
+        return Progress((self.harmonizer.initial(),) * self.n_parts)
+
+    def _check(self, table: SiteTable) -> None:
+        if self.sites:
+            return
         if table.n < self.n_folds:
             raise TableError(f"a site has {table.n} participants for {self.n_folds} folds. Use fewer folds.")
         if table.n // self.n_folds < table.min_group:  # the sums with one fold left out give that fold's by subtraction
@@ -140,51 +185,54 @@ class CrossValidation(Analysis):
                 f"{table.n} participants in {self.n_folds} folds are fewer than {table.min_group} in each. "
                 "Use fewer folds."
             )
-        target, folds = target_of(table), self.deal(table)
-        parts = []
-        for fold in range(self.n_folds):
-            rows = folds != fold
-            sums = combat.summarize(table.features[rows], table.design[rows])
-            if not self._models_covariates(table.design.shape[1]):
-                sums = {name: sums[name] for name in ("n", "feature_sum")}
-            if table.loadings is not None:
-                sums["seen_sum"] = sums["feature_sum"] @ table.loadings
-            parts.append({**sums, "target_sum": target[rows].sum(axis=0)})
-        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
-    def _solve_moments(self, total: Sums) -> Moments:
-        n = total["n"]
-        if self._models_covariates(total["W"].shape[-1] if "W" in total else 0):
-            models = [
-                combat.solve({name: values[fold] for name, values in total.items()}) for fold in range(self.n_folds)
-            ]
-            shared = [
-                np.stack([getattr(model, name) for model in models])
-                for name in ("coefficients", "grand_mean", "pooled_variance")
-            ]
-        else:
-            shared = [np.empty((0, 0, 0)), np.empty((0, 0)), np.empty((0, 0))]
-        seen = total.get("seen_sum", total["feature_sum"])
-        return Moments(n, seen / n[:, None], total["target_sum"] / n[:, None], *shared)
-
-    def _folds(self, table: SiteTable, moments: Moments) -> Iterator[Fold]:
-        """Yield the site's rows as each fold's training rows would harmonize them."""
-        folds = self.deal(table)
-        for fold in range(self.n_folds):
-            training = folds != fold
-            model = moments.combat_of(fold)
-            if model is None:
-                yield Fold(_seen(table.features, table), training)
-            else:
-                harmonized = table.features
-                if self.combat:
-                    effect = model.site_effect(table.features[training], table.design[training], prior=self.prior)
-                    harmonized = model.remove(table.features, table.design, effect)
-                yield Fold(_seen(self.adjusted(harmonized, table, model), table), training)
+    def _folds(self, table: SiteTable, progress: Progress) -> Iterator[Fold]:
+        """Yield the site's rows as each part's training rows harmonize them."""
+        left_out, harmonizer = self.deal(table), self.harmonizer
+        for fold, model in enumerate(progress.models):
+            training = left_out != fold
+            assert model is not None, "the harmonization is done"
+            # A site that is left out as a whole is a new one: all it can learn its own effect from are its own rows.
+            effect = harmonizer.estimate(model, table.take(training) if training.any() else table)
+            features = harmonizer.apply(model, table, effect)
+            yield Fold(features if table.loadings is None else features @ table.loadings, training)
 
 
-def _seen(features: Array, table: SiteTable) -> Array:
-    return features if table.loadings is None else features @ table.loadings
+@dataclass(frozen=True)
+class Centres(State):
+    """First round of an analysis: what the training rows have in common with each of K parts left out.
+
+    Attributes
+    ----------
+    n : numpy.ndarray
+        [K], training rows.
+    mean : numpy.ndarray
+        [K, k], of the features.
+    target_mean : numpy.ndarray
+        [K, m].
+    """
+
+    n: Array
+    mean: Array
+    target_mean: Array
+
+
+def summarize_centres(table: SiteTable, folds: list[Fold]) -> Sums:
+    """Return the sums that `solve_centres` needs."""
+    target = target_of(table)
+    return {
+        "n": np.array([float(fold.training.sum()) for fold in folds]),
+        "feature_sum": np.stack([fold.features[fold.training].sum(axis=0) for fold in folds]),
+        "target_sum": np.stack([target[fold.training].sum(axis=0) for fold in folds]),
+    }
+
+
+def solve_centres(total: Sums) -> Centres:
+    """Return the means over the training rows of all sites."""
+    n = total["n"]
+    if (n < 1).any():
+        raise TableError("nobody is left to learn from when one part is left out. Use more sites, or folds.")
+    return Centres(n, total["feature_sum"] / n[:, None], total["target_sum"] / n[:, None])
 
 
 def target_of(table: SiteTable) -> Array:
@@ -198,3 +246,14 @@ def target_of(table: SiteTable) -> Array:
     if table.target is None:
         raise TableError("the table has no target. Name what to predict.")
     return table.target.reshape(table.n, -1)
+
+
+def _sum_over(rows: NDArray[np.bool_], table: SiteTable, summarize: Callable[[SiteTable], Sums]) -> Sums:
+    """Sums over some rows of a table; zeros of the same shapes where there are none."""
+    if rows.any():
+        return summarize(table.take(rows))
+    return {name: np.zeros_like(values) for name, values in summarize(table).items()}
+
+
+def _part(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(f"{part}/"): values for name, values in arrays.items() if name.startswith(f"{part}/")}

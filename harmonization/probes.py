@@ -6,7 +6,14 @@ from typing import ClassVar
 import numpy as np
 from scipy.linalg import eigh
 
-from harmonization.crossvalidation import CrossValidation, Fold, Moments, target_of
+from harmonization.crossvalidation import (
+    Centres,
+    CrossValidation,
+    Fold,
+    solve_centres,
+    summarize_centres,
+    target_of,
+)
 from harmonization.errors import HarmonizationError
 from harmonization.projection import Centre
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
@@ -85,13 +92,13 @@ class RidgeRegression(Analysis):
 
 
 @dataclass(frozen=True)
-class RidgeFits(Moments):
-    """Second round: a ridge regression for each fold left out.
+class RidgeFits(Centres):
+    """Second round: a ridge regression for each part left out.
 
     Attributes
     ----------
     coef : numpy.ndarray
-        [K, p].
+        [K, k].
     alpha : numpy.ndarray
         [K], the penalties that were chosen.
     """
@@ -142,38 +149,55 @@ class CrossValidatedRidge(CrossValidation):
     alphas: tuple[float, ...] = ALPHAS
 
     name: ClassVar[str] = "cross_validated_ridge"
-    states: ClassVar[tuple[type[State], ...]] = (Moments, RidgeFits, ProbeScores)
+    states: ClassVar[tuple[type[State], ...]] = (Centres, RidgeFits, ProbeScores)
 
-    def summarize_training(self, table: SiteTable, moments: Moments, folds: list[Fold]) -> Sums:
+    def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
+        if isinstance(own, RidgeFits):
+            return self._summarize_errors(table, folds, own)
+        if isinstance(own, Centres):
+            return self._summarize_products(table, folds, own)
+        return summarize_centres(table, folds)
+
+    def solve_folds(self, total: Sums, own: State | None) -> State:
+        if isinstance(own, RidgeFits):
+            return self._score(total, own)
+        if isinstance(own, Centres):
+            return self._fit(total, own)
+        return solve_centres(total)
+
+    def _summarize_products(self, table: SiteTable, folds: list[Fold], centres: Centres) -> Sums:
+        """Cross-products of the training rows about their means."""
         target = target_of(table)
         parts = []
         for index, fold in enumerate(folds):
-            x = fold.features[fold.training] - moments.mean[index]
-            y = target[fold.training, 0] - moments.target_mean[index, 0]
-            parts.append({"X": x.sum(axis=0), "XX": x.T @ x, "Xy": x.T @ y, "yy": np.array(y @ y)})
+            x = fold.features[fold.training] - centres.mean[index]
+            y = target[fold.training, 0] - centres.target_mean[index, 0]
+            parts.append({"XX": x.T @ x, "Xy": x.T @ y, "yy": np.array(y @ y)})
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
-    def fit(self, total: Sums, moments: Moments) -> RidgeFits:
-        coefs, alphas = [], []
-        for fold, n in enumerate(moments.n):
-            # Harmonization moves the mean a little away from where the sums were centred.
-            shift = total["X"][fold] / n
-            XX = total["XX"][fold] - n * np.outer(shift, shift)
-            coef, alpha = self._choose(XX, total["Xy"][fold], float(total["yy"][fold]), float(n))
-            coefs.append(coef)
-            alphas.append(alpha)
-        mean = moments.mean + total["X"] / moments.n[:, None]
-        return moments.fitted(RidgeFits, mean=mean, coef=np.stack(coefs), alpha=np.array(alphas))
+    def _fit(self, total: Sums, centres: Centres) -> RidgeFits:
+        fits = [
+            self._choose(total["XX"][fold], total["Xy"][fold], float(total["yy"][fold]), float(n))
+            for fold, n in enumerate(centres.n)
+        ]
+        return RidgeFits(
+            centres.n,
+            centres.mean,
+            centres.target_mean,
+            coef=np.stack([coef for coef, _ in fits]),
+            alpha=np.array([alpha for _, alpha in fits]),
+        )
 
-    def summarize_scores(self, table: SiteTable, fitted: RidgeFits, folds: list[Fold]) -> Sums:
+    def _summarize_errors(self, table: SiteTable, folds: list[Fold], fits: RidgeFits) -> Sums:
+        """Errors of the rows that were left out."""
         target = target_of(table)[:, 0]
         predicted = np.empty(table.n)
         for index, fold in enumerate(folds):
             held_out = ~fold.training
-            centred = fold.features[held_out] - fitted.mean[index]
-            predicted[held_out] = centred @ fitted.coef[index] + fitted.target_mean[index, 0]
+            centred = fold.features[held_out] - fits.mean[index]
+            predicted[held_out] = centred @ fits.coef[index] + fits.target_mean[index, 0]
         error = target - predicted
-        centred_target = target - fitted.target_mean[:, 0].mean()
+        centred_target = target - fits.target_mean[:, 0].mean()
         return {
             "n": np.array(float(table.n)),
             "squared_error": np.array(error @ error),
@@ -182,7 +206,7 @@ class CrossValidatedRidge(CrossValidation):
             "target_squares": np.array(centred_target @ centred_target),
         }
 
-    def score(self, total: Sums, fitted: RidgeFits) -> ProbeScores:
+    def _score(self, total: Sums, fits: RidgeFits) -> ProbeScores:
         n = float(total["n"])
         spread = float(total["target_squares"] - total["target"] ** 2 / n)
         if spread <= 0:
@@ -192,7 +216,7 @@ class CrossValidatedRidge(CrossValidation):
             mean_absolute_error=float(total["absolute_error"]) / n,
             root_mean_squared_error=float(np.sqrt(total["squared_error"] / n)),
             n=n,
-            alpha=fitted.alpha,
+            alpha=fits.alpha,
         )
 
     def _choose(self, XX: Array, Xy: Array, yy: float, n: float) -> tuple[Array, float]:

@@ -137,6 +137,11 @@ class Analysis(ABC):
     def solve(self, total: Sums, state: State | None) -> State:
         """At the coordinator: the next state from the sum over all sites; the last one is `done`."""
 
+    @property
+    def asks_for(self) -> tuple[str, ...]:
+        """Names that a site's policy must allow."""
+        return (self.name,)
+
     def parameters(self) -> dict[str, Any]:
         """Return the parameters, JSON-able."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]

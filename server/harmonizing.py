@@ -164,13 +164,14 @@ class Harmonizing:
         ComBat works on the features themselves, and the probes look at them through the components of the raw ones.
         """
         analyses, with_kept = self.study.analyses, self.kept.to_json()
+        prior = {"prior": self.study.harmonization.prior}
         tasks = {f"{features}/eta": Task(SiteVariance(), TableSpec(features=features, complete=with_kept))}
         variants: dict[str, tuple[bool, list[dict[str, Any]]]] = {"raw": (False, with_kept)}
         if self.combat:
             variants |= {"harmonized": (True, with_kept), "control": (True, [])}
             tasks[f"{features}/combat"] = Task(ComBat(), TableSpec(features=features, covariates=with_kept))
         for variant, (combat, covariates) in variants.items():
-            options = {"n_folds": analyses.folds, "combat": combat, "prior": self.study.harmonization.prior}
+            options = {"n_folds": analyses.folds, **({"method": "combat", "options": prior} if combat else {})}
             table = TableSpec(
                 features=features, through=f"{features}.components", covariates=covariates, complete=with_kept
             )

@@ -36,7 +36,7 @@ def test_ridge_of_two_targets_equals_two_ridges(five_sites):
 
 @pytest.mark.parametrize("combat", [False, True])
 def test_cross_validated_ridge_equals_a_loop_over_pooled_rows(five_sites, combat):
-    analysis = CrossValidatedRidge(n_folds=4, combat=combat, alphas=(3.0,))
+    analysis = CrossValidatedRidge(n_folds=4, method="combat" if combat else "none", alphas=(3.0,))
     folds = np.concatenate([analysis.deal(table) for table in five_sites.tables])
     predicted = np.empty(len(folds))
     for fold in range(4):
@@ -63,8 +63,10 @@ def test_loadings_are_read_after_harmonization(five_sites):
     beforehand = [SiteTable(t.features @ loadings, t.covariates, t.target, seed=t.seed) for t in five_sites.tables]
 
     raw = [run_pooled(CrossValidatedRidge(), tables).r2 for tables in (through, beforehand)]
-    plain = [run_pooled(CrossValidatedRidge(combat=True, prior="none"), t).r2 for t in (through, beforehand)]
-    shrunk = [run_pooled(CrossValidatedRidge(combat=True), tables).r2 for tables in (through, beforehand)]
+    plain = [
+        run_pooled(CrossValidatedRidge(method="combat", options={"prior": "none"}), t).r2 for t in (through, beforehand)
+    ]
+    shrunk = [run_pooled(CrossValidatedRidge(method="combat"), tables).r2 for tables in (through, beforehand)]
 
     assert raw[0] == pytest.approx(raw[1], abs=1e-12)
     # Scales differ between the 40 features and their 6 mixtures: after ComBat the two orders are two analyses.

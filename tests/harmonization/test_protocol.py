@@ -24,13 +24,13 @@ from tests.support.sites import make_sites
 
 EVERY = [
     ComBat(),
-    CrossValidatedRidge(combat=True),
+    CrossValidatedRidge(method="combat"),
     Projection(5),
     Quantiles((0.25, 0.5)),
     Residualization(),
     RidgeRegression(2.0),
     SecondMoments(4),
-    SiteClassification(combat=True, permutations=5),
+    SiteClassification(method="combat", permutations=5),
     SiteVariance(),
     Unharmonized(),
 ]

@@ -159,8 +159,8 @@ def test_the_federated_path_equals_run_pooled(finished_run):
         SiteTable(values(t), c, t["age"].to_numpy(), loadings=loadings, seed=seed)
         for t, c, seed in zip(raw, design, seeds, strict=True)
     ]
-    for variant, combat in (("raw", False), ("harmonized", True)):
-        expected = run_pooled(CrossValidatedRidge(n_folds=3, combat=combat), tables)
+    for variant, method in (("raw", "none"), ("harmonized", "combat")):
+        expected = run_pooled(CrossValidatedRidge(n_folds=3, method=method), tables)
         assert summary["probes"]["embedding"]["age"][variant]["r2"] == pytest.approx(expected.r2, rel=1e-9)
 
 

@@ -1,0 +1,101 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from harmonization import CrossValidatedRidge, SiteClassification, SiteTable, add_sums, run_pooled
+from harmonization.errors import SmallGroupError
+from tests.support.sites import Sites, make_sites
+
+
+def labelled(sites: Sites, covariates: bool = True) -> list[SiteTable]:
+    """Tables whose target is the one-hot site."""
+    one_hot = np.eye(sites.site.max() + 1)[sites.site]
+    return [
+        SiteTable(t.features, t.covariates if covariates else None, one_hot[sites.site == number], seed=t.seed)
+        for number, t in enumerate(sites.tables)
+    ]
+
+
+def test_classifier_equals_discriminant_analysis_of_scikit_learn(five_sites):
+    analysis = SiteClassification(n_folds=3, shrinkage=1e-9, permutations=0)
+    folds = np.concatenate([analysis.deal(table) for table in five_sites.tables])
+    predicted = np.empty(len(folds), dtype=int)
+    for fold in range(3):
+        train = folds != fold
+        model = LinearDiscriminantAnalysis(solver="svd", priors=np.full(5, 0.2))
+        predicted[~train] = model.fit(five_sites.features[train], five_sites.site[train]).predict(
+            five_sites.features[~train]
+        )
+    expected = np.mean([(predicted == number)[five_sites.site == number].mean() for number in range(5)])
+
+    assert run_pooled(analysis, labelled(five_sites)).balanced_accuracy == pytest.approx(expected)
+
+
+def test_permuted_labels_are_recognised_by_chance_alone():
+    sites = make_sites((60, 90, 150), 20)
+
+    result = run_pooled(SiteClassification(permutations=60), labelled(sites))
+
+    assert result.balanced_accuracy > 0.9
+    assert result.p_value == pytest.approx(1 / 61)
+    assert result.null_mean == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_combat_on_training_folds_takes_site_and_leaves_age():
+    sites = make_sites((70, 60, 80, 50), 30, seed=4)
+
+    def accuracy(covariates: bool = True, **options: str):
+        return run_pooled(SiteClassification(**options), labelled(sites, covariates))
+
+    def age_r2(covariates: bool = True, **options: str) -> float:
+        tables = [SiteTable(t.features, t.covariates if covariates else None, t.target) for t in sites.tables]
+        return run_pooled(CrossValidatedRidge(**options), tables).r2
+
+    raw, harmonized = accuracy(), accuracy(method="combat")
+    assert raw.balanced_accuracy > 0.9
+    assert raw.p_value < 0.05
+    # Age differs between sites and is kept, so a site is not recognised better than its people's age allows.
+    without_age = accuracy(covariates=False, method="combat")
+    assert without_age.balanced_accuracy < without_age.null_95
+    assert harmonized.balanced_accuracy < raw.balanced_accuracy / 1.5
+    assert age_r2(method="combat") > age_r2() - 0.02
+    assert age_r2(covariates=False, method="combat") < age_r2(method="combat") / 2
+
+
+def test_people_of_another_age_are_not_another_site():
+    """Without a scanner effect age alone sets sites apart; its estimate leaves a trace where N is small."""
+    sites = make_sites((70, 60, 80), 30, seed=3, site_effect=0.0)
+
+    def above_chance(covariates: bool, method: str) -> float:
+        analysis = SiteClassification(method=method, permutations=60)
+        result = run_pooled(analysis, labelled(sites, covariates))
+        return result.balanced_accuracy - result.null_mean
+
+    with_age = above_chance(covariates=False, method="none")
+    assert with_age > 0.25
+    assert above_chance(covariates=True, method="none") < with_age / 2
+    assert above_chance(covariates=True, method="combat") < with_age / 4
+
+
+def test_no_class_of_a_permuted_labeling_stands_for_few():
+    sites = make_sites((56, 34, 20), 6)
+    analysis = SiteClassification(permutations=100)
+    tables = [replace(table, min_group=4) for table in labelled(sites)]
+    moments = analysis.solve(add_sums([analysis.summarize(table, None) for table in tables]), None)
+
+    for table in tables:
+        counts = analysis.summarize(table, moments)["class_n"]  # [K, 1 + B, C]
+        withheld = analysis.summarize(replace(table, min_group=1), moments)["class_n"].sum(axis=2) - counts.sum(axis=2)
+        assert not ((counts > 0) & (counts < 4)).any()
+        assert not ((withheld > 0) & (withheld < 4)).any()
+    result = run_pooled(analysis, tables)
+    assert result.null_mean == pytest.approx(1 / 3, abs=0.04)
+
+
+def test_a_fold_stands_for_enough_people():
+    tables = [replace(table, min_group=10) for table in labelled(make_sites((60, 49), 4))]
+
+    with pytest.raises(SmallGroupError, match="49 participants in 5 folds are fewer than 10 in each"):
+        run_pooled(SiteClassification(permutations=0), tables)
