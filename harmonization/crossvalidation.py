@@ -7,7 +7,7 @@ a table has them, were found without covariates or targets, on everybody.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -129,7 +129,7 @@ class CrossValidation(Analysis):
         sums: Sums = {}
         for fold, model in enumerate(progress.models):
             if model is None or not model.done:
-                part = _sum_over(left_out != fold, table, lambda rows, model=model: harmonizer.summarize(rows, model))
+                part = _sum_over(harmonizer, model, table, left_out != fold)
                 sums |= {f"{fold}/{name}": values for name, values in part.items()}
         return sums
 
@@ -248,11 +248,11 @@ def target_of(table: SiteTable) -> Array:
     return table.target.reshape(table.n, -1)
 
 
-def _sum_over(rows: NDArray[np.bool_], table: SiteTable, summarize: Callable[[SiteTable], Sums]) -> Sums:
-    """Sums over some rows of a table; zeros of the same shapes where there are none."""
+def _sum_over(analysis: Analysis, state: State | None, table: SiteTable, rows: NDArray[np.bool_]) -> Sums:
+    """Sums of an analysis over some rows of a table; zeros of the same shapes where there are none."""
     if rows.any():
-        return summarize(table.take(rows))
-    return {name: np.zeros_like(values) for name, values in summarize(table).items()}
+        return analysis.summarize(table.take(rows), state)
+    return {name: np.zeros_like(values) for name, values in analysis.summarize(table, state).items()}
 
 
 def _part(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
