@@ -10,27 +10,32 @@ T = sum Y*Y. From their totals::
 
     beta = W^-1 V      alpha = mean(y) - mean(c) beta      sigma^2 = (T - sum_k V[k] beta[k]) / N
 
-gamma and delta stay at the site, which alone needs them, with their empirical-Bayes priors over its features. The
-answers equal those of neuroCombat on pooled data.
+gamma and delta stay at the site, which alone needs them, with their empirical-Bayes priors over its features
+(`empirical_bayes`). The answers equal those of neuroCombat on pooled data.
+
+Where values are missing, each feature has an n, W, V and T of its own, of the rows that have it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
-from scipy.special import logsumexp
 
-from harmonization.errors import DesignError, HarmonizationError, TableError
+from harmonization.centring import centred
+from harmonization.combat_model import ComBatModel as ComBatModel
+from harmonization.combat_model import SiteEffect as SiteEffect
+from harmonization.empirical_bayes import Prior as Prior
+from harmonization.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
+from harmonization.harmonizers import PooledHarmonizer, site_name
 from harmonization.protocol import Array, SiteTable, State, Sums
 
-Prior = Literal["parametric", "nonparametric", "none"]
+Missing = Literal["refuse", "complete", "per_feature"]
 
-_TOLERANCE = 1e-4
-"""Stop rule of the empirical-Bayes iteration, neuroCombat's."""
-_BLOCK = 512
-"""Features a block of the non-parametric prior, which compares all pairs."""
+_MOST_COVARIATES = 0.33
+"""Columns of the design for each row, at most."""
+_EXPLAINED = 1e-13
+"""Share of a feature's sum of squares within sites that is only rounding once covariates are taken out."""
 
 
 def summarize(features: Array, covariates: Array) -> Sums:
@@ -48,8 +53,7 @@ def summarize(features: Array, covariates: Array) -> Sums:
     dict
         n, feature_sum [p], covariate_sum [q], W [q, q], V [q, p], T [p]; W, V and T about the site's means.
     """
-    y = features - features.mean(axis=0)
-    c = covariates - covariates.mean(axis=0)
+    y, c = centred(features), centred(covariates)
     return {
         "n": np.array(float(len(features))),
         "feature_sum": features.sum(axis=0),
@@ -60,23 +64,115 @@ def summarize(features: Array, covariates: Array) -> Sums:
     }
 
 
-def solve(total: Sums) -> "ComBatModel":
-    """Estimate what all sites share from the total of their sums.
+def summarize_per_feature(features: Array, covariates: Array, min_group: int = 1) -> Sums:
+    """Return one site's sums, those of each feature over the rows that have it.
+
+    Parameters
+    ----------
+    features : numpy.ndarray
+        [n, p], NaN where missing.
+    covariates : numpy.ndarray
+        [n, q], complete.
+    min_group : int
+        Fewest rows that a sum, or the difference between those of two features, may stand for.
+
+    Returns
+    -------
+    dict
+        n, counts [p], feature_sum [p], covariate_sum [p, q], W [p, q, q], V [q, p], T [p].
+    """
+    (n, p), q = features.shape, covariates.shape[1]
+    patterns, which = np.unique(~np.isnan(features), axis=1, return_inverse=True)
+    _check_patterns(patterns, min_group)
+    sums = {
+        "n": np.array(float(n)),
+        "counts": np.zeros(p),
+        "feature_sum": np.zeros(p),
+        "covariate_sum": np.zeros((p, q)),
+        "W": np.zeros((p, q, q)),
+        "V": np.zeros((q, p)),
+        "T": np.zeros(p),
+    }
+    for number, present in enumerate(patterns.T):
+        rows, columns = np.flatnonzero(present), np.flatnonzero(which.ravel() == number)
+        if not len(rows):
+            continue
+        part = summarize(features[np.ix_(rows, columns)], covariates[rows])
+        sums["counts"][columns] = len(rows)
+        sums["V"][:, columns] = part["V"]
+        for name in ("feature_sum", "covariate_sum", "W", "T"):
+            sums[name][columns] = part[name]
+    return sums
+
+
+def _check_patterns(patterns: Array, min_group: int) -> None:
+    """Refuse patterns [n, K] of present rows that differ in few: so would their sums, by those rows' covariates."""
+    if min_group <= 1:
+        return
+    present = patterns.astype(np.float64)
+    sizes = present.sum(axis=0)
+    differing = sizes[:, None] + sizes - 2 * present.T @ present
+    smallest = min(sizes[sizes > 0].min(initial=np.inf), differing[~np.eye(len(sizes), dtype=bool)].min(initial=np.inf))
+    if smallest < min_group:
+        raise SmallGroupError(
+            f"sums per feature would single out {int(smallest)} participants, who have, or lack, a value that others "
+            f"do not; the site's rule is at least {min_group}. Use missing='complete'."
+        )
+
+
+def solve(total: Sums) -> ComBatModel:
+    """Estimate what all sites share from the total of their sums, which `summarize` or its like per feature made.
 
     Raises
     ------
     DesignError
-        If a covariate is constant inside every site, or covariates are collinear there.
+        If a covariate is constant inside every site, covariates are collinear there, they are more than a third of
+        the participants, or they leave a feature without variance.
     """
+    if "counts" in total:
+        return _solve_per_feature(total)
     n = float(total["n"])
-    mean = total["feature_sum"] / n
-    coefficients = solve_within(total["W"], total["V"], n, total["covariate_sum"] / n)
-    grand_mean = mean - total["covariate_sum"] / n @ coefficients
+    check_number_of_covariates(len(total["W"]), n)
+    covariate_mean = total["covariate_sum"] / n
+    coefficients = solve_within(total["W"], total["V"], n, covariate_mean)
+    grand_mean = total["feature_sum"] / n - covariate_mean @ coefficients
     residual = total["T"] - np.einsum("qp,qp->p", total["V"], coefficients)
-    # A feature that is constant inside every site leaves only the rounding error of its centring.
-    constant = total["T"] <= n * (1e-14 * np.abs(mean)) ** 2
-    variance = np.where(constant, 0.0, np.maximum(residual, 0.0) / n)
-    return ComBatModel(coefficients, grand_mean, variance, n)
+    explained = (residual <= _EXPLAINED * total["T"]) & (total["T"] > 0)
+    if explained.any():
+        raise DesignError(
+            f"feature {int(explained.argmax()) + 1} has no variance left inside the sites once covariates are taken "
+            "out. Leave it or a covariate out."
+        )
+    return ComBatModel(coefficients, grand_mean, residual / n, n)
+
+
+def _solve_per_feature(total: Sums) -> ComBatModel:
+    """Solve each feature by its own sums."""
+    models = []
+    for feature, count in enumerate(total["counts"]):
+        if not count:
+            raise TableError(f"feature {feature + 1} has no value at any site. Leave it out.")
+        own = {name: total[name][feature] for name in ("covariate_sum", "W")}
+        own |= {name: total[name][feature : feature + 1] for name in ("feature_sum", "T")}
+        try:
+            models.append(solve({"n": count, "V": total["V"][:, feature : feature + 1], **own}))
+        except DesignError as error:
+            raise DesignError(f"in the rows that have feature {feature + 1}, {error}") from None
+    return ComBatModel(
+        np.concatenate([model.coefficients for model in models], axis=1),
+        np.concatenate([model.grand_mean for model in models]),
+        np.concatenate([model.pooled_variance for model in models]),
+        float(total["n"]),
+    )
+
+
+def check_number_of_covariates(q: int, n: float) -> None:
+    """Refuse more than a third of a covariate column for each of `n` rows."""
+    if q > _MOST_COVARIATES * n:
+        raise DesignError(
+            f"{q} covariate columns are too many for {int(n)} rows; expected at most {_MOST_COVARIATES} of their "
+            "number. Leave some out."
+        )
 
 
 def solve_within(W: Array, V: Array, n: float, mean: Array) -> Array:
@@ -96,108 +192,16 @@ def solve_within(W: Array, V: Array, n: float, mean: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class SiteEffect(State):
-    """One site's shift and scale, in units of the pooled sd: gamma [p] and delta [p] (a variance)."""
-
-    gamma: Array
-    delta: Array
-
-    done: ClassVar[bool] = True
-
-
-@dataclass(frozen=True)
-class ComBatModel(State):
-    """What all sites share.
-
-    Attributes
-    ----------
-    coefficients : numpy.ndarray
-        [q, p], effects of the covariates.
-    grand_mean : numpy.ndarray
-        [p], where all covariates are 0.
-    pooled_variance : numpy.ndarray
-        [p], around site and covariates; 0 for features that are constant inside every site.
-    n : float
-        Participants.
-    """
+class CovariateEffects(State):
+    """With a reference site, what the first round tells: effects of the covariates [q, p], and participants."""
 
     coefficients: Array
-    grand_mean: Array
-    pooled_variance: Array
     n: float
-
-    done: ClassVar[bool] = True
-
-    def harmonize(
-        self, features: Array, covariates: Array, *, prior: Prior = "parametric", mean_only: bool = False
-    ) -> Array:
-        """Remove a site's shift and scale from its own rows.
-
-        Parameters
-        ----------
-        features : numpy.ndarray
-            [n, p], all rows of one site.
-        covariates : numpy.ndarray
-            [n, q]; their effects are kept.
-        prior : {"parametric", "nonparametric", "none"}
-            How the site's effects are shrunk towards their mean over features.
-        mean_only : bool
-            Remove the shift and leave the scale.
-
-        Returns
-        -------
-        numpy.ndarray
-            [n, p]. Features without pooled variance come back as they were.
-        """
-        effect = self.site_effect(features, covariates, prior=prior, mean_only=mean_only)
-        return self.remove(features, covariates, effect)
-
-    def site_effect(
-        self, features: Array, covariates: Array, *, prior: Prior = "parametric", mean_only: bool = False
-    ) -> SiteEffect:
-        """Estimate the effect of the site whose rows these are."""
-        n, varying = len(features), self.pooled_variance > 0
-        if n < 2 and not mean_only:
-            raise HarmonizationError("ComBat needs two participants at a site to know its scale. Use mean_only.")
-        if prior != "none" and varying.sum() < 2:
-            raise HarmonizationError("Empirical Bayes needs two varying features. Use prior='none'.")
-        z = self._standardize(features, covariates)[:, varying]
-        gamma_hat = z.mean(axis=0)
-        delta_hat = np.ones_like(gamma_hat) if mean_only else z.var(axis=0, ddof=1)
-        effect = SiteEffect(np.zeros(len(varying)), np.ones(len(varying)))
-        effect.gamma[varying], effect.delta[varying] = _shrink(gamma_hat, delta_hat, n, prior, mean_only)
-        # A feature that is constant at this site has no scale to remove.
-        effect.delta[effect.delta <= 0] = 1.0
-        return effect
-
-    def remove(self, features: Array, covariates: Array, effect: SiteEffect) -> Array:
-        """Remove a known effect from rows of that site, also from rows that did not estimate it."""
-        varying = self.pooled_variance > 0
-        z = self._standardize(features, covariates)
-        cleaned = (z - effect.gamma) / np.sqrt(effect.delta) * np.sqrt(self.pooled_variance) + self._expected(
-            covariates
-        )
-        result: Array = np.where(varying, cleaned, features)
-        return result
-
-    def _expected(self, covariates: Array) -> Array:
-        expected: Array = self.grand_mean + covariates @ self.coefficients
-        return expected
-
-    def _standardize(self, features: Array, covariates: Array) -> Array:
-        if features.shape[1] != len(self.grand_mean) or covariates.shape[1] != len(self.coefficients):
-            raise TableError(
-                f"features and covariates have {features.shape[1]} and {covariates.shape[1]} columns; this model was "
-                f"fitted on {len(self.grand_mean)} and {len(self.coefficients)}. Use the same ones, in the same order."
-            )
-        deviation = np.sqrt(self.pooled_variance)
-        z: Array = (features - self._expected(covariates)) / np.where(deviation > 0, deviation, 1.0)
-        return z
 
 
 @dataclass(frozen=True)
 class ComBat(Harmonizer):
-    """ComBat as an analysis of one round; the final state is a `ComBatModel`.
+    """ComBat as an analysis of one round, or of two with a reference site; the final state is a `ComBatModel`.
 
     Parameters
     ----------
@@ -205,36 +209,106 @@ class ComBat(Harmonizer):
         How site effects are shrunk.
     mean_only : bool
         Remove shifts and leave scales.
+    reference : str, optional
+        Name of a site that all others are made alike to; its own rows stay as they are. In a second round its means
+        (at covariates of 0) and variances are all that enters the sum: **everybody learns them**, whatever hides the
+        sums of the sites from each other. Features that are constant there come back as they were.
+    missing : {"refuse", "complete", "per_feature"}
+        What to do where features are NaN: nothing; estimate from participants who have all of them; or estimate each
+        feature from those who have it, as if it were harmonized alone. In the last two every value that is there is
+        harmonized, and NaN stays NaN. Sums per feature are refused where they would tell of few participants.
     """
 
     prior: Prior = "parametric"
     mean_only: bool = False
+    reference: str | None = None
+    missing: Missing = "refuse"
 
     name: ClassVar[str] = "combat"
-    states: ClassVar[tuple[type[State], ...]] = (ComBatModel,)
+    states: ClassVar[tuple[type[State], ...]] = (CovariateEffects, ComBatModel)
+
+    @property
+    def asks_for(self) -> tuple[str, ...]:
+        return (self.name,) if self.reference is None else (self.name, "reference_site")
+
+    def __post_init__(self) -> None:
+        for option, known in (("prior", get_args(Prior)), ("missing", get_args(Missing))):
+            if getattr(self, option) not in known:
+                raise HarmonizationError(f"{option} is '{getattr(self, option)}'; expected one of {', '.join(known)}.")
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        return summarize(table.features, table.design)
+        rows = self._rows(table)
+        if isinstance(state, CovariateEffects):
+            return self._summarize_reference(rows, state)
+        if self.missing == "per_feature":
+            return summarize_per_feature(rows.features, rows.design, table.min_group)
+        return summarize(rows.features, rows.design)
 
-    def solve(self, total: Sums, state: State | None) -> ComBatModel:
-        return solve(total)
+    def solve(self, total: Sums, state: State | None) -> State:
+        if isinstance(state, CovariateEffects):
+            return self._solve_reference(total, state)
+        model = solve(total)
+        return model if self.reference is None else CovariateEffects(model.coefficients, model.n)
 
     def estimate(self, model: ComBatModel, table: SiteTable) -> SiteEffect:
-        return model.site_effect(table.features, table.design, prior=self.prior, mean_only=self.mean_only)
+        if self._is_reference(table):
+            return SiteEffect(np.zeros_like(model.grand_mean), np.ones_like(model.grand_mean))
+        rows = self._rows(table)
+        return model.site_effect(rows.features, rows.design, prior=self.prior, mean_only=self.mean_only)
 
     def apply(self, model: ComBatModel, table: SiteTable, effect: SiteEffect) -> Array:
+        if self._is_reference(table):
+            return table.features
         return model.remove(table.features, table.design, effect)
 
+    def _is_reference(self, table: SiteTable) -> bool:
+        return self.reference is not None and table.site == self.reference
 
-class ComBatHarmonizer:
-    """ComBat on pooled tables, with scikit-learn's manners.
+    def _rows(self, table: SiteTable) -> SiteTable:
+        """Return the rows that may be learned from."""
+        complete = np.asarray(~np.isnan(table.features).any(axis=1))
+        if self.missing == "per_feature" or complete.all():
+            return table
+        if self.missing == "refuse":
+            raise TableError(
+                "features hold NaN. Leave those participants out, or use missing='complete' or 'per_feature'."
+            )
+        if complete.sum() < max(table.min_group, 1):
+            raise SmallGroupError(
+                f"{int(complete.sum())} participants of a site have all features; expected at least "
+                f"{max(table.min_group, 1)}. Leave features out that many lack, or use missing='per_feature'."
+            )
+        return table.take(complete)
 
-    Parameters
-    ----------
-    prior : {"parametric", "nonparametric", "none"}
-        How site effects are shrunk.
-    mean_only : bool
-        Remove shifts and leave scales.
+    def _summarize_reference(self, table: SiteTable, state: CovariateEffects) -> Sums:
+        """Sums of the reference site's rows, without the effects of covariates; zeros at all others."""
+        left = table.features - table.design @ state.coefficients
+        sums = {
+            "sites": np.array(1.0),
+            "counts": (~np.isnan(left)).sum(axis=0).astype(np.float64),
+            "feature_sum": np.nansum(left, axis=0),
+            "squares": (centred(left) ** 2).sum(axis=0),
+        }
+        if not self._is_reference(table):
+            return {name: np.zeros_like(values) for name, values in sums.items()}
+        if sums["counts"].min() < max(table.min_group, 2):
+            raise SmallGroupError(
+                f"the reference site has {int(sums['counts'].min())} participants with a feature; expected at least "
+                f"{max(table.min_group, 2)}. Choose another."
+            )
+        return sums
+
+    def _solve_reference(self, total: Sums, state: CovariateEffects) -> ComBatModel:
+        if int(total["sites"]) != 1:
+            raise HarmonizationError(
+                f"{int(total['sites'])} sites are called '{self.reference}', which the reference is to be. Name one."
+            )
+        mean, variance = (total[name] / total["counts"] for name in ("feature_sum", "squares"))
+        return ComBatModel(state.coefficients, mean, variance, state.n)
+
+
+class ComBatHarmonizer(PooledHarmonizer):
+    """ComBat on pooled tables, with scikit-learn's manners; parameters as of `ComBat`.
 
     Examples
     --------
@@ -242,99 +316,13 @@ class ComBatHarmonizer:
     >>> harmonizer.transform(X_test, covariates_test, site_test)
     """
 
-    def __init__(self, prior: Prior = "parametric", mean_only: bool = False) -> None:
-        self.prior: Prior = prior
-        self.mean_only = mean_only
+    method_type = ComBat
 
-    def fit(self, X: Array, covariates: Array | None, site: Sequence[Any]) -> Self:
-        """Estimate from rows X [n, p], covariates [n, q] (or None) and the site of each row."""
-        X, covariates, rows = self._by_site(X, covariates, site)
-        parts = [summarize(X[index], covariates[index]) for index in rows.values()]
-        self.model_ = solve({name: np.sum([part[name] for part in parts], axis=0) for name in parts[0]})
-        self.effects_ = {
-            name: self.model_.site_effect(X[index], covariates[index], prior=self.prior, mean_only=self.mean_only)
-            for name, index in rows.items()
-        }
-        return self
-
-    def transform(self, X: Array, covariates: Array | None, site: Sequence[Any]) -> Array:
-        """Harmonize rows. A site that was not fitted is estimated from the rows given, with all else frozen."""
-        X, covariates, rows = self._by_site(X, covariates, site)
-        harmonized = np.empty_like(X)
-        for name, index in rows.items():
-            effect = self.effects_.get(name) or self.model_.site_effect(
-                X[index], covariates[index], prior=self.prior, mean_only=self.mean_only
-            )
-            harmonized[index] = self.model_.remove(X[index], covariates[index], effect)
-        return harmonized
-
-    def fit_transform(self, X: Array, covariates: Array | None, site: Sequence[Any]) -> Array:
-        """Estimate from rows and harmonize them."""
-        return self.fit(X, covariates, site).transform(X, covariates, site)
-
-    @staticmethod
-    def _by_site(X: Array, covariates: Array | None, site: Sequence[Any]) -> tuple[Array, Array, dict[Any, Any]]:
-        """Check the rows and find those of each site."""
-        X = np.asarray(X, dtype=np.float64)
-        table = SiteTable(X, None if covariates is None else np.asarray(covariates, dtype=np.float64))
-        labels = np.asarray(site)
-        if labels.shape != (table.n,):
-            raise TableError(f"site has shape {labels.shape}; expected ({table.n},), one name a row.")
-        return X, table.design, {name: np.flatnonzero(labels == name) for name in np.unique(labels).tolist()}
-
-
-def _shrink(gamma_hat: Array, delta_hat: Array, n: int, prior: Prior, mean_only: bool) -> tuple[Array, Array]:
-    """Shrink one site's raw effects [p] towards what its other features say."""
-    if prior == "none":
-        return gamma_hat, delta_hat
-    gamma_bar, t2 = gamma_hat.mean(), gamma_hat.var(ddof=1)
-    if mean_only:
-        return (t2 * gamma_hat + gamma_bar) / (t2 + 1), delta_hat
-    if prior == "nonparametric":
-        return _nonparametric(gamma_hat, delta_hat, n)
-    return _parametric(gamma_hat, delta_hat, n, float(gamma_bar), float(t2))
-
-
-def _parametric(gamma_hat: Array, delta_hat: Array, n: int, gamma_bar: float, t2: float) -> tuple[Array, Array]:
-    """Posterior means under normal and inverse-gamma priors matched by moments (Johnson et al. 2007, section 3)."""
-    m, s2 = delta_hat.mean(), delta_hat.var(ddof=1)
-    if s2 == 0:  # all scales alike: the prior is a point
-        return (t2 * n * gamma_hat + m * gamma_bar) / (t2 * n + m), np.full_like(delta_hat, m)
-    a, b = (2 * s2 + m**2) / s2, (m * s2 + m**3) / s2
-    gamma, delta = gamma_hat, delta_hat
-    change = np.inf
-    while change > _TOLERANCE:
-        new_gamma = (t2 * n * gamma_hat + delta * gamma_bar) / (t2 * n + delta)
-        squares = (n - 1) * delta_hat + n * (gamma_hat - new_gamma) ** 2
-        new_delta = (0.5 * squares + b) / (n / 2 + a - 1)
-        # Divided by the signed old value, as neuroCombat does: its answers, not a tighter fixed point, are the norm.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            changes = np.concatenate([np.abs(new_gamma - gamma) / gamma, np.abs(new_delta - delta) / delta])
-        change = np.nanmax(changes)
-        gamma, delta = new_gamma, new_delta
-    return gamma, delta
-
-
-def _nonparametric(gamma_hat: Array, delta_hat: Array, n: int) -> tuple[Array, Array]:
-    """Posterior means under the empirical distribution of the other features' effects.
-
-    The likelihood of feature i under the effect of feature j is summed on the log scale: as products of densities it
-    underflows from a few hundred participants on. Memory is bounded by blocks of features.
-    """
-    if (delta_hat <= 0).any():  # constant at this site: no scale to learn from, and none to remove
-        known = delta_hat > 0
-        gamma, delta = gamma_hat.copy(), np.ones_like(delta_hat)
-        if known.sum() > 1:
-            gamma[known], delta[known] = _nonparametric(gamma_hat[known], delta_hat[known], n)
-        return gamma, delta
-    gamma, delta = np.empty_like(gamma_hat), np.empty_like(delta_hat)
-    log_delta = np.log(delta_hat)
-    for start in range(0, len(gamma_hat), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        squares = (n - 1) * delta_hat[rows, None] + n * (gamma_hat[rows, None] - gamma_hat[None]) ** 2
-        log_likelihood = -0.5 * n * (np.log(2 * np.pi) + log_delta) - squares / (2 * delta_hat)
-        own = np.arange(start, start + len(squares))
-        log_likelihood[np.arange(len(squares)), own] = -np.inf
-        weights = np.exp(log_likelihood - logsumexp(log_likelihood, axis=1, keepdims=True))
-        gamma[rows], delta[rows] = weights @ gamma_hat, weights @ delta_hat
-    return gamma, delta
+    def __init__(
+        self,
+        prior: Prior = "parametric",
+        mean_only: bool = False,
+        reference: Any = None,
+        missing: Missing = "refuse",
+    ) -> None:
+        super().__init__(ComBat(prior, mean_only, None if reference is None else site_name(reference), missing))

@@ -7,17 +7,21 @@ a table has them, were found without covariates or targets, on everybody.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations, permutations
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonization.errors import SmallGroupError, TableError
+from harmonization.errors import HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
 from harmonization.methods import make_harmonizer
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
+
+_MOST_NUMBERS = 2**25
+"""Numbers that a site may be asked for in one round: 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,10 @@ class Progress(State):
     own: State | None = None
 
     @property
-    def harmonized(self) -> bool:
-        """Whether every harmonization is done."""
-        return all(model is not None and model.done for model in self.models)
+    def finished(self) -> tuple[State, ...] | None:
+        """The harmonizations, once every one is done."""
+        finished = tuple(model for model in self.models if model is not None and model.done)
+        return finished if len(finished) == len(self.models) else None
 
     @property
     def kind(self) -> str:
@@ -84,7 +89,8 @@ class CrossValidation(Analysis):
         Folds, dealt within each site.
     sites : sequence of str
         Names of all sites, to leave out whole sites in turn instead; empty for folds. A site that is left out is
-        harmonized as a new one, from all its own rows. The sums without a site show that site's by subtraction.
+        harmonized as a new one, from all its own rows, but never from its target. The sums without a site show that
+        site's by subtraction.
     method : str
         How sites are made alike, a name of `harmonization.METHODS`.
     options : dict
@@ -95,6 +101,13 @@ class CrossValidation(Analysis):
     sites: tuple[str, ...] = ()
     method: str = "none"
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        make_harmonizer(self.method, self.options)
+        if self.sites and len(set(self.sites)) < max(2, len(self.sites)):
+            raise HarmonizationError(f"sites are {', '.join(self.sites)}; expected two or more different ones.")
+        if self.n_folds < 2:
+            raise HarmonizationError(f"n_folds is {self.n_folds}; expected at least 2.")
 
     @abstractmethod
     def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
@@ -110,21 +123,26 @@ class CrossValidation(Analysis):
         return len(self.sites) or self.n_folds
 
     @property
+    def alike(self) -> bool:
+        """Whether all parts see the same features, since nothing is harmonized."""
+        return self.method == "none"
+
+    @property
     def harmonizer(self) -> Harmonizer:
         """The method, ready to use."""
         return make_harmonizer(self.method, self.options)
 
     @property
     def asks_for(self) -> tuple[str, ...]:
-        names = (self.name,) if self.method == "none" else (self.name, self.method)
+        names = (self.name,) if self.alike else (self.name, *self.harmonizer.asks_for)
         return (*names, "leave_one_site_out") if self.sites else names
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
         if state is None:
             self._check(table)
         progress = self._progress(state)
-        if progress.harmonized:
-            return self.summarize_folds(table, list(self._folds(table, progress)), progress.own)
+        if finished := progress.finished:
+            return self.summarize_folds(table, list(self._folds(table, finished)), progress.own)
         left_out, harmonizer = self.deal(table), self.harmonizer
         sums: Sums = {}
         for fold, model in enumerate(progress.models):
@@ -135,7 +153,7 @@ class CrossValidation(Analysis):
 
     def solve(self, total: Sums, state: State | None) -> State:
         progress = self._progress(state)
-        if progress.harmonized:
+        if progress.finished:
             own = self.solve_folds(total, progress.own)
             return own if own.done else Progress(progress.models, own)
         harmonizer = self.harmonizer
@@ -160,15 +178,31 @@ class CrossValidation(Analysis):
         )
 
     def deal(self, table: SiteTable) -> NDArray[np.int64]:
-        """Part [n] that each row belongs to: its site's, or a fold, balanced within the site, from its own seed."""
+        """Part [n] that each row belongs to: its site's, or a fold, balanced within the site, from its own seed.
+
+        All rows of a participant are in one fold, and the folds are balanced within each of the `strata`, too.
+        """
         if self.sites:
             if table.site not in self.sites:
                 raise TableError("a site is not among those that are left out in turn. Name all sites.")
             return np.full(table.n, list(self.sites).index(table.site))
-        order = np.random.default_rng([table.seed, 0]).permutation(table.n)
-        folds = np.empty(table.n, dtype=np.int64)
-        folds[order] = np.arange(table.n) % self.n_folds
-        return folds
+        row, whose = people_of(table)
+        rng, n_folds = np.random.default_rng([table.seed, 0]), self.folds_at(table)
+        order = rng.permutation(len(row))
+        order = order[np.argsort(self.strata(table)[row][order], kind="stable")]
+        names = np.arange(self.n_folds) if n_folds == self.n_folds else rng.permutation(self.n_folds)[:n_folds]
+        folds = np.empty(len(row), dtype=np.int64)
+        folds[order] = names[np.arange(len(row)) % n_folds]
+        dealt: NDArray[np.int64] = folds[whose]
+        return dealt
+
+    def folds_at(self, table: SiteTable) -> int:
+        """Into how many of the folds a site deals its participants; all unless overridden."""
+        return self.n_folds
+
+    def strata(self, table: SiteTable) -> NDArray[np.int64]:
+        """Stratum [n] of each row, for folds that hold equal shares of each; one for all unless overridden."""
+        return np.zeros(table.n, dtype=np.int64)
 
     def _progress(self, state: State | None) -> Progress:
         if isinstance(state, Progress):
@@ -176,26 +210,69 @@ class CrossValidation(Analysis):
         return Progress((self.harmonizer.initial(),) * self.n_parts)
 
     def _check(self, table: SiteTable) -> None:
+        """Refuse tables that cannot be parted, or whose parts would stand for too few participants."""
         if self.sites:
             return
-        if table.n < self.n_folds:
-            raise TableError(f"a site has {table.n} participants for {self.n_folds} folds. Use fewer folds.")
-        if table.n // self.n_folds < table.min_group:  # the sums with one fold left out give that fold's by subtraction
+        n, n_folds = len(people_of(table)[0]), self.folds_at(table)
+        if n < n_folds:
+            raise TableError(f"a site has {n} participants for {n_folds} folds. Use fewer folds.")
+        if n // n_folds < table.min_group:  # the sums with one fold left out give that fold's by subtraction
             raise SmallGroupError(
-                f"{table.n} participants in {self.n_folds} folds are fewer than {table.min_group} in each. "
-                "Use fewer folds."
+                f"{n} participants in {n_folds} folds are fewer than {table.min_group} in each. Use fewer folds."
             )
 
-    def _folds(self, table: SiteTable, progress: Progress) -> Iterator[Fold]:
+    def _folds(self, table: SiteTable, models: tuple[State, ...]) -> Iterator[Fold]:
         """Yield the site's rows as each part's training rows harmonize them."""
         left_out, harmonizer = self.deal(table), self.harmonizer
-        for fold, model in enumerate(progress.models):
+        for fold, model in enumerate(models):
             training = left_out != fold
-            assert model is not None, "the harmonization is done"
             # A site that is left out as a whole is a new one: all it can learn its own effect from are its own rows.
             effect = harmonizer.estimate(model, table.take(training) if training.any() else table)
             features = harmonizer.apply(model, table, effect)
             yield Fold(features if table.loadings is None else features @ table.loadings, training)
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Pairs of parts that nested folds leave out, one to score and one to choose in.
+
+        Where all parts see the same features either may be either, and the fit without both serves twice.
+        """
+        return list((combinations if self.alike else permutations)(range(self.n_parts), 2))
+
+    def row_of(self, part: int) -> int:
+        """Row of `summarize_parts` that belongs to a part left out."""
+        return 0 if self.alike else part
+
+    def summarize_parts(
+        self, table: SiteTable, folds: list[Fold], centres: "Centres", summarize: Callable[[Array, NDArray[Any]], Sums]
+    ) -> Sums:
+        """Sums of each part that may be learned from, [K, K, ...]; [1, K, ...] where all see the same features.
+
+        In row k, features are harmonized by the training rows of k and centred on them, and part k has only zeros. What
+        is learned from any parts then follows by adding, and no further round is needed for nested folds.
+
+        Parameters
+        ----------
+        summarize : callable
+            Sums of centred features [n, p] of some rows, given those and their indices [n]; n may be 0.
+        """
+        left_out = self.deal(table)
+        parts = []
+        for index, fold in enumerate(folds[:1] if self.alike else folds):
+            centred = fold.features - centres.mean[index]
+            for part in range(self.n_parts):
+                rows = np.flatnonzero((left_out == part) & (fold.training | self.alike))
+                parts.append(summarize(centred[rows], rows))
+        stacked = {name: np.stack([sums[name] for sums in parts]) for name in parts[0]}
+        return {name: values.reshape(-1, self.n_parts, *values.shape[1:]) for name, values in stacked.items()}
+
+    def add_parts(self, total: Sums, left_out: int, parts: Sequence[int]) -> Sums:
+        """Sums over some parts, as they are seen with one part left out."""
+        return {name: values[self.row_of(left_out), list(parts)].sum(axis=0) for name, values in total.items()}
+
+    def others(self, *left_out: int) -> list[int]:
+        """Return the parts but some."""
+        return [part for part in range(self.n_parts) if part not in left_out]
 
 
 @dataclass(frozen=True)
@@ -235,6 +312,14 @@ def solve_centres(total: Sums) -> Centres:
     return Centres(n, total["feature_sum"] / n[:, None], total["target_sum"] / n[:, None])
 
 
+def people_of(table: SiteTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return a row of each of m participants [m], and which of them each row is of [n]."""
+    if table.participant is None:
+        return np.arange(table.n), np.arange(table.n)
+    _, row, whose = np.unique(table.participant, return_index=True, return_inverse=True)
+    return row, whose
+
+
 def target_of(table: SiteTable) -> Array:
     """Target of the table as [n, m].
 
@@ -246,6 +331,16 @@ def target_of(table: SiteTable) -> Array:
     if table.target is None:
         raise TableError("the table has no target. Name what to predict.")
     return table.target.reshape(table.n, -1)
+
+
+def check_size(numbers: int) -> None:
+    """Refuse a round in which a site would send too many numbers."""
+    if numbers > _MOST_NUMBERS:
+        asked, most = (count * 8 / 2**20 for count in (numbers, _MOST_NUMBERS))
+        raise HarmonizationError(
+            f"a site would send {asked:,.0f} MiB in one round; at most {most:.0f} are allowed. See features through "
+            "fewer loadings, or use fewer folds, penalties, permutations or draws."
+        )
 
 
 def _sum_over(analysis: Analysis, state: State | None, table: SiteTable, rows: NDArray[np.bool_]) -> Sums:

@@ -4,11 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from harmonization.combat import ComBat
+from harmonization.content_style import ContentStyle
+from harmonization.covbat import CovBat
 from harmonization.errors import HarmonizationError
+from harmonization.gam import ComBatGAM
 from harmonization.harmonizer import Harmonizer, Unharmonized
+from harmonization.longitudinal import LongitudinalComBat
+from harmonization.site_adversarial import SiteAdversarial
 
-#: Every method that a study can name.
-METHODS: dict[str, type[Harmonizer]] = {method.name: method for method in (Unharmonized, ComBat)}
+#: Every method that a study can name, and one for repeated visits.
+METHODS: dict[str, type[Harmonizer]] = {
+    method.name: method
+    for method in (Unharmonized, ComBat, ComBatGAM, CovBat, SiteAdversarial, ContentStyle, LongitudinalComBat)
+}
 
 
 def make_harmonizer(name: str, options: Mapping[str, Any]) -> Harmonizer:

@@ -1,104 +1,48 @@
-"""Linear probes: how well one number about a person is read from the person's features."""
+"""Cross-validated linear probe: how well one number about a person is read from the person's features."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from harmonization.crossvalidation import (
     Centres,
     CrossValidation,
     Fold,
+    check_size,
     solve_centres,
     summarize_centres,
     target_of,
 )
-from harmonization.errors import HarmonizationError
-from harmonization.projection import Centre
-from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.errors import HarmonizationError, TableError
+from harmonization.protocol import Array, SiteTable, State, Sums
+from harmonization.scoring import (
+    bootstrap_weights,
+    compare_with_null,
+    interval,
+    permuted_rows,
+    regression_scores,
+    regression_sums,
+)
+from harmonization.symmetric import pack, unpack
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-4, 4, 17))
 """Penalties that the cross-validated ridge tries, in units of the mean diagonal of X'X."""
-
-
-@dataclass(frozen=True)
-class RidgeCentre(Centre):
-    """Means of the features [p] and of the target [m]."""
-
-    target_mean: Array
-
-
-@dataclass(frozen=True)
-class RidgeModel(State):
-    """A ridge regression.
-
-    Attributes
-    ----------
-    coef : numpy.ndarray
-        [p]; [m, p] for m targets.
-    intercept : numpy.ndarray
-        A number; [m] for m targets.
-    """
-
-    coef: Array
-    intercept: Array
-
-    done: ClassVar[bool] = True
-
-    def predict(self, features: Array) -> Array:
-        """Predict the target [n] (or [n, m]) of features [n, p]."""
-        predicted: Array = features @ self.coef.T + self.intercept
-        return predicted
-
-
-@dataclass(frozen=True)
-class RidgeRegression(Analysis):
-    """Least squares with alpha times the squared coefficients added, scikit-learn's `Ridge`.
-
-    The first round sums to the means, the second to the cross-products about them: (X'X + alpha I) w = X'y. The
-    intercept is not penalised.
-
-    Parameters
-    ----------
-    alpha : float
-        Penalty.
-    """
-
-    alpha: float = 1.0
-
-    name: ClassVar[str] = "ridge"
-    states: ClassVar[tuple[type[State], ...]] = (RidgeCentre, RidgeModel)
-
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        target = target_of(table)
-        if isinstance(state, RidgeCentre):
-            x, y = table.features - state.mean, target - state.target_mean
-            return {"XX": x.T @ x, "Xy": (x.T @ y)[:, 0] if _is_single(table) else x.T @ y}
-        return {
-            "n": np.array(float(table.n)),
-            "feature_sum": table.features.sum(axis=0),
-            "target_sum": target.sum(axis=0),
-        }
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        if isinstance(state, RidgeCentre):
-            penalised = total["XX"] + self.alpha * np.eye(len(total["XX"]))
-            coef = _solve_symmetric(penalised, total["Xy"]).T
-            mean = state.target_mean[0] if coef.ndim == 1 else state.target_mean
-            return RidgeModel(coef, np.asarray(mean - coef @ state.mean))
-        n = float(total["n"])
-        return RidgeCentre(total["feature_sum"] / n, n, total["target_sum"] / n)
+_CONSTANT = 1e-12
+"""Spread of a target, relative to its mean, up to which it is rounding error."""
 
 
 @dataclass(frozen=True)
 class RidgeFits(Centres):
-    """Second round: a ridge regression for each part left out.
+    """Ridge regressions for each of K parts left out, of the true target and B permuted ones.
 
     Attributes
     ----------
     coef : numpy.ndarray
-        [K, k].
+        [K, p, 1 + B].
     alpha : numpy.ndarray
         [K], the penalties that were chosen.
     """
@@ -113,49 +57,94 @@ class ProbeScores(State):
 
     Attributes
     ----------
-    r2 : float
-        1 - squared errors / spread about the mean, over all participants of all sites.
-    mean_absolute_error, root_mean_squared_error : float
+    r2, r2_low, r2_high : float
+        1 - squared errors / spread about the mean, over all participants of all sites, and its 95 % interval by
+        bootstrap.
+    mean_absolute_error, mean_absolute_error_low, mean_absolute_error_high : float
         In units of the target.
+    root_mean_squared_error : float
+        In units of the target.
+    correlation : float
+        Pearson's, of prediction and target.
     n : float
         Participants.
     alpha : numpy.ndarray
         [K], the penalties that were chosen.
+    null : numpy.ndarray
+        [B], r2 of permuted targets.
+    null_mean, null_95 : float
+        Mean and 95th percentile of the null.
+    p_value : float
+        (1 + number of null values at least as large) / (B + 1).
     """
 
     r2: float
+    r2_low: float
+    r2_high: float
     mean_absolute_error: float
+    mean_absolute_error_low: float
+    mean_absolute_error_high: float
     root_mean_squared_error: float
+    correlation: float
     n: float
     alpha: Array
+    null: Array
+    null_mean: float
+    null_95: float
+    p_value: float
 
     done: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class CrossValidatedRidge(CrossValidation):
-    """Ridge regression of one target, its penalty chosen on the training folds by generalized cross-validation.
+    """Ridge regression of one target on people who were held out, its penalty chosen on the training rows.
 
-    GCV (Golub, Heath & Wahba, Technometrics 1979) needs the same sums as the fit, n RSS / (n - df)^2, and so no
-    further round.
+    One round of cross-products serves all: each part's are summed apart, so those of any training rows follow by
+    adding. Targets are permuted within each part of a site, which changes X'y alone; a permuted fit takes the penalty
+    of the true one in its part.
 
     Parameters
     ----------
     alphas : tuple of float
-        Penalties to choose from, in units of the mean diagonal of X'X, so that the scale of the features is of no
-        matter.
+        Penalties to choose from, in units of the mean diagonal of X'X over a fit's own training rows, so that the scale
+        of the features is of no matter.
+    penalty : {"nested", "gcv"}
+        How the penalty is chosen with part k left out. "nested" leaves each other part j out, too, and takes the
+        penalty of least squared error in these j. Their features are harmonized by all rows but k's, and so by j's
+        own, too: that can bias the choice a little, but no score. "gcv" is generalized cross-validation,
+        n RSS / (n - df)^2 (Golub, Heath & Wahba, Technometrics 1979), which two parts are enough for.
+    bootstrap : int
+        Draws of participants within sites for the intervals; 0 for none.
+    permutations : int
+        Permutations of the target, B.
     """
 
     alphas: tuple[float, ...] = ALPHAS
+    penalty: Literal["nested", "gcv"] = "nested"
+    bootstrap: int = 0
+    permutations: int = 0
 
     name: ClassVar[str] = "cross_validated_ridge"
     states: ClassVar[tuple[type[State], ...]] = (Centres, RidgeFits, ProbeScores)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not len(self.alphas) or not all(0 < alpha < np.inf for alpha in self.alphas):
+            raise HarmonizationError(f"alphas are {list(self.alphas)}; expected positive, finite penalties.")
+        if self.penalty not in ("nested", "gcv"):
+            raise HarmonizationError(f"penalty is '{self.penalty}'; expected 'nested' or 'gcv'.")
+        if self.penalty == "nested" and self.n_parts < 3 and len(self.alphas) > 1:
+            raise HarmonizationError("two parts leave none to choose the penalty in. Use more folds, or penalty 'gcv'.")
+        if min(self.bootstrap, self.permutations) < 0:
+            raise HarmonizationError("expected neither bootstrap nor permutations below 0.")
 
     def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
         if isinstance(own, RidgeFits):
             return self._summarize_errors(table, folds, own)
         if isinstance(own, Centres):
-            return self._summarize_products(table, folds, own)
+            targets = self._targets(table) - own.target_mean.mean()
+            return self.summarize_parts(table, folds, own, lambda x, rows: _products(x, targets[rows]))
         return summarize_centres(table, folds)
 
     def solve_folds(self, total: Sums, own: State | None) -> State:
@@ -163,85 +152,139 @@ class CrossValidatedRidge(CrossValidation):
             return self._score(total, own)
         if isinstance(own, Centres):
             return self._fit(total, own)
-        return solve_centres(total)
+        centres = solve_centres(total)
+        parts, p = (1 if self.alike else self.n_parts) * self.n_parts, centres.mean.shape[1]
+        check_size(parts * p * ((p + 1) // 2 + 1 + self.permutations))
+        return centres
 
-    def _summarize_products(self, table: SiteTable, folds: list[Fold], centres: Centres) -> Sums:
-        """Cross-products of the training rows about their means."""
-        target = target_of(table)
-        parts = []
-        for index, fold in enumerate(folds):
-            x = fold.features[fold.training] - centres.mean[index]
-            y = target[fold.training, 0] - centres.target_mean[index, 0]
-            parts.append({"XX": x.T @ x, "Xy": x.T @ y, "yy": np.array(y @ y)})
-        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    # --- at a site ---
 
-    def _fit(self, total: Sums, centres: Centres) -> RidgeFits:
-        fits = [
-            self._choose(total["XX"][fold], total["Xy"][fold], float(total["yy"][fold]), float(n))
-            for fold, n in enumerate(centres.n)
-        ]
-        return RidgeFits(
-            centres.n,
-            centres.mean,
-            centres.target_mean,
-            coef=np.stack([coef for coef, _ in fits]),
-            alpha=np.array([alpha for _, alpha in fits]),
-        )
+    def _check(self, table: SiteTable) -> None:
+        super()._check(table)
+        if (columns := target_of(table).shape[1]) != 1:
+            raise TableError(f"the target has {columns} columns; expected one number a participant.")
+        self._targets(table)
+
+    def _targets(self, table: SiteTable) -> Array:
+        """Targets [n, 1 + B]: the true one, then permuted ones, the same in every round."""
+        targets: Array = target_of(table)[permuted_rows(table, self.deal(table), self.permutations), 0].T
+        return targets
 
     def _summarize_errors(self, table: SiteTable, folds: list[Fold], fits: RidgeFits) -> Sums:
-        """Errors of the rows that were left out."""
-        target = target_of(table)[:, 0]
-        predicted = np.empty(table.n)
+        """Scores of the rows that were left out: of the true target with each draw, and of each permutation."""
+        centre = fits.target_mean.mean()
+        target = self._targets(table) - centre
+        predicted = np.empty_like(target)
         for index, fold in enumerate(folds):
             held_out = ~fold.training
             centred = fold.features[held_out] - fits.mean[index]
-            predicted[held_out] = centred @ fits.coef[index] + fits.target_mean[index, 0]
-        error = target - predicted
-        centred_target = target - fits.target_mean[:, 0].mean()
+            predicted[held_out] = centred @ fits.coef[index] + (fits.target_mean[index] - centre)
+        draws, once = bootstrap_weights(table, self.bootstrap), np.ones((1, table.n))
+        permuted = [regression_sums(y, z, once) for y, z in zip(target.T, predicted.T, strict=True)]
         return {
-            "n": np.array(float(table.n)),
-            "squared_error": np.array(error @ error),
-            "absolute_error": np.array(np.abs(error).sum()),
-            "target": np.array(centred_target.sum()),
-            "target_squares": np.array(centred_target @ centred_target),
+            "drawn": regression_sums(target[:, 0], predicted[:, 0], draws),
+            "permuted": np.concatenate(permuted),
         }
 
-    def _score(self, total: Sums, fits: RidgeFits) -> ProbeScores:
-        n = float(total["n"])
-        spread = float(total["target_squares"] - total["target"] ** 2 / n)
-        if spread <= 0:
-            raise HarmonizationError("the probe's target is the same for everybody. Choose another.")
-        return ProbeScores(
-            r2=1 - float(total["squared_error"]) / spread,
-            mean_absolute_error=float(total["absolute_error"]) / n,
-            root_mean_squared_error=float(np.sqrt(total["squared_error"] / n)),
-            n=n,
-            alpha=fits.alpha,
+    # --- at the coordinator ---
+
+    def _fit(self, total: Sums, centres: Centres) -> RidgeFits:
+        nested = self._nested_errors(total) if self.penalty == "nested" else None
+        coefs, alphas = [], []
+        for part in range(self.n_parts):
+            fit = RidgePath(self.add_parts(total, part, self.others(part)))
+            errors = fit.gcv(self.alphas) if nested is None else nested[part]
+            alphas.append(self.alphas[int(np.argmin(errors))])
+            coefs.append(fit.coefficients(alphas[-1:])[0])
+        return RidgeFits(
+            centres.n, centres.mean, centres.target_mean, coef=np.stack(coefs), alpha=np.array(alphas, dtype=np.float64)
         )
 
-    def _choose(self, XX: Array, Xy: Array, yy: float, n: float) -> tuple[Array, float]:
-        """Coefficients [p] and penalty of least generalized cross-validation error."""
-        values, vectors = eigh(XX)
-        values = values.clip(min=0)
-        rotated = vectors.T @ Xy
-        unit = float(values.mean()) or 1.0
+    def _nested_errors(self, total: Sums) -> Array:
+        """Squared errors [K, A] of each penalty with one part left out, over all others that are left out in turn."""
+        errors = np.zeros((self.n_parts, len(self.alphas)))
+        if len(self.alphas) == 1:  # there is no choice
+            return errors
+        true = {**total, "y": total["y"][..., :1], "Xy": total["Xy"][..., :1]}
+        for first, second in self.pairs:
+            fit = RidgePath(self.add_parts(true, first, self.others(first, second)))
+            errors[first] += fit.squared_errors(self.alphas, self.add_parts(true, first, [second]))
+            if self.alike:
+                errors[second] += fit.squared_errors(self.alphas, self.add_parts(true, first, [first]))
+        return errors
 
-        def error(alpha: float) -> float:
-            weights = rotated / (values + alpha * unit)
-            rss = yy - 2 * weights @ rotated + (weights**2) @ values
-            freedom = n - 1 - (values / (values + alpha * unit)).sum()
-            return float(n * rss / freedom**2) if freedom > 0 else np.inf
+    def _score(self, total: Sums, fits: RidgeFits) -> ProbeScores:
+        n, target, squares = (float(total["drawn"][0, column]) for column in (0, 3, 4))
+        if squares - target**2 / n <= n * (_CONSTANT * float(np.abs(fits.target_mean).max())) ** 2:
+            raise HarmonizationError("the probe's target is the same for everybody. Choose another.")
+        drawn, null = regression_scores(total["drawn"]), regression_scores(total["permuted"][1:])["r2"]
+        scores = {name: float(values[0]) for name, values in drawn.items()}
+        r2_low, r2_high = interval(drawn["r2"][1:])
+        error_low, error_high = interval(drawn["mean_absolute_error"][1:])
+        null_mean, null_95, p_value = compare_with_null(scores["r2"], null)
+        return ProbeScores(
+            **scores,
+            r2_low=r2_low,
+            r2_high=r2_high,
+            mean_absolute_error_low=error_low,
+            mean_absolute_error_high=error_high,
+            n=n,
+            alpha=fits.alpha,
+            null=null,
+            null_mean=null_mean,
+            null_95=null_95,
+            p_value=p_value,
+        )
 
-        alpha = min(self.alphas, key=error)
-        return vectors @ (rotated / (values + alpha * unit)), alpha
+
+def _products(x: Array, targets: Array) -> Sums:
+    """Cross-products of features [n, p] and targets [n, 1 + B], all about a common centre."""
+    return {
+        "n": np.array(float(len(x))),
+        "x": x.sum(axis=0),
+        "y": targets.sum(axis=0),
+        "XX": pack(x.T @ x),
+        "Xy": x.T @ targets,
+        "yy": np.array((targets[:, 0] ** 2).sum()),
+    }
 
 
-def _solve_symmetric(matrix: Array, right: Array) -> Array:
-    try:
-        return np.asarray(np.linalg.solve(matrix, right), dtype=np.float64)
-    except np.linalg.LinAlgError:
-        raise HarmonizationError("the features are collinear. Give the ridge regression a positive alpha.") from None
+class RidgePath:
+    """Ridge regressions of some rows, of every penalty from one eigendecomposition, by `_products`."""
 
+    def __init__(self, sums: Sums) -> None:
+        self.n = float(sums["n"])
+        self.mean, self.target_mean = sums["x"] / self.n, sums["y"] / self.n
+        values, self.vectors = eigh(unpack(sums["XX"]) - self.n * np.outer(self.mean, self.mean))
+        self.values = values.clip(min=0)
+        self.unit = float(self.values.mean()) or 1.0
+        self.rotated = self.vectors.T @ (sums["Xy"] - self.n * np.outer(self.mean, self.target_mean))
+        self.yy = float(sums["yy"] - self.n * self.target_mean[0] ** 2)
 
-def _is_single(table: SiteTable) -> bool:
-    return table.target is not None and table.target.ndim == 1
+    def coefficients(self, alphas: Sequence[float]) -> Array:
+        """Coefficients [A, p, 1 + B] of each penalty."""
+        shrunken = self.values[None] + np.asarray(alphas)[:, None] * self.unit
+        coefficients: Array = self.vectors @ (self.rotated / shrunken[..., None])
+        return coefficients
+
+    def squared_errors(self, alphas: Sequence[float], sums: Sums) -> Array:
+        """Squared errors [A] of each penalty for the true target in other rows, from their `_products`."""
+        weights = self.coefficients(alphas)[:, :, 0]
+        n, x, y = float(sums["n"]), sums["x"], float(sums["y"][0])
+        mean, around = self.mean, float(self.target_mean[0])
+        XX = unpack(sums["XX"]) - np.outer(x, mean) - np.outer(mean, x) + n * np.outer(mean, mean)
+        Xy = sums["Xy"][:, 0] - x * around - mean * y + n * mean * around
+        yy = float(sums["yy"]) - 2 * y * around + n * around**2
+        errors: Array = yy - 2 * weights @ Xy + np.einsum("ap,pq,aq->a", weights, XX, weights, optimize=True)
+        return errors
+
+    def gcv(self, alphas: Sequence[float]) -> Array:
+        """Generalized cross-validation errors [A] of each penalty."""
+        rotated = self.rotated[:, 0]
+        shrunken = self.values + np.asarray(alphas)[:, None] * self.unit
+        weights = rotated / shrunken
+        rss = self.yy - 2 * weights @ rotated + weights**2 @ self.values
+        freedom = self.n - 1 - (self.values / shrunken).sum(axis=1)
+        errors: NDArray[np.float64] = np.full(len(rss), np.inf)
+        np.divide(self.n * rss, freedom**2, out=errors, where=freedom > 0)
+        return errors

@@ -13,8 +13,12 @@ _EXACT_UP_TO = 1024
 """Features up to which the p x p second moment is summed; above, a sketch of it."""
 _SKETCH_AT_LEAST = 512
 """Columns of a sketch, if there are as many participants."""
-_PASSES = 3
-"""Times that a sketch narrower than the data's rank is refined."""
+_CONVERGED = 1e-10
+"""Share of the largest variance that a sketch may leave outside of what is found."""
+_MOST_PASSES = 8
+"""Rounds after which a sketch that is narrower than the data's rank is taken as it is."""
+_TIED = 1e-6
+"""Relative difference of two loadings below which rounding could decide which is larger."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Centre(State):
 
 @dataclass(frozen=True)
 class Basis(State):
-    """Mean [p], an orthonormal basis [p, l] of the space that the features span, and how often yet to refine it."""
+    """Mean [p], an orthonormal basis [p, l] of a space that holds most of the variance, and rounds spent on it."""
 
     mean: Array
     n: float
@@ -44,7 +48,8 @@ class ProjectionModel(State):
     mean : numpy.ndarray
         [p].
     components : numpy.ndarray
-        [k, p], orthonormal rows; the largest loading of each is positive.
+        [k, p], orthonormal rows; the largest loading of each is positive, the first of those that are about as large.
+        Fewer than asked for where features have fewer dimensions: a direction without variance is as good as another.
     explained_variance : numpy.ndarray
         [k], with n - 1 in the denominator.
     total_variance : float
@@ -68,10 +73,14 @@ class ProjectionModel(State):
 class Projection(Analysis):
     """Principal components by eigendecomposition of summed second moments.
 
-    The first round sums to the mean, the second to the second moment about it. Above 1,024 features that would be too
-    large to send: it is then multiplied by a public random matrix [p, l], and a last round sums to the second moment
-    inside the space of the l products (Halko, Martinsson & Tropp, SIAM Review 2011). This is exact when l is at least
-    n - 1, the rank of the data: so always for n / 2 components. Below, three more rounds of the power method refine it.
+    The first round sums to the mean, the second to the second moment M about it. Above 1,024 features that would be too
+    large to send: M is then multiplied by a public random matrix [p, l], and the products' orthonormal basis Q by M
+    again, round after round (subspace iteration; Halko, Martinsson & Tropp, SIAM Review 2011), until M Q lies in the
+    space that Q spans. Where l is at least n - 1, the rank of the data, and so for n / 2 components, it does at once,
+    and the answer is exact. Otherwise up to eight rounds are spent on it.
+
+    Second moments square what is small: a component with less than about 1e-13 of the largest one's variance cannot be
+    told from rounding errors, and is left out. Components of equal variance are known up to rotation.
 
     Parameters
     ----------
@@ -85,25 +94,31 @@ class Projection(Analysis):
     states: ClassVar[tuple[type[State], ...]] = (Centre, Basis, ProjectionModel)
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        if isinstance(state, Basis):
-            centred = table.features - state.mean
-            inside = centred @ state.basis
-            if state.passes:
-                return {"sketch": centred.T @ inside}
-            return {"moment": inside.T @ inside, "squares": np.array((centred**2).sum())}
-        if isinstance(state, Centre):
-            centred = table.features - state.mean
-            if len(state.mean) > _EXACT_UP_TO:
-                return {"sketch": centred.T @ (centred @ self._random(state))}
-            return {"moment": centred.T @ centred, "squares": np.array((centred**2).sum())}
-        return {"n": np.array(float(table.n)), "feature_sum": table.features.sum(axis=0)}
+        if not isinstance(state, Centre | Basis):
+            return {"n": np.array(float(table.n)), "feature_sum": table.features.sum(axis=0)}
+        centred = table.features - state.mean
+        squares = np.array((centred**2).sum())
+        if len(state.mean) <= _EXACT_UP_TO:
+            return {"moment": centred.T @ centred, "squares": squares}
+        basis = state.basis if isinstance(state, Basis) else self._random(state)
+        return {"sketch": centred.T @ (centred @ basis), "squares": squares}
 
     def solve(self, total: Sums, state: State | None) -> State:
-        if isinstance(state, Centre | Basis):
-            if "sketch" in total:
-                passes = state.passes - 1 if isinstance(state, Basis) else self._passes(state)
-                return Basis(state.mean, state.n, np.linalg.qr(total["sketch"]).Q, passes)
-            return self._components(total, state)
+        if not isinstance(state, Centre | Basis):
+            return self._centre(total)
+        if "moment" in total:
+            return self._model(total, state, *_largest(total["moment"], self.n_components))
+        if isinstance(state, Centre):
+            return Basis(state.mean, state.n, np.linalg.qr(total["sketch"]).Q, 0)
+        inside = state.basis.T @ total["sketch"]
+        values, vectors = _largest((inside + inside.T) / 2, self.n_components)
+        components = state.basis @ vectors
+        outside = np.linalg.norm(total["sketch"] @ vectors - components * values, axis=0)
+        if state.passes + 1 < _MOST_PASSES and outside.max() > _CONVERGED * values[0]:
+            return Basis(state.mean, state.n, np.linalg.qr(total["sketch"]).Q, state.passes + 1)
+        return self._model(total, state, values, components)
+
+    def _centre(self, total: Sums) -> Centre:
         n = float(total["n"])
         most = min(len(total["feature_sum"]), int(n) - 1)
         if not 1 <= self.n_components <= most:
@@ -114,21 +129,28 @@ class Projection(Analysis):
         return Centre(total["feature_sum"] / n, n)
 
     def _width(self, state: Centre) -> int:
+        """Columns of a sketch, l."""
         return min(len(state.mean), max(2 * self.n_components + 10, min(int(state.n), _SKETCH_AT_LEAST)))
-
-    def _passes(self, state: Centre) -> int:
-        return 0 if self._width(state) >= state.n - 1 else _PASSES
 
     def _random(self, state: Centre) -> Array:
         """Public random matrix [p, l]."""
         return np.random.default_rng(0).normal(size=(len(state.mean), self._width(state)))
 
-    def _components(self, total: Sums, state: Centre | Basis) -> ProjectionModel:
-        last = len(total["moment"]) - 1
-        values, vectors = eigh(total["moment"], subset_by_index=(last - self.n_components + 1, last))
-        vectors = vectors[:, ::-1]
-        components = (state.basis @ vectors if isinstance(state, Basis) else vectors).T
-        largest = np.abs(components).argmax(axis=1)
+    def _model(self, total: Sums, state: Centre | Basis, values: Array, vectors: Array) -> ProjectionModel:
+        """Model from eigenvalues [k], largest first, and eigenvectors [p, k]."""
+        squares = float(total["squares"])
+        if squares <= state.n * ((1e-14 * state.mean) ** 2).sum():
+            raise HarmonizationError("features are the same for everybody, so they have no components. Leave them out.")
+        known = values > values[0] * np.finfo(float).eps * max(len(state.mean), state.n)
+        components = vectors[:, known].T
+        size = np.abs(components)
+        largest = (size > (1 - _TIED) * size.max(axis=1, keepdims=True)).argmax(axis=1)
         components = components * np.sign(components[np.arange(len(components)), largest])[:, None]
-        variance = np.maximum(values[::-1], 0) / (state.n - 1)
-        return ProjectionModel(state.mean, components, variance, float(total["squares"]) / (state.n - 1))
+        return ProjectionModel(state.mean, components, values[known] / (state.n - 1), squares / (state.n - 1))
+
+
+def _largest(moment: Array, count: int) -> tuple[Array, Array]:
+    """Largest eigenvalues [k] of a symmetric matrix, in falling order, and their vectors [p, k]."""
+    last = len(moment) - 1
+    values, vectors = eigh(moment, subset_by_index=(last - count + 1, last))
+    return values[::-1], vectors[:, ::-1]

@@ -122,7 +122,8 @@ class Quantiles(Analysis):
 def _addresses(values: Array) -> tuple[Counts, NDArray[np.bool_]]:
     """Cell of every value [T, p] on the finest grid, and whether there is a value at all."""
     present = ~np.isnan(values)
-    place = (np.arcsinh(np.where(present, values, 0) / SMALLEST) / _SPAN + 1) / 2
+    within = np.clip(np.where(present, values, 0).astype(np.float64), -LARGEST, LARGEST)
+    place = (np.arcsinh(within / SMALLEST) / _SPAN + 1) / 2
     return np.clip(np.floor(place * _CELLS).astype(np.int64), 0, _CELLS - 1), present
 
 
@@ -152,5 +153,5 @@ def _require_within(counts: Counts, rank: Counts) -> None:
     digit, _ = _descend(counts, rank)
     if ((rank > 0) & ((digit == 0) | (digit == BASE - 1))).any():
         raise HarmonizationError(
-            f"a quantile is as large as {LARGEST:g}. Import the recordings in units that make them smaller."
+            f"a quantile is about as large as {LARGEST:g}. Import the recordings in units that make them smaller."
         )

@@ -1,12 +1,28 @@
-"""Linear effects of covariates, and of site, taken out of features from one sum over the sites."""
+"""Linear effects of covariates, and of site, taken out of features from sums over the sites.
+
+After ComBat that can go in two orders. Either residuals are taken of harmonized features, with effects estimated anew
+from these (`Residualization`). Or one model serves both: ComBat is fitted with all covariates kept, and its own
+coefficients are subtracted (`ResidualizationModel.from_combat`). Both are the same where ComBat only shifts, by the
+sites' own means. Where it shrinks or scales, what it leaves is no longer free of the covariates to the last digit; the
+first order takes that out, too, and the second does not.
+"""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
-from harmonization import combat
+from harmonization.combat import ComBatModel, solve_within
+from harmonization.errors import TableError
+from harmonization.projection import Centre
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
+
+
+@dataclass(frozen=True)
+class ResidualizationCentre(Centre):
+    """Means of the features [p] and of the covariates [q] over all sites, and the number of participants."""
+
+    covariate_mean: Array
 
 
 @dataclass(frozen=True)
@@ -32,12 +48,32 @@ class ResidualizationModel(State):
 
     done: ClassVar[bool] = True
 
+    @classmethod
+    def from_combat(cls, model: ComBatModel) -> Self:
+        """Return the model whose residuals of *harmonized* features are ``harmonized - alpha - c beta`` of ComBat.
+
+        They are ComBat's standardized residuals, times the pooled standard deviation.
+        """
+        return cls(model.coefficients, model.grand_mean, np.zeros(len(model.coefficients)), 0.0)
+
     def residualize(self, features: Array, covariates: Array) -> Array:
         """Residuals [n, p] of all rows of one site."""
-        by_site = self.site > 0
-        feature_mean = features.mean(axis=0) if by_site else self.mean
-        covariate_mean = covariates.mean(axis=0) if by_site else self.covariate_mean
-        residuals: Array = features - feature_mean - (covariates - covariate_mean) @ self.coefficients
+        return self.remove(features, covariates, self.centre(features, covariates))
+
+    def centre(self, features: Array, covariates: Array) -> tuple[Array, Array]:
+        """Means [p] and [q] that are subtracted from rows of the site whose rows these are."""
+        if self.site > 0:
+            return features.mean(axis=0), covariates.mean(axis=0)
+        return self.mean, self.covariate_mean
+
+    def remove(self, features: Array, covariates: Array, centre: tuple[Array, Array]) -> Array:
+        """Residuals [n, p] of rows of a site with a known centre, also of rows that it was not found from."""
+        if features.shape[1] != len(self.mean) or covariates.shape[1] != len(self.coefficients):
+            raise TableError(
+                f"features and covariates have {features.shape[1]} and {covariates.shape[1]} columns; this model was "
+                f"fitted on {len(self.mean)} and {len(self.coefficients)}. Use the same ones, in the same order."
+            )
+        residuals: Array = features - centre[0] - (covariates - centre[1]) @ self.coefficients
         return residuals
 
     def projected(self, mean: Array, components: Array) -> "ResidualizationModel":
@@ -51,8 +87,9 @@ class ResidualizationModel(State):
 class Residualization(Analysis):
     """Ordinary least squares of features on an intercept, the covariates and, if asked for, the site.
 
-    With a site effect the coefficients are those within sites (Frisch, Waugh & Lovell), W^-1 V of ComBat's sums.
-    Without one, the sites' means add what lies between them.
+    With a site effect the coefficients are those within sites (Frisch & Waugh, Econometrica 1933; Lovell, JASA 1963),
+    W^-1 V of sums about each site's own means, in one round. Without one, W and V are about the common means, which
+    takes another round.
 
     Parameters
     ----------
@@ -63,24 +100,27 @@ class Residualization(Analysis):
     site: bool = True
 
     name: ClassVar[str] = "residualization"
-    states: ClassVar[tuple[type[State], ...]] = (ResidualizationModel,)
+    states: ClassVar[tuple[type[State], ...]] = (ResidualizationCentre, ResidualizationModel)
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        sums = combat.summarize(table.features, table.design)
-        del sums["T"]
-        if not self.site:
-            mean = table.design.mean(axis=0)
-            sums["W"] += table.n * np.outer(mean, mean)
-            sums["V"] += np.outer(mean, sums["feature_sum"])
-        return sums
+        features, covariates = table.features, table.design
+        sums = {
+            "n": np.array(float(table.n)),
+            "feature_sum": features.sum(axis=0),
+            "covariate_sum": covariates.sum(axis=0),
+        }
+        if isinstance(state, ResidualizationCentre):
+            y, c = features - state.mean, covariates - state.covariate_mean
+        elif self.site:
+            y, c = features - features.mean(axis=0), covariates - covariates.mean(axis=0)
+        else:
+            return sums
+        return {**sums, "W": c.T @ c, "V": c.T @ y}
 
-    def solve(self, total: Sums, state: State | None) -> ResidualizationModel:
+    def solve(self, total: Sums, state: State | None) -> State:
         n = float(total["n"])
         mean, covariate_mean = total["feature_sum"] / n, total["covariate_sum"] / n
-        W, V = total["W"], total["V"]
-        if not self.site:
-            W = W - n * np.outer(covariate_mean, covariate_mean)
-            V = V - n * np.outer(covariate_mean, mean)
-        return ResidualizationModel(
-            combat.solve_within(W, V, n, covariate_mean), mean, covariate_mean, float(self.site)
-        )
+        if "W" not in total:
+            return ResidualizationCentre(mean, n, covariate_mean)
+        coefficients = solve_within(total["W"], total["V"], n, covariate_mean)
+        return ResidualizationModel(coefficients, mean, covariate_mean, float(self.site))

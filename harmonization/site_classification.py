@@ -1,5 +1,6 @@
 """Whether the site of people who were held out can be recognised in their features."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,23 +68,79 @@ class SiteClassificationResult(State):
 
 
 @dataclass(frozen=True)
-class SiteClassification(CrossValidation):
-    """Linear discriminant analysis of the site, with equal priors and a shrunken covariance (Ledoit & Wolf 2004 form).
+class SiteRecognition(CrossValidation):
+    """What every classifier of the site shares.
 
     The table's target is the one-hot site [n, C]. For the null, each site deals its own rows new labels in the
     proportions of the sites, with its private seed. The effects of the table's covariates within sites are taken
-    out, with ComBat and without, so that what is recognised is the site and not the age of its people.
+    out, harmonized or not, so that what is recognised is the site and not the age of its people.
+
+    Parameters
+    ----------
+    permutations : int
+        Number of permuted labelings, B.
+    """
+
+    permutations: int = 100
+
+    def labelings(self, table: SiteTable, centres: Centres) -> NDArray[np.float64]:
+        """One-hot labels [1 + B, n, C]: the true ones, then permuted ones, the same in every round.
+
+        Sums over the parts that train give, by subtraction, those over the part left out. So inside each part, blocks
+        of at least `min_group` random rows share a label, and no class's sum stands for fewer.
+        """
+        target, parts = target_of(table), self.deal(table)
+        chances = centres.target_mean.mean(axis=0)
+        random = np.random.default_rng([table.seed, 1])
+        labels = np.empty((self.permutations, table.n), dtype=np.int64)
+        for part in np.unique(parts):
+            rows = np.flatnonzero(parts == part)
+            n_blocks = max(1, len(rows) // table.min_group)
+            dealt = random.choice(target.shape[1], size=(self.permutations, n_blocks), p=chances / chances.sum())
+            labels[:, rows] = random.permuted(dealt[:, np.arange(len(rows)) * n_blocks // len(rows)], axis=1)
+        return np.concatenate([target[None], np.eye(target.shape[1])[labels]])
+
+    def count_recognised(self, labelings: Array, folds: list[Fold], scores: Callable[[int], Array]) -> Sums:
+        """How many of the rows that were left out are recognised, of each class and labeling.
+
+        Parameters
+        ----------
+        scores : callable
+            Scores [1 + B, n, C] of all rows by the classifiers of one part left out.
+        """
+        right = np.zeros((len(labelings), labelings.shape[2]))
+        for index, fold in enumerate(folds):
+            held_out = ~fold.training
+            best = scores(index)[:, held_out].argmax(axis=2)[..., None]
+            right += (labelings[:, held_out] * np.take_along_axis(labelings[:, held_out], best, axis=2)).sum(axis=1)
+        return {"right": right, "class_n": labelings.sum(axis=1)}
+
+    def score(self, total: Sums) -> SiteClassificationResult:
+        """Balanced accuracies from `count_recognised`."""
+        present = total["class_n"] > 0
+        recall = total["right"] / np.where(present, total["class_n"], 1)
+        accuracies = recall.sum(axis=1) / present.sum(axis=1)
+        accuracy, null = float(accuracies[0]), accuracies[1:]
+        return SiteClassificationResult(
+            balanced_accuracy=accuracy,
+            null=null,
+            null_mean=float(null.mean()) if len(null) else float("nan"),
+            null_95=float(np.quantile(null, 0.95)) if len(null) else float("nan"),
+            p_value=float((1 + (null >= accuracy).sum()) / (len(null) + 1)),
+        )
+
+
+@dataclass(frozen=True)
+class SiteClassification(SiteRecognition):
+    """Linear discriminant analysis of the site, with equal priors and a shrunken covariance (Ledoit & Wolf 2004 form).
 
     Parameters
     ----------
     shrinkage : float
         Above 0, up to 1: weight of the spherical covariance in the pooled within-site one.
-    permutations : int
-        Number of permuted labelings, B.
     """
 
     shrinkage: float = 0.2
-    permutations: int = 100
 
     name: ClassVar[str] = "site_classification"
     states: ClassVar[tuple[type[State], ...]] = (AdjustedCentres, SiteDiscriminants, SiteClassificationResult)
@@ -97,18 +154,18 @@ class SiteClassification(CrossValidation):
 
     def solve_folds(self, total: Sums, own: State | None) -> State:
         if isinstance(own, SiteDiscriminants):
-            return self._score(total)
+            return self.score(total)
         if isinstance(own, AdjustedCentres):
             return self._fit(total, own)
         return solve_adjusted_centres(total)
 
     def _summarize_classes(self, table: SiteTable, folds: list[Fold], centres: AdjustedCentres) -> Sums:
         """Second moments of the training rows, and sums of the rows of each class."""
-        labelings = self._labelings(table, centres)
+        labelings = self.labelings(table, centres)
         parts = []
         for index, fold in enumerate(folds):
             x = adjust(fold.features, table, centres, index)[fold.training]
-            classes = _without_small_cells(labelings[:, fold.training], table.min_group)  # [1 + B, n, C]
+            classes = labelings[:, fold.training]  # [1 + B, n, C]
             parts.append(
                 {
                     "XX": x.T @ x,
@@ -122,75 +179,44 @@ class SiteClassification(CrossValidation):
         weights = np.empty_like(total["class_sum"])
         bias = np.empty_like(total["class_n"])
         for fold in range(len(centres.n)):
-            for labeling in range(weights.shape[1]):
-                weights[fold, labeling], bias[fold, labeling] = self._discriminants(
-                    total["XX"][fold], total["class_n"][fold, labeling], total["class_sum"][fold, labeling]
-                )
+            sums = (total[name][fold] for name in ("XX", "class_n", "class_sum"))
+            weights[fold], bias[fold] = self._discriminants(*sums)
         return SiteDiscriminants(
             centres.n, centres.mean, centres.target_mean, centres.coefficients, weights=weights, bias=bias
         )
 
     def _summarize_recognised(self, table: SiteTable, folds: list[Fold], fitted: SiteDiscriminants) -> Sums:
-        """How many of the rows that were left out are recognised, of each class and labeling."""
-        labelings = self._labelings(table, fitted)
-        right = np.zeros((len(labelings), labelings.shape[2]))
-        for index, fold in enumerate(folds):
-            held_out = ~fold.training
-            x = adjust(fold.features, table, fitted, index)[held_out]
-            scores = np.einsum("np,bcp->bnc", x, fitted.weights[index], optimize=True) + fitted.bias[index][:, None]
-            hit = np.take_along_axis(labelings[:, held_out], scores.argmax(axis=2)[..., None], axis=2)
-            right += (labelings[:, held_out] * hit).sum(axis=1)
-        return {"right": right, "class_n": labelings.sum(axis=1)}
+        def scores(part: int) -> Array:
+            x = adjust(folds[part].features, table, fitted, part)
+            weighed = np.einsum("np,bcp->bnc", x, fitted.weights[part], optimize=True)
+            result: Array = weighed + fitted.bias[part][:, None]
+            return result
 
-    def _score(self, total: Sums) -> SiteClassificationResult:
-        present = total["class_n"] > 0
-        recall = total["right"] / np.where(present, total["class_n"], 1)
-        accuracies = recall.sum(axis=1) / present.sum(axis=1)
-        accuracy, null = float(accuracies[0]), accuracies[1:]
-        return SiteClassificationResult(
-            balanced_accuracy=accuracy,
-            null=null,
-            null_mean=float(null.mean()) if len(null) else float("nan"),
-            null_95=float(np.quantile(null, 0.95)) if len(null) else float("nan"),
-            p_value=float((1 + (null >= accuracy).sum()) / (len(null) + 1)),
-        )
-
-    def _labelings(self, table: SiteTable, centres: Centres) -> NDArray[np.float64]:
-        """One-hot labels [1 + B, n, C]: the true ones, then permuted ones, the same in every round."""
-        target = target_of(table)
-        chances = centres.target_mean.mean(axis=0)
-        dealt = np.random.default_rng([table.seed, 1]).choice(
-            target.shape[1], size=(self.permutations, table.n), p=chances / chances.sum()
-        )
-        return np.concatenate([target[None], np.eye(target.shape[1])[dealt]])
+        return self.count_recognised(self.labelings(table, fitted), folds, scores)
 
     def _discriminants(self, XX: Array, class_n: Array, class_sum: Array) -> tuple[Array, Array]:
-        """Weights [C, p] and biases [C] from sums about a common centre."""
-        n, n_classes, p = class_n.sum(), len(class_n), len(XX)
+        """Weights [1 + B, C, p] and biases [1 + B, C] from sums about a common centre.
+
+        With M the means of the classes and N their sizes, the shrunken covariance of a labeling is
+        a XX - a M' N M + b I. XX is common to all labelings, so that one eigendecomposition of it and a C x C system
+        (Woodbury) serve each permuted one. The true labeling is solved as it is: where sites lie far apart, the
+        difference would lose digits.
+        """
+        n, n_classes, p = class_n.sum(axis=1), class_n.shape[1], len(XX)
         known = class_n > 0
-        means = class_sum / np.where(known, class_n, 1)[:, None]
-        within = (XX - means.T @ class_sum) / max(n - n_classes, 1)
-        spread = np.trace(within) / p
-        if spread <= 0:  # no variance within sites: nothing to weigh by
+        means = class_sum / np.where(known, class_n, 1)[..., None]
+        freedom = np.maximum(n - n_classes, 1)
+        spread = (np.trace(XX) - (means * class_sum).sum(axis=(1, 2))) / freedom / p
+        a, b = (1 - self.shrinkage) / freedom, self.shrinkage * spread
+        if (b <= 0).any():  # no variance within classes: nothing to weigh by
             return np.zeros_like(means), np.where(known, 0.0, -np.inf)
-        shrunken = (1 - self.shrinkage) * within + self.shrinkage * spread * np.eye(p)
-        weights = solve(shrunken, means.T, assume_a="pos").T
-        return weights, np.where(known, -0.5 * (weights * means).sum(axis=1), -np.inf)
-
-
-def _without_small_cells(labelings: Array, min_group: int) -> Array:
-    """Leave the rows out of a labeling [B, n, C] that its smallest classes hold, so that no class's sum stands for few.
-
-    The sum over all classes is known, so those left out must together be enough, too. Permuted labels stay random.
-    """
-    kept = labelings.copy()
-    for labeling, counts in zip(kept, labelings.sum(axis=1), strict=True):
-        left_out = 0
-        for label in np.argsort(counts, kind="stable"):
-            if counts[label] and (counts[label] < min_group or 0 < left_out < min_group):
-                labeling[:, label] = 0
-                left_out += counts[label]
-    return kept
+        values, vectors = np.linalg.eigh(XX)
+        scaled = means @ vectors / (a[:, None] * values.clip(min=0) + b[:, None])[:, None]
+        inner = np.eye(n_classes) - (a[:, None] * class_n)[..., None] * (means @ vectors @ scaled.swapaxes(1, 2))
+        weights = np.linalg.solve(inner.swapaxes(1, 2), scaled) @ vectors.T
+        true = a[0] * (XX - means[0].T @ class_sum[0]) + b[0] * np.eye(p)
+        weights[0] = solve(true, means[0].T, assume_a="pos").T
+        return weights, np.where(known, -0.5 * (weights * means).sum(axis=2), -np.inf)
 
 
 def summarize_adjusted_centres(table: SiteTable, folds: list[Fold]) -> Sums:

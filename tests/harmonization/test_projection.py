@@ -21,16 +21,50 @@ def test_equals_pooled_pca(p, offset):
     np.testing.assert_allclose(model.project(sites.features), reference.transform(sites.features), atol=1e-5)
 
 
-def test_refined_sketch_finds_components_of_more_people_than_its_width():
+def test_a_sketch_is_refined_until_it_holds_what_was_asked_for():
+    """700 people of a spectrum that falls slowly, in a sketch 512 wide."""
     rng = np.random.default_rng(3)
-    features = rng.normal(size=(700, 6)) * [40, 30, 20, 15, 10, 8] @ rng.normal(size=(6, 1100)) / 10
-    features += rng.normal(size=features.shape)
-    reference = PCA(6, svd_solver="full").fit(features)
+    features = rng.normal(size=(700, 1100)) * np.arange(1, 1101) ** -0.5
+    reference = PCA(20, svd_solver="full").fit(features)
 
-    model = run_pooled(Projection(6), [SiteTable(features[:300]), SiteTable(features[300:])])
+    model = run_pooled(Projection(20), [SiteTable(features[:300]), SiteTable(features[300:])])
 
     np.testing.assert_allclose(model.explained_variance, reference.explained_variance_, rtol=1e-9)
     np.testing.assert_allclose(model.components, reference.components_, atol=1e-7)
+
+
+@pytest.mark.parametrize("p", [40, 1100])
+def test_directions_without_variance_are_no_components(p):
+    """Constant features, and features that are sums of others."""
+    rng = np.random.default_rng(0)
+    features = 1e6 + rng.normal(size=(90, 4)) @ rng.normal(size=(4, p))
+    features[:, 5] = 1e6 + 0.1
+    reference = PCA(4, svd_solver="full").fit(features)
+
+    model = run_pooled(Projection(30), [SiteTable(features[:20]), SiteTable(features[20:])])
+
+    assert model.components.shape == (4, p)
+    np.testing.assert_allclose(model.components, reference.components_, atol=1e-7)
+    np.testing.assert_allclose(model.components[:, 5], 0, atol=1e-9)
+    assert model.explained_variance.sum() == pytest.approx(model.total_variance, rel=1e-8)
+
+
+def test_rounding_does_not_decide_the_sign_of_a_component():
+    """Two features of equal variance load a component equally: the first of them is taken."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        one, other = rng.normal(size=30), rng.normal(size=30)
+        features = np.column_stack([np.append(one, other), np.append(other, one)])
+        model = run_pooled(Projection(2), [SiteTable(features[:7]), SiteTable(features[7:])])
+
+        assert (model.components[:, 0] > 0).all()
+        np.testing.assert_allclose(np.abs(model.components), np.sqrt(0.5), atol=1e-12)
+
+
+@pytest.mark.parametrize("p", [3, 1100])
+def test_refuses_features_that_are_the_same_for_everybody(p):
+    with pytest.raises(HarmonizationError, match="the same for everybody"):
+        run_pooled(Projection(2), [SiteTable(np.full((8, p), 1e6 + 0.1))] * 3)
 
 
 @pytest.mark.parametrize("components", [0, 13, 120])

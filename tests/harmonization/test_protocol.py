@@ -3,18 +3,35 @@ import pytest
 
 from harmonization import (
     ANALYSES,
+    CCA,
     ComBat,
+    ComBatGAM,
+    ContentStyle,
+    CovarianceDistance,
+    CovBat,
+    CrossValidatedCCA,
+    CrossValidatedLogistic,
     CrossValidatedRidge,
     HarmonizationError,
+    LateFusion,
+    LinearRegression,
+    LogisticRegression,
+    LongitudinalComBat,
+    Permanova,
     Projection,
     Quantiles,
     Residualization,
     RidgeRegression,
     SecondMoments,
+    SiteAdversarial,
     SiteClassification,
+    SiteNetwork,
+    SiteSpread,
     SiteTable,
     SiteVariance,
+    SoftmaxRegression,
     TableError,
+    TwoTower,
     Unharmonized,
     add_sums,
     make_analysis,
@@ -23,23 +40,60 @@ from harmonization import (
 from tests.support.sites import make_sites
 
 EVERY = [
+    CCA(2),
     ComBat(),
+    ComBatGAM(smooth=((0, -1.6, 2.0),)),
+    CovarianceDistance(),
+    CovBat(),
+    CrossValidatedCCA(2, n_folds=2, permutations=5, message_floats=1000),
+    CrossValidatedLogistic(method="combat", Cs=(1.0, 10.0)),
+    ContentStyle(rounds=2, local_steps=2),
     CrossValidatedRidge(method="combat"),
+    LateFusion(method="combat"),
+    LinearRegression(),
+    LogisticRegression(2.0),
+    LongitudinalComBat(),
+    Permanova(permutations=5),
     Projection(5),
     Quantiles((0.25, 0.5)),
     Residualization(),
     RidgeRegression(2.0),
     SecondMoments(4),
+    SiteAdversarial(rounds=2, sites=("0", "1", "2")),
     SiteClassification(method="combat", permutations=5),
+    SiteNetwork(method="combat", permutations=2, rounds=3),
+    SiteSpread(),
     SiteVariance(),
+    SoftmaxRegression(2.0),
+    TwoTower(rounds=2, local_steps=2, width=2, permutations=3),
     Unharmonized(),
 ]
 
 
-def tables() -> list[SiteTable]:
+#: What each analysis predicts: a number, one class of two or of three; else the site.
+TARGETS = {
+    **dict.fromkeys(
+        ("cross_validated_ridge", "late_fusion", "linear_regression", "ridge"), lambda table, number: table.target
+    ),
+    **dict.fromkeys(
+        ("cross_validated_logistic", "softmax_regression"), lambda table, number: np.eye(3)[np.arange(table.n) % 3]
+    ),
+    "logistic_regression": lambda table, number: np.arange(table.n) % 2,
+}
+
+
+def tables(name: str = "") -> list[SiteTable]:
     sites = make_sites((20, 14, 31), 12, offset=100.0)
     return [
-        SiteTable(t.features, t.covariates, np.eye(3)[np.full(t.n, number)], seed=number)
+        SiteTable(
+            t.features,
+            t.covariates,
+            TARGETS.get(name, lambda table, number: np.eye(3)[np.full(table.n, number)])(t, number),
+            second=t.features[:, :3] ** 2,
+            participant=np.arange(t.n) // 2 if name == "combat_longitudinal" else None,
+            site=str(number),
+            seed=number,
+        )
         for number, t in enumerate(sites.tables)
     ]
 
@@ -52,14 +106,15 @@ def test_every_analysis_is_tried_here():
 def test_the_wire_changes_nothing(analysis):
     """Parameters and every state go through JSON and arrays, as between coordinator and sites."""
     over_the_wire = make_analysis(analysis.name, analysis.parameters())
+    rows = tables(analysis.name)
     state = None
     while state is None or not state.done:
-        total = add_sums([over_the_wire.summarize(table, state) for table in tables()])
+        total = add_sums([over_the_wire.summarize(table, state) for table in rows])
         solved = analysis.solve(total, state)
         state = over_the_wire.read_state(solved.kind, solved.to_arrays())
         assert type(state) is type(solved)
 
-    expected = run_pooled(analysis, tables()).to_arrays()
+    expected = run_pooled(analysis, rows).to_arrays()
     for name, values in state.to_arrays().items():
         np.testing.assert_array_equal(values, expected[name])
 

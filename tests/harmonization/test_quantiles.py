@@ -94,5 +94,14 @@ def test_refuses_quantiles_beyond_the_grid_and_not_single_values():
     one_spike = np.append(np.random.default_rng(0).normal(size=99), 1e30)[:, None]
 
     assert abs(measured(one_spike, probabilities=(0.5,)).quantiles).max() < 1
-    with pytest.raises(HarmonizationError, match=r"is as large as 1e\+09"):
+    with pytest.raises(HarmonizationError, match=r"is about as large as 1e\+09"):
         measured(np.full((5, 1), 1e30), probabilities=(0.5,))
+
+
+def test_values_beyond_the_grid_are_counted_at_its_end():
+    """Even where their place would overflow; a quantile among the others is found all the same."""
+    values = np.array([1.0, 2.0, 3.0, 1e307, 1.7e308])[:, None]
+
+    model = run_pooled(Quantiles((0.5,)), [SiteTable(values, frames=True)])
+
+    assert model.quantiles[0, 0] == pytest.approx(3.0, rel=2e-6)

@@ -80,18 +80,55 @@ def test_people_of_another_age_are_not_another_site():
 
 
 def test_no_class_of_a_permuted_labeling_stands_for_few():
-    sites = make_sites((56, 34, 20), 6)
+    """Neither in the sums over the parts that train, nor in the part left out, which they give by subtraction."""
+    sites = make_sites((56, 34, 25), 6)
     analysis = SiteClassification(permutations=100)
-    tables = [replace(table, min_group=4) for table in labelled(sites)]
-    moments = analysis.solve(add_sums([analysis.summarize(table, None) for table in tables]), None)
+    tables = [replace(table, min_group=5) for table in labelled(sites)]
+    centres = analysis.solve(add_sums([analysis.summarize(table, None) for table in tables]), None)
 
     for table in tables:
-        counts = analysis.summarize(table, moments)["class_n"]  # [K, 1 + B, C]
-        withheld = analysis.summarize(replace(table, min_group=1), moments)["class_n"].sum(axis=2) - counts.sum(axis=2)
-        assert not ((counts > 0) & (counts < 4)).any()
-        assert not ((withheld > 0) & (withheld < 4)).any()
-    result = run_pooled(analysis, tables)
-    assert result.null_mean == pytest.approx(1 / 3, abs=0.04)
+        counts = analysis.summarize(table, centres)["class_n"]  # [K, 1 + B, C]
+        left_out = counts.sum(axis=0) / 4 - counts  # every row trains for four of the five parts
+        for cells in (counts, left_out):
+            assert not ((cells > 0) & (cells < 5)).any()
+
+
+def test_permuted_labels_weigh_as_a_direct_solution_does(five_sites):
+    """One eigendecomposition for all labelings gives what a system for each gives."""
+    analysis = SiteClassification(n_folds=3, shrinkage=0.3, permutations=4)
+    tables = labelled(five_sites, covariates=False)
+    centres = analysis.solve(add_sums([analysis.summarize(table, None) for table in tables]), None)
+    fitted = analysis.solve(add_sums([analysis.summarize(table, centres) for table in tables]), centres).own
+    folds = np.concatenate([analysis.deal(table) for table in tables])
+    labels = np.concatenate([analysis.labelings(table, centres.own) for table in tables], axis=1).argmax(axis=2)
+    train = folds != 1
+    x = five_sites.features[train] - fitted.mean[1]
+
+    for labeling in range(5):
+        y = labels[labeling][train]
+        means = np.stack([x[y == label].mean(axis=0) for label in range(5)])
+        within = (x - means[y]).T @ (x - means[y]) / (len(x) - 5)
+        shrunken = 0.7 * within + 0.3 * np.trace(within) / 40 * np.eye(40)
+        np.testing.assert_allclose(fitted.weights[1, labeling], np.linalg.solve(shrunken, means.T).T, atol=1e-9)
+
+
+def test_the_null_of_a_site_that_guards_groups_is_as_wide_as_any():
+    """Noise, many small sites: the site is found by chance, and p-values say so as often as they should."""
+    rng = np.random.default_rng(0)
+    p_values, nulls = [], []
+    for draw in range(12):
+        tables = [
+            SiteTable(
+                rng.normal(size=(25, 5)), None, np.tile(np.eye(8)[site], (25, 1)), seed=1000 * draw + site, min_group=5
+            )
+            for site in range(8)
+        ]
+        result = run_pooled(SiteClassification(permutations=40), tables)
+        p_values.append(result.p_value)
+        nulls.append(result.null_mean)
+
+    assert np.mean(nulls) == pytest.approx(1 / 8, abs=0.01)
+    assert np.mean(np.array(p_values) <= 0.1) <= 0.34  # 1.2 of 12 are expected
 
 
 def test_a_fold_stands_for_enough_people():

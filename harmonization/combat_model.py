@@ -1,0 +1,140 @@
+"""What ComBat's sites share, and what each site does with it to its own rows."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from harmonization.empirical_bayes import Prior, raw_effects, shrink
+from harmonization.errors import HarmonizationError, TableError
+from harmonization.protocol import Array, State
+
+
+@dataclass(frozen=True)
+class SiteEffect(State):
+    """One site's shift and scale, in units of the pooled sd: gamma [p] and delta [p] (a variance).
+
+    Both are NaN in features of which the site had no value.
+    """
+
+    gamma: Array
+    delta: Array
+
+    done: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class ComBatModel(State):
+    """What all sites share.
+
+    Attributes
+    ----------
+    coefficients : numpy.ndarray
+        [q, p], effects of the covariates.
+    grand_mean : numpy.ndarray
+        [p], where all covariates are 0.
+    pooled_variance : numpy.ndarray
+        [p], around site and covariates; 0 for features that are constant inside every site. With a reference site,
+        its own.
+    n : float
+        Participants.
+    """
+
+    coefficients: Array
+    grand_mean: Array
+    pooled_variance: Array
+    n: float
+
+    done: ClassVar[bool] = True
+
+    def harmonize(
+        self, features: Array, covariates: Array, *, prior: Prior = "parametric", mean_only: bool = False
+    ) -> Array:
+        """Remove a site's shift and scale from its own rows.
+
+        Parameters
+        ----------
+        features : numpy.ndarray
+            [n, p], all rows of one site; NaN where missing.
+        covariates : numpy.ndarray
+            [n, q]; their effects are kept.
+        prior : {"parametric", "nonparametric", "none"}
+            How the site's effects are shrunk towards their mean over features.
+        mean_only : bool
+            Remove the shift and leave the scale.
+
+        Returns
+        -------
+        numpy.ndarray
+            [n, p]. Features without pooled variance come back as they were, and NaN as NaN.
+        """
+        effect = self.site_effect(features, covariates, prior=prior, mean_only=mean_only)
+        return self.remove(features, covariates, effect)
+
+    def site_effect(
+        self, features: Array, covariates: Array, *, prior: Prior = "parametric", mean_only: bool = False
+    ) -> SiteEffect:
+        """Estimate the effect of the site whose rows these are, in each feature from the rows that have it.
+
+        Raises
+        ------
+        HarmonizationError
+            If the rows are too few to know a scale, or the features to know a prior.
+        """
+        z = self._standardize(features, covariates)
+        counts, varying = (~np.isnan(z)).sum(axis=0), self.pooled_variance > 0
+        known = varying & (counts > 0)
+        if len(z) < 2 and not mean_only:
+            raise HarmonizationError("ComBat needs two participants at a site to know its scale. Use mean_only.")
+        if (counts[known] < 2).any() and not mean_only:
+            raise HarmonizationError(
+                f"feature {int((known & (counts < 2)).argmax()) + 1} has one value at a site, and ComBat needs two to "
+                "know its scale. Leave it out there, or use mean_only."
+            )
+        if prior != "none" and known.sum() < 2:
+            raise HarmonizationError("Empirical Bayes needs two varying features. Use prior='none'.")
+        effect = SiteEffect(np.where(varying, np.nan, 0.0), np.where(varying, np.nan, 1.0))
+        effect.gamma[known], effect.delta[known] = shrink(raw_effects(z[:, known], mean_only), prior, mean_only)
+        return effect
+
+    def remove(self, features: Array, covariates: Array, effect: SiteEffect) -> Array:
+        """Remove a known effect from rows of that site, also from rows that did not estimate it.
+
+        Raises
+        ------
+        HarmonizationError
+            If the rows have a feature of which the site had no value when its effect was estimated.
+        """
+        varying = self.pooled_variance > 0
+        z = self._standardize(features, covariates)
+        unknown = np.isnan(effect.gamma) & ~np.isnan(z).all(axis=0)
+        if unknown.any():
+            raise HarmonizationError(
+                f"feature {int(unknown.argmax()) + 1} had no value at this site when its effect was estimated. "
+                "Estimate it anew from rows that have the feature."
+            )
+        cleaned = (z - effect.gamma) / np.sqrt(effect.delta) * np.sqrt(self.pooled_variance) + self._expected(
+            covariates
+        )
+        result: Array = np.where(varying, cleaned, features)
+        return result
+
+    def _expected(self, covariates: Array) -> Array:
+        expected: Array = self.grand_mean + covariates @ self.coefficients
+        return expected
+
+    def _standardize(self, features: Array, covariates: Array) -> Array:
+        check_columns(features, covariates, self.coefficients)
+        deviation = np.sqrt(self.pooled_variance)
+        z: Array = (features - self._expected(covariates)) / np.where(deviation > 0, deviation, 1.0)
+        return z
+
+
+def check_columns(features: Array, covariates: Array, coefficients: Array) -> None:
+    """Refuse features [n, p] and covariates [n, q] for which these are not the coefficients [q, p]."""
+    q, p = coefficients.shape
+    if (features.shape[1], covariates.shape[1]) != (p, q):
+        raise TableError(
+            f"features and covariates have {features.shape[1]} and {covariates.shape[1]} columns; this model was "
+            f"fitted on {p} and {q}. Use the same ones, in the same order."
+        )

@@ -1,0 +1,300 @@
+"""Federated training of small networks: sites take steps on their own rows, the coordinator averages."""
+
+from abc import abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from harmonization.errors import HarmonizationError, SmallGroupError, TableError
+from harmonization.neural import Layout, Weights, adam_step, draw_weights, pack, size_of, unpack
+from harmonization.projection import Centre
+from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
+
+AnyState = TypeVar("AnyState", bound=State)
+
+_BATCHES = 7
+"""Sets the draws of minibatches apart from others that use a site's seed."""
+
+
+@dataclass(frozen=True)
+class Standard(State):
+    """What standardises the inputs.
+
+    Attributes
+    ----------
+    mean, scale : numpy.ndarray
+        [d], mean and standard deviation over all sites of the columns of all inputs, one behind the other; the scale
+        is 1 where an input is constant.
+    widths : numpy.ndarray
+        Number of columns of each input.
+    n : float
+        Participants.
+    """
+
+    mean: Array
+    scale: Array
+    widths: Array
+    n: float
+
+    def width(self, position: int = 0) -> int:
+        """Columns of the input at that position of `FederatedTraining.inputs`."""
+        return int(self.widths[position])
+
+
+@dataclass(frozen=True)
+class InputCentre(Centre):
+    """After the first round: means [d] of all inputs, and the number of columns of each."""
+
+    widths: Array
+
+
+@dataclass(frozen=True)
+class Training(Standard):
+    """After each round of the training.
+
+    Attributes
+    ----------
+    weights : numpy.ndarray
+        [w].
+    gradient_mean, gradient_square : numpy.ndarray
+        [w], Adam's memory at the coordinator; [0] where the sites take several steps a round.
+    loss : numpy.ndarray
+        Mean loss of each round so far, before its step.
+    """
+
+    weights: Array
+    gradient_mean: Array
+    gradient_square: Array
+    loss: Array
+
+    @property
+    def round(self) -> int:
+        """Rounds of training so far."""
+        return len(self.loss)
+
+
+AnyTraining = TypeVar("AnyTraining", bound=Training)
+
+
+@dataclass(frozen=True)
+class Trained(Standard):
+    """The model after the last round.
+
+    Attributes
+    ----------
+    weights : numpy.ndarray
+        [w].
+    loss : numpy.ndarray
+        [rounds], mean loss of each round, before its step.
+    """
+
+    weights: Array
+    loss: Array
+
+    done: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class FederatedTraining(Analysis):
+    """Federated averaging (McMahan et al., AISTATS 2017) of a loss over rows.
+
+    Two rounds standardise the inputs. Then, in each round, every site takes `local_steps` steps of Adam from the common
+    weights, on minibatches that it draws with its private seed, and the coordinator averages their weights by the
+    number of participants.
+
+    With one local step, sites send the gradient over all their rows instead, and the coordinator takes the Adam step.
+    This is federated SGD: if a row's loss does not depend on other rows, it equals the descent on pooled rows exactly.
+    It is the right choice where a site's rows say too little alone, as when each site knows its own label only: its
+    own steps would teach a classifier to answer that label, whatever the features.
+
+    Subclasses say what the weights and the loss are.
+
+    Parameters
+    ----------
+    rounds : int
+        Rounds of training. Each is an exchange with all sites.
+    local_steps : int
+        Steps of Adam that a site takes in a round; with 1, the coordinator takes it.
+    batch_size : int
+        Rows of a minibatch, or all rows of sites that have fewer; of no matter with 1 local step.
+    learning_rate : float
+        Of the first round; it falls to 0 along half a cosine.
+    weight_decay : float
+        Share of the weights, in units of the rate, that each step takes away.
+    seed : int
+        Public seed of the initial weights.
+    """
+
+    rounds: int = 20
+    local_steps: int = 10
+    batch_size: int = 32
+    learning_rate: float = 0.003
+    weight_decay: float = 0.0
+    seed: int = 0
+
+    inputs: ClassVar[tuple[str, ...]] = ("features",)
+    """Fields of the table that are standardised: features, covariates, second."""
+    states: ClassVar[tuple[type[State], ...]] = (InputCentre, Standard, Training, Trained)
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "local_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise HarmonizationError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if not self.learning_rate > 0 or self.weight_decay < 0:
+            raise HarmonizationError(
+                f"learning_rate is {self.learning_rate} and weight_decay {self.weight_decay}; expected a rate above 0 "
+                "and a decay of at least 0."
+            )
+
+    @abstractmethod
+    def layout(self, standard: Any) -> Layout:
+        """Names and shapes of the weights, for inputs of the widths that `standard` tells."""
+
+    @abstractmethod
+    def gradient(self, weights: Weights, rows: SiteTable, training: Any) -> tuple[float, Weights]:
+        """Mean loss over rows whose inputs are standardised, and its gradient with respect to all weights."""
+
+    def initial_weights(self, standard: Any) -> Weights:
+        """Weights before the first round, the same for everyone."""
+        return draw_weights(self.layout(standard), self.seed)
+
+    def finish(self, training: Any) -> State:
+        """Make the final state of the training after the last round."""
+        return become(Trained, training)
+
+    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+        if table.n < table.min_group:
+            raise SmallGroupError(f"a site has {table.n} participants; expected at least {table.min_group}.")
+        if np.isnan(table.features).any():
+            raise TableError(f"features hold NaN, from which '{self.name}' cannot learn. Leave those participants out.")
+        if isinstance(state, Training):
+            return self._summarize_training(table, state)
+        return self.summarize_inputs(table, state)
+
+    def solve(self, total: Sums, state: State | None) -> State:
+        if isinstance(state, Training):
+            return self._solve_training(total, state)
+        return self.solve_inputs(total, state)
+
+    def summarize_inputs(self, table: SiteTable, state: State | None) -> Sums:
+        """At a site: sums of the rounds before the training."""
+        parts = self._input_parts(table)
+        joined = np.concatenate(parts, axis=1)
+        if isinstance(state, InputCentre):
+            return {"squares": ((joined - state.mean) ** 2).sum(axis=0)}
+        return {
+            "n": np.array(float(table.n)),
+            "input_sum": joined.sum(axis=0),
+            "n_widths": table.n * np.array([part.shape[1] for part in parts], dtype=np.float64),
+        }
+
+    def solve_inputs(self, total: Sums, state: State | None) -> State:
+        """At the coordinator: the next state of the rounds before the training."""
+        if isinstance(state, InputCentre):
+            deviation = np.sqrt(total["squares"] / state.n)
+            # An input that is constant leaves only the rounding error of its centring.
+            constant = deviation <= 1e-14 * np.abs(state.mean)
+            return self.begin(Standard(state.mean, np.where(constant, 1.0, deviation), state.widths, state.n))
+        n = float(total["n"])
+        return InputCentre(total["input_sum"] / n, n, np.rint(total["n_widths"] / n))
+
+    def begin(self, standard: Standard) -> State:
+        """Make the state that follows once the inputs' means and deviations are known."""
+        return self.first(Training, standard)
+
+    def first(self, kind: type[AnyTraining], known: Standard, **values: Any) -> AnyTraining:
+        """Make the state of the training before its first round: what is `known`, `values`, and initial weights."""
+        layout = self.layout(known)
+        memory = np.zeros(size_of(layout) if self.local_steps == 1 else 0)
+        weights = pack(self.initial_weights(known), layout)
+        own = {"weights": weights, "gradient_mean": memory, "gradient_square": memory, "loss": np.empty(0)}
+        return become(kind, known, **own, **values)
+
+    def standardize(self, table: SiteTable, standard: Any) -> SiteTable:
+        """Table with standardised inputs.
+
+        Raises
+        ------
+        TableError
+            If it does not have the columns that the training saw.
+        """
+        parts = self._input_parts(table)
+        if [part.shape[1] for part in parts] != [int(width) for width in standard.widths]:
+            raise TableError(
+                f"{' and '.join(self.inputs)} have {' and '.join(str(part.shape[1]) for part in parts)} columns; the "
+                f"network was trained on {' and '.join(str(int(width)) for width in standard.widths)}. Use the same "
+                "ones, in the same order."
+            )
+        joined = (np.concatenate(parts, axis=1) - standard.mean) / standard.scale
+        ends = np.cumsum(standard.widths.astype(int))[:-1]
+        named: dict[str, Any] = dict(zip(self.inputs, np.split(joined, ends, axis=1), strict=True))
+        return replace(table, **named)
+
+    def rate(self, number: int) -> float:
+        """Learning rate of a round, counted from 0."""
+        return self.learning_rate * 0.5 * (1 + float(np.cos(np.pi * number / self.rounds)))
+
+    def _input_parts(self, table: SiteTable) -> list[Array]:
+        parts = []
+        for name in self.inputs:
+            values = table.design if name == "covariates" else getattr(table, name)
+            if values is None:
+                raise TableError(f"the table has no {name}. Name what '{self.name}' is to learn from.")
+            parts.append(values.reshape(table.n, -1))
+        return parts
+
+    def _summarize_training(self, table: SiteTable, training: Training) -> Sums:
+        rows, layout = self.standardize(table, training), self.layout(training)
+        # Numbers that overflow are found in `solve`, which can say what to do.
+        with np.errstate(all="ignore"):
+            if self.local_steps == 1:
+                loss, gradients = self.gradient(unpack(training.weights, layout), rows, training)
+                change = {"gradient": table.n * pack(gradients, layout)}
+            else:
+                loss, weights = self._train(rows, training)
+                change = {"weights": table.n * weights}
+        return {"n": np.array(float(table.n)), "loss": np.array(table.n * loss), **change}
+
+    def _train(self, rows: SiteTable, training: Training) -> tuple[float, Array]:
+        """Take a site's own steps; return their mean loss and the weights [w] after them."""
+        layout = self.layout(training)
+        rng = np.random.default_rng([rows.seed, _BATCHES, training.round])
+        weights, memory, losses = training.weights, (np.zeros(1), np.zeros(1)), []
+        for step in range(1, self.local_steps + 1):
+            size = min(rows.n, max(self.batch_size, rows.min_group))
+            batch = rows.take(rng.choice(rows.n, size=size, replace=False))
+            loss, gradients = self.gradient(unpack(weights, layout), batch, training)
+            rate = self.rate(training.round)
+            weights, memory = adam_step(weights, pack(gradients, layout), memory, step, rate, self.weight_decay)
+            losses.append(loss)
+        return float(np.mean(losses)), weights
+
+    def _solve_training(self, total: Sums, training: Training) -> State:
+        n, number = float(total["n"]), training.round
+        memory = (training.gradient_mean, training.gradient_square)
+        if "gradient" in total:
+            gradient = total["gradient"] / n
+            with np.errstate(all="ignore"):
+                weights, memory = adam_step(
+                    training.weights, gradient, memory, number + 1, self.rate(number), self.weight_decay
+                )
+        else:
+            weights = total["weights"] / n
+        if not (np.isfinite(weights).all() and np.isfinite(total["loss"])):
+            raise HarmonizationError(
+                f"the training of '{self.name}' is not finite after round {number + 1}. Lower learning_rate."
+            )
+        following = replace(
+            training,
+            weights=weights,
+            gradient_mean=memory[0],
+            gradient_square=memory[1],
+            loss=np.append(training.loss, float(total["loss"]) / n),
+        )
+        return self.finish(following) if following.round == self.rounds else following
+
+
+def become(kind: type[AnyState], state: State, **values: Any) -> AnyState:
+    """Make a state of another kind from what this one has, and `values`."""
+    return kind(**{field.name: values.get(field.name, getattr(state, field.name, None)) for field in fields(kind)})
