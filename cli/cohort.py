@@ -16,6 +16,7 @@ from cohorts import Cohort, atlas_names
 from cohorts.matrices import MatrixOptions, import_matrices
 from cohorts.quality import QualityRules
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
+from cohorts.vectors import import_vectors
 
 app = typer.Typer(no_args_is_help=True, help="A site's recordings: make, import and show them.")
 
@@ -61,12 +62,15 @@ def simulate(
     sex_effect: Annotated[
         float, typer.Option(callback=_finite, min=0, help="Size of the effect of sex; 0 for none.")
     ] = 1.0,
+    vectors: Annotated[
+        int, typer.Option(min=0, help="Dimensions of simulated gene vectors that bear on the signal; 0 for none.")
+    ] = 0,
 ) -> None:
     """Simulate hospitals with known age, sex and site effects and different TRs."""
     effects = {"site_effect": site_effect, "age_effect": age_effect, "sex_effect": sex_effect}
     hospitals = simulated_hospitals(sites, participants, minutes, **effects)
     with counter("Simulating recordings") as progress:
-        paths = simulate_cohorts(out, hospitals, atlas=atlas, seed=seed, progress=progress)
+        paths = simulate_cohorts(out, hospitals, atlas=atlas, seed=seed, vectors=vectors, progress=progress)
     for path, hospital in zip(paths, hospitals, strict=True):
         typer.echo(f"{path}: {hospital.n_participants} participants, TR {hospital.t_r:g} s, {hospital.n_frames} frames")
 
@@ -113,6 +117,18 @@ def import_(
     if participants is None:
         typer.echo("No participants table was given: age, sex and every other covariate are unknown.")
     _show_quarantine(Cohort.open(report.path))
+
+
+@app.command()
+def vectors(
+    folder: Annotated[Path, typer.Argument(help="Folder of the cohort.")],
+    source: Annotated[Path, typer.Argument(help="Table (.parquet, .csv, .tsv): participant_id and numeric columns.")],
+    name: Annotated[str, typer.Option(help="What studies call these vectors.")] = "vectors",
+) -> None:
+    """Add a second table of vectors of the same participants, such as gene embeddings, to associate with the first."""
+    added = import_vectors(Cohort.open(folder), source, name)
+    n, dimensions = added.matrix.shape
+    typer.echo(f"{folder}: vectors '{name}' of {n} participants, {dimensions} dimensions.")
 
 
 @app.command()

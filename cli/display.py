@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from server.journal import Journal
+from server.summary import PROBE_SCORES, probe_score
 
 console = Console(stderr=True)
 
@@ -65,12 +66,16 @@ def print_summary(summary: dict[str, object]) -> None:
     table.add_column("features")
     table.add_column("site recognised (balanced accuracy)")
     targets = list(next(iter(probes.values()))) if probes else []
+    scores = {target: probe_score(next(iter(probes.values()))[target]["raw"]) for target in targets}
     for target in targets:
-        table.add_column(f"{target} (R²)")
+        table.add_column(f"{target} ({PROBE_SCORES[scores[target]]})")
     for features, effect in harmonization.get("site_effect", {}).items():
         cells = [_change({name: value["balanced_accuracy"] for name, value in effect.items()})]
         cells[0] += f", by chance {_number(effect['raw']['null_mean'])}"
-        cells += [_change({name: v["r2"] for name, v in probes[features][target].items()}) for target in targets]
+        cells += [
+            _change({name: value[score] for name, value in probes[features][target].items()})
+            for target, score in scores.items()
+        ]
         table.add_row(features, *cells)
     out.print(table)
 

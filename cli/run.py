@@ -14,7 +14,7 @@ from brainlm.windows import usable_recordings
 from cli.display import console, counter, print_summary, watching
 from cli.errors import InputError, RunFailedError
 from cli.flower import PROJECT, Outcome, connections, flwr_run, simulation_superlink, stage_app
-from client.policy import EVERYTHING
+from client.policy import EVERYTHING, SHOWS_ONE_SITE
 from client.site import SIMULATED_SITES
 from cohorts import Cohort
 from cohorts.files import write_text
@@ -186,7 +186,13 @@ def _write_site(study: Study, cohort: Cohort, folder: Path) -> None:
         "name": cohort.name,
         "cohort": str(cohort.path.resolve()),
         "state": "state",
-        "policy": {"studies": [EVERYTHING], "min_participants": 2, "min_group": 1, "secure_sum_required": False},
+        "policy": {
+            "studies": [EVERYTHING],
+            "analyses": [EVERYTHING, *sorted(SHOWS_ONE_SITE)],
+            "min_participants": 2,
+            "min_group": 1,
+            "secure_sum_required": False,
+        },
     }
     write_text(folder / "site.yaml", yaml.safe_dump(settings, sort_keys=False))
     # A real site draws its private seed; a simulated one derives it, so that the same study gives the same numbers.

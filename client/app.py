@@ -22,7 +22,14 @@ from brainlm.optimization import forget_optimizers, make_optimizer, restore_opti
 from brainlm.pretraining import initial_model, train_round
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet, split_participants, usable_recordings
-from client.features import FeatureSet, FeatureStore, build_table, complete_rows, permit_categories
+from client.features import (
+    FeatureSet,
+    FeatureStore,
+    build_table,
+    complete_rows,
+    permit_categories,
+    read_features,
+)
 from client.frames import counted_parcels, moments_of, read_frames, scaling_of, split_site
 from client.release import Answer, answer
 from client.site import Site
@@ -30,6 +37,7 @@ from cohorts.contract import CohortContract
 from cohorts.files import save_arrays
 from cohorts.seeding import derive_seed
 from cohorts.settings import check_settings
+from cohorts.vectors import read_vectors
 from exchange.messages import (
     Arrays,
     DescribeReply,
@@ -49,15 +57,17 @@ from exchange.messages import (
 )
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import (
+    METHODS,
     Analysis,
     Categorical,
-    ComBatModel,
     Design,
     Moments,
     SecondMoments,
+    SiteTable,
     State,
     add_sums,
     make_analysis,
+    make_harmonizer,
 )
 from harmonization.projection import ProjectionModel
 from harmonization.protocol import Array, Sums
@@ -119,6 +129,7 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
     for name, levels in contract.covariates.items():
         if levels:
             permit_categories(site, list(usable), Categorical(name, levels))
+    vectors = read_vectors(site.cohort, request.vectors) if request.vectors else None
     windows = WindowSet(site.cohort, window)
     reply = DescribeReply(
         site=site.name,
@@ -127,6 +138,7 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
         n_quarantined=len(site.cohort.quarantined),
         n_windows=windows.n_windows,
         n_parcels=site.cohort.atlas.n_parcels,
+        n_vector_dimensions=vectors.matrix.shape[1] if vectors else 0,
         atlas=site.cohort.atlas.name,
         preprocessing=site.cohort.preprocessing,
         software={"torch": torch.__version__, "numpy": np.__version__, "threads": str(site.settings.threads)},
@@ -220,6 +232,7 @@ def _summarize(site: Site, request: SummarizeRequest) -> Answer:
     site.policy.permit(request.study, [job.analysis for job in request.jobs.values()])
     sums: dict[str, Arrays] = {}
     n_participants = {}
+    store = FeatureStore(site.folder_of(request.study))
     for name, job in request.jobs.items():
         if isinstance(job.table, FrameSpec) and job.table.atlas != site.cohort.atlas.name:
             continue
@@ -231,7 +244,7 @@ def _summarize(site: Site, request: SummarizeRequest) -> Answer:
             if analysis.n_lags > longest:
                 raise Refusal(RefusalCode.PROTOCOL, f"{analysis.n_lags} lags were asked for; a window has {longest}.")
         state = analysis.read_state(job.state, request.part(name)) if job.state else None
-        summed, n_participants[name] = _sum(site, request, job, analysis, state)
+        summed, n_participants[name] = _sum(site, store, request, job, analysis, state)
         sums[name] = dict(summed)
     if not sums:
         raise Refusal(RefusalCode.PROTOCOL, f"no job is about atlas {site.cohort.atlas.name}, the cohort's.")
@@ -239,7 +252,9 @@ def _summarize(site: Site, request: SummarizeRequest) -> Answer:
     return Answer(reply, min(n_participants.values()))
 
 
-def _sum(site: Site, request: SummarizeRequest, job: Job, analysis: Analysis, state: State | None) -> tuple[Sums, int]:
+def _sum(
+    site: Site, store: FeatureStore, request: SummarizeRequest, job: Job, analysis: Analysis, state: State | None
+) -> tuple[Sums, int]:
     """Sums of one job, and how many participants stand behind them."""
     if analysis.rows != ("frames" if isinstance(job.table, FrameSpec) else "participants"):
         # Over participants, the counts behind a quantile would lead to a single one's value.
@@ -247,7 +262,7 @@ def _sum(site: Site, request: SummarizeRequest, job: Job, analysis: Analysis, st
     if isinstance(job.table, FrameSpec):
         frames = read_frames(site, job.table, scaling_of(site, request))
         return add_sums(analysis.summarize(table, state) for table in frames.tables), len(frames.participants)
-    table = build_table(site, request.study, job.table)
+    table = build_table(site, request.study, job.table, store)
     return analysis.summarize(table, state), table.n
 
 
@@ -256,29 +271,40 @@ def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:
     store = FeatureStore(site.folder_of(request.study))
     n_participants = {}
     for step in request.steps:
-        source = store.read(step.source)
-        result = _transform(site, source, step, request.part(step.result))
-        store.write_model(step.result, request.part(step.result))
+        model = request.part(step.result)
+        result, effect = _transform(site, read_features(site, store, step.source), step, model)
+        store.write_model(step.result, model)
+        if effect is not None:
+            store.write_model(f"{step.result}.effect", effect.to_arrays())
         store.write(step.result, result)
         n_participants[step.result] = len(result.participants)
     return Answer(HarmonizeReply(n_participants=n_participants), min(n_participants.values()))
 
 
-def _transform(site: Site, source: FeatureSet, step: Step, model: Arrays) -> FeatureSet:
-    """Apply one solved model to the participants whose covariates are known."""
+def _transform(site: Site, source: FeatureSet, step: Step, model: Arrays) -> tuple[FeatureSet, State | None]:
+    """Apply one solved model to the participants whose covariates are known; also return the site's own effect."""
     rows, design = complete_rows(site, source.participants, Design.from_json(step.covariates))
-    features = source.features[rows]
+    features, effect = source.features[rows], None
     if step.transform == "projection":
         changed: Array = ProjectionModel.from_arrays(model).project(features)
-    elif step.transform == "combat":
-        changed = ComBatModel.from_arrays(model).harmonize(features, design, prior=step.prior)
     elif step.transform == "residualization":
         changed = ResidualizationModel.from_arrays(model).residualize(features, design)
+    elif step.transform in METHODS:
+        harmonizer = make_harmonizer(step.transform, step.options)
+        table = SiteTable(features, design, site=site.name, seed=site.private_seed(step.result))
+        solved = harmonizer.read_state(step.model, model)
+        effect = harmonizer.estimate(solved, table)
+        changed = harmonizer.apply(solved, table, effect)
     else:
         raise Refusal(RefusalCode.PROTOCOL, f"transform '{step.transform}' is not known.")
-    done = {"transform": step.transform, "covariates": step.covariates, "model_sha256": _hash(model)}
+    done = {
+        "transform": step.transform,
+        "options": step.options,
+        "covariates": step.covariates,
+        "model_sha256": _hash(model),
+    }
     about = {**source.about, "transforms": [*source.about.get("transforms", []), done]}
-    return FeatureSet([source.participants[row] for row in rows], changed, about)
+    return FeatureSet([source.participants[row] for row in rows], changed, about), effect
 
 
 def _incoming_model(site: Site, config: dict[str, Any], weights: Arrays) -> AnyModel:

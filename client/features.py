@@ -15,11 +15,14 @@ from brainlm.embedding import feature_frame
 from client.site import Site
 from cohorts.cohort import check_identifier
 from cohorts.files import atomic_path, save_arrays, write_text
+from cohorts.vectors import read_vectors
 from exchange.messages import Arrays, TableSpec
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Categorical, Continuous, Design, SiteTable
 from harmonization.protocol import Array
 
+VECTORS = "vectors."
+"""How the names of feature sets begin that are a site's own second tables."""
 _WIDE = 2048
 """Features above which a set is stored as safetensors: Parquet is slow with so many columns."""
 
@@ -42,6 +45,11 @@ class FeatureSet:
     features: Array
     about: dict[str, Any] = field(default_factory=dict)
 
+    def rows(self, participants: list[str]) -> Array:
+        """Features of these participants, in their order."""
+        place = {participant: row for row, participant in enumerate(self.participants)}
+        return self.features[[place[participant] for participant in participants]]
+
 
 class FeatureStore:
     """The feature sets of one study at one site: ``<name>.parquet`` (or, when wide, ``.safetensors``) and ``.json``.
@@ -54,9 +62,11 @@ class FeatureStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._read: dict[str, FeatureSet] = {}
 
     def write(self, name: str, features: FeatureSet) -> None:
         """Store a feature set, replacing one of the same name."""
+        self._read.pop(name, None)
         path, wide = self._path(name), features.features.shape[1] > _WIDE
         data = _data(path, wide)
         if wide:
@@ -73,13 +83,15 @@ class FeatureStore:
         write_text(path, json.dumps(about, indent=1) + "\n")
 
     def read(self, name: str) -> FeatureSet:
-        """Read a feature set.
+        """Read a feature set, from the disk the first time.
 
         Raises
         ------
         Refusal
             If it was never made (the coordinator asked out of order), or a kill left it half written.
         """
+        if name in self._read:
+            return self._read[name]
         path = self._path(name)
         if not path.is_file():
             raise Refusal(RefusalCode.PROTOCOL, f"feature set '{name}' was not made yet.")
@@ -91,7 +103,8 @@ class FeatureStore:
             features = load(data)["features"]
         else:
             features = pd.read_parquet(BytesIO(data)).drop(columns="participant_id").to_numpy(np.float64)
-        return FeatureSet(about["participants"], features, about["about"])
+        self._read[name] = FeatureSet(about["participants"], features, about["about"])
+        return self._read[name]
 
     def write_model(self, name: str, model: Arrays) -> None:
         """Keep the solved model that made a feature set."""
@@ -113,6 +126,15 @@ def _data(path: Path, wide: bool) -> Path:
     return path.with_name(f"{path.stem}{'.safetensors' if wide else '.parquet'}")
 
 
+def read_features(site: Site, store: FeatureStore, name: str) -> FeatureSet:
+    """Read a feature set that the study made, or ``vectors.<name>``, which the site brought along."""
+    brought = name.removeprefix(VECTORS)
+    if brought != name and "." not in brought:
+        vectors = read_vectors(site.cohort, brought)
+        return FeatureSet(vectors.participants, vectors.matrix, {"features": name})
+    return store.read(name)
+
+
 def complete_rows(site: Site, participants: list[str], design: Design) -> tuple[list[int], Array]:
     """Find the participants whose covariates are all known, and code those.
 
@@ -131,42 +153,70 @@ def complete_rows(site: Site, participants: list[str], design: Design) -> tuple[
     return rows, design.encode(complete, len(rows))
 
 
-def build_table(site: Site, study: str, spec: TableSpec) -> SiteTable:
+def build_table(site: Site, study: str, spec: TableSpec, store: FeatureStore | None = None) -> SiteTable:
     """Make the table of one analysis: participants for whom everything it needs is known.
+
+    Parameters
+    ----------
+    store : FeatureStore, optional
+        The study's, which reads each feature set once, however many tables are made of it.
 
     Raises
     ------
     Refusal
         If nobody is left, or a site or covariate of the spec is unknown.
     """
-    store = FeatureStore(site.folder_of(study))
-    features = store.read(spec.features)
-    design = Design.from_json(spec.covariates)
-    # A numeric target is needed as a covariate is, and so drops the participants who lack it.
-    predicted = () if spec.target in (None, "site") else (Continuous(str(spec.target)),)
-    needed = Design((*design.covariates, *predicted, *Design.from_json(spec.complete).covariates))
-    rows, matrix = complete_rows(site, features.participants, needed)
-    people, q = [features.participants[row] for row in rows], len(design.columns)
-    for covariate in design.covariates:
+    store = store or FeatureStore(site.folder_of(study))
+    features = read_features(site, store, spec.features)
+    second = read_features(site, store, spec.second) if spec.second else None
+    design, predicted = Design.from_json(spec.covariates), _predicted(spec)
+    needed = Design((*design.covariates, *predicted.covariates, *Design.from_json(spec.complete).covariates))
+    rows, matrix = complete_rows(site, _shared(features, second), needed)
+    people, q = [_shared(features, second)[row] for row in rows], len(design.columns)
+    for covariate in (*design.covariates, *predicted.covariates):
         if isinstance(covariate, Categorical):
             permit_categories(site, people, covariate)
     if q:
         site.policy.permit_group(len(rows) // q, f"each of {q} columns of covariates")
-    target = None
-    if spec.target == "site":
-        if site.name not in spec.sites:
-            raise Refusal(RefusalCode.PROTOCOL, "this site is not in the list of sites.")
-        target = np.tile(np.eye(len(spec.sites))[spec.sites.index(site.name)], (len(rows), 1))
-    elif spec.target is not None:
-        target = matrix[:, q]
     return SiteTable(
-        features.features[rows],
+        features.rows(people),
         matrix[:, :q] if spec.covariates else None,
-        target,
-        loadings=store.read_model(spec.through)["components"].T if spec.through else None,
+        _target(site, spec, matrix[:, q : q + len(predicted.columns)]),
+        second=second.rows(people) if second else None,
+        loadings=store.read_model(spec.through)["components"][: spec.n_loadings].T if spec.through else None,
+        site=site.name,
         seed=site.private_seed(study, "folds"),
         min_group=site.policy.min_group,
     )
+
+
+def _shared(features: FeatureSet, second: FeatureSet | None) -> list[str]:
+    """Participants of the features who are in the second view, too, if there is one."""
+    if second is None:
+        return features.participants
+    known = set(second.participants)
+    return [participant for participant in features.participants if participant in known]
+
+
+def _predicted(spec: TableSpec) -> Design:
+    """Coding of the target: one is needed as a covariate is, and so drops the participants who lack it."""
+    if spec.target in (None, "site"):
+        return Design()
+    name = str(spec.target)
+    return Design((Categorical(name, tuple(spec.levels)) if spec.levels else Continuous(name),))
+
+
+def _target(site: Site, spec: TableSpec, coded: Array) -> Array | None:
+    """Target of a table: numbers [n], or one-hot levels [n, C]."""
+    if spec.target is None:
+        return None
+    if spec.target == "site":
+        if site.name not in spec.levels:
+            raise Refusal(RefusalCode.PROTOCOL, "this site is not in the list of sites.")
+        return np.tile(np.eye(len(spec.levels))[spec.levels.index(site.name)], (len(coded), 1))
+    if spec.levels:
+        return np.column_stack([1 - coded.sum(axis=1), coded])  # a design has no column for the first level
+    return coded[:, 0]
 
 
 def permit_categories(site: Site, participants: list[str], covariate: Categorical) -> None:
@@ -178,5 +228,5 @@ def permit_categories(site: Site, participants: list[str], covariate: Categorica
 
 def _columns(site: Site, participants: list[str]) -> dict[str, list[Any]]:
     """Covariates of the participants, in their order."""
-    table = site.cohort.covariates().set_index("participant_id").reindex(participants)
+    table = site.covariates.reindex(participants)
     return {str(name): table[name].tolist() for name in table}

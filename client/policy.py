@@ -8,6 +8,8 @@ from cohorts.settings import Settings
 from exchange.refusals import Refusal, RefusalCode
 
 EVERYTHING = "*"
+SHOWS_ONE_SITE = frozenset({"leave_one_site_out", "reference_site"})
+"""What shows a single site's sums even through secure ones, by subtraction: allowed only where it is named."""
 
 
 class Policy(Settings):
@@ -16,7 +18,9 @@ class Policy(Settings):
     studies: tuple[str, ...] = ()
     """Studies that may run here, by name; ``"*"`` for any."""
     analyses: tuple[str, ...] = (EVERYTHING,)
-    """What they may compute: ``pretraining``, ``embedding`` and names of analyses; ``"*"`` for all."""
+    """What they may compute: ``pretraining``, ``embedding`` and names of analyses. ``"*"`` for all but
+    ``leave_one_site_out``, which shows each site's own sums, and ``reference_site``, which shows the means of the site
+    that others are made like: these must be named."""
     recipes: tuple[str, ...] = (EVERYTHING,)
     """Embedding recipes that may run, by id; ``"*"`` for all."""
     min_participants: int = Field(10, ge=1)
@@ -38,7 +42,7 @@ class Policy(Settings):
         if not _allows(self.studies, study):
             raise Refusal(RefusalCode.STUDY, f"study '{study}' is not in policy.studies of site.yaml.")
         for analysis in analyses:
-            if not _allows(self.analyses, analysis):
+            if not _allows(self.analyses, analysis) or (analysis in SHOWS_ONE_SITE and analysis not in self.analyses):
                 raise Refusal(RefusalCode.ANALYSIS, f"'{analysis}' is not in policy.analyses of site.yaml.")
         if recipe is not None and not _allows(self.recipes, recipe):
             raise Refusal(RefusalCode.RECIPE, f"recipe '{recipe}' is not in policy.recipes of site.yaml.")

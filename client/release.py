@@ -13,7 +13,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from brainlm.errors import CheckpointError, DivergenceError, ShapeError
 from client.audit import describe_records
 from client.site import Site, find_site
-from cohorts.errors import CohortError, RecordingError, SettingsError
+from cohorts.errors import CohortError, RecordingError, SettingsError, VectorsError
 from exchange.messages import MessageError, Payload, size_of
 from exchange.refusals import Refusal, RefusalCode
 from harmonization.errors import HarmonizationError, SmallGroupError
@@ -27,6 +27,7 @@ _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (
     (ShapeError, RefusalCode.PROTOCOL),
     (SettingsError, RefusalCode.PROTOCOL),  # of the request: the site's own are read before
     (RecordingError, RefusalCode.PROTOCOL),
+    (VectorsError, RefusalCode.VECTORS),
     (SmallGroupError, RefusalCode.GROUP),
     (HarmonizationError, RefusalCode.ANALYSIS_FAILED),
     (CohortError, RefusalCode.SETUP),

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
+import pandas as pd
 import torch
 from flwr.app import Context
 from pydantic import Field, field_validator, model_validator
@@ -81,6 +82,11 @@ class Site:
     @cached_property
     def cohort(self) -> Cohort:
         return Cohort.open(self._cohort_folder)
+
+    @cached_property
+    def covariates(self) -> pd.DataFrame:
+        """Covariates of the cohort's participants, by id: read once a message, which may hold hundreds of jobs."""
+        return self.cohort.covariates().set_index("participant_id")
 
     @property
     def device(self) -> torch.device:

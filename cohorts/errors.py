@@ -20,6 +20,10 @@ class ParticipantsError(CohortError):
     """The participants table is broken. Correct the named rows or columns."""
 
 
+class VectorsError(CohortError):
+    """A second table of vectors is missing or broken. Correct the named column or rows, and import it again."""
+
+
 class RecordingError(CohortError):
     """One recording is not usable. Importers quarantine it with this message and go on.
 

@@ -26,6 +26,7 @@ from cohorts.errors import CohortError
 from cohorts.files import atomic_folder
 from cohorts.quality import temporal_snr
 from cohorts.seeding import derive_seed
+from cohorts.vectors import Vectors, save_vectors
 
 #: Centres of the networks in MNI millimetres; homologous pairs share one time course.
 NETWORKS: dict[str, list[tuple[float, float, float]]] = {
@@ -150,6 +151,7 @@ def simulate_cohorts(
     *,
     atlas: Atlas | str,
     seed: int,
+    vectors: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Write one cohort a site into folder `out`, which must be new.
@@ -164,6 +166,8 @@ def simulate_cohorts(
         The atlas, or its name.
     seed : int
         The same seed, sites and atlas give the same bytes.
+    vectors : int
+        Dimensions of a second table, ``genes``, of the same participants; 0 for none.
     progress : callable
         Called with the recordings done and their total.
     """
@@ -185,6 +189,8 @@ def simulate_cohorts(
                     done += 1
                     progress(done, total)
                 cohort.save()
+                if vectors:
+                    save_vectors(cohort, simulate_vectors(site, people, vectors, seed), "genes")
     except FileExistsError:
         raise CohortError(f"{out}: exists already; expected a new folder. Choose another, or remove it.") from None
     return [Path(out) / site.name for site in sites]
@@ -207,6 +213,21 @@ def simulate_people(site: SimulatedSite, seed: int) -> list[Person]:
         )
         for index in range(n)
     ]
+
+
+def simulate_vectors(site: SimulatedSite, people: list[Person], n_dimensions: int, seed: int) -> Vectors:
+    """Simulate gene vectors of a site's people: what sets the gains of their networks, noise, and the site's descent.
+
+    The inborn part of the gains, which recordings carry, explains a fifth of a vector's variance within a site.
+    """
+    effects = np.random.default_rng(1).normal(size=(len(NETWORKS), n_dimensions)) / math.sqrt(len(NETWORKS))
+    descent = np.random.default_rng(derive_seed(seed, site.name, "descent")).normal(0, 0.5, n_dimensions)
+    rows = []
+    for person in people:
+        noise = np.random.default_rng(derive_seed(seed, site.name, person.participant_id, "genes"))
+        inborn = _inborn(np.random.default_rng(derive_seed(seed, site.name, person.participant_id, "sources")))
+        rows.append(descent + inborn @ effects / 2 + noise.normal(size=n_dimensions))
+    return Vectors([person.participant_id for person in people], np.stack(rows))
 
 
 def simulate_recording(site: SimulatedSite, person: Person, atlas: Atlas, seed: int) -> Recording:
@@ -239,9 +260,14 @@ def simulate_recording(site: SimulatedSite, person: Person, atlas: Atlas, seed: 
     )
 
 
+def _inborn(rng: np.random.Generator) -> np.ndarray:
+    """Draw what sets one person's networks apart [K], first of all that is drawn of a person's sources."""
+    return rng.normal(size=len(NETWORKS))
+
+
 def _gains(site: SimulatedSite, person: Person, rng: np.random.Generator) -> np.ndarray:
     """Strength of each network [K] in one person."""
-    gains = np.exp(rng.normal(0, 0.12, len(NETWORKS)))
+    gains = np.exp(0.12 * _inborn(rng))
     for index, network in enumerate(NETWORKS):
         gains[index] *= math.exp(site.age_effect * _AGE_GAIN.get(network, 0.0) * (person.age - 45) / 20)
         gains[index] *= math.exp(site.sex_effect * _SEX_GAIN.get(network, 0.0) * (1 if person.sex == "F" else -1))

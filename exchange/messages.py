@@ -103,6 +103,8 @@ class DescribeRequest(Payload):
         Fraction of participants to hold out of training.
     folds : int
         Folds of the cross-validated analyses; 1 if there are none.
+    vectors : str or None
+        Name of the second table of vectors that the study associates with the embeddings.
     """
 
     message: ClassVar[str] = "query.describe"
@@ -114,10 +116,11 @@ class DescribeRequest(Payload):
     recipe: str
     holdout: float
     folds: int
+    vectors: str | None = None
 
 
 class DescribeReply(Payload):
-    """A site that takes part: its name, and counts."""
+    """A site that takes part: its name, and counts; ``n_vector_dimensions`` is 0 if no vectors were asked for."""
 
     site: str
     n_participants: int
@@ -125,6 +128,7 @@ class DescribeReply(Payload):
     n_quarantined: int
     n_windows: int
     n_parcels: int
+    n_vector_dimensions: int = 0
     atlas: str
     preprocessing: str
     software: dict[str, str]
@@ -234,12 +238,16 @@ class TableSpec(BaseModel):
         Name of a feature set on the site's disk.
     through : str or None
         A feature set that was made by projection: its loadings stand between features and analysis.
+    n_loadings : int or None
+        How many of its leading components; None for all.
     covariates : list of dict
         The agreed design (`harmonization.Design.to_json`).
     target : str or None
         A covariate to predict, or ``site`` for the one-hot site.
-    sites : list of str
-        The order of the sites in that one-hot.
+    levels : list of str
+        Agreed levels of a target that is a category, which becomes one-hot; for ``site`` the names of all sites.
+    second : str or None
+        A feature set that is the other view of the same participants; those who lack it are left out.
     complete : list of dict
         A design that rows must be complete in, too, so that variants are measured on the same people.
     """
@@ -248,9 +256,11 @@ class TableSpec(BaseModel):
 
     features: str
     through: str | None = None
+    n_loadings: int | None = None
     covariates: list[dict[str, Any]] = []
     target: str | None = None
-    sites: list[str] = []
+    levels: list[str] = []
+    second: str | None = None
     complete: list[dict[str, Any]] = []
 
 
@@ -328,12 +338,14 @@ class Step(BaseModel):
     ----------
     source, result : str
         Feature sets: the one to read, and the one to write.
-    transform : {"projection", "combat", "residualization"}
-        What to apply.
+    transform : str
+        What to apply: ``projection``, ``residualization``, or a name of `harmonization.METHODS`.
+    options : dict
+        Options of a method.
+    model : str
+        Kind of the solved model.
     covariates : list of dict
         The agreed design.
-    prior : str
-        ComBat's prior.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -341,8 +353,9 @@ class Step(BaseModel):
     source: str
     result: str
     transform: str
+    options: dict[str, Any] = {}
+    model: str = ""
     covariates: list[dict[str, Any]] = []
-    prior: str = "parametric"
 
 
 class HarmonizeRequest(Payload):
@@ -351,7 +364,7 @@ class HarmonizeRequest(Payload):
     message: ClassVar[str] = "query.harmonize"
 
     study: str
-    steps: list[Step]
+    steps: list[Step] = Field(min_length=1)
 
 
 class HarmonizeReply(Payload):

@@ -17,6 +17,7 @@ class RefusalCode(StrEnum):
     TIMING = "contract.repetition-time"
     SCALING = "contract.scaling"
     COVARIATES = "contract.covariates"
+    VECTORS = "contract.vectors"
     WINDOWS = "contract.no-usable-recordings"
     DIVERGED = "training.diverged"
     ANALYSIS_FAILED = "analysis.not-possible"
@@ -53,6 +54,10 @@ _ABOUT = {
     RefusalCode.TIMING: (1007, "a repetition time of the cohort lies outside what the study allows"),
     RefusalCode.SCALING: (1015, "the cohort's recordings were z-scored before, and the study scales them otherwise"),
     RefusalCode.COVARIATES: (1008, "the cohort lacks a covariate of the study"),
+    RefusalCode.VECTORS: (
+        1016,
+        "the site has no vectors of that name, or cannot read them; its log says why",
+    ),
     RefusalCode.WINDOWS: (1009, "no recording of the cohort is as long as the study's window"),
     RefusalCode.DIVERGED: (1010, "the local loss became NaN or infinite"),
     RefusalCode.ANALYSIS_FAILED: (1011, "the site's data do not allow an analysis; its log says why"),

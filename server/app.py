@@ -71,6 +71,7 @@ def _describe(study: Study) -> DescribeRequest:
         recipe=study.recipe,
         holdout=study.training.holdout,
         folds=study.analyses.folds,
+        vectors=study.association.vectors if study.association else None,
     )
 
 

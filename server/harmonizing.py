@@ -11,23 +11,28 @@ from typing import Any
 from brainlm.embedding import find_recipe
 from cohorts.files import save_arrays
 from exchange.messages import HarmonizeReply, HarmonizeRequest, Step, TableSpec, join
-from harmonization import (
-    ComBat,
-    CrossValidatedRidge,
-    Design,
-    Projection,
-    Residualization,
-    SiteClassification,
-    SiteVariance,
-    State,
-)
+from harmonization import ComBatModel, Design, Projection, Residualization, State
 from harmonization.projection import ProjectionModel
+from harmonization.residualization import ResidualizationModel
+from server.associating import association_tasks, describe_association
+from server.comparing import (
+    HARMONIZED,
+    RAW,
+    Variant,
+    held_out_measures,
+    numbers_of,
+    site_measures,
+    variants_of,
+)
+from server.errors import StudyError
 from server.journal import Journal
 from server.roster import Roster
 from server.study import Study
 from server.sums import Task, solve_together
 
 STAGE = "harmonization"
+_VECTORS = "vectors."
+"""How sites name feature sets that they brought along: not all participants may have them."""
 
 
 @dataclass
@@ -39,14 +44,17 @@ class Findings:
     components : dict
         Feature set → dimensions kept, and the share of the variance they hold.
     site_effect : dict
-        Feature set → raw and harmonized: eta squared and held-out balanced accuracy with its null.
+        Feature set → variant (`server.comparing.Variant`) → how much of the site is left.
     probes : dict
-        Feature set → target → raw, harmonized and the negative control (harmonized without covariates).
+        Feature set → target → variant → how well the target is predicted.
+    association : dict
+        Analysis → what it found between the embedding and the second table of vectors.
     """
 
     components: dict[str, Any] = field(default_factory=dict)
     site_effect: dict[str, Any] = field(default_factory=dict)
     probes: dict[str, Any] = field(default_factory=dict)
+    association: dict[str, Any] = field(default_factory=dict)
 
 
 class Harmonizing:
@@ -74,151 +82,187 @@ class Harmonizing:
         self.dimensions = dimensions
         self.n_participants = n_participants
         self.findings = Findings()
-        self.combat = study.harmonization.method == "combat"
-        self.kept = study.design(study.harmonization.keep)
+        self.removed = study.design(study.residualized)
+        harmonized = study.harmonization.method != "none"
+        self._final = f"embedding.{HARMONIZED}" if harmonized else "embedding"
+        self._combat: ComBatModel | None = None
 
     def run(self) -> Findings:
-        """Run all stages."""
+        """Run all stages.
+
+        Raises
+        ------
+        StudyError
+            If the sites that are left cannot do what the study asks.
+        """
+        reference = self.study.harmonization.reference
+        if reference is not None and reference not in self.roster.sites:
+            raise StudyError(f"harmonization.reference: site '{reference}' does not take part. Name another.")
         self._find_components()
-        self._measure_and_harmonize()
-        self._project_and_residualize()
+        self._harmonize()
+        self._finish()
         return self.findings
+
+    @property
+    def variants(self) -> list[Variant]:
+        """What is compared, among the sites that are left."""
+        return variants_of(self.study, self.roster.sites)
 
     def _find_components(self) -> None:
         """Find principal components of each raw feature set: what the measures look through."""
-        models = self._solve(
-            lambda: {name: Task(self._projection(name), TableSpec(features=name)) for name in self.dimensions}
-        )
+        models = self._solve(self._component_tasks)
         for name, model in models.items():
             self.findings.components[name] = _components(model)
-        steps = {name: Step(source=name, result=f"{name}.components", transform="projection") for name in models}
-        self._apply([(steps[name], models[name]) for name in models])
-
-    def _measure_and_harmonize(self) -> None:
-        """Measure site and age, cross-validated; fit ComBat to all participants and apply it."""
-        models = self._solve(
-            lambda: {name: task for features in self.dimensions for name, task in self._measures(features).items()}
-        )
-        for features in self.dimensions:
-            self._note(features, models)
-        if self.combat:
-            self._apply([(self._combat_step(features), models[f"{features}/combat"]) for features in self.dimensions])
-
-    def _combat_step(self, features: str) -> Step:
-        return Step(
-            source=features,
-            result=f"{features}.harmonized",
-            transform="combat",
-            covariates=self.kept.to_json(),
-            prior=self.study.harmonization.prior,
-        )
-
-    def _project_and_residualize(self) -> None:
-        """Finish the recipe: project the harmonized embedding and take its covariates out; measure what is left.
-
-        Both are linear, so the effects found in the harmonized embedding are projected along with it, and one round
-        serves both.
-        """
-        source = "embedding.harmonized" if self.combat else "embedding"
-        removed = self.study.design(self.study.residualized)
-        residualization = Residualization(site="site" in self.study.residualized)
-
-        def tasks() -> dict[str, Task]:
-            projection = Task(self._projection("embedding"), TableSpec(features=source))
-            effects = Task(residualization, TableSpec(features=source, covariates=removed.to_json()))
-            left = {
-                f"{features}/eta": Task(SiteVariance(), TableSpec(features=f"{features}.harmonized"))
-                for features in self.dimensions
-                if self.combat
-            }
-            return {"projection": projection, "residualization": effects, **left}
-
-        models = self._solve(tasks)
-        if self.combat:
-            for features in self.dimensions:
-                self.findings.site_effect[features]["harmonized"]["eta_squared"] = models[f"{features}/eta"].mean
-        projection, effects = models["projection"], models["residualization"]
-        self.findings.components["projected"] = _components(projection)
-        projected = Step(source=source, result="embedding.projected", transform="projection")
-        residualized = Step(
-            source="embedding.projected",
-            result="embedding.residualized",
-            transform="residualization",
-            covariates=removed.to_json(),
-        )
         self._apply(
-            [(projected, projection), (residualized, effects.projected(projection.mean, projection.components))]
+            [
+                (Step(source=name, result=f"{name}.components", transform="projection", model=model.kind), model)
+                for name, model in models.items()
+            ]
         )
 
-    def _projection(self, features: str) -> Projection:
-        """Projection to as many components as the recipe, the features and half the participants allow."""
-        most = find_recipe(self.study.recipe).components
-        n_participants = sum(self.n_participants[site] for site in self.roster.sites)
-        return Projection(min(most, self.dimensions[features], max(1, n_participants // 2)))
+    def _component_tasks(self) -> dict[str, Task]:
+        most = {name: self._most(size) for name, size in self.dimensions.items()}
+        if self.study.association:
+            most[self._vectors] = min(self.study.association.components, self._most(self._vector_dimensions()))
+        return {name: Task(Projection(k), TableSpec(features=name)) for name, k in most.items()}
 
-    def _measures(self, features: str) -> dict[str, Task]:
-        """Tasks of one feature set: raw, with ComBat on training folds, and the negative control without covariates.
+    def _harmonize(self) -> None:
+        """Measure held-out participants; fit every method to all participants, and apply it."""
+        models = self._solve(self._held_out_tasks)
+        self._combat = models.get(f"embedding/{HARMONIZED}/model")
+        for features in self.dimensions:
+            effect: dict[str, Any] = {}
+            probes: dict[str, Any] = {target: {} for target in self.study.analyses.targets}
+            for variant in self.variants:
+                measured = _measured(models, features, variant)
+                effect[variant.name] = numbers_of(measured.pop("site"))
+                if "network" in measured:
+                    effect[variant.name]["network"] = numbers_of(measured.pop("network"))
+                for name, state in measured.items():
+                    kind, _, target = name.partition("/")
+                    found = numbers_of(state)
+                    if kind == "probe":
+                        probes[target].setdefault(variant.name, {}).update(found)
+                    else:
+                        probes[target].setdefault(variant.name, {})["new_site"] = found
+            self.findings.site_effect[features], self.findings.probes[features] = effect, probes
+        self._apply(
+            [
+                (_step(features, variant, models[f"{features}/{variant.name}/model"]), model)
+                for features in self.dimensions
+                for variant in self.variants
+                if (model := models.get(f"{features}/{variant.name}/model")) is not None
+            ]
+        )
 
-        All are measured on the participants whose kept covariates are known.
-
-        ComBat works on the features themselves, and the probes look at them through the components of the raw ones.
-        """
-        analyses, with_kept = self.study.analyses, self.kept.to_json()
-        prior = {"prior": self.study.harmonization.prior}
-        tasks = {f"{features}/eta": Task(SiteVariance(), TableSpec(features=features, complete=with_kept))}
-        variants: dict[str, tuple[bool, list[dict[str, Any]]]] = {"raw": (False, with_kept)}
-        if self.combat:
-            variants |= {"harmonized": (True, with_kept), "control": (True, [])}
-            tasks[f"{features}/combat"] = Task(ComBat(), TableSpec(features=features, covariates=with_kept))
-        for variant, (combat, covariates) in variants.items():
-            options = {"n_folds": analyses.folds, **({"method": "combat", "options": prior} if combat else {})}
-            table = TableSpec(
-                features=features, through=f"{features}.components", covariates=covariates, complete=with_kept
-            )
-            tasks[f"{features}/site/{variant}"] = Task(
-                SiteClassification(**options, permutations=analyses.permutations),
-                table.model_copy(update={"target": "site", "sites": self.roster.sites}),
-            )
-            for target in analyses.targets:
-                tasks[f"{features}/{target}/{variant}"] = Task(
-                    CrossValidatedRidge(**options), table.model_copy(update={"target": target})
-                )
+    def _held_out_tasks(self) -> dict[str, Task]:
+        tasks: dict[str, Task] = {}
+        for features in self.dimensions:
+            for variant in self.variants:
+                measures = held_out_measures(self.study, features, variant, self.roster.sites)
+                tasks |= {f"{features}/{variant.name}/{name}": task for name, task in measures.items()}
+                if variant.name != RAW:
+                    table = TableSpec(features=features, covariates=variant.covariates)
+                    tasks[f"{features}/{variant.name}/model"] = Task(variant.harmonizer, table)
         return tasks
 
-    def _note(self, features: str, models: dict[str, Any]) -> None:
-        """Enter the measures of one feature set into the findings."""
-        effect: dict[str, Any] = {}
-        probes: dict[str, Any] = {target: {} for target in self.study.analyses.targets}
-        for variant in ("raw", "harmonized", "control") if self.combat else ("raw",):
-            site = models[f"{features}/site/{variant}"]
-            effect[variant] = {
-                "balanced_accuracy": site.balanced_accuracy,
-                "null_mean": site.null_mean,
-                "null_95": site.null_95,
-                "p_value": site.p_value,
-            }
-            for target in probes:
-                scores = models[f"{features}/{target}/{variant}"]
-                probes[target][variant] = {
-                    "r2": scores.r2,
-                    "mean_absolute_error": scores.mean_absolute_error,
-                    "root_mean_squared_error": scores.root_mean_squared_error,
-                    "n": int(scores.n),
-                }
-        effect["raw"]["eta_squared"] = models[f"{features}/eta"].mean
-        self.findings.site_effect[features] = effect
-        self.findings.probes[features] = probes
+    def _finish(self) -> None:
+        """Measure the site in all variants, finish the recipe, and associate its embedding with the vectors.
+
+        The recipe projects the harmonized embedding and takes covariates out. Both are linear, so the effects found in
+        the harmonized embedding are projected along with it, and one round serves both.
+        """
+        models = self._solve(self._final_tasks)
+        for features in self.dimensions:
+            for variant in self.variants:
+                effect = self.findings.site_effect[features][variant.name]
+                measured = _measured(models, features, variant)
+                effect["eta_squared"] = measured.pop("site_variance").mean
+                effect |= {name: numbers_of(state) for name, state in measured.items()}
+        for name in self._association_tasks():
+            self.findings.association[name.removeprefix("association/")] = describe_association(models[name])
+        self._apply_recipe(models)
+
+    def _final_tasks(self) -> dict[str, Task]:
+        tasks: dict[str, Task] = self._association_tasks()
+        for features in self.dimensions:
+            for variant in self.variants:
+                measures = site_measures(self.study, features, variant, self.roster.sites)
+                tasks |= {f"{features}/{variant.name}/{name}": task for name, task in measures.items()}
+        table = TableSpec(features=self._final)
+        tasks["projection"] = Task(Projection(self._most(self.dimensions["embedding"])), table)
+        if self.study.harmonization.order == "separate":
+            removed = table.model_copy(update={"covariates": self.removed.to_json()})
+            tasks["residualization"] = Task(Residualization(site="site" in self.study.residualized), removed)
+        return tasks
+
+    @property
+    def _vectors(self) -> str:
+        """Name of the feature set of the vectors that the sites brought along."""
+        assert self.study.association is not None, "only studies with vectors associate them"
+        return f"{_VECTORS}{self.study.association.vectors}"
+
+    def _vector_dimensions(self) -> int:
+        found = {site: about.n_vector_dimensions for site, about in self.roster.about.items()}
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"{site} {number}" for site, number in found.items())
+            raise StudyError(f"{self._vectors} have other dimensions at each site ({listed}). Use one model for all.")
+        return next(iter(found.values()))
+
+    def _association_tasks(self) -> dict[str, Task]:
+        if self.study.association is None:
+            return {}
+        table = TableSpec(
+            features=self._final,
+            through="embedding.components",
+            n_loadings=self.study.association.components,
+            covariates=self.removed.to_json(),
+            second=f"{self._vectors}.components",
+        )
+        return association_tasks(self.study, table)
+
+    def _apply_recipe(self, models: dict[str, Any]) -> None:
+        """Project the harmonized embedding, and take the covariates' effects out."""
+        projection = models["projection"]
+        self.findings.components["projected"] = _components(projection)
+        if self.study.harmonization.order == "separate":
+            effects, removed = models["residualization"], self.removed
+        else:
+            assert isinstance(self._combat, ComBatModel), "the study was checked to use ComBat"
+            effects, removed = ResidualizationModel.from_combat(self._combat), self.study.design(self.study.kept)
+        result = "embedding.projected"
+        projected = Step(source=self._final, result=result, transform="projection", model=projection.kind)
+        residualized = Step(
+            source=result,
+            result="embedding.residualized",
+            transform="residualization",
+            model=effects.kind,
+            covariates=removed.to_json(),
+        )
+        effects = effects.projected(projection.mean, projection.components)
+        self._apply([(projected, projection), (residualized, effects)])
+
+    def _most(self, size: int) -> int:
+        """As many components as the recipe, the features and half the participants allow."""
+        most = find_recipe(self.study.recipe).components
+        n_participants = sum(self.n_participants[site] for site in self.roster.sites)
+        return min(most, size, max(1, n_participants // 2))
 
     def _solve(self, make_tasks: Callable[[], dict[str, Task]]) -> dict[str, Any]:
         return solve_together(make_tasks, self.study.study, self.roster, STAGE)
 
     def _apply(self, steps: list[tuple[Step, State]]) -> None:
         """Let every site apply solved models to its own features; keep the models, which all sites share."""
+        if not steps:
+            return
         arrays = {step.result: model.to_arrays() for step, model in steps}
         request = HarmonizeRequest(arrays=join(**arrays), study=self.study.study, steps=[step for step, _ in steps])
         replies = self.roster.ask(request, HarmonizeReply, STAGE)
         self.roster.keep(replies)
-        self.n_participants = {site: min(reply.n_participants.values()) for site, reply in replies.items()}
+        self.n_participants = {
+            site: min(n for name, n in reply.n_participants.items() if not name.startswith(_VECTORS))
+            for site, reply in replies.items()
+        }
         for step, _ in steps:
             about = {**step.model_dump(), "columns": Design.from_json(step.covariates).columns}
             save_arrays(
@@ -229,3 +273,23 @@ class Harmonizing:
 def _components(model: ProjectionModel) -> dict[str, Any]:
     share = float(model.explained_variance.sum() / model.total_variance) if model.total_variance else 0.0
     return {"components": len(model.components), "explained": share}
+
+
+def _step(features: str, variant: Variant, model: State) -> Step:
+    """Apply a variant's model to a feature set."""
+    return Step(
+        source=features,
+        result=variant.features(features),
+        transform=variant.method,
+        options=variant.options,
+        model=model.kind,
+        covariates=variant.covariates,
+    )
+
+
+def _measured(models: dict[str, Any], features: str, variant: Variant) -> dict[str, Any]:
+    """Final states of one variant's measures, by name."""
+    prefix = f"{features}/{variant.name}/"
+    named = {name.removeprefix(prefix): state for name, state in models.items() if name.startswith(prefix)}
+    named.pop("model", None)
+    return named

@@ -17,6 +17,14 @@ from cohorts.settings import Settings, check_settings, read_yaml
 from harmonization.combat import Prior
 from harmonization.design import KNOWN, Categorical, Continuous, Covariate, Design
 
+Method = Literal["none", "combat", "combat_gam", "covbat", "site_adversarial", "content_style"]
+"""Ways of making sites alike, of `harmonization.METHODS`."""
+CONTROLS: dict[str, Method] = {"combat_gam": "combat"}
+"""The method of the negative control, where it is another: without covariates there is no curve to fit."""
+SITE_MEASURES = ("site_variance", "permanova", "site_spread", "covariance_distance")
+"""Measures of the site over all participants."""
+PROBES: dict[type[Covariate], str] = {Continuous: "cross_validated_ridge", Categorical: "cross_validated_logistic"}
+"""The probe of each kind of target."""
 IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -97,26 +105,64 @@ class RoundsConfig(Settings):
 class HarmonizationConfig(Settings):
     """How the sites' embeddings are made comparable."""
 
-    method: Literal["combat", "none"] = "combat"
+    method: Method = "combat"
+    """How sites are made alike: docs/harmonization.md compares the methods."""
     prior: Prior = "parametric"
+    """How ComBat and its kin shrink a site's effects; covbat's scores are never shrunk."""
+    mean_only: bool = False
+    """Remove the sites' shifts and leave their scales."""
+    reference: str | None = None
+    """Name of a site that the others are made like, with method combat; it comes back unchanged, and its means are
+    shown to all."""
+    smooth: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Numbers whose effects are curves with method combat_gam, each with the public bounds of its values."""
     keep: tuple[str, ...] = ("age", "sex")
-    """Covariates whose effects ComBat keeps."""
+    """Covariates whose effects are kept."""
     residualize: tuple[str, ...] | None = None
     """Covariates to remove at the end; null for those of the recipe. ``site`` stands for the site."""
+    order: Literal["separate", "one_model"] = "separate"
+    """Whether what is removed at the end is estimated anew from the harmonized embedding, or taken from the one model
+    that ComBat fitted, which then keeps all covariates."""
 
 
 class AnalysesConfig(Settings):
     """What is measured before and after harmonization."""
 
     targets: tuple[str, ...] = ("age",)
-    """Numbers that a ridge probe predicts."""
-    folds: int = Field(5, ge=2)
-    """Folds within every site."""
+    """What probes predict: numbers by ridge, categories by logistic regression."""
+    folds: int = Field(5, ge=3)
+    """Folds within every site: one to score, the others to learn from and to choose the penalty in."""
     permutations: int = Field(100, ge=0)
-    """Permutations behind the null of the site classifier."""
+    """Permutations behind the nulls of site effects and of probes of numbers."""
+    category_permutations: int = Field(20, ge=0)
+    """The same for probes of categories, whose every permutation is fitted anew by Newton's method."""
+    bootstrap: int = Field(200, ge=0)
+    """Draws of participants within sites behind the probes' confidence intervals; 0 for none."""
+    leave_one_site_out: bool = False
+    """Also try probes on whole sites that were left out. By subtraction this shows each site's own sums, so every
+    site's policy must name ``leave_one_site_out``."""
+    site_network: bool = False
+    """Also let a small network recognise the site: dozens of exchanges more."""
+    compare: tuple[Method, ...] = ()
+    """Further methods to measure beside the study's own."""
     gaussian_baseline: bool = True
     """Sum second moments of the frames, so that sites can set the linear Gaussian predictor beside the model; not
     with ``temporal: adaptive``, since moments of other TRs do not add."""
+
+
+class AssociationConfig(Settings):
+    """The embedding beside a second table of vectors that every site holds: `fedbrainlm cohort vectors`."""
+
+    vectors: str = Field("vectors", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    """Name of the vectors."""
+    components: int = Field(20, ge=2)
+    """Principal components of each view that are compared; fewer where participants or dimensions are few."""
+    correlations: int = Field(3, ge=1)
+    """Canonical correlations."""
+    permutations: int = Field(1000, ge=0)
+    """Permutations of one view within the sites."""
+    two_tower: bool = False
+    """Also align both views by contrastive learning: dozens of exchanges more."""
 
 
 class Study(Settings):
@@ -139,6 +185,7 @@ class Study(Settings):
     """Codings of covariates that are not among the known ones, or are to be coded otherwise."""
     harmonization: HarmonizationConfig = HarmonizationConfig()
     analyses: AnalysesConfig = AnalysesConfig()
+    association: AssociationConfig | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
@@ -149,18 +196,74 @@ class Study(Settings):
                 raise ValueError(f"covariate '{name}' has no coding. Add it under 'covariates'.")
         if "site" in self.harmonization.keep:
             raise ValueError("harmonization.keep holds 'site', which harmonization is there to remove. Leave it out.")
-        for target in self.analyses.targets:
-            if target == "site":
-                raise ValueError("analyses.targets holds 'site', which is measured anyway. Leave it out.")
-            if not isinstance(self.coding(target), Continuous):
-                raise ValueError(f"analyses.targets: '{target}' is a category; probes predict numbers.")
+        if "site" in self.analyses.targets:
+            raise ValueError("analyses.targets holds 'site', which is measured anyway. Leave it out.")
+        self._check_harmonization()
         return self
+
+    def _check_harmonization(self) -> None:
+        harmonization = self.harmonization
+        for name, (low, high) in harmonization.smooth.items():
+            if low >= high:
+                raise ValueError(
+                    f"harmonization.smooth: '{name}' has bounds {low:g} and {high:g}. Give the lower first."
+                )
+            if name not in harmonization.keep or not isinstance(self.coding(name), Continuous):
+                raise ValueError(f"harmonization.smooth: '{name}' is no number in harmonization.keep. Add it there.")
+        if "combat_gam" in (harmonization.method, *self.analyses.compare) and not harmonization.smooth:
+            raise ValueError(
+                "method combat_gam needs harmonization.smooth. Name a number and the bounds of its values."
+            )
+        if harmonization.reference is not None and harmonization.method != "combat":
+            raise ValueError("harmonization.reference is an option of method combat alone. Leave it out.")
+        if harmonization.reference is not None and self.analyses.leave_one_site_out:
+            raise ValueError(
+                "analyses.leave_one_site_out would leave out harmonization.reference, too. Choose one of the two."
+            )
+        if harmonization.order == "one_model" and harmonization.method != "combat":
+            raise ValueError("harmonization.order: one_model needs method combat, whose coefficients it takes.")
+
+    def options_of(self, method: str, design: Design, sites: list[str]) -> dict[str, Any]:
+        """Options of a method of harmonization that keeps the covariates of `design`.
+
+        Parameters
+        ----------
+        sites : list of str
+            Names of the sites that take part.
+        """
+        harmonization = self.harmonization
+        shrinkage = {"prior": harmonization.prior, "mean_only": harmonization.mean_only}
+        if method == "combat":
+            return {**shrinkage, "reference": harmonization.reference}
+        if method == "combat_gam":
+            return {**shrinkage, "smooth": self._smooth_columns(design)}
+        if method == "covbat":
+            return shrinkage
+        if method == "content_style":
+            return {"prior": harmonization.prior}
+        return {"sites": sites} if method == "site_adversarial" else {}
+
+    def _smooth_columns(self, design: Design) -> list[tuple[int, float, float]]:
+        """Place in a design of each number with a curve, and the bounds of its values as coded."""
+        columns = []
+        for name, bounds in self.harmonization.smooth.items():
+            coding = self.coding(name)
+            if name in design.columns and isinstance(coding, Continuous):
+                low, high = ((bound - coding.center) / coding.scale for bound in bounds)
+                columns.append((design.columns.index(name), low, high))
+        return columns
 
     @property
     def residualized(self) -> tuple[str, ...]:
         """Covariates to remove at the end, with ``site`` if it is one."""
         stated = self.harmonization.residualize
         return RECIPES[self.recipe].residualize if stated is None else stated
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Covariates whose effects harmonization keeps: in one model, those that are removed later, too."""
+        removed = self.residualized if self.harmonization.order == "one_model" else ()
+        return tuple(dict.fromkeys((*self.harmonization.keep, *(name for name in removed if name != "site"))))
 
     def coding(self, name: str) -> Covariate:
         """Coding of a covariate: the study's own, or the known one."""
@@ -186,14 +289,25 @@ class Study(Settings):
 
     def asks_for(self) -> list[str]:
         """Names of everything that a site's policy must allow for this study."""
-        analyses = ["pretraining", "embedding", "projection", "site_variance", "site_classification", "residualization"]
+        analyses = ["pretraining", "embedding", "projection", "residualization", *SITE_MEASURES, "site_classification"]
         if self.needs_quartiles():
             analyses.append("quantiles")
         if self.needs_moments():
             analyses.append("second_moments")
-        if self.analyses.targets:
-            analyses.append("cross_validated_ridge")
-        return [*analyses, "combat"] if self.harmonization.method == "combat" else analyses
+        if self.analyses.site_network:
+            analyses.append("site_network")
+        probes = {type(self.coding(target)) for target in self.analyses.targets}
+        analyses += [name for kind, name in PROBES.items() if kind in probes]
+        if probes and self.analyses.leave_one_site_out:
+            analyses.append("leave_one_site_out")
+        if self.association:
+            analyses.append("cross_validated_cca")
+            analyses += ["two_tower"] if self.association.two_tower else []
+        if self.harmonization.reference is not None:
+            analyses.append("reference_site")
+        method = self.harmonization.method
+        methods = dict.fromkeys((method, CONTROLS.get(method, method), *self.analyses.compare))
+        return [*analyses, *(method for method in methods if method != "none")]
 
     def contract(self) -> CohortContract:
         """What a site checks its cohort against."""

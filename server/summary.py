@@ -17,6 +17,14 @@ from server.journal import Journal
 from server.reconstruction import read_reconstruction, summarize_reconstruction
 from server.study import Study
 
+PROBE_SCORES = {"r2": "R²", "balanced_accuracy": "balanced accuracy"}
+"""The score by which a probe is known, of numbers and of categories, and its name for people."""
+
+
+def probe_score(scores: Mapping[str, Any]) -> str:
+    """Which of `PROBE_SCORES` a probe's entry in the summary has."""
+    return next(score for score in PROBE_SCORES if score in scores)
+
 
 def write_summary(
     study: Study, journal: Journal, sites: Mapping[str, DescribeReply], findings: Findings | None
@@ -46,6 +54,7 @@ def write_summary(
         "pretraining": _pretraining(study, journal),
         "harmonization": _harmonization(study, findings),
         "probes": findings.probes if findings else {},
+        "association": findings.association if findings else {},
         "privacy": {"secure_sums": False, "differential_privacy": False},
         "exchange": _exchange(journal),
         "software": {name: version(name) for name in ("fedbrainlm", "flwr", "torch", "numpy", "scipy")},
@@ -96,7 +105,9 @@ def _harmonization(study: Study, findings: Findings | None) -> dict[str, Any]:
     settings = {
         "method": study.harmonization.method,
         "prior": study.harmonization.prior,
-        "keep": list(study.harmonization.keep),
+        "reference": study.harmonization.reference,
+        "order": study.harmonization.order,
+        "keep": list(study.kept),
         "residualize": list(study.residualized),
     }
     if findings is None:

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from brainlm.evaluation import MODEL, SCORES
 from cohorts.files import write_text
 from server.report.data import RunData
-from server.report.figures import STYLE, draw, predictor_name
+from server.report.figures import STYLE, draw, predictor_name, variant_name
 from server.report.methods import methods_paragraph
+from server.summary import PROBE_SCORES, probe_score
 
 Rows = list[list[str]]
 
@@ -96,14 +97,24 @@ def _headlines(data: RunData) -> list[tuple[str, str, str]]:
     for target, scores in data.summary["probes"].get("embedding", {}).items():
         if "harmonized" in scores:
             baseline = data.summary["probes"].get("connectivity", data.summary["probes"]["untrained"])
+            score = probe_score(scores["raw"])
             found.append(
                 (
-                    f"{_number(scores['raw']['r2'])} → {_number(scores['harmonized']['r2'])}",
-                    f"{target} predicted (R²), raw → harmonized",
+                    f"{_number(scores['raw'][score])} → {_number(scores['harmonized'][score])}",
+                    f"{target} predicted ({PROBE_SCORES[score]}), raw → harmonized",
                     f"{'functional connectivity' if 'connectivity' in data.summary['probes'] else 'untrained'}: "
-                    f"{_number(baseline[target]['harmonized']['r2'])}",
+                    f"{_number(baseline[target]['harmonized'][score])}",
                 )
             )
+    cca = data.summary["association"].get("cca")
+    if cca:
+        found.append(
+            (
+                _number(cca["correlations"][0]),
+                "first canonical correlation, held-out participants",
+                f"by chance (95%): {_number(cca['null_95'][0])}; p = {_number(cca['p_value'])}",
+            )
+        )
     return found
 
 
@@ -154,27 +165,80 @@ def _or_lowest(value: float | None) -> float:
     return -math.inf if value is None else value
 
 
-def _effects(data: RunData) -> Table:
-    targets = list(next(iter(data.summary["probes"].values()), {}))
-    header = ["features", "variant", "η² of site", "site recognised", "by chance (95%)", "p"]
-    for target in targets:
-        header += [f"{target}: R²", "mean absolute error"]
+def _site_effects(data: RunData) -> Table:
+    """How much of the site is left, in every feature set and variant."""
+    header = ["features", "variant", "η²", "PERMANOVA (chance)", "spread", "covariance"]
+    header += ["recognised", "chance (95%)", "p"]
+    effects = data.summary["harmonization"].get("site_effect", {})
+    network = any("network" in measured for effect in effects.values() for measured in effect.values())
+    header += ["by a network"] if network else []
     rows = []
-    for features, effect in data.summary["harmonization"].get("site_effect", {}).items():
+    for features, effect in effects.items():
         for variant, measured in effect.items():
-            row = [features, {"control": "control, no covariates"}.get(variant, variant)]
-            row += [_number(measured.get("eta_squared")), _number(measured["balanced_accuracy"])]
+            permanova = measured.get("permanova", {})
+            row = [features, variant_name(variant), _number(measured.get("eta_squared"))]
+            row += [f"{_number(permanova.get('r2'))} ({_number(permanova.get('r2_by_chance'))})"]
+            row += [_number(measured.get("site_spread", {}).get("mean_geometric_sd"))]
+            row += [_number(measured.get("covariance_distance", {}).get("corrected"))]
+            row += [_number(measured["balanced_accuracy"])]
             row += [f"{_number(measured['null_mean'])} ({_number(measured['null_95'])})", _number(measured["p_value"])]
-            for target in targets:
-                scores = data.summary["probes"][features][target][variant]
-                row += [_number(scores["r2"]), f"{scores['mean_absolute_error']:.2f}"]
+            row += [_number(measured.get("network", {}).get("balanced_accuracy"))] if network else []
             rows.append(row)
     note = (
-        "η² is the mean share of a feature's variance between sites, in sample and with differences in age; the "
-        "accuracy is held out and, except for the control, beyond the kept covariates. Errors are in the target's "
-        "own units."
+        "η²: mean share of a feature's variance between sites, in sample and with differences in age. PERMANOVA: share "
+        "of squared distances between people, kept covariates taken out. Spread: geometric standard deviation of the "
+        "sites' variances, 1 where they are alike. Covariance: distance of the sites' covariances from the common one, "
+        "less what small samples alone would give. Recognised: balanced accuracy in held-out people, beyond the "
+        "kept covariates (except for the control)."
     )
     return Table(header, rows, note)
+
+
+def _probes(data: RunData) -> Table:
+    """How well each target is predicted, by feature set and variant."""
+    header = ["target", "features", "variant", "score", "95% interval", "p", "error or AUROC", "new site"]
+    rows: Rows = []
+    for features, targets in data.summary["probes"].items():
+        for target, variants in targets.items():
+            for variant, scores in variants.items():
+                rows.append([target, features, variant_name(variant), *_probe_cells(scores)])
+    note = (
+        "Score: R² of numbers, balanced accuracy of categories, in held-out participants. Its interval draws "
+        "participants within sites anew; its p compares with targets permuted within sites. Error: mean absolute error "
+        "in the target's own units. New site: the same score where the site as a whole was left out."
+    )
+    if not any(row[-1] for row in rows):  # no site was left out as a whole
+        header, rows = header[:-1], [row[:-1] for row in rows]
+        note = note[: note.index(" New site:")]
+    return Table(header, sorted(rows, key=lambda row: row[0]), note)
+
+
+def _probe_cells(scores: dict[str, Any]) -> list[str]:
+    score = probe_score(scores)
+    other = "mean_absolute_error" if score == "r2" else "auroc"
+    interval = [_number(scores.get(f"{score}_{bound}")) for bound in ("low", "high")]
+    left_out = scores.get("new_site", {}).get(score)
+    return [
+        _number(scores[score]),
+        "" if interval == ["n/a", "n/a"] else " to ".join(interval),
+        _number(scores.get("p_value", scores.get("balanced_accuracy_p_value"))),
+        _number(scores.get(other)),
+        "" if left_out is None else _number(left_out),
+    ]
+
+
+def _association(data: RunData) -> Table:
+    """Canonical correlations of held-out people, and what the companions found."""
+    found = data.summary.get("association", {})
+    rows = []
+    if "cca" in found:
+        cca = found["cca"]
+        for number, correlation in enumerate(cca["correlations"]):
+            chance = f"{_number(cca['null_mean'][number])} ({_number(cca['null_95'][number])})"
+            trained = _number(cca["training_correlations"][number])
+            rows.append([f"canonical correlation {number + 1}", _number(correlation), chance, trained])
+        rows[0][3:] = [rows[0][3]]
+    return Table(["measure", "held out", "by chance (95%)", "in sample"], rows)
 
 
 def _exchanges(data: RunData) -> Table:
@@ -191,7 +255,14 @@ def _exchanges(data: RunData) -> Table:
     return Table(header, rows, f"Not answered: {note}." if note else "Every question was answered.")
 
 
-TABLES = {"sites": _sites, "baselines": _baselines, "effects": _effects, "exchanges": _exchanges}
+TABLES = {
+    "sites": _sites,
+    "baselines": _baselines,
+    "site_effects": _site_effects,
+    "probes": _probes,
+    "association": _association,
+    "exchanges": _exchanges,
+}
 
 
 def _number(value: float | None) -> str:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from brainlm.evaluation import MODEL
 from cohorts import load_atlas
 from server.report.data import RunData
+from server.summary import PROBE_SCORES, probe_score
 
 #: Okabe & Ito's colours, which colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -28,6 +29,14 @@ STYLE = {
     "svg.hashsalt": "fedbrainlm",
 }
 
+_VARIANTS = {
+    "control": "control, no covariates",
+    "combat": "ComBat",
+    "combat_gam": "ComBat-GAM",
+    "covbat": "CovBat",
+    "site_adversarial": "site-adversarial",
+    "content_style": "content and style",
+}
 _PREDICTORS = {
     "parcel_mean": "mean of the parcel",
     "time_interpolation": "interpolation in time",
@@ -180,7 +189,7 @@ def effects(data: RunData) -> Figure | None:
         return None
     targets = list(next(iter(probes.values()), {}))
     figure = Figure(figsize=(8, 3))
-    panels = figure.subplots(1, 1 + len(targets), squeeze=False)[0]
+    panels = figure.subplots(1, 1 + len(targets), squeeze=False, sharey=True)[0]
     _dots(
         panels[0],
         {features: {v: m["balanced_accuracy"] for v, m in effect.items()} for features, effect in site_effect.items()},
@@ -189,9 +198,10 @@ def effects(data: RunData) -> Figure | None:
     panels[0].axvspan(chance["null_mean"], chance["null_95"], color="0.9", zorder=0)
     panels[0].set(title="Site recognised", xlabel="balanced accuracy (grey: by chance)", xlim=(0, 1.03))
     for panel, target in zip(panels[1:], targets, strict=True):
-        _dots(panel, {features: {v: m["r2"] for v, m in named[target].items()} for features, named in probes.items()})
-        panel.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-        panel.set(title=f"{target.capitalize()} predicted", xlabel="R², held-out participants")
+        score = probe_score(next(iter(probes.values()))[target]["raw"])
+        _dots(panel, {features: {v: m[score] for v, m in named[target].items()} for features, named in probes.items()})
+        panel.axvline(0 if score == "r2" else 0.5, color="0.7", linewidth=0.8, zorder=0)
+        panel.set(title=f"{target.capitalize()} predicted", xlabel=PROBE_SCORES[score])
     handles, labels = panels[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
@@ -207,6 +217,11 @@ def draw(name: str, data: RunData) -> Figure | None:
     """Draw a figure by name, in the report's style."""
     with mpl.rc_context(STYLE):
         return FIGURES[name](data)
+
+
+def variant_name(variant: str) -> str:
+    """Name of a variant of a feature set, for people."""
+    return _VARIANTS.get(variant, variant.replace("_", " "))
 
 
 def predictor_name(predictor: str) -> str:
@@ -270,18 +285,16 @@ def _between_sites(table: pd.DataFrame) -> np.ndarray:
 
 
 def _dots(axes: Axes, values: dict[str, dict[str, float | None]]) -> None:
-    """One row a feature set: raw, harmonized and control as dots on a line."""
-    styles = {
-        "raw": ("raw", COLOURS[5], "o"),
-        "harmonized": ("harmonized", COLOURS[0], "o"),
-        "control": ("harmonized without covariates (control)", "0.55", "x"),
-    }
+    """One row a feature set: raw, harmonized, control, and further methods as dots on a line."""
+    styles = {"raw": (COLOURS[5], "o"), "harmonized": (COLOURS[0], "o"), "control": ("0.55", "x")}
+    others = dict.fromkeys(variant for variants in values.values() for variant in variants if variant not in styles)
+    styles |= {variant: (COLOURS[1 + number % 4], "^") for number, variant in enumerate(others)}
     rows = list(values)
     for row, features in enumerate(rows):
         known = {variant: value for variant, value in values[features].items() if value is not None}
         axes.plot([min(known.values()), max(known.values())], [row, row], color="0.85", linewidth=2, zorder=0)
         for variant, value in known.items():
-            label, colour, marker = styles[variant]
-            axes.scatter(value, row, color=colour, marker=marker, s=34, label=label, zorder=2)
+            colour, marker = styles[variant]
+            axes.scatter(value, row, color=colour, marker=marker, s=34, label=variant_name(variant), zorder=2)
     axes.set_yticks(range(len(rows)), rows)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top

@@ -14,8 +14,17 @@ REFERENCES = {
     "Bayes methods. Biostatistics 2007;8:118-127.",
     "combat_mri": "Fortin JP, et al. Harmonization of cortical thickness measurements across scanners and sites. "
     "NeuroImage 2018;167:104-120.",
-    "gcv": "Golub GH, Heath M, Wahba G. Generalized cross-validation as a method for choosing a good ridge parameter. "
-    "Technometrics 1979;21:215-223.",
+    "combat_gam": "Pomponio R, et al. Harmonization of large MRI datasets for the analysis of brain imaging patterns "
+    "throughout the lifespan. NeuroImage 2020;208:116450.",
+    "covbat": "Chen AA, et al. Mitigating site effects in covariance for machine learning in neuroimaging data. Human "
+    "Brain Mapping 2022;43:1179-1195.",
+    "unlearning": "Dinsdale NK, Jenkinson M, Namburete AIL. Deep learning-based unlearning of dataset bias for MRI "
+    "harmonisation and confound removal. NeuroImage 2021;228:117689.",
+    "murd": "Liu S, Yap PT. Learning multi-site harmonization of magnetic resonance images without traveling human "
+    "phantoms. Communications Engineering 2024;3:6.",
+    "permanova": "Anderson MJ. A new method for non-parametric multivariate analysis of variance. Austral Ecology "
+    "2001;26:32-46.",
+    "cca": "Hotelling H. Relations between two sets of variates. Biometrika 1936;28:321-377.",
 }
 _OPTIMIZERS = {"adamw": "AdamW", "sgd": "gradient descent"}
 _SCALINGS = {
@@ -44,6 +53,20 @@ _OUTER = {
     "fedadam": " and an outer step of Adam",
     "fedyogi": " and an outer step of Yogi",
 }
+_METHODS = {
+    "combat": "ComBat",
+    "combat_gam": "ComBat-GAM",
+    "covbat": "CovBat",
+    "site_adversarial": "a site-adversarial network",
+    "content_style": "a network of shared content and site-specific style",
+}
+_METHOD_REFERENCES = {
+    "combat": ("combat", "combat_mri"),
+    "combat_gam": ("combat_mri", "combat_gam"),
+    "covbat": ("combat_mri", "covbat"),
+    "site_adversarial": ("unlearning",),
+    "content_style": ("murd",),
+}
 _PRIORS = {
     "parametric": "parametric empirical Bayes",
     "nonparametric": "non-parametric empirical Bayes",
@@ -64,9 +87,12 @@ def methods_paragraph(data: RunData) -> tuple[str, list[str]]:
     text.append(_model(data, cite("brainlm"), cite("mae")))
     text.append(_federation(data, cite("fedavg"), cite("flower")))
     text.append(_embedding(data))
-    if data.summary["harmonization"]["method"] == "combat":
-        text.append(_harmonization(data, cite("combat", "combat_mri")))
-    text.append(_measures(data, cite("gcv")))
+    method = data.summary["harmonization"]["method"]
+    if method != "none":
+        text.append(_harmonization(data, cite(*_METHOD_REFERENCES[method])))
+    text.append(_measures(data, cite("permanova")))
+    if data.summary["association"]:
+        text.append(_association(data, cite("cca")))
     versions = ", ".join(f"{name} {number}" for name, number in data.summary["software"].items())
     text.append(f"Software: {versions}.")
     return " ".join(text), [REFERENCES[key] for key in cited]
@@ -142,20 +168,42 @@ def _embedding(data: RunData) -> str:
     )
 
 
-def _harmonization(data: RunData, combat: str) -> str:
+def _harmonization(data: RunData, references: str) -> str:
     harmonization = data.summary["harmonization"]
+    method = harmonization["method"]
     keep = ", ".join(harmonization["keep"]) or "no covariate"
+    shrunk = f" with {_PRIORS[harmonization['prior']]}" if method in ("combat", "combat_gam", "covbat") else ""
+    reference = f", with {harmonization['reference']} as reference site" if harmonization["reference"] else ""
+    trained = "trained without pooling data" if not shrunk else "from sums over sites that equal the pooled analysis"
     return (
-        f"Before the projection, embeddings were harmonized by ComBat {combat} with {_PRIORS[harmonization['prior']]}, "
-        f"keeping effects of {keep}, from sums over sites that equal the pooled analysis."
+        f"Before the projection, embeddings were harmonized by {_METHODS[method]} {references}{shrunk}{reference}, "
+        f"keeping effects of {keep}, {trained}."
     )
 
 
-def _measures(data: RunData, gcv: str) -> str:
+def _measures(data: RunData, permanova: str) -> str:
     analyses = data.study["analyses"]
+    intervals = (
+        f"; 95% intervals come from {analyses['bootstrap']} draws of participants within sites"
+        if analyses["bootstrap"]
+        else ""
+    )
     return (
-        f"Probes were ridge regressions with the penalty chosen by generalized cross-validation {gcv}, and the site "
-        f"was classified by shrunken linear discriminants, both in {analyses['folds']}-fold cross-validation inside "
-        "the sites with harmonization fitted on training folds only; the classifier's null comes from "
-        f"{analyses['permutations']} permutations."
+        "The site was classified by shrunken linear discriminants, and targets were predicted by ridge regression "
+        "(numbers) or logistic regression (categories) with the penalty chosen by nested folds, all in "
+        f"{analyses['folds']}-fold cross-validation inside the sites with harmonization fitted on training folds "
+        f"only{intervals}. Nulls come from {analyses['permutations']} permutations within sites "
+        f"({analyses['category_permutations']} for categories). Site effects over all "
+        f"participants were measured by permutational analysis of variance {permanova}, eta squared, the spread of the "
+        "sites' variances, and the distance of their covariances."
+    )
+
+
+def _association(data: RunData, cca: str) -> str:
+    settings = data.study["association"]
+    return (
+        f"The embedding was associated with the vectors '{settings['vectors']}' of the same participants by canonical "
+        f"correlation {cca} of at most {settings['components']} principal components of each view, fitted on training "
+        "folds inside the sites and correlated in held-out participants, beyond covariates and site; the null comes "
+        f"from {settings['permutations']} permutations of one view within the sites, each fitted anew."
     )

@@ -6,6 +6,7 @@ from flwr.app import Context, RecordDict
 from client.features import FeatureSet, FeatureStore, build_table, complete_rows
 from client.site import Site, find_site
 from cohorts import Cohort, Recording
+from cohorts.vectors import Vectors, save_vectors
 from exchange.messages import TableSpec
 from exchange.refusals import Refusal
 from harmonization import Design
@@ -57,7 +58,7 @@ def test_tables_hold_the_people_for_whom_all_is_known(site):
     with_sex = build_table(
         site, "s", TableSpec(features="x", covariates=Design((KNOWN["sex"],)).to_json(), target="age")
     )
-    by_site = build_table(site, "s", TableSpec(features="x", target="site", sites=["elsewhere", "here"]))
+    by_site = build_table(site, "s", TableSpec(features="x", target="site", levels=["elsewhere", "here"]))
 
     assert plain.n == 4
     np.testing.assert_array_equal(with_sex.features, np.eye(4)[[0, 3]])
@@ -80,8 +81,41 @@ def test_loadings_are_those_of_the_projection(site):
         build_table(site, "s", TableSpec(features="x", through="y.components"))
 
 
+def test_leading_components_are_enough_where_few_are_wanted(site):
+    store = FeatureStore(site.folder_of("s"))
+    store.write("x", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4)))
+    store.write_model("x.components", {"components": np.eye(4), "mean": np.zeros(4)})
+
+    table = build_table(site, "s", TableSpec(features="x", through="x.components", n_loadings=2))
+
+    np.testing.assert_array_equal(table.loadings, np.eye(4)[:, :2])
+
+
+def test_a_category_is_a_target_of_one_column_a_level(site):
+    FeatureStore(site.folder_of("s")).write("x", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4)))
+
+    table = build_table(site, "s", TableSpec(features="x", target="sex", levels=["F", "M"]))
+
+    np.testing.assert_array_equal(table.target, [[1, 0], [0, 1], [0, 1]])
+    strict = site.policy.model_copy(update={"min_group": 2})
+    site.policy = strict
+    with pytest.raises(Refusal, match="sex = F"):
+        build_table(site, "s", TableSpec(features="x", target="sex", levels=["F", "M"]))
+
+
+def test_both_views_are_of_the_same_people_in_the_same_order(site):
+    FeatureStore(site.folder_of("s")).write("x", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4)))
+    matrix = np.arange(6.0).reshape(3, 2)
+    save_vectors(site.cohort, Vectors(["sub-3", "sub-0", "sub-1"], matrix), "genes")
+
+    table = build_table(site, "s", TableSpec(features="x", second="vectors.genes", covariates=AGE.to_json()))
+
+    np.testing.assert_array_equal(table.features, np.eye(4)[[0, 3]])  # sub-1 has no age, sub-2 no vector
+    np.testing.assert_array_equal(table.second, matrix[[1, 0]])
+
+
 @pytest.mark.parametrize(
-    "spec", [{"target": "site", "sites": ["a", "b"]}, {"covariates": [{"name": "iq", "center": 0, "scale": 1}]}]
+    "spec", [{"target": "site", "levels": ["a", "b"]}, {"covariates": [{"name": "iq", "center": 0, "scale": 1}]}]
 )
 def test_what_the_site_does_not_know_is_refused(site, spec):
     FeatureStore(site.folder_of("s")).write("x", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4)))

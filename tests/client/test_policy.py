@@ -32,6 +32,12 @@ def test_a_star_allows_all():
     assert Policy(studies=["*"]).permit("anything", ["whatever"], "r9") is None
 
 
+@pytest.mark.parametrize("disclosing", ["leave_one_site_out", "reference_site"])
+def test_what_shows_a_single_site_must_be_named(disclosing):
+    assert code_of(lambda: Policy(studies=["*"]).permit("a", [disclosing])) is RefusalCode.ANALYSIS
+    assert Policy(studies=["*"], analyses=["*", disclosing]).permit("a", ["combat", disclosing]) is None
+
+
 def test_too_few_participants_let_nothing_out():
     policy = Policy(min_participants=10, secure_sum_required=False)
 

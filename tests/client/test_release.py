@@ -11,7 +11,7 @@ from brainlm.errors import DivergenceError
 from client.audit import AuditLog
 from client.release import Answer, answer
 from cohorts.errors import CohortError
-from exchange.messages import DescribeRequest, HarmonizeReply, HarmonizeRequest
+from exchange.messages import DescribeRequest, HarmonizeReply, HarmonizeRequest, Step
 from exchange.refusals import Refusal, RefusalCode
 from harmonization.errors import HarmonizationError
 from tests.support.local_grid import write_site
@@ -27,7 +27,7 @@ def site(tmp_path, small_cohorts) -> Path:
 def ask(site: Path, handle, content: RecordDict | None = None) -> Message:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 0, 0
     if content is None:
-        content = HarmonizeRequest(study="s", steps=[]).to_records()
+        content = HarmonizeRequest(study="s", steps=[Step(source="a", result="b", transform="combat")]).to_records()
     message = Message(content, dst_node_id=1, message_type="query.harmonize")
     return answer(message, Context(7, 1, {"site-config": str(site)}, RecordDict(), {}), HarmonizeRequest, handle)
 

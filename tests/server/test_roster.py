@@ -1,7 +1,7 @@
 import pytest
 from flwr.app import Error, Message
 
-from exchange.messages import DescribeRequest, HarmonizeReply, HarmonizeRequest
+from exchange.messages import DescribeRequest, HarmonizeReply, HarmonizeRequest, Step
 from exchange.refusals import RefusalCode
 from server.errors import QuorumError
 from server.journal import Journal
@@ -37,7 +37,7 @@ def limits(**changes: object) -> RoundsConfig:
     return RoundsConfig(**{"quorum": 2, "deadline_s": 5, "start_deadline_s": 0.1, **changes})
 
 
-ASK = HarmonizeRequest(study="small", steps=[])
+ASK = HarmonizeRequest(study="small", steps=[Step(source="a", result="b", transform="projection")])
 
 
 def test_sites_that_take_part_are_known_by_name_in_order(tmp_path, small_cohorts, journal, request_):

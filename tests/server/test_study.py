@@ -63,6 +63,40 @@ def test_a_study_asks_for_all_that_it_will_do(tmp_path):
     assert "quantiles" not in load_study(write(tmp_path)).asks_for()
 
 
+def test_a_study_asks_for_what_shows_a_single_site_by_name(tmp_path):
+    study = load_study(
+        write(
+            tmp_path,
+            harmonization={"smooth": {"age": [18, 90]}},
+            analyses={"targets": ["age", "sex"], "leave_one_site_out": True, "compare": ["combat_gam", "covbat"]},
+            association={"vectors": "genes", "two_tower": True},
+        )
+    )
+
+    asked = study.asks_for()
+    assert "leave_one_site_out" in asked
+    assert "reference_site" in load_study(write(tmp_path, harmonization={"reference": "oslo"})).asks_for()
+    assert {"cross_validated_ridge", "cross_validated_logistic", "cross_validated_cca", "two_tower"} <= set(asked)
+    assert {"combat", "combat_gam", "covbat"} <= set(asked)
+    assert len(asked) == len(set(asked))
+    assert not {"leave_one_site_out", "reference_site"} & set(load_study(write(tmp_path)).asks_for())
+
+
+def test_one_model_keeps_what_is_removed_later(tmp_path):
+    assert load_study(write(tmp_path)).kept == ("age", "sex")
+    together = load_study(write(tmp_path, harmonization={"order": "one_model", "keep": ["age"]}))
+    assert together.kept == ("age", "sex", "mean_fd", "tsnr")
+
+
+def test_bounds_of_a_curve_are_coded_as_the_covariate_is(tmp_path):
+    study = load_study(write(tmp_path, harmonization={"keep": ["sex", "age"], "smooth": {"age": [20, 90]}}))
+
+    options = study.options_of("combat_gam", study.design(study.kept), ["a", "b"])
+
+    assert options["smooth"] == [(1, -1.5, 2.0)]  # sex=M is the first column; age is coded as (age - 50) / 20
+    assert study.options_of("site_adversarial", study.design(()), ["a", "b"]) == {"sites": ["a", "b"]}
+
+
 def test_robust_scaling_asks_for_quantiles_and_for_recordings_that_kept_their_units(tmp_path):
     model = {**STUDY["model"], "window": {**STUDY["model"]["window"], "scaling": "robust"}}
     robust = load_study(write(tmp_path, model=model))
@@ -78,7 +112,18 @@ def test_robust_scaling_asks_for_quantiles_and_for_recordings_that_kept_their_un
         ({"study": "../x"}, "study"),
         ({"recipe": "mine"}, "recipe 'mine' is not known"),
         ({"analyses": {"targets": ["iq"]}}, "'iq' has no coding. Add it under 'covariates'"),
-        ({"analyses": {"targets": ["sex"]}}, "'sex' is a category"),
+        ({"analyses": {"targets": ["site"]}}, "which is measured anyway"),
+        ({"analyses": {"compare": ["combat_gam"]}}, "combat_gam needs harmonization.smooth"),
+        ({"harmonization": {"smooth": {"sex": [0, 1]}}}, "'sex' is no number in harmonization.keep"),
+        ({"harmonization": {"smooth": {"mean_fd": [0, 1]}}}, "'mean_fd' is no number in harmonization.keep"),
+        ({"harmonization": {"smooth": {"age": [90, 18]}}}, "'age' has bounds 90 and 18"),
+        ({"harmonization": {"method": "covbat", "reference": "oslo"}}, "an option of method combat alone"),
+        (
+            {"harmonization": {"reference": "oslo"}, "analyses": {"leave_one_site_out": True}},
+            "would leave out harmonization.reference",
+        ),
+        ({"harmonization": {"method": "none", "order": "one_model"}}, "one_model needs method combat"),
+        ({"association": {"vectors": "../genes"}}, r"association\.vectors"),
         ({"harmonization": {"keep": ["site"]}}, "which harmonization is there to remove"),
         ({"harmonization": {"method": "kombat"}}, r"harmonization\.method"),
         ({"training": {"learning_rte": 1}}, "Did you mean 'learning_rate'"),

@@ -12,6 +12,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
+from client.policy import SHOWS_ONE_SITE
 
 
 class LocalGrid(Grid):
@@ -77,7 +78,8 @@ class LocalGrid(Grid):
 
 def write_site(folder: Path, name: str, cohort: Path, **policy: object) -> Path:
     """Write the ``site.yaml`` of a site that allows everything, but for what `policy` changes."""
-    allowed = {"studies": ["*"], "min_participants": 2, "min_group": 1, "secure_sum_required": False, **policy}
+    limits = {"min_participants": 2, "min_group": 1, "secure_sum_required": False}
+    allowed = {"studies": ["*"], "analyses": ["*", *sorted(SHOWS_ONE_SITE)], **limits, **policy}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump({"name": name, "cohort": str(cohort), "state": "state", "policy": allowed}))

@@ -1,0 +1,34 @@
+"""The embedding beside a second table of vectors: which analyses, and what the summary says of them."""
+
+from typing import Any
+
+from exchange.messages import TableSpec
+from harmonization import Continuous, CrossValidatedCCA, LateFusion, State, TwoTower
+from server.comparing import numbers_of
+from server.study import Study
+from server.sums import Task
+
+
+def association_tasks(study: Study, table: TableSpec) -> dict[str, Task]:
+    """Tasks on a table with a second view, as ``association/<name>``."""
+    settings = study.association
+    assert settings is not None, "only studies with vectors associate them"
+    folds = study.analyses.folds
+    correlation = CrossValidatedCCA(
+        n_components=settings.correlations, n_folds=folds, permutations=settings.permutations
+    )
+    tasks = {"association/cca": Task(correlation, table)}
+    if settings.two_tower:
+        tasks["association/two_tower"] = Task(TwoTower(), table)
+    plain = table.model_copy(update={"covariates": []})  # fusion asks what both views say, age and all
+    for target in study.analyses.targets:
+        if isinstance(study.coding(target), Continuous):
+            fused = plain.model_copy(update={"target": target})
+            tasks[f"association/fusion/{target}"] = Task(LateFusion(n_folds=folds), fused)
+    return tasks
+
+
+def describe_association(state: State) -> dict[str, Any]:
+    """Return the numbers of an answer, and those of its arrays that have one entry a canonical correlation."""
+    arrays = {name: values.tolist() for name, values in state.to_arrays().items() if values.ndim == 1}
+    return {**numbers_of(state), **arrays}

@@ -1,0 +1,131 @@
+"""What is compared, raw, harmonized, as a negative control and by further methods; and how each is measured."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from exchange.messages import TableSpec
+from harmonization import (
+    Categorical,
+    CovarianceDistance,
+    CrossValidatedLogistic,
+    CrossValidatedRidge,
+    Harmonizer,
+    Permanova,
+    SiteClassification,
+    SiteNetwork,
+    SiteSpread,
+    SiteVariance,
+    State,
+    make_harmonizer,
+)
+from harmonization.crossvalidation import CrossValidation
+from server.study import CONTROLS, Study
+from server.sums import Task
+
+_FEWEST_SITES = 2
+"""With one of so few sites left out, none is left to choose a penalty in."""
+RAW, HARMONIZED, CONTROL = "raw", "harmonized", "control"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of treating a feature set before it is measured.
+
+    Attributes
+    ----------
+    name : str
+        ``raw``, ``harmonized``, ``control``, or the name of a method to compare with.
+    method : str
+        Of `harmonization.METHODS`.
+    options : dict
+        The method's.
+    covariates : list of dict
+        The design that it keeps.
+    """
+
+    name: str
+    method: str
+    options: dict[str, Any]
+    covariates: list[dict[str, Any]]
+
+    @property
+    def harmonizer(self) -> Harmonizer:
+        return make_harmonizer(self.method, self.options)
+
+    def features(self, name: str) -> str:
+        """Name of a feature set once it is treated so."""
+        return name if self.name == RAW else f"{name}.{self.name}"
+
+
+def variants_of(study: Study, sites: list[str]) -> list[Variant]:
+    """Return the variants that a study measures.
+
+    The control is harmonized without covariates: where sites differ in age, that takes age along with the scanner.
+    """
+    kept = study.design(study.kept)
+
+    def variant(name: str, method: str) -> Variant:
+        return Variant(name, method, study.options_of(method, kept, sites), kept.to_json())
+
+    method = study.harmonization.method
+    variants = [variant(RAW, "none")]
+    if method != "none":
+        nothing = study.design(())
+        blind = CONTROLS.get(method, method)
+        control = Variant(CONTROL, blind, study.options_of(blind, nothing, sites), [])
+        variants += [variant(HARMONIZED, method), control]
+    others = dict.fromkeys(study.analyses.compare)
+    return variants + [variant(other, other) for other in others if other not in ("none", method)]
+
+
+def held_out_measures(study: Study, features: str, variant: Variant, sites: list[str]) -> dict[str, Task]:
+    """Tasks that measure site and targets on held-out participants, harmonized by what the others say.
+
+    Harmonization works on the features themselves; classifiers and probes look at them through the components of the
+    raw ones, at the participants whose kept covariates are known.
+    """
+    analyses = study.analyses
+    table = TableSpec(
+        features=features,
+        through=f"{features}.components",
+        covariates=variant.covariates,
+        complete=study.design(study.kept).to_json(),
+    )
+    harmonized: dict[str, Any] = {"method": variant.method, "options": variant.options}
+    folds = {"n_folds": analyses.folds, **harmonized}
+    by_site = table.model_copy(update={"target": "site", "levels": sites})
+    tasks = {"site": Task(SiteClassification(**folds, permutations=analyses.permutations), by_site)}
+    if analyses.site_network:
+        tasks["network"] = Task(SiteNetwork(**folds), by_site)
+    for target in analyses.targets:
+        coding = study.coding(target)
+        levels = list(coding.levels) if isinstance(coding, Categorical) else []
+        probe: type[CrossValidation] = CrossValidatedLogistic if levels else CrossValidatedRidge
+        about = table.model_copy(update={"target": target, "levels": levels})
+        permutations = analyses.category_permutations if levels else analyses.permutations
+        uncertainty = {"bootstrap": analyses.bootstrap, "permutations": permutations}
+        tasks[f"probe/{target}"] = Task(probe(**folds, **uncertainty), about)
+        if analyses.leave_one_site_out and variant.name != CONTROL and len(sites) > _FEWEST_SITES:
+            tasks[f"new-site/{target}"] = Task(probe(sites=tuple(sites), **harmonized), about)
+    return tasks
+
+
+def site_measures(study: Study, features: str, variant: Variant, sites: list[str]) -> dict[str, Task]:
+    """Tasks that measure the site over all participants, once the variant is on the sites' disks."""
+    complete = study.design(study.kept).to_json()
+    table = TableSpec(features=variant.features(features), complete=complete)
+    seen = table.model_copy(update={"through": f"{features}.components"})
+    by_site = seen.model_copy(update={"target": "site", "levels": sites})
+    return {
+        "site_variance": Task(SiteVariance(), table),
+        "site_spread": Task(SiteSpread(), table),
+        "covariance_distance": Task(CovarianceDistance(), seen),
+        "permanova": Task(Permanova(permutations=study.analyses.permutations), by_site),
+    }
+
+
+def numbers_of(state: State) -> dict[str, Any]:
+    """Return the numbers of an answer by name, without its arrays."""
+    named = {field.name: getattr(state, field.name) for field in fields(state)}
+    numbers = {name: value for name, value in named.items() if isinstance(value, int | float)}
+    return {name: int(value) if name == "n" else value for name, value in numbers.items()}

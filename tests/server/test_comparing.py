@@ -1,0 +1,59 @@
+from typing import get_args
+
+import yaml
+
+from harmonization import make_harmonizer
+from server.comparing import CONTROL, HARMONIZED, RAW, held_out_measures, site_measures, variants_of
+from server.study import Method, load_study
+from tests.support.federation import STUDY
+
+SITES = ["a", "b", "c"]
+
+
+def study(tmp_path, **changes):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
+    return load_study(tmp_path / "study.yaml")
+
+
+def test_the_control_is_told_of_no_covariates(tmp_path):
+    raw, harmonized, control = variants_of(study(tmp_path), SITES)
+
+    assert [variant.name for variant in (raw, harmonized, control)] == [RAW, HARMONIZED, CONTROL]
+    assert [item["name"] for item in harmonized.covariates] == ["age", "sex"]
+    assert (control.method, control.covariates) == ("combat", [])
+    assert raw.method == "none"
+
+
+def test_without_a_method_only_raw_features_and_what_is_compared_are_left(tmp_path):
+    variants = variants_of(
+        study(tmp_path, harmonization={"method": "none"}, analyses={"compare": ["combat", "none"]}), SITES
+    )
+
+    assert [(variant.name, variant.method) for variant in variants] == [("raw", "none"), ("combat", "combat")]
+
+
+def test_every_method_can_be_compared(tmp_path):
+    compared = study(
+        tmp_path, harmonization={"smooth": {"age": [18, 90]}}, analyses={"compare": list(get_args(Method))}
+    )
+
+    variants = variants_of(compared, SITES)
+
+    assert {variant.method for variant in variants} == set(get_args(Method))
+    for variant in variants:
+        assert make_harmonizer(variant.method, variant.options).name == variant.method
+
+
+def test_what_a_study_asks_for_covers_all_its_tasks(tmp_path):
+    everything = study(
+        tmp_path,
+        harmonization={"method": "combat_gam", "smooth": {"age": [18, 90]}},
+        analyses={"targets": ["age", "sex"], "leave_one_site_out": True, "site_network": True, "compare": ["covbat"]},
+    )
+    allowed = set(everything.asks_for())
+
+    for variant in variants_of(everything, SITES):
+        tasks = held_out_measures(everything, "embedding", variant, SITES)
+        tasks |= site_measures(everything, "embedding", variant, SITES)
+        for task in tasks.values():
+            assert set(task.analysis.asks_for) <= allowed

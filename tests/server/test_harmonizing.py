@@ -1,0 +1,189 @@
+"""Studies that ask for more than ComBat: what the sites' numbers add up to equals the pooled analysis."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cohorts import Cohort
+from cohorts.simulation import simulate_cohorts, simulated_hospitals
+from cohorts.vectors import Vectors, read_vectors, save_vectors
+from harmonization import ComBat, CrossValidatedCCA, CrossValidatedRidge, Projection, SiteTable, run_pooled
+from server.errors import QuorumError, StudyError
+from server.report import write_report
+from tests.server.test_app import private_seed
+from tests.support.federation import STUDY, features, run_study, write_sites
+from tests.support.local_grid import LocalGrid
+
+RICH = {
+    **STUDY,
+    "harmonization": {"order": "one_model", "prior": "none"},
+    "analyses": {
+        **STUDY["analyses"],
+        "targets": ["age", "sex"],
+        "bootstrap": 20,
+        "category_permutations": 3,
+        "leave_one_site_out": True,
+        "compare": ["covbat"],
+    },
+    "association": {"vectors": "genes", "components": 4, "permutations": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def cohorts(tmp_path_factory) -> list[Path]:
+    """Three hospitals whose people have gene vectors."""
+    folder = tmp_path_factory.mktemp("genes") / "cohorts"
+    return simulate_cohorts(folder, simulated_hospitals(3, 16, minutes=2.2), atlas="schaefer100", seed=9, vectors=8)
+
+
+@pytest.fixture(scope="module")
+def rich_run(tmp_path_factory, cohorts) -> tuple[Path, list[Path]]:
+    """Run the study with everything once."""
+    folder = tmp_path_factory.mktemp("rich")
+    sites = write_sites(folder / "sites", cohorts)
+    run_study(folder / "run", LocalGrid(sites), RICH)
+    return folder / "run", sites
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def matrix(table) -> np.ndarray:
+    return table.filter(regex=r"^e\d+$").to_numpy()
+
+
+def design(table) -> np.ndarray:
+    return np.column_stack([(table["age"] - 50) / 20, table["sex"] == "M"])
+
+
+def nuisance(table) -> np.ndarray:
+    return np.column_stack([design(table), (table["mean_fd"] - 0.2) / 0.1, (table["tsnr"] - 60) / 30])
+
+
+def pooled(sites: list[Path], covariates, **more) -> list[SiteTable]:
+    """Tables of the raw embedding of all sites, as an analyst with all data would make them."""
+    tables = []
+    for number, site in enumerate(sites):
+        table = features(site, "embedding")
+        extra = {name: values[number] for name, values in more.items()}
+        seed = private_seed(site)
+        tables.append(
+            SiteTable(
+                matrix(table), covariates(table), table["age"].to_numpy(), site=site.parent.name, seed=seed, **extra
+            )
+        )
+    return tables
+
+
+def test_the_reference_site_comes_back_unchanged_and_others_as_pooled_combat_makes_them(tmp_path, cohorts):
+    sites = write_sites(tmp_path / "s", cohorts)
+    run_study(tmp_path / "run", LocalGrid(sites), {**STUDY, "harmonization": {"reference": "bergen"}})
+    method = ComBat(reference="bergen")
+    tables = pooled(sites, design)
+    model = run_pooled(method, tables)
+
+    for site, table in zip(sites, tables, strict=True):
+        harmonized = matrix(features(site, "embedding.harmonized"))
+        np.testing.assert_allclose(harmonized, method.harmonize(model, table), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(matrix(features(sites[1], "embedding.harmonized")), tables[1].features, atol=1e-12)
+    assert "bergen as reference site" in write_report(tmp_path / "run").read_text()
+
+
+def test_one_model_takes_its_own_coefficients_out(rich_run):
+    _, sites = rich_run
+    tables = pooled(sites, nuisance)
+    model = run_pooled(ComBat(prior="none"), tables)
+    harmonized = [matrix(features(site, "embedding.harmonized")) for site in sites]
+    components = run_pooled(Projection(16), [SiteTable(values) for values in harmonized]).components
+
+    for site, table, values in zip(sites, tables, harmonized, strict=True):
+        expected = (values - model.grand_mean - table.design @ model.coefficients) @ components.T
+        residuals = matrix(features(site, "embedding.residualized"))
+        np.testing.assert_allclose(residuals, expected, rtol=0, atol=1e-8)
+
+
+def test_probes_of_whole_sites_equal_the_pooled_ones(rich_run):
+    folder, sites = rich_run
+    scores = summary_of(folder)["probes"]["embedding"]["age"]
+    loadings = run_pooled(Projection(16), pooled(sites, nuisance)).components.T
+    names = tuple(site.parent.name for site in sites)
+
+    expected = run_pooled(CrossValidatedRidge(sites=names), pooled(sites, nuisance, loadings=[loadings] * 3))
+
+    assert scores["raw"]["new_site"]["r2"] == pytest.approx(expected.r2, rel=1e-8)
+    assert "new_site" not in scores["control"]
+    assert scores["raw"]["r2_low"] <= scores["raw"]["r2"] <= scores["raw"]["r2_high"]
+
+
+def test_every_variant_is_measured_in_every_way(rich_run):
+    folder, _ = rich_run
+    summary = summary_of(folder)
+
+    for effect in summary["harmonization"]["site_effect"].values():
+        assert set(effect) == {"raw", "harmonized", "control", "covbat"}
+        for measured in effect.values():
+            assert {"balanced_accuracy", "eta_squared", "permanova", "site_spread", "covariance_distance"} <= set(
+                measured
+            )
+    for probes in summary["probes"].values():
+        assert {"balanced_accuracy", "auroc", "auroc_low"} <= set(probes["sex"]["covbat"])
+
+
+def test_association_equals_the_pooled_one(rich_run, cohorts):
+    folder, sites = rich_run
+    found = summary_of(folder)["association"]
+    raw = pooled(sites, nuisance)
+    loadings = run_pooled(Projection(16), raw).components[:4].T
+    genes = [read_vectors(Cohort.open(path), "genes").matrix for path in cohorts]
+    projection = run_pooled(Projection(4), [SiteTable(values) for values in genes])
+    tables = [
+        SiteTable(
+            matrix(features(site, "embedding.harmonized")),
+            table.covariates,
+            second=projection.project(values),
+            loadings=loadings,
+            seed=table.seed,
+        )
+        for site, table, values in zip(sites, raw, genes, strict=True)
+    ]
+
+    expected = run_pooled(CrossValidatedCCA(3, n_folds=3, permutations=20), tables)
+
+    np.testing.assert_allclose(found["cca"]["correlations"], expected.correlations, atol=1e-8)
+    assert found["cca"]["p_value"] == pytest.approx(expected.p_value)
+    assert len(found["fusion/age"]["r2"]) == 4
+
+
+def test_the_report_tells_of_all_of_it(rich_run):
+    folder, _ = rich_run
+
+    page = write_report(folder).read_text()
+
+    for told in ("Embedding and vectors", "canonical correlation 1", "CovBat", "new site"):
+        assert told in page
+
+
+def test_a_reference_that_does_not_take_part_ends_the_study_with_its_name(tmp_path, cohorts):
+    study = {**STUDY, "harmonization": {"reference": "zagreb"}}
+
+    with pytest.raises(StudyError, match="site 'zagreb' does not take part"):
+        run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", cohorts)), study)
+
+
+def test_sites_without_the_vectors_refuse_at_once(tmp_path, small_cohorts):
+    with pytest.raises(QuorumError, match=r"contract\.vectors"):
+        run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts)), RICH)
+
+
+def test_vectors_of_other_dimensions_are_told_apart(tmp_path, cohorts):
+    copies = simulate_cohorts(
+        tmp_path / "c", simulated_hospitals(3, 16, minutes=2.2), atlas="schaefer100", seed=9, vectors=8
+    )
+    genes = read_vectors(Cohort.open(copies[0]), "genes")
+    save_vectors(Cohort.open(copies[0]), Vectors(genes.participants, genes.matrix[:, :5]), "genes")
+
+    with pytest.raises(StudyError, match="aalborg 5, bergen 8"):
+        run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", copies)), RICH)
