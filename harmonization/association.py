@@ -138,6 +138,7 @@ class CrossValidatedCCA(Analysis):
     states: ClassVar[tuple[type[State], ...]] = (StudyMeans, FoldFits, AssociationResult)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_parameters(self.n_components, self.shrinkage)
         if self.n_folds < 2 or self.permutations < 0:
             raise HarmonizationError(

@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.linalg import eigh
 
+from harmonization.checks import check_width
 from harmonization.errors import HarmonizationError, TableError
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
@@ -58,6 +59,8 @@ class CCAModel(State):
 
     def transform(self, features: Array, second: Array) -> tuple[Array, Array]:
         """Scores [n, k] of features [n, p], and of the second view [n, r]."""
+        check_width(features, len(self.x_mean))
+        check_width(second, len(self.y_mean), "second views")
         return (features - self.x_mean) @ self.x_weights, (second - self.y_mean) @ self.y_weights
 
 
@@ -83,6 +86,7 @@ class CCA(Analysis):
     states: ClassVar[tuple[type[State], ...]] = (ViewMeans, CCAModel)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_parameters(self.n_components, self.shrinkage)
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
@@ -156,8 +160,11 @@ def about(rows: Array, centre: Array) -> Array:
 def inverse_roots(xx: Array, yy: Array, n_components: int, shrinkage: float, freedom: float) -> tuple[Array, Array]:
     """Matrices that whiten both views, after checking that `freedom` independent rows allow it."""
     p, r = len(xx), len(yy)
-    if n_components > (most := int(min(p, r, freedom))):
-        raise HarmonizationError(f"n_components is {n_components}; expected 1 to {most} for {p} and {r} columns.")
+    if n_components > (most := max(int(min(p, r, freedom)), 0)):
+        raise HarmonizationError(
+            f"n_components is {n_components}; expected 1 to {most} for {p} and {r} columns of so many people. Ask for "
+            "fewer, or add people."
+        )
     if shrinkage == 0 and p + r > freedom:
         raise HarmonizationError(
             f"{p} and {r} columns fit {int(freedom)} degrees of freedom of the participants perfectly, by chance. "

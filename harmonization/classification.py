@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonization.checks import check_width
 from harmonization.crossvalidation import people_of, target_of
 from harmonization.errors import HarmonizationError, SmallGroupError, TableError
 from harmonization.newton import Newton, advance, beginning, contrasts, intercepts, row_terms, summarize_fits
@@ -39,6 +40,7 @@ class LogisticModel(State):
 
     def predict_proba(self, features: Array) -> Array:
         """Probabilities of both labels [n, 2] of features [n, p]."""
+        check_width(features, self.coef.shape[1])
         log_odds = features @ self.coef.T + self.intercept
         return _probabilities(np.column_stack([np.zeros(len(features)), log_odds]))
 
@@ -67,6 +69,7 @@ class SoftmaxModel(State):
 
     def predict_proba(self, features: Array) -> Array:
         """Probabilities of the classes [n, C] of features [n, p]."""
+        check_width(features, self.coef.shape[1])
         return _probabilities(features @ self.coef.T + self.intercept)
 
     def predict(self, features: Array) -> NDArray[np.int64]:
@@ -143,6 +146,7 @@ class LogisticRegression(ClassRegression):
     states: ClassVar[tuple[type[State], ...]] = (ClassFit, LogisticModel)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_strength(self.C)
 
     @property
@@ -181,6 +185,7 @@ class SoftmaxRegression(ClassRegression):
     states: ClassVar[tuple[type[State], ...]] = (ClassFit, SoftmaxModel)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_strength(self.C)
         if self.n_classes < 2:
             raise HarmonizationError(f"n_classes is {self.n_classes}; expected at least 2.")

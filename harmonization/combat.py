@@ -22,12 +22,13 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 
 from harmonization.centring import centred
+from harmonization.columns import site_name
 from harmonization.combat_model import ComBatModel as ComBatModel
 from harmonization.combat_model import SiteEffect as SiteEffect
 from harmonization.empirical_bayes import Prior as Prior
 from harmonization.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
-from harmonization.harmonizers import PooledHarmonizer, site_name
+from harmonization.harmonizers import PooledHarmonizer
 from harmonization.protocol import Array, SiteTable, State, Sums
 
 Missing = Literal["refuse", "complete", "per_feature"]
@@ -38,14 +39,14 @@ _EXPLAINED = 1e-13
 """Share of a feature's sum of squares within sites that is only rounding once covariates are taken out."""
 
 
-def summarize(features: Array, covariates: Array) -> Sums:
+def summarize(features: Array, covariates: Array | None) -> Sums:
     """Return one site's sums.
 
     Parameters
     ----------
     features : numpy.ndarray
         [n, p].
-    covariates : numpy.ndarray
+    covariates : numpy.ndarray or None
         Design matrix [n, q], without intercept; q may be 0.
 
     Returns
@@ -53,11 +54,12 @@ def summarize(features: Array, covariates: Array) -> Sums:
     dict
         n, feature_sum [p], covariate_sum [q], W [q, q], V [q, p], T [p]; W, V and T about the site's means.
     """
-    y, c = centred(features), centred(covariates)
+    table = SiteTable(features, covariates)
+    y, c = centred(table.features), centred(table.design)
     return {
-        "n": np.array(float(len(features))),
-        "feature_sum": features.sum(axis=0),
-        "covariate_sum": covariates.sum(axis=0),
+        "n": np.array(float(table.n)),
+        "feature_sum": table.features.sum(axis=0),
+        "covariate_sum": table.design.sum(axis=0),
         "W": c.T @ c,
         "V": c.T @ y,
         "T": np.einsum("np,np->p", y, y),
@@ -132,7 +134,6 @@ def solve(total: Sums) -> ComBatModel:
     if "counts" in total:
         return _solve_per_feature(total)
     n = float(total["n"])
-    check_number_of_covariates(len(total["W"]), n)
     covariate_mean = total["covariate_sum"] / n
     coefficients = solve_within(total["W"], total["V"], n, covariate_mean)
     grand_mean = total["feature_sum"] / n - covariate_mean @ coefficients
@@ -176,7 +177,8 @@ def check_number_of_covariates(q: int, n: float) -> None:
 
 
 def solve_within(W: Array, V: Array, n: float, mean: Array) -> Array:
-    """Solve W beta = V [q, p] for within-site cross-products W [q, q] of n rows, after checking that W allows it."""
+    """Solve W beta = V [q, p] for within-site cross-products W [q, q] of n rows, after checking that both allow it."""
+    check_number_of_covariates(len(W), n)
     # A covariate that is constant inside every site leaves only the rounding error of its centring.
     constant = np.diag(W) <= n * (1e-12 * np.maximum(np.abs(mean), 1e-300)) ** 2
     scale = np.sqrt(np.diag(W))
@@ -226,12 +228,14 @@ class ComBat(Harmonizer):
 
     name: ClassVar[str] = "combat"
     states: ClassVar[tuple[type[State], ...]] = (CovariateEffects, ComBatModel)
+    counts_missing: ClassVar[bool] = True
 
     @property
     def asks_for(self) -> tuple[str, ...]:
         return (self.name,) if self.reference is None else (self.name, "reference_site")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for option, known in (("prior", get_args(Prior)), ("missing", get_args(Missing))):
             if getattr(self, option) not in known:
                 raise HarmonizationError(f"{option} is '{getattr(self, option)}'; expected one of {', '.join(known)}.")
@@ -299,9 +303,10 @@ class ComBat(Harmonizer):
         return sums
 
     def _solve_reference(self, total: Sums, state: CovariateEffects) -> ComBatModel:
-        if int(total["sites"]) != 1:
+        if (found := int(total["sites"])) != 1:
+            many = f"{found} sites are" if found else "no site is"
             raise HarmonizationError(
-                f"{int(total['sites'])} sites are called '{self.reference}', which the reference is to be. Name one."
+                f"{many} called '{self.reference}', as the reference is. Name one site that is there."
             )
         mean, variance = (total[name] / total["counts"] for name in ("feature_sum", "squares"))
         return ComBatModel(state.coefficients, mean, variance, state.n)

@@ -4,10 +4,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from harmonization.centring import centred
 from harmonization.empirical_bayes import Prior, raw_effects, shrink
 from harmonization.errors import HarmonizationError, TableError
-from harmonization.protocol import Array, State
+from harmonization.protocol import Array, SiteTable, State
+
+_ROUNDING = 1e-13
+"""Difference of two numbers, relative to the features they come from, that is only rounding."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,9 @@ class ComBatModel(State):
         numpy.ndarray
             [n, p]. Features without pooled variance come back as they were, and NaN as NaN.
         """
-        effect = self.site_effect(features, covariates, prior=prior, mean_only=mean_only)
-        return self.remove(features, covariates, effect)
+        table = SiteTable(features, covariates, incomplete=True)
+        effect = self.site_effect(table.features, table.design, prior=prior, mean_only=mean_only)
+        return self.remove(table.features, table.design, effect)
 
     def site_effect(
         self, features: Array, covariates: Array, *, prior: Prior = "parametric", mean_only: bool = False
@@ -81,7 +87,7 @@ class ComBatModel(State):
         HarmonizationError
             If the rows are too few to know a scale, or the features to know a prior.
         """
-        z = self._standardize(features, covariates)
+        z = self._without_rounding(self._standardize(features, covariates), features)
         counts, varying = (~np.isnan(z)).sum(axis=0), self.pooled_variance > 0
         known = varying & (counts > 0)
         if len(z) < 2 and not mean_only:
@@ -128,6 +134,24 @@ class ComBatModel(State):
         deviation = np.sqrt(self.pooled_variance)
         z: Array = (features - self._expected(covariates)) / np.where(deviation > 0, deviation, 1.0)
         return z
+
+    def _without_rounding(self, z: Array, features: Array) -> Array:
+        """Make equal the rows of `z` [n, p] that differ by the rounding of the features alone.
+
+        Covariates that hardly anybody has elsewhere can explain a small site to the last digit. What is left of it
+        has no scale.
+        """
+        present = ~np.isnan(z)
+        mean = np.where(present, z, 0.0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
+        settled: Array = np.where(present & only_rounding(centred(z), features, self.pooled_variance), mean, z)
+        return settled
+
+
+def only_rounding(deviations: Array, features: Array, variance: Array) -> NDArray[np.bool_]:
+    """Tell in which features [n, p], divided by the root of a variance [p], deviations [n, p] are rounding alone."""
+    size = np.fmax.reduce(np.abs(features), axis=0, initial=0.0) / np.sqrt(np.where(variance > 0, variance, 1.0))
+    rounding: NDArray[np.bool_] = np.abs(deviations).max(axis=0) <= _ROUNDING * size
+    return rounding
 
 
 def check_columns(features: Array, covariates: Array, coefficients: Array) -> None:

@@ -156,6 +156,7 @@ class CovBat(Harmonizer):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.variance < 1:
             raise HarmonizationError(f"variance is {self.variance}; expected a share between 0 and 1.")
         _ = self.first_step  # refuses an unknown prior
@@ -213,7 +214,9 @@ class CovBat(Harmonizer):
 
     def _effect_on_features(self, state: CommonEffects, table: SiteTable) -> SiteEffect:
         if table.n < 2:
-            raise HarmonizationError("CovBat needs two participants at a site to know the scale of its components.")
+            raise HarmonizationError(
+                "CovBat needs two participants at a site to know the scale of its components. Leave it out."
+            )
         effect = self.first_step.estimate(state.of_features, table)
         return SiteEffect(effect.gamma, np.ones_like(effect.delta)) if self.mean_only else effect
 

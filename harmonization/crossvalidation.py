@@ -103,6 +103,7 @@ class CrossValidation(Analysis):
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         make_harmonizer(self.method, self.options)
         if self.sites and len(set(self.sites)) < max(2, len(self.sites)):
             raise HarmonizationError(f"sites are {', '.join(self.sites)}; expected two or more different ones.")
@@ -331,6 +332,20 @@ def target_of(table: SiteTable) -> Array:
     if table.target is None:
         raise TableError("the table has no target. Name what to predict.")
     return table.target.reshape(table.n, -1)
+
+
+def one_target_of(table: SiteTable) -> Array:
+    """Target of the table as [n], where it is one number a row.
+
+    Raises
+    ------
+    TableError
+        If it has none, or several.
+    """
+    target = target_of(table)
+    if target.shape[1] != 1:
+        raise TableError(f"the target has {target.shape[1]} columns; expected one number a participant. Name one.")
+    return target[:, 0]
 
 
 def check_size(numbers: int) -> None:

@@ -5,7 +5,7 @@ of a site only its raw effects and how much they rest on, never its rows; and a 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -72,8 +72,10 @@ def shrink(raw: RawEffects, prior: Prior, mean_only: bool) -> tuple[Array, Array
     Raises
     ------
     HarmonizationError
-        If the parametric iteration does not settle.
+        If the prior is unknown, or the parametric iteration does not settle.
     """
+    if prior not in get_args(Prior):
+        raise HarmonizationError(f"prior is '{prior}'; expected one of {', '.join(get_args(Prior))}.")
     if prior == "none":
         return raw.gamma, raw.delta
     if prior == "nonparametric":

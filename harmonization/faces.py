@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from harmonization.errors import TableError
+from harmonization.columns import Columns, split
+from harmonization.errors import HarmonizationError, TableError
 from harmonization.projection import Projection, ProjectionModel
 from harmonization.protocol import Array, SiteTable, run_pooled
 from harmonization.residualization import Residualization, ResidualizationModel
@@ -34,42 +35,43 @@ class Residualizer:
     def __init__(self, site: bool = True) -> None:
         self.site = site
 
-    def fit(self, X: ArrayLike, covariates: ArrayLike | None = None, site: Sequence[Any] | None = None) -> Self:
-        """Estimate from rows X [n, p], covariates [n, q] (or None) and the site of each row, if sites are an effect."""
-        tables = self._by_site(X, covariates, site)
-        self.model_: ResidualizationModel = run_pooled(
-            Residualization(self.site), [table for table, _ in tables.values()]
-        )
-        self._centres = {name: self.model_.centre(table.features, table.design) for name, (table, _) in tables.items()}
+    def fit(self, X: Any, covariates: Any = None, site: Sequence[Any] | None = None) -> Self:
+        """Estimate from rows X [n, p], covariates [n, q] or None, and the site of each row, if sites are an effect.
+
+        Covariates may be named columns of numbers and categories, whose levels are then those found here.
+        """
+        self._columns = Columns.learn(X, covariates)
+        by_site = self._by_site(X, covariates, site)
+        self.model_: ResidualizationModel = run_pooled(Residualization(self.site), [table for _, table in by_site])
+        self._centres = {table.site: self.model_.centre(table.features, table.design) for _, table in by_site}
         return self
 
-    def transform(self, X: ArrayLike, covariates: ArrayLike | None = None, site: Sequence[Any] | None = None) -> Array:
+    def transform(self, X: Any, covariates: Any = None, site: Sequence[Any] | None = None) -> Array:
         """Residuals [n, p] of rows. The mean of a site that was not fitted is that of the rows given."""
-        tables = self._by_site(X, covariates, site)
-        residuals = np.empty(np.shape(X))
-        for name, (table, rows) in tables.items():
-            centre = self._centres.get(name) or self.model_.centre(table.features, table.design)
+        if not hasattr(self, "model_"):
+            raise HarmonizationError("this residualizer is not fitted. Call fit before transform.")
+        self._columns.check(X, covariates)
+        by_site = self._by_site(X, covariates, site)
+        residuals = np.empty((sum(table.n for _, table in by_site), by_site[0][1].features.shape[1]))
+        for rows, table in by_site:
+            centre = self._centres.get(table.site) or self.model_.centre(table.features, table.design)
             residuals[rows] = self.model_.remove(table.features, table.design, centre)
         return residuals
 
-    def fit_transform(
-        self, X: ArrayLike, covariates: ArrayLike | None = None, site: Sequence[Any] | None = None
-    ) -> Array:
+    def fit_transform(self, X: Any, covariates: Any = None, site: Sequence[Any] | None = None) -> Array:
         """Estimate from rows and return their residuals."""
         return self.fit(X, covariates, site).transform(X, covariates, site)
 
     def _by_site(
-        self, X: ArrayLike, covariates: ArrayLike | None, site: Sequence[Any] | None
-    ) -> dict[Any, tuple[SiteTable, NDArray[np.int64]]]:
-        """Rows of each site as a table, and where they are; all rows together if sites are no effect."""
-        table = _table(X, covariates)
+        self, X: Any, covariates: Any, site: Sequence[Any] | None
+    ) -> list[tuple[NDArray[np.int64], SiteTable]]:
+        """Rows of each site, where they are and as a table; all rows together if sites are no effect."""
+        table = self._columns.read(X, covariates)
         if not self.site:
-            return {None: (table, np.arange(table.n))}
-        labels = np.asarray(site)
-        if labels.shape != (table.n,):
-            raise TableError(f"site has shape {labels.shape}; expected ({table.n},), one name a row.")
-        places = {name: np.flatnonzero(labels == name) for name in np.unique(labels).tolist()}
-        return {name: (table.take(rows), rows) for name, rows in places.items()}
+            return [(np.arange(table.n), table)]
+        if site is None:
+            raise TableError("sites are to be removed, but there are none. Give one name a row, or use site=False.")
+        return split(table, site)
 
 
 class Projector:
@@ -93,25 +95,23 @@ class Projector:
     def __init__(self, n_components: int) -> None:
         self.n_components = n_components
 
-    def fit(self, X: ArrayLike) -> Self:
+    def fit(self, X: Any) -> Self:
         """Find the components of rows X [n, p]."""
-        self.model_: ProjectionModel = run_pooled(Projection(self.n_components), [_table(X)])
+        self._columns = Columns.learn(X, None)
+        self.model_: ProjectionModel = run_pooled(Projection(self.n_components), [self._columns.read(X, None)])
         self.mean_ = self.model_.mean
         self.components_ = self.model_.components
         self.explained_variance_ = self.model_.explained_variance
         self.explained_variance_ratio_ = self.model_.explained_variance / self.model_.total_variance
         return self
 
-    def transform(self, X: ArrayLike) -> Array:
+    def transform(self, X: Any) -> Array:
         """Scores [n, k] of rows."""
-        return self.model_.project(_table(X).features)
+        if not hasattr(self, "model_"):
+            raise HarmonizationError("this projector is not fitted. Call fit before transform.")
+        self._columns.check(X, None)
+        return self.model_.project(self._columns.read(X, None).features)
 
-    def fit_transform(self, X: ArrayLike) -> Array:
+    def fit_transform(self, X: Any) -> Array:
         """Find the components of rows and return their scores."""
         return self.fit(X).transform(X)
-
-
-def _table(X: ArrayLike, covariates: ArrayLike | None = None) -> SiteTable:
-    return SiteTable(
-        np.asarray(X, dtype=np.float64), None if covariates is None else np.asarray(covariates, dtype=np.float64)
-    )

@@ -144,6 +144,7 @@ class ComBatGAM(Harmonizer):
     states: ClassVar[tuple[type[State], ...]] = (GamModel,)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not len(self.penalties) or not all(0 < penalty < np.inf for penalty in self.penalties):
             raise HarmonizationError("penalties must be positive numbers, and at least one.")
         _ = self.design, self.on_expanded  # refuse what they do not know

@@ -5,7 +5,6 @@ It goes through the rounds of a federation, one table a site, so its answers are
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonization import saving
-from harmonization.design import Categorical, Continuous, Covariate, Design
-from harmonization.errors import HarmonizationError, TableError
+from harmonization.columns import Columns, participant_codes, split
+from harmonization.design import Design
+from harmonization.errors import HarmonizationError
 from harmonization.harmonizer import Harmonizer
 from harmonization.protocol import Array, SiteTable, State, run_pooled
 
@@ -44,6 +44,8 @@ class PooledHarmonizer:
     """The methods that a face may load; a face for one method names it."""
 
     def __init__(self, method: Harmonizer) -> None:
+        if not isinstance(method, Harmonizer):
+            raise HarmonizationError(f"method is {method!r}, and no way to harmonize. Make one with make_harmonizer.")
         self.method = method
 
     def fit(self, X: Any, covariates: Any, site: Sequence[Any], *, participant: Sequence[Any] | None = None) -> Self:
@@ -61,10 +63,14 @@ class PooledHarmonizer:
         participant : sequence, optional
             Whose row each is, where participants have several.
         """
-        self.feature_names_ = _column_names(X)
-        self.design_ = _learned_design(covariates) if _is_named(covariates) else None
+        columns = Columns.learn(X, covariates)
+        self.feature_names_, self.design_ = columns.features, columns.design
         tables = [table for _, table in self._by_site(X, covariates, site, participant)]
         initial = self.method.initial()
+        if initial is None and len(tables) < 2:
+            raise HarmonizationError(
+                "all rows are of one site, and nothing is to be made alike. Give two sites or more."
+            )
         self.model_: State = run_pooled(self.method, tables) if initial is None else initial
         self.effects_ = {table.site: self._estimate(table) for table in tables}
         return self
@@ -75,9 +81,10 @@ class PooledHarmonizer:
         """Harmonize rows [n, p]. The effect of a site that was not fitted is estimated from the rows given."""
         if not hasattr(self, "model_"):
             raise HarmonizationError("this harmonizer is not fitted. Call fit before transform, or load one.")
-        self._check_columns(X, covariates)
-        harmonized = np.empty(np.shape(X))
-        for rows, table in self._by_site(X, covariates, site, participant):
+        self._columns.check(X, covariates)
+        by_site = self._by_site(X, covariates, site, participant)
+        harmonized = np.empty((sum(table.n for _, table in by_site), by_site[0][1].features.shape[1]))
+        for rows, table in by_site:
             effect = self.effects_.get(table.site)
             if effect is None:
                 effect = self._estimate(table)
@@ -145,124 +152,19 @@ class PooledHarmonizer:
         except HarmonizationError as error:
             raise type(error)(f"site '{table.site}': {error}") from None
 
-    def _check_columns(self, X: Any, covariates: Any) -> None:
-        """Check that columns are named as in `fit`, where both have names."""
-        names, expected = _column_names(X), self.feature_names_
-        if names is not None and expected is not None and names != expected:
-            raise TableError(
-                f"the {len(names)} features of X are not the {len(expected)} that were fitted, in the same order. "
-                "Give the same columns."
-            )
-        if covariates is not None and _is_named(covariates) != (self.design_ is not None):
-            raise TableError("covariates had names in one of fit and transform only. Give the same columns to both.")
+    @property
+    def _columns(self) -> Columns:
+        return Columns(self.feature_names_, self.design_)
 
     def _by_site(
         self, X: Any, covariates: Any, site: Sequence[Any], participant: Sequence[Any] | None
     ) -> list[tuple[NDArray[np.int64], SiteTable]]:
         """Check the rows, and return each site's: their numbers and their table."""
-        features = _matrix(X, "X")
-        n = len(features)
-        names = np.array([site_name(label) for label in _labels(site, n, "site")])
-        codes = None
+        incomplete = getattr(self.method, "missing", "refuse") != "refuse"
+        table = self._columns.read(X, covariates, incomplete=incomplete)
         if participant is not None:
-            codes = _participant_codes([site_name(label) for label in _labels(participant, n, "participant")], names)
-        table = SiteTable(
-            features,
-            self._design_matrix(covariates, n),
-            participant=codes,
-            incomplete=getattr(self.method, "missing", "refuse") != "refuse",
-        )
-        by_site = [(name, np.flatnonzero(names == name)) for name in np.unique(names).tolist()]
-        return [(rows, replace(table.take(rows), site=name, seed=seed)) for seed, (name, rows) in enumerate(by_site)]
-
-    def _design_matrix(self, covariates: Any, n: int) -> Array | None:
-        if covariates is None and not self.design_:
-            return None
-        if self.design_ is None:
-            return _matrix(covariates, "covariates")
-        columns = _named_columns(covariates if covariates is not None else {})
-        for name in self.design_.names:
-            if name in columns and len(columns[name]) != n:
-                raise TableError(f"covariate '{name}' has {len(columns[name])} values; expected {n}, one a row of X.")
-        return self.design_.encode(columns, n)
-
-
-def site_name(label: Any) -> str:
-    """Name of a site: its label, where 3, 3.0 and "3" are the same.
-
-    Raises
-    ------
-    TableError
-        If the label is missing.
-    """
-    if _is_missing(label) or str(label) == "":
-        raise TableError("a row has no name of its site or participant. Leave it out, or name it.")
-    if isinstance(label, float | np.floating) and float(label).is_integer():
-        return str(int(label))
-    return str(label)
-
-
-def _labels(labels: Sequence[Any], n: int, what: str) -> list[Any]:
-    values = np.asarray(labels, dtype=object)
-    if values.shape != (n,):
-        raise TableError(f"{what} has shape {values.shape}; expected ({n},), one name a row.")
-    found: list[Any] = values.tolist()
-    return found
-
-
-def _participant_codes(participants: list[str], sites: NDArray[np.str_]) -> NDArray[np.int64]:
-    """Numbers for participants, each of whom has been at one site."""
-    place: dict[str, str] = {}
-    for participant, site in zip(participants, sites.tolist(), strict=True):
-        if place.setdefault(participant, site) != site:
-            raise TableError(
-                f"participant '{participant}' has rows at two sites, '{place[participant]}' and '{site}'. Traveling "
-                "participants are not supported: name them apart, or keep one site of each."
-            )
-    numbers = {participant: number for number, participant in enumerate(place)}
-    return np.array([numbers[participant] for participant in participants], dtype=np.int64)
-
-
-def _matrix(values: Any, what: str) -> Array:
-    """Return numbers [n, columns]; a vector is one column."""
-    try:
-        matrix = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TableError(
-            f"{what} holds values that are no numbers. Give numbers; categories of covariates go in named columns."
-        ) from None
-    return matrix[:, None] if matrix.ndim == 1 and what == "covariates" else matrix
-
-
-def _is_named(covariates: Any) -> bool:
-    return isinstance(covariates, Mapping) or hasattr(covariates, "columns")
-
-
-def _column_names(X: Any) -> tuple[str, ...] | None:
-    return tuple(str(name) for name in X.columns) if hasattr(X, "columns") else None
-
-
-def _is_missing(value: Any) -> bool:
-    """Whether a value of a column is None, NaN (which is not itself), or what pandas writes for either."""
-    return value is None or type(value).__name__ in ("NAType", "NaTType") or bool(value != value)
-
-
-def _named_columns(covariates: Any) -> dict[str, list[Any]]:
-    """Columns of a mapping or a table; missing values become None."""
-    names = covariates.columns if hasattr(covariates, "columns") else covariates
-    return {str(name): [None if _is_missing(value) else value for value in covariates[name]] for name in names}
-
-
-def _learned_design(covariates: Any) -> Design:
-    """Coding of named columns: numbers as they are, anything else by the levels found."""
-    coded: list[Covariate] = []
-    for name, values in _named_columns(covariates).items():
-        known = [value for value in values if value is not None]
-        if all(isinstance(value, Real | np.bool_) for value in known):
-            coded.append(Continuous(name))
-        else:
-            coded.append(Categorical(name, tuple(sorted({str(value) for value in known}))))
-    return Design(tuple(coded))
+            table = replace(table, participant=participant_codes(participant, site, table.n))
+        return split(table, site)
 
 
 def _part(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:

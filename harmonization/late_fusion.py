@@ -17,6 +17,7 @@ from harmonization.crossvalidation import (
     Centres,
     CrossValidation,
     Fold,
+    one_target_of,
     solve_centres,
     summarize_centres,
     target_of,
@@ -132,8 +133,12 @@ class LateFusion(CrossValidation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(alpha > 0 for alpha in self.alphas):
-            raise HarmonizationError(f"alphas are {self.alphas}; expected penalties above 0.")
+        if not len(self.alphas) or not all(0 < alpha < np.inf for alpha in self.alphas):
+            raise HarmonizationError(f"alphas are {list(self.alphas)}; expected penalties above 0. Give one or more.")
+
+    def _check(self, table: SiteTable) -> None:
+        super()._check(table)
+        one_target_of(table)
 
     def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
         second = second_view_of(table)

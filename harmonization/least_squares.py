@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
+from harmonization.checks import check_width
 from harmonization.crossvalidation import target_of
 from harmonization.errors import HarmonizationError
 from harmonization.projection import Centre
@@ -38,6 +39,7 @@ class LinearModel(State):
 
     def predict(self, features: Array) -> Array:
         """Predict the target [n] (or [n, m]) of features [n, p]."""
+        check_width(features, self.coef.shape[-1])
         predicted: Array = features @ self.coef.T + self.intercept
         return predicted
 
@@ -135,6 +137,7 @@ class RidgeRegression(LeastSquares):
     states: ClassVar[tuple[type[State], ...]] = (TargetCentre, FirstSolution, LinearModel)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.alpha < np.inf:
             raise HarmonizationError(f"alpha is {self.alpha}; expected a finite number, 0 or more.")
 

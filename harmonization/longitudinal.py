@@ -34,8 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonization.centring import centred
-from harmonization.combat import check_number_of_covariates, solve_within, summarize
-from harmonization.combat_model import SiteEffect, check_columns
+from harmonization.combat import solve_within, summarize
+from harmonization.combat_model import SiteEffect, check_columns, only_rounding
 from harmonization.empirical_bayes import Prior, RawEffects, shrink
 from harmonization.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
@@ -149,6 +149,7 @@ class LongitudinalComBat(Harmonizer):
     states: ClassVar[tuple[type[State], ...]] = (VarianceComponents, LongitudinalModel)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.prior not in get_args(Prior):
             raise HarmonizationError(f"prior is '{self.prior}'; expected one of {', '.join(get_args(Prior))}.")
 
@@ -169,7 +170,7 @@ class LongitudinalComBat(Harmonizer):
         varying = model.within > 0
         if self.prior != "none" and varying.sum() < 2:
             raise HarmonizationError("Empirical Bayes needs two varying features. Use prior='none'.")
-        raw = _raw_effects(visits, model, _left(model, table), self.mean_only)
+        raw = _raw_effects(visits, model, table, self.mean_only)
         effect = SiteEffect(np.zeros(len(varying)), np.ones(len(varying)))
         effect.gamma[varying], effect.delta[varying] = shrink(raw, self.prior, self.mean_only)
         return effect
@@ -224,7 +225,6 @@ def _solve_variances(total: Sums) -> VarianceComponents:
     n, participants, sites = (float(total[name]) for name in ("n", "participants", "sites"))
     if participants == n:
         raise HarmonizationError("no participant has two rows. Use ComBat, which needs no repeats.")
-    check_number_of_covariates(len(total["W"]), n)
     coefficients = solve_within(total["W"], np.hstack([total["V"], total["between"]]), n, total["covariate_sum"] / n)
     p = len(total["T"])
     squares = total["T"] - np.einsum("qp,qp->p", total["V"], coefficients[:, :p])
@@ -290,15 +290,17 @@ def _left(model: LongitudinalModel, table: SiteTable) -> Array:
     return left
 
 
-def _raw_effects(visits: Visits, model: LongitudinalModel, left: Array, mean_only: bool) -> RawEffects:
-    """Return a site's effects in the varying features, from what mean and covariates leave of its rows [n, p]."""
+def _raw_effects(visits: Visits, model: LongitudinalModel, table: SiteTable, mean_only: bool) -> RawEffects:
+    """Return a site's effects in the varying features, from what mean and covariates leave of its rows."""
     varying = model.within > 0
-    z = left[:, varying] / np.sqrt(model.within[varying])
+    z = _left(model, table)[:, varying] / np.sqrt(model.within[varying])
     w = visits.weights(model.ratio[varying])
     gamma = (w * visits.means(z)).sum(axis=0) / w.sum(axis=0)
     freedom = len(z) - len(visits.counts)
     if freedom < 1 and not mean_only:
         raise HarmonizationError("no participant of a site has two rows, which tell its scale. Use mean_only.")
-    squares = (visits.within(z) ** 2).sum(axis=0)
+    changes = visits.within(z)
+    explained = only_rounding(changes, table.features[:, varying], model.within[varying])
+    squares = np.where(explained, 0.0, (changes**2).sum(axis=0))
     delta = np.ones_like(gamma) if mean_only else np.where(squares > 0, squares / max(freedom, 1), 1.0)
     return RawEffects(gamma, delta, squares, w.sum(axis=0), np.full_like(gamma, freedom))

@@ -27,8 +27,10 @@ def make_harmonizer(name: str, options: Mapping[str, Any]) -> Harmonizer:
     HarmonizationError
         If there is none, or an option is not one of its own.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise HarmonizationError(f"method '{name}' is not known; expected one of {', '.join(METHODS)}.")
+    if not isinstance(options, Mapping):
+        raise HarmonizationError(f"options of method '{name}' are {options!r}. Give names with values.")
     try:
         return METHODS[name](**options)
     except TypeError:

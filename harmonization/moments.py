@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 
+from harmonization.checks import check_sizes
 from harmonization.errors import HarmonizationError
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
@@ -58,10 +59,12 @@ class SecondMoments(Analysis):
     rows: ClassVar[Literal["participants", "frames"]] = "frames"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_lags < 1:
             raise HarmonizationError(f"n_lags is {self.n_lags}; expected at least 1.")
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
+        check_sizes(table.features, "frames")
         present = (~np.isnan(table.features)).astype(np.float64)
         values = np.where(present > 0, table.features, 0)
         return {

@@ -91,6 +91,7 @@ class Permanova(Analysis):
     states: ClassVar[tuple[type[State], ...]] = (PermanovaCentre, PermanovaResult)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.permutations < 0:
             raise HarmonizationError(f"permutations is {self.permutations}; expected 0 or more.")
 
@@ -161,7 +162,9 @@ def _classes(table: SiteTable) -> Array:
         raise TableError("the target of PERMANOVA is no one-hot site. Give one column for every site, of 0 and 1.")
     counts = classes.sum(axis=0)
     if (smallest := int(counts[counts > 0].min())) < table.min_group:
-        raise SmallGroupError(f"a site has {smallest} participants; its sums must stand for {table.min_group}.")
+        raise SmallGroupError(
+            f"a site has {smallest} participants; its sums must stand for {table.min_group}. Leave it out."
+        )
     return classes
 
 

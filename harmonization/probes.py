@@ -13,11 +13,12 @@ from harmonization.crossvalidation import (
     CrossValidation,
     Fold,
     check_size,
+    one_target_of,
     solve_centres,
     summarize_centres,
     target_of,
 )
-from harmonization.errors import HarmonizationError, TableError
+from harmonization.errors import HarmonizationError
 from harmonization.protocol import Array, SiteTable, State, Sums
 from harmonization.scoring import (
     bootstrap_weights,
@@ -161,8 +162,7 @@ class CrossValidatedRidge(CrossValidation):
 
     def _check(self, table: SiteTable) -> None:
         super()._check(table)
-        if (columns := target_of(table).shape[1]) != 1:
-            raise TableError(f"the target has {columns} columns; expected one number a participant.")
+        one_target_of(table)
         self._targets(table)
 
     def _targets(self, table: SiteTable) -> Array:

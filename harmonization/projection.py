@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.linalg import eigh
 
+from harmonization.checks import check_width
 from harmonization.errors import HarmonizationError
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
@@ -65,6 +66,7 @@ class ProjectionModel(State):
 
     def project(self, features: Array) -> Array:
         """Scores [n, k] of features [n, p]."""
+        check_width(features, len(self.mean))
         scores: Array = (features - self.mean) @ self.components.T
         return scores
 
@@ -124,7 +126,7 @@ class Projection(Analysis):
         if not 1 <= self.n_components <= most:
             raise HarmonizationError(
                 f"n_components is {self.n_components}; expected 1 to {most} for {int(n)} participants with "
-                f"{len(total['feature_sum'])} features."
+                f"{len(total['feature_sum'])} features. Ask for as many as there are."
             )
         return Centre(total["feature_sum"] / n, n)
 

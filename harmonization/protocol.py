@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonization.checks import as_numbers, as_whole_numbers, check_parameters, check_sizes
 from harmonization.errors import HarmonizationError, TableError
 
 Array = NDArray[np.float64]
@@ -18,6 +19,8 @@ Sums = dict[str, Array]
 
 _BY_ROW = ("features", "covariates", "target", "second", "participant")
 """Fields of a table that have one entry a row."""
+_DIMENSIONS = {"features": (2,), "covariates": (2,), "target": (1, 2), "second": (2,), "loadings": (2,)}
+"""Fields of a table that hold numbers, and how many axes they may have."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,36 @@ class SiteTable:
     incomplete: bool = False
 
     def __post_init__(self) -> None:
-        if self.features.ndim != 2 or not len(self.features):
-            raise TableError(f"features have shape {self.features.shape}; expected [n, p] with n of at least 1.")
+        for name, dimensions in _DIMENSIONS.items():
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, self._checked(name, as_numbers(values, name), dimensions))
+        if self.features.size == 0:
+            raise TableError(f"features have shape {self.features.shape}; expected [n, p]. Give one row or more.")
+        if self.participant is not None:
+            object.__setattr__(self, "participant", as_whole_numbers(self.participant, "participant"))
         for name in _BY_ROW:
             values = getattr(self, name)
-            if values is None:
-                continue
-            if len(values) != len(self.features):
-                raise TableError(f"{name} has {len(values)} rows; expected {len(self.features)}, as features have.")
-            may_lack = self.frames or (self.incomplete and name == "features")
-            if np.isinf(values).any() or (np.isnan(values).any() and not may_lack):
-                raise TableError(f"{name} holds NaN or infinite values. Leave those participants out.")
+            if values is not None and len(values) != self.n:
+                raise TableError(f"{name} has {len(values)} rows, and features {self.n}. Give the same rows of each.")
+        if self.loadings is not None and len(self.loadings) != self.features.shape[1]:
+            raise TableError(
+                f"loadings have {len(self.loadings)} rows, and features {self.features.shape[1]} columns. Use the "
+                "loadings of these features."
+            )
+        if self.seed < 0:
+            raise TableError(f"seed is {self.seed}; expected a whole number. Give 0 or more.")
+
+    def _checked(self, name: str, values: Array, dimensions: tuple[int, ...]) -> Array:
+        """Refuse numbers of a field that are of the wrong shape, missing without leave, or of no likely size."""
+        if values.ndim not in dimensions:
+            expected = " or ".join(("[n]", "[n, columns]")[axes - 1] for axes in dimensions)
+            raise TableError(f"{name} of shape {values.shape} are not understood. Give numbers of shape {expected}.")
+        may_lack = self.frames or (self.incomplete and name == "features")
+        if np.isinf(values).any() or (np.isnan(values).any() and not may_lack):
+            raise TableError(f"{name} holds NaN or infinite values. Leave those participants out.")
+        if not self.frames:
+            check_sizes(values, name)
+        return values
 
     @property
     def n(self) -> int:
@@ -123,11 +145,18 @@ class Analysis(ABC):
         The states that its rounds pass, for the wire.
     rows : {"participants", "frames"}
         What its tables must hold. Sums that are safe over many frames can single out a row among few participants.
+    counts_missing : bool
+        Whether its tables of participants may be `incomplete`.
     """
 
     name: ClassVar[str]
     states: ClassVar[tuple[type[State], ...]]
     rows: ClassVar[Literal["participants", "frames"]] = "participants"
+    counts_missing: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse parameters of the wrong kind. Subclasses call it before they look at their values."""
+        check_parameters(self)
 
     @abstractmethod
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
@@ -155,19 +184,22 @@ class Analysis(ABC):
 
 
 def add_sums(parts: Iterable[Sums]) -> Sums:
-    """Add the sums of all sites, or of all recordings of a site, in the order given; at least one.
+    """Add the sums of all sites, or of all recordings of a site, in the order given.
 
     Raises
     ------
     HarmonizationError
-        If two sites sent different names or shapes.
+        If there are none, or two sites sent different names or shapes.
     """
     remaining = iter(parts)
-    total = {name: np.array(values, dtype=np.float64) for name, values in next(remaining).items()}
+    first = next(remaining, None)
+    if first is None:
+        raise HarmonizationError("there are no sums to add. Give the table of one site or more.")
+    total = {name: np.array(values, dtype=np.float64) for name, values in first.items()}
     for part in remaining:
         if part.keys() != total.keys() or any(part[name].shape != total[name].shape for name in total):
             raise HarmonizationError(
-                "sites sent sums of different shapes. Use the same features and version everywhere."
+                "sites sent sums of different shapes. Use the same features, covariates and version everywhere."
             )
         for name, values in part.items():
             total[name] += values
@@ -181,7 +213,17 @@ def run_pooled(analysis: Analysis, tables: Sequence[SiteTable]) -> Any:
     -------
     State
         The final state of the analysis.
+
+    Raises
+    ------
+    TableError
+        If features are NaN, and the analysis does not count by feature.
     """
+    tables = list(tables)
+    if not analysis.counts_missing and any(table.incomplete and np.isnan(table.features).any() for table in tables):
+        raise TableError(
+            f"features are NaN somewhere, which '{analysis.name}' cannot take. Leave those participants out."
+        )
     state: State | None = None
     while state is None or not state.done:
         state = analysis.solve(add_sums([analysis.summarize(table, state) for table in tables]), state)

@@ -92,6 +92,7 @@ class Quantiles(Analysis):
     rows: ClassVar[Literal["participants", "frames"]] = "frames"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.probabilities or not all(0 < q < 1 for q in self.probabilities):
             raise HarmonizationError(f"probabilities are {list(self.probabilities)}; expected some between 0 and 1.")
 

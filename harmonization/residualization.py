@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from harmonization.centring import centred
 from harmonization.combat import ComBatModel, solve_within
 from harmonization.errors import TableError
 from harmonization.projection import Centre
@@ -112,7 +113,7 @@ class Residualization(Analysis):
         if isinstance(state, ResidualizationCentre):
             y, c = features - state.mean, covariates - state.covariate_mean
         elif self.site:
-            y, c = features - features.mean(axis=0), covariates - covariates.mean(axis=0)
+            y, c = centred(features), centred(covariates)
         else:
             return sums
         return {**sums, "W": c.T @ c, "V": c.T @ y}

@@ -33,6 +33,8 @@ def write(path: Path | str, arrays: Mapping[str, NDArray[Any]], about: Any) -> N
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except (SafetensorError, OSError):
+        raise HarmonizationError(f"{path}: cannot be written. Make its folder, or choose another place.") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,7 +52,7 @@ def read(path: Path | str) -> tuple[dict[str, NDArray[Any]], Any]:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise HarmonizationError(f"{path}: is not there.") from None
+        raise HarmonizationError(f"{path}: is not there. Name a file that was saved.") from None
     except (SafetensorError, OSError):
         raise HarmonizationError(f"{path}: is damaged, or no safetensors file. Save it again.") from None
     if _HEADER not in metadata:

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 from scipy.linalg import solve
 
 from harmonization import combat
+from harmonization.classification import one_hot_of
 from harmonization.crossvalidation import Centres, CrossValidation, Fold, target_of
+from harmonization.errors import HarmonizationError
 from harmonization.protocol import Array, SiteTable, State, Sums
+from harmonization.site_metrics import require_sites
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,20 @@ class SiteClassification(SiteRecognition):
     name: ClassVar[str] = "site_classification"
     states: ClassVar[tuple[type[State], ...]] = (AdjustedCentres, SiteDiscriminants, SiteClassificationResult)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sites:
+            raise HarmonizationError("a site that is left out as a whole cannot be recognised. Leave out folds.")
+        if not 0 < self.shrinkage <= 1 or self.permutations < 0:
+            raise HarmonizationError(
+                f"shrinkage and permutations are {self.shrinkage} and {self.permutations}; expected above 0, up to 1, "
+                "and 0 or more."
+            )
+
+    def _check(self, table: SiteTable) -> None:
+        super()._check(table)
+        one_hot_of(table)
+
     def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
         if isinstance(own, SiteDiscriminants):
             return self._summarize_recognised(table, folds, own)
@@ -157,7 +174,9 @@ class SiteClassification(SiteRecognition):
             return self.score(total)
         if isinstance(own, AdjustedCentres):
             return self._fit(total, own)
-        return solve_adjusted_centres(total)
+        centres = solve_adjusted_centres(total)
+        require_sites((centres.target_mean > 0).any(axis=0).sum())
+        return centres
 
     def _summarize_classes(self, table: SiteTable, folds: list[Fold], centres: AdjustedCentres) -> Sums:
         """Second moments of the training rows, and sums of the rows of each class."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from harmonization.projection import Centre
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.site_metrics import require_sites
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,18 @@ class SiteVariance(Analysis):
         if isinstance(state, Centre):
             centred = table.features - state.mean
             return {"between": table.n * centred.mean(axis=0) ** 2, "total": (centred**2).sum(axis=0)}
-        return {"n": np.array(float(table.n)), "feature_sum": table.features.sum(axis=0)}
+        return {
+            "n": np.array(float(table.n)),
+            "sites": np.array(1.0),
+            "feature_sum": table.features.sum(axis=0),
+        }
 
     def solve(self, total: Sums, state: State | None) -> State:
         if isinstance(state, Centre):
-            varying = total["total"] > 0
+            # A feature that is the same for everybody leaves only the rounding error of its centring.
+            varying = total["total"] > state.n * (1e-14 * state.mean) ** 2
             eta = np.where(varying, total["between"] / np.where(varying, total["total"], 1), 0.0)
             return SiteVarianceResult(eta, float(eta.mean()))
+        require_sites(total["sites"])
         n = float(total["n"])
         return Centre(total["feature_sum"] / n, n)

@@ -98,6 +98,7 @@ class SiteSpread(Analysis):
     states: ClassVar[tuple[type[State], ...]] = (SpreadCentre, SpreadResult)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.centre not in ("median", "mean"):
             raise HarmonizationError(f"centre is {self.centre!r}; expected 'median' or 'mean'.")
 
@@ -220,7 +221,9 @@ class CovarianceDistance(Analysis):
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
         features = seen_features(table)
         if table.n < 3:
-            raise HarmonizationError(f"a site has {table.n} participants; comparing covariances needs three.")
+            raise HarmonizationError(
+                f"a site has {table.n} participants; comparing covariances needs three. Leave it out."
+            )
         if features.shape[1] > LARGEST_MATRIX:
             raise TableError(
                 f"features have {features.shape[1]} columns; covariances are compared for up to {LARGEST_MATRIX}. Use "
@@ -243,7 +246,9 @@ class CovarianceDistance(Analysis):
         if isinstance(state, WithinSites):
             return self._result(total, state.matrix)
         if not total["weighted_matrix"].any():
-            raise HarmonizationError("no feature varies inside any site, so there are no covariances to compare.")
+            raise HarmonizationError(
+                "no feature varies inside any site, so there are no covariances to compare. Give features that vary."
+            )
         freedom = float(total["freedom"])
         return WithinSites(total["weighted_matrix"] / freedom, freedom)
 

@@ -153,6 +153,7 @@ class SmoothDesign:
         beyond = [column for column, _, _ in self.smooth if column >= n_columns]
         if beyond:
             raise DesignError(
-                f"smooth names column {beyond[0]}, counted from 0; there are {n_columns} columns of covariates."
+                f"smooth names column {beyond[0]}, counted from 0; there are {n_columns} columns of covariates. "
+                "Name one of these."
             )
         return {column: (lower, upper) for column, lower, upper in self.smooth}

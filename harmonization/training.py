@@ -138,9 +138,10 @@ class FederatedTraining(Analysis):
     states: ClassVar[tuple[type[State], ...]] = (InputCentre, Standard, Training, Trained)
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "local_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise HarmonizationError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        super().__post_init__()
+        for name, least in (("rounds", 1), ("local_steps", 1), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise HarmonizationError(f"{name} is {getattr(self, name)}; expected at least {least}.")
         if not self.learning_rate > 0 or self.weight_decay < 0:
             raise HarmonizationError(
                 f"learning_rate is {self.learning_rate} and weight_decay {self.weight_decay}; expected a rate above 0 "
@@ -165,7 +166,9 @@ class FederatedTraining(Analysis):
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
         if table.n < table.min_group:
-            raise SmallGroupError(f"a site has {table.n} participants; expected at least {table.min_group}.")
+            raise SmallGroupError(
+                f"a site has {table.n} participants; expected at least {table.min_group}. Leave it out."
+            )
         if np.isnan(table.features).any():
             raise TableError(f"features hold NaN, from which '{self.name}' cannot learn. Leave those participants out.")
         if isinstance(state, Training):

@@ -18,6 +18,7 @@ from scipy.special import log_softmax
 from scipy.stats import rankdata
 
 from harmonization.canonical_correlation import check_one_row_each, second_view_of
+from harmonization.checks import check_width
 from harmonization.errors import HarmonizationError, SmallGroupError
 from harmonization.neural import Layout, Weights, unpack
 from harmonization.protocol import Array, SiteTable, State, Sums
@@ -39,6 +40,8 @@ class Aligned(Standard):
     def embed(self, features: Array, second: Array) -> tuple[Array, Array]:
         """Normalised scores [n, width] of features [n, p], and of the second view [n, r]."""
         p = self.width(0)
+        check_width(features, p)
+        check_width(second, self.width(1), "second views")
         weights = unpack(self.weights, _layout(self, len(self.weights) // int(self.widths.sum())))
         x, y = (features - self.mean[:p]) / self.scale[:p], (second - self.mean[p:]) / self.scale[p:]
         return _normalised(x @ weights["features"])[0], _normalised(y @ weights["second"])[0]

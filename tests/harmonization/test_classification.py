@@ -115,7 +115,9 @@ def test_labels_and_one_hot_classes_are_the_same():
     features, _, tables = labelled((40, 50), 5, 3)
     model = run_pooled(SoftmaxRegression(1.0, 3), tables)
 
-    one_hot = run_pooled(SoftmaxRegression(1.0, 3), [replace(t, target=np.eye(3)[t.target]) for t in tables])
+    one_hot = run_pooled(
+        SoftmaxRegression(1.0, 3), [replace(t, target=np.eye(3)[t.target.astype(int)]) for t in tables]
+    )
 
     np.testing.assert_array_equal(one_hot.coef, model.coef)
     expected = softmax(features @ model.coef.T + model.intercept, axis=1)

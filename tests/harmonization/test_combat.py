@@ -357,7 +357,7 @@ def test_only_the_reference_site_enters_the_second_round(five_sites):
 
 def test_refuses_references_that_are_not_one_site(five_sites):
     tables = named(five_sites.tables)
-    with pytest.raises(HarmonizationError, match="0 sites are called 'north'"):
+    with pytest.raises(HarmonizationError, match="no site is called 'north'"):
         run_pooled(ComBat(reference="north"), tables)
     with pytest.raises(HarmonizationError, match="2 sites are called '3'"):
         run_pooled(ComBat(reference="3"), [*tables, tables[3]])

@@ -157,7 +157,7 @@ def test_a_new_site_gets_the_scores_mean_and_variance():
 def test_cross_validation_fits_each_part_on_its_training_rows(five_sites):
     analysis, tables, progress = CrossValidatedRidge(n_folds=3, method="covbat"), five_sites.tables, None
 
-    while progress is None or not progress.harmonized:
+    while progress is None or not progress.finished:
         progress = analysis.solve(add_sums([analysis.summarize(table, progress) for table in tables]), progress)
 
     for fold, model in enumerate(progress.models):

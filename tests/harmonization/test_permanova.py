@@ -117,6 +117,5 @@ def test_refuses_what_cannot_be_compared():
     field_strength = [np.full((table.n, 1), strength) for table, strength in zip(tables, (1.5, 3.0, 3.0), strict=True)]
     with pytest.raises(DesignError, match="cannot be told from the site"):
         run_pooled(Permanova(), [replace(t, covariates=c) for t, c in zip(tables, field_strength, strict=True)])
-    few = [table.take(np.arange(2)) for table in tables]
     with pytest.raises(HarmonizationError, match="too few participants"):
-        run_pooled(Permanova(), [replace(t, covariates=np.random.default_rng(t.seed).normal(size=(2, 3))) for t in few])
+        run_pooled(Permanova(), [replace(table.take(np.arange(1)), covariates=None) for table in tables])

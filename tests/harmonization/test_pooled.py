@@ -167,7 +167,8 @@ def has_curve(people: People) -> bool:
 
 
 def has_large_sites(people: People) -> bool:
-    return min(map(len, people.rows)) >= 10
+    """Enough rows to hold some out at each site, and to tell the effects of covariates from the others."""
+    return min(map(len, people.rows)) >= max(10, 4 * people.covariates.shape[1])
 
 
 def sites_of(people: People) -> tuple[str, ...]:
@@ -261,6 +262,7 @@ CASES = [
         unchanged,
         target="site",
         categories=False,
+        suits=lambda people: people.covariates.shape[1] <= len(people.site) / 6,
     ),
     Case(lambda people: SiteSpread(), pooled.spread, unchanged),
     Case(lambda people: SiteSpread("mean"), pooled.spread, unchanged),

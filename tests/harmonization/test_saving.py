@@ -67,7 +67,7 @@ def test_a_failed_save_leaves_the_file_before_it(tmp_path):
 
     with pytest.raises(TypeError):
         saving.write(path, ARRAYS, {"not": {"JSON"}})
-    with pytest.raises(Exception, match="object"):
+    with pytest.raises(Exception, match="cannot be written"):
         saving.write(path, {"not an array": np.array([object()])}, ABOUT)
 
     assert path.read_bytes() == before
