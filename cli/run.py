@@ -189,6 +189,7 @@ def _write_site(study: Study, cohort: Cohort, folder: Path) -> None:
         "policy": {
             "studies": [EVERYTHING],
             "analyses": [EVERYTHING, *sorted(SHOWS_ONE_SITE)],
+            "vectors": [EVERYTHING],
             "min_participants": 2,
             "min_group": 1,
             "secure_sum_required": False,

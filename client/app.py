@@ -129,6 +129,8 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
     for name, levels in contract.covariates.items():
         if levels:
             permit_categories(site, list(usable), Categorical(name, levels))
+    if request.vectors:
+        site.policy.permit_vectors(request.vectors)
     vectors = read_vectors(site.cohort, request.vectors) if request.vectors else None
     windows = WindowSet(site.cohort, window)
     reply = DescribeReply(

@@ -130,6 +130,7 @@ def read_features(site: Site, store: FeatureStore, name: str) -> FeatureSet:
     """Read a feature set that the study made, or ``vectors.<name>``, which the site brought along."""
     brought = name.removeprefix(VECTORS)
     if brought != name and "." not in brought:
+        site.policy.permit_vectors(brought)
         vectors = read_vectors(site.cohort, brought)
         return FeatureSet(vectors.participants, vectors.matrix, {"features": name})
     return store.read(name)

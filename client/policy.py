@@ -23,6 +23,8 @@ class Policy(Settings):
     that others are made like: these must be named."""
     recipes: tuple[str, ...] = (EVERYTHING,)
     """Embedding recipes that may run, by id; ``"*"`` for all."""
+    vectors: tuple[str, ...] = ()
+    """Second tables of vectors that studies may use, by name; ``"*"`` for any."""
     min_participants: int = Field(10, ge=1)
     """Fewest participants of the site that must take part in an answer."""
     min_group: int = Field(5, ge=1)
@@ -46,6 +48,17 @@ class Policy(Settings):
                 raise Refusal(RefusalCode.ANALYSIS, f"'{analysis}' is not in policy.analyses of site.yaml.")
         if recipe is not None and not _allows(self.recipes, recipe):
             raise Refusal(RefusalCode.RECIPE, f"recipe '{recipe}' is not in policy.recipes of site.yaml.")
+
+    def permit_vectors(self, name: str) -> None:
+        """Refuse a second table that is not named.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if not _allows(self.vectors, name):
+            raise Refusal(RefusalCode.ANALYSIS, f"vectors '{name}' are not in policy.vectors of site.yaml.")
 
     def permit_group(self, n_participants: int, what: str) -> None:
         """Refuse an answer with a part that too few stand behind.

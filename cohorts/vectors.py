@@ -10,7 +10,12 @@ from cohorts.cohort import Cohort, check_identifier
 from cohorts.errors import VectorsError
 from cohorts.files import atomic_path
 
-_READERS = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".tsv": lambda path: pd.read_csv(path, sep="\t")}
+_IDS = {"participant_id": "str"}  # zeros in front are part of an id
+_READERS = {
+    ".parquet": pd.read_parquet,
+    ".csv": lambda path: pd.read_csv(path, dtype=_IDS),
+    ".tsv": lambda path: pd.read_csv(path, dtype=_IDS, sep="\t"),
+}
 
 
 @dataclass(frozen=True)

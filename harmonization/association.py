@@ -162,12 +162,12 @@ class CrossValidatedCCA(Analysis):
         return rows
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
+        self._check_table(table)  # in every round: a coordinator could begin with a later one
         if isinstance(state, FoldFits):
             return {"change": self._changes(table, state)}
         if isinstance(state, StudyMeans):
             rows = _rows(table, state.x_mean, state.y_mean, state.covariate_mean)
             return self._fold_sums(rows, self.deal(table), len(state.covariate_mean))
-        self._check_table(table)
         return {
             "n": np.array(float(table.n)),
             "sites": np.array(1.0),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from harmonization.checks import check_width
@@ -23,6 +24,8 @@ ROUNDING = 1e-12
 """Deviation, relative to the values, that is rounding error."""
 _RANK = 1e-10
 """Eigenvalue of a correlation matrix, relative to the largest, below which columns are collinear."""
+_RANK_IN_BASIS = 1e-16
+"""The same where rounding does not hide it: deviations of 1e-8 of the columns', more than offsets of 1e6 round off."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,22 @@ class ViewMeans(State):
     n: float
     x_mean: Array
     y_mean: Array
+
+
+@dataclass(frozen=True)
+class ViewBases(ViewMeans):
+    """Also bases [p, p] and [r, r] in which the columns of each view are all but uncorrelated.
+
+    Attributes
+    ----------
+    x_ridge, y_ridge : float
+        What shrinkage adds to the diagonal of each view's cross-products.
+    """
+
+    x_basis: Array
+    y_basis: Array
+    x_ridge: float
+    y_ridge: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,9 @@ class CCAModel(State):
 class CCA(Analysis):
     """Canonical correlations of the features and the second view of all sites' participants.
 
-    The first round sums to the means, the second to the cross-products about them. Sites and covariates are not
+    The first round sums to the means, the second to each view's cross-products about them. Where the means of sites lie
+    far apart, rounding errors of these could hide what varies within sites; so the third sums all cross-products in the
+    bases of their eigenvectors, where large and small are parted. Sites and covariates are not
     looked at: whatever differs between sites in both views counts as association. `CrossValidatedCCA` sets it apart.
 
     Parameters
@@ -83,7 +104,7 @@ class CCA(Analysis):
     shrinkage: float = 0.0
 
     name: ClassVar[str] = "cca"
-    states: ClassVar[tuple[type[State], ...]] = (ViewMeans, CCAModel)
+    states: ClassVar[tuple[type[State], ...]] = (ViewMeans, ViewBases, CCAModel)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,6 +114,9 @@ class CCA(Analysis):
         second = second_view_of(table)
         if isinstance(state, ViewMeans):
             x, y = about(table.features, state.x_mean), about(second, state.y_mean)
+            if not isinstance(state, ViewBases):
+                return {"XX": x.T @ x, "YY": y.T @ y}
+            x, y = x @ state.x_basis, y @ state.y_basis
             return {"XX": x.T @ x, "YY": y.T @ y, "XY": x.T @ y}
         return {
             "n": np.array(float(table.n)),
@@ -104,12 +128,19 @@ class CCA(Analysis):
         if not isinstance(state, ViewMeans):
             n = float(total["n"])
             return ViewMeans(n, total["feature_sum"] / n, total["second_sum"] / n)
-        roots = inverse_roots(total["XX"], total["YY"], self.n_components, self.shrinkage, state.n - 1)
-        x_weights, y_weights = canonical_weights(*roots, total["XY"], self.n_components)
+        if not isinstance(state, ViewBases):
+            check_columns(len(total["XX"]), len(total["YY"]), self.n_components, self.shrinkage, state.n - 1)
+            x_basis, x_ridge = _basis(total["XX"], self.shrinkage, "features")
+            y_basis, y_ridge = _basis(total["YY"], self.shrinkage, "second view")
+            return ViewBases(state.n, state.x_mean, state.y_mean, x_basis, y_basis, x_ridge, y_ridge)
+        x_root = _root_in_basis(total["XX"], self.shrinkage, state.x_basis, state.x_ridge, "features")
+        y_root = _root_in_basis(total["YY"], self.shrinkage, state.y_basis, state.y_ridge, "second view")
+        x_weights, y_weights = canonical_weights(x_root, y_root, total["XY"], self.n_components)
         x_weights = x_weights / np.sqrt(_score_variance(x_weights, total["XX"], state.n))
         y_weights = y_weights / np.sqrt(_score_variance(y_weights, total["YY"], state.n))
-        sign = np.sign(x_weights[np.abs(x_weights).argmax(axis=0), np.arange(self.n_components)])
         correlations = diagonal_of(x_weights, total["XY"], y_weights) / (state.n - 1)
+        x_weights, y_weights = state.x_basis @ x_weights, state.y_basis @ y_weights
+        sign = np.sign(x_weights[np.abs(x_weights).argmax(axis=0), np.arange(self.n_components)])
         return CCAModel(correlations, x_weights * sign, y_weights * sign, state.x_mean, state.y_mean)
 
 
@@ -159,7 +190,12 @@ def about(rows: Array, centre: Array) -> Array:
 
 def inverse_roots(xx: Array, yy: Array, n_components: int, shrinkage: float, freedom: float) -> tuple[Array, Array]:
     """Matrices that whiten both views, after checking that `freedom` independent rows allow it."""
-    p, r = len(xx), len(yy)
+    check_columns(len(xx), len(yy), n_components, shrinkage, freedom)
+    return _inverse_root(xx, shrinkage, "features"), _inverse_root(yy, shrinkage, "second view")
+
+
+def check_columns(p: int, r: int, n_components: int, shrinkage: float, freedom: float) -> None:
+    """Refuse views of more columns or components than `freedom` independent rows allow."""
     if n_components > (most := max(int(min(p, r, freedom)), 0)):
         raise HarmonizationError(
             f"n_components is {n_components}; expected 1 to {most} for {p} and {r} columns of so many people. Ask for "
@@ -170,24 +206,57 @@ def inverse_roots(xx: Array, yy: Array, n_components: int, shrinkage: float, fre
             f"{p} and {r} columns fit {int(freedom)} degrees of freedom of the participants perfectly, by chance. "
             f"Reduce each view to at most {max(int(freedom) // 2, 1)} principal components, or set shrinkage."
         )
-    return _inverse_root(xx, shrinkage, "features"), _inverse_root(yy, shrinkage, "second view")
 
 
 def _inverse_root(products: Array, shrinkage: float, view: str) -> Array:
     """Return R [p, p] with R' S R = I for (shrunken) cross-products S [p, p]."""
-    p = len(products)
-    if (constant := np.diag(products) <= 0).any():
-        raise HarmonizationError(f"column {int(constant.argmax()) + 1} of the {view} does not vary. Leave it out.")
-    shrunken = (1 - shrinkage) * products + shrinkage * np.trace(products) / p * np.eye(p)
-    scale = np.sqrt(np.diag(shrunken))
-    values, vectors = eigh(shrunken / np.outer(scale, scale))
-    if (rank := int((values > _RANK * values[-1]).sum())) < p:
-        raise HarmonizationError(
-            f"the {p} columns of the {view} are collinear. Reduce them to at most {rank} principal components, or set "
-            "shrinkage."
-        )
+    _check_varying(products, view)
+    ridge = shrinkage * np.trace(products) / len(products)
+    values, vectors, scale = _correlations((1 - shrinkage) * products + ridge * np.eye(len(products)))
+    _check_rank(values > _RANK * values[-1], view)
     root: Array = (vectors / np.sqrt(values)) @ vectors.T / scale[:, None]
     return root
+
+
+def _basis(products: Array, shrinkage: float, view: str) -> tuple[Array, float]:
+    """Basis [p, p] in which (shrunken) cross-products are all but diagonal, and what shrinkage adds to these."""
+    _check_varying(products, view)
+    ridge = float(shrinkage * np.trace(products) / len(products))
+    _, vectors, scale = _correlations((1 - shrinkage) * products + ridge * np.eye(len(products)))
+    return vectors / scale[:, None], ridge
+
+
+def _root_in_basis(products: Array, shrinkage: float, basis: Array, ridge: float, view: str) -> Array:
+    """Return R, as `_inverse_root` does, for cross-products in the basis that `_basis` found."""
+    shrunken = (1 - shrinkage) * products + ridge * basis.T @ basis
+    squares = np.diag(shrunken)
+    _check_rank(squares > _RANK_IN_BASIS * squares.max(), view)
+    values, vectors, scale = _correlations(shrunken)
+    _check_rank(values > _RANK * values[-1], view)
+    root: Array = (vectors / np.sqrt(values)) @ vectors.T / scale[:, None]
+    return root
+
+
+def _correlations(products: Array) -> tuple[Array, Array, Array]:
+    """Eigenvalues [p], rising, and vectors [p, p] of cross-products as correlations, and the columns' scale [p]."""
+    scale = np.sqrt(np.diag(products))
+    values, vectors = eigh(products / np.outer(scale, scale))
+    return values, vectors, scale
+
+
+def _check_varying(products: Array, view: str) -> None:
+    """Refuse columns without variance."""
+    if (constant := np.diag(products) <= 0).any():
+        raise HarmonizationError(f"column {int(constant.argmax()) + 1} of the {view} does not vary. Leave it out.")
+
+
+def _check_rank(varies: NDArray[np.bool_], view: str) -> None:
+    """Refuse columns unless each of their directions varies."""
+    if not varies.all():
+        raise HarmonizationError(
+            f"the {len(varies)} columns of the {view} are collinear. Reduce them to at most {int(varies.sum())} "
+            "principal components, or set shrinkage."
+        )
 
 
 def canonical_weights(x_root: Array, y_root: Array, xy: Array, n_components: int) -> tuple[Array, Array]:

@@ -97,9 +97,9 @@ class ClassRegression(Analysis):
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
         one_hot = one_hot_of(table, self.classes)
+        permit_classes(table, one_hot, np.zeros(table.n, dtype=np.int64))
         if isinstance(state, ClassFit):
             return summarize_fits(table.features - state.mean, one_hot, state.point, state.step)
-        permit_classes(table, one_hot, np.zeros(table.n, dtype=np.int64))
         return {"feature_sum": table.features.sum(axis=0), "class_n": one_hot.sum(axis=0)}
 
     def solve(self, total: Sums, state: State | None) -> State:

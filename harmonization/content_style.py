@@ -1,6 +1,6 @@
 """Content and style: what a person's features say, and how a site writes them, told apart without pooling.
 
-In the spirit of MURD (Liu & Yap, Nature Computational Science 2024), whose shared encoder finds the content of an image
+In the spirit of MURD (Liu & Yap, Communications Engineering 2024), whose shared encoder finds the content of an image
 and whose decoder writes it in the style of any site. Here the style of a site is the shape of each feature's
 distribution: location and scale, as ComBat shrinks them, and bends beyond these, which small networks learn. Networks
 are shared by all features, as a convolution's are by all places of an image.
@@ -121,7 +121,7 @@ class ContentStyle(Harmonizer, FederatedTraining):
     The typical site's code is 0, with which decoding changes nothing: harmonized features are contents, written with
     ComBat's location and scale, and covariates' effects are kept as ComBat keeps them. A site works out its code by
     itself, from rows that it may learn from, and never sends it; so can a site that took no part. Dependencies between
-    features stay as they are.
+    features stay as they are. Two exchanges come before the rounds.
 
     Parameters
     ----------
@@ -157,6 +157,9 @@ class ContentStyle(Harmonizer, FederatedTraining):
         super().__post_init__()
         if min(self.code_size, self.hidden, self.features_a_round) < 1:
             raise HarmonizationError("code_size, hidden and features_a_round are expected to be at least 1.")
+        if min(self.match, self.reconstruct, self.consist) < 0:
+            raise HarmonizationError("match, reconstruct and consist are expected to be at least 0.")
+        combat.ComBat(prior=self.prior)  # refuses an unknown prior
 
     # Rounds before the training
 
@@ -174,6 +177,10 @@ class ContentStyle(Harmonizer, FederatedTraining):
         if total["sites"] < 2:
             raise HarmonizationError("there is one site, whose style is that of all. Use more.")
         model = combat.solve(total)
+        if not (model.pooled_variance > 0).any():
+            raise HarmonizationError(
+                "no feature varies inside the sites, so they have no style. Use the method 'none'."
+            )
         (q, p), deviation = model.coefficients.shape, np.sqrt(model.pooled_variance)
         return Located(
             mean=np.concatenate([model.grand_mean, np.zeros(q)]),

@@ -84,7 +84,7 @@ class ResidualScale(CommonEffects):
 
 @dataclass(frozen=True)
 class ResidualBasis(ResidualScale):
-    """After a sketch of many features: an orthonormal basis [p, l] of the space that the residuals span."""
+    """After the third round: an orthonormal basis [p, l] of the space that the residuals span."""
 
     basis: Array
 
@@ -129,7 +129,7 @@ class CovBatEffect(SiteEffect):
 
 @dataclass(frozen=True)
 class CovBat(Harmonizer):
-    """CovBat in rounds of sums: four, or five above 1,024 features; the final state is a `CovBatModel`.
+    """CovBat in five rounds of sums; the final state is a `CovBatModel`.
 
     Parameters
     ----------
@@ -232,9 +232,6 @@ class _AllComponents(Projection):
 
     def _width(self, state: Centre) -> int:
         return min(len(state.mean), int(state.n) + _OVERSAMPLING)
-
-    def _passes(self, state: Centre) -> int:
-        return 0
 
 
 def _all_components(state: ResidualScale) -> _AllComponents:

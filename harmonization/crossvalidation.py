@@ -139,8 +139,7 @@ class CrossValidation(Analysis):
         return (*names, "leave_one_site_out") if self.sites else names
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        if state is None:
-            self._check(table)
+        self._check(table)  # in every round: a coordinator could begin with a later one
         progress = self._progress(state)
         if finished := progress.finished:
             return self.summarize_folds(table, list(self._folds(table, finished)), progress.own)

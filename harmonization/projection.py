@@ -75,11 +75,15 @@ class ProjectionModel(State):
 class Projection(Analysis):
     """Principal components by eigendecomposition of summed second moments.
 
-    The first round sums to the mean, the second to the second moment M about it. Above 1,024 features that would be too
-    large to send: M is then multiplied by a public random matrix [p, l], and the products' orthonormal basis Q by M
-    again, round after round (subspace iteration; Halko, Martinsson & Tropp, SIAM Review 2011), until M Q lies in the
-    space that Q spans. Where l is at least n - 1, the rank of the data, and so for n / 2 components, it does at once,
-    and the answer is exact. Otherwise up to eight rounds are spent on it.
+    The first round sums to the mean, the second to the second moment M about it. All of M has the rounding errors of
+    its largest component, which could hide what varies within sites whose means lie far apart. So the third sums the
+    second moment of the scores on M's eigenvectors, where large and small are parted.
+
+    Above 1,024 features M would be too large to send: it is then multiplied by a public random matrix [p, l], and the
+    products' orthonormal basis Q by M again, round after round (subspace iteration; Halko, Martinsson & Tropp, SIAM
+    Review 2011), until M Q lies in the space that Q spans. Where l is at least n - 1, the rank of the data, and so for
+    n / 2 components, it does at once, and the answer is exact. Otherwise up to eight rounds are spent on it. Errors of
+    a sketch stay relative to the largest component.
 
     Second moments square what is small: a component with less than about 1e-13 of the largest one's variance cannot be
     told from rounding errors, and is left out. Components of equal variance are known up to rotation.
@@ -101,17 +105,20 @@ class Projection(Analysis):
         centred = table.features - state.mean
         squares = np.array((centred**2).sum())
         if len(state.mean) <= _EXACT_UP_TO:
-            return {"moment": centred.T @ centred, "squares": squares}
+            scores = centred @ state.basis if isinstance(state, Basis) else centred
+            return {"moment": scores.T @ scores, "squares": squares}
         basis = state.basis if isinstance(state, Basis) else self._random(state)
         return {"sketch": centred.T @ (centred @ basis), "squares": squares}
 
     def solve(self, total: Sums, state: State | None) -> State:
         if not isinstance(state, Centre | Basis):
             return self._centre(total)
-        if "moment" in total:
-            return self._model(total, state, *_largest(total["moment"], self.n_components))
         if isinstance(state, Centre):
-            return Basis(state.mean, state.n, np.linalg.qr(total["sketch"]).Q, 0)
+            basis = eigh(total["moment"])[1] if "moment" in total else np.linalg.qr(total["sketch"]).Q
+            return Basis(state.mean, state.n, basis, 0)
+        if "moment" in total:
+            values, vectors = _of_scores(total["moment"], self.n_components)
+            return self._model(total, state, values, state.basis @ vectors)
         inside = state.basis.T @ total["sketch"]
         values, vectors = _largest((inside + inside.T) / 2, self.n_components)
         components = state.basis @ vectors
@@ -138,7 +145,7 @@ class Projection(Analysis):
         """Public random matrix [p, l]."""
         return np.random.default_rng(0).normal(size=(len(state.mean), self._width(state)))
 
-    def _model(self, total: Sums, state: Centre | Basis, values: Array, vectors: Array) -> ProjectionModel:
+    def _model(self, total: Sums, state: Basis, values: Array, vectors: Array) -> ProjectionModel:
         """Model from eigenvalues [k], largest first, and eigenvectors [p, k]."""
         squares = float(total["squares"])
         if squares <= state.n * ((1e-14 * state.mean) ** 2).sum():
@@ -156,3 +163,16 @@ def _largest(moment: Array, count: int) -> tuple[Array, Array]:
     last = len(moment) - 1
     values, vectors = eigh(moment, subset_by_index=(last - count + 1, last))
     return values[::-1], vectors[:, ::-1]
+
+
+def _of_scores(moment: Array, count: int) -> tuple[Array, Array]:
+    """Largest eigenvalues [k] and vectors [p, k], as `_largest`, of a moment of scores that are all but uncorrelated.
+
+    Errors of each entry are relative to its own row's and column's scale, and stay so in a square root of the moment,
+    whose singular values do not square what is small.
+    """
+    variances = np.diag(moment)
+    scale = np.sqrt(np.where(variances > 0, variances, 1.0))
+    values, vectors = eigh(moment / np.outer(scale, scale))
+    left, singular, _ = np.linalg.svd(scale[:, None] * vectors * np.sqrt(np.maximum(values, 0.0)))
+    return singular[:count] ** 2, left[:, :count]

@@ -86,6 +86,17 @@ class SiteRecognition(CrossValidation):
 
     permutations: int = 100
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sites:
+            raise HarmonizationError("a site that is left out as a whole cannot be recognised. Leave out folds.")
+        if self.permutations < 0:
+            raise HarmonizationError(f"permutations is {self.permutations}; expected 0 or more.")
+
+    def _check(self, table: SiteTable) -> None:
+        super()._check(table)
+        one_hot_of(table)
+
     def labelings(self, table: SiteTable, centres: Centres) -> NDArray[np.float64]:
         """One-hot labels [1 + B, n, C]: the true ones, then permuted ones, the same in every round.
 
@@ -150,17 +161,8 @@ class SiteClassification(SiteRecognition):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sites:
-            raise HarmonizationError("a site that is left out as a whole cannot be recognised. Leave out folds.")
-        if not 0 < self.shrinkage <= 1 or self.permutations < 0:
-            raise HarmonizationError(
-                f"shrinkage and permutations are {self.shrinkage} and {self.permutations}; expected above 0, up to 1, "
-                "and 0 or more."
-            )
-
-    def _check(self, table: SiteTable) -> None:
-        super()._check(table)
-        one_hot_of(table)
+        if not 0 < self.shrinkage <= 1:
+            raise HarmonizationError(f"shrinkage is {self.shrinkage}; expected above 0, up to 1.")
 
     def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
         if isinstance(own, SiteDiscriminants):
@@ -174,9 +176,7 @@ class SiteClassification(SiteRecognition):
             return self.score(total)
         if isinstance(own, AdjustedCentres):
             return self._fit(total, own)
-        centres = solve_adjusted_centres(total)
-        require_sites((centres.target_mean > 0).any(axis=0).sum())
-        return centres
+        return solve_adjusted_centres(total)
 
     def _summarize_classes(self, table: SiteTable, folds: list[Fold], centres: AdjustedCentres) -> Sums:
         """Second moments of the training rows, and sums of the rows of each class."""
@@ -253,6 +253,7 @@ def summarize_adjusted_centres(table: SiteTable, folds: list[Fold]) -> Sums:
 
 def solve_adjusted_centres(total: Sums) -> AdjustedCentres:
     """Find the effects of the covariates within sites, and the means without them."""
+    require_sites((total["target_sum"] > 0).any(axis=0).sum())
     n = total["n"]
     mean, covariate_mean = total["feature_sum"] / n[:, None], total["covariate_sum"] / n[:, None]
     coefficients = np.stack(

@@ -1,6 +1,7 @@
 """Federated training of small networks: sites take steps on their own rows, the coordinator averages."""
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -249,7 +250,6 @@ class FederatedTraining(Analysis):
 
     def _summarize_training(self, table: SiteTable, training: Training) -> Sums:
         rows, layout = self.standardize(table, training), self.layout(training)
-        # Numbers that overflow are found in `solve`, which can say what to do.
         with np.errstate(all="ignore"):
             if self.local_steps == 1:
                 loss, gradients = self.gradient(unpack(training.weights, layout), rows, training)
@@ -257,7 +257,15 @@ class FederatedTraining(Analysis):
             else:
                 loss, weights = self._train(rows, training)
                 change = {"weights": table.n * weights}
-        return {"n": np.array(float(table.n)), "loss": np.array(table.n * loss), **change}
+        sums = {"n": np.array(float(table.n)), "loss": np.array(table.n * loss), **change}
+        self._check_finite(sums.values(), training)
+        return sums
+
+    def _check_finite(self, values: Iterable[Array], training: Training) -> None:
+        if not all(np.isfinite(value).all() for value in values):
+            raise HarmonizationError(
+                f"the training of '{self.name}' is not finite in round {training.round + 1}. Lower learning_rate."
+            )
 
     def _train(self, rows: SiteTable, training: Training) -> tuple[float, Array]:
         """Take a site's own steps; return their mean loss and the weights [w] after them."""
@@ -284,10 +292,7 @@ class FederatedTraining(Analysis):
                 )
         else:
             weights = total["weights"] / n
-        if not (np.isfinite(weights).all() and np.isfinite(total["loss"])):
-            raise HarmonizationError(
-                f"the training of '{self.name}' is not finite after round {number + 1}. Lower learning_rate."
-            )
+        self._check_finite((weights, total["loss"]), training)
         following = replace(
             training,
             weights=weights,

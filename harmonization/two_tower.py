@@ -153,10 +153,9 @@ class TwoTower(FederatedTraining):
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
         held_out = self.is_held_out(table)
+        self._check(table, held_out)  # in every round: a coordinator could begin with a later one
         if isinstance(state, Aligned):
             return self._summarize_pairs(table.take(held_out), state)
-        if state is None:
-            self._check(table, held_out)
         return super().summarize(table.take(~held_out), state)
 
     def solve(self, total: Sums, state: State | None) -> State:

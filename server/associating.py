@@ -8,15 +8,21 @@ from server.comparing import numbers_of
 from server.study import Study
 from server.sums import Task
 
+_LISTED = (
+    *("correlations", "training_correlations", "null_mean", "null_95", "p_value"),
+    *("r2", "mean_absolute_error", "root_mean_squared_error", "gain", "gain_error"),
+    *("scores", "chance"),
+)
+"""Arrays of the answers that the summary names."""
+
 
 def association_tasks(study: Study, table: TableSpec) -> dict[str, Task]:
     """Tasks on a table with a second view, as ``association/<name>``."""
     settings = study.association
     assert settings is not None, "only studies with vectors associate them"
     folds = study.analyses.folds
-    correlation = CrossValidatedCCA(
-        n_components=settings.correlations, n_folds=folds, permutations=settings.permutations
-    )
+    n_components = min(settings.correlations, settings.components)
+    correlation = CrossValidatedCCA(n_components=n_components, n_folds=folds, permutations=settings.permutations)
     tasks = {"association/cca": Task(correlation, table)}
     if settings.two_tower:
         tasks["association/two_tower"] = Task(TwoTower(), table)
@@ -29,6 +35,6 @@ def association_tasks(study: Study, table: TableSpec) -> dict[str, Task]:
 
 
 def describe_association(state: State) -> dict[str, Any]:
-    """Return the numbers of an answer, and those of its arrays that have one entry a canonical correlation."""
-    arrays = {name: values.tolist() for name, values in state.to_arrays().items() if values.ndim == 1}
-    return {**numbers_of(state), **arrays}
+    """Return the numbers of an answer, and its short arrays: one entry a canonical correlation, measure or model."""
+    arrays = state.to_arrays()
+    return {**numbers_of(state), **{name: arrays[name].tolist() for name in _LISTED if name in arrays}}

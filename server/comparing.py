@@ -82,14 +82,14 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: list
     """Tasks that measure site and targets on held-out participants, harmonized by what the others say.
 
     Harmonization works on the features themselves; classifiers and probes look at them through the components of the
-    raw ones, at the participants whose kept covariates are known.
+    raw ones, at the participants of whom all is known that the study asks for.
     """
     analyses = study.analyses
     table = TableSpec(
         features=features,
         through=f"{features}.components",
         covariates=variant.covariates,
-        complete=study.design(study.kept).to_json(),
+        complete=study.complete.to_json(),
     )
     harmonized: dict[str, Any] = {"method": variant.method, "options": variant.options}
     folds = {"n_folds": analyses.folds, **harmonized}
@@ -112,10 +112,10 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: list
 
 def site_measures(study: Study, features: str, variant: Variant, sites: list[str]) -> dict[str, Task]:
     """Tasks that measure the site over all participants, once the variant is on the sites' disks."""
-    complete = study.design(study.kept).to_json()
-    table = TableSpec(features=variant.features(features), complete=complete)
+    table = TableSpec(features=variant.features(features), complete=study.complete.to_json())
     seen = table.model_copy(update={"through": f"{features}.components"})
-    by_site = seen.model_copy(update={"target": "site", "levels": sites})
+    kept = study.design(study.kept).to_json()
+    by_site = seen.model_copy(update={"target": "site", "levels": sites, "covariates": kept})
     return {
         "site_variance": Task(SiteVariance(), table),
         "site_spread": Task(SiteSpread(), table),

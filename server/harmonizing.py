@@ -11,7 +11,7 @@ from typing import Any
 from brainlm.embedding import find_recipe
 from cohorts.files import save_arrays
 from exchange.messages import HarmonizeReply, HarmonizeRequest, Step, TableSpec, join
-from harmonization import ComBatModel, Design, Projection, Residualization, State
+from harmonization import ComBatModel, Design, HarmonizationError, Projection, Residualization, State
 from harmonization.projection import ProjectionModel
 from harmonization.residualization import ResidualizationModel
 from server.associating import association_tasks, describe_association
@@ -24,7 +24,7 @@ from server.comparing import (
     site_measures,
     variants_of,
 )
-from server.errors import StudyError
+from server.errors import QuorumError, StudyError
 from server.journal import Journal
 from server.roster import Roster
 from server.study import Study
@@ -101,7 +101,19 @@ class Harmonizing:
         self._find_components()
         self._harmonize()
         self._finish()
+        if self.study.association is not None:
+            self._associate()
         return self.findings
+
+    def _associate(self) -> None:
+        """Set the embedding beside the vectors; what does not work out costs none of the other findings."""
+        try:
+            models = self._solve(self._association_tasks)
+        except (HarmonizationError, QuorumError) as error:
+            self.findings.association["failed"] = str(error)
+            return
+        for name, state in models.items():
+            self.findings.association[name.removeprefix("association/")] = describe_association(state)
 
     @property
     def variants(self) -> list[Variant]:
@@ -123,8 +135,9 @@ class Harmonizing:
     def _component_tasks(self) -> dict[str, Task]:
         most = {name: self._most(size) for name, size in self.dimensions.items()}
         if self.study.association:
-            most[self._vectors] = min(self.study.association.components, self._most(self._vector_dimensions()))
-        return {name: Task(Projection(k), TableSpec(features=name)) for name, k in most.items()}
+            most[self._vectors] = self._view_components(self._vector_dimensions())
+        complete = self.study.complete.to_json()
+        return {name: Task(Projection(k), TableSpec(features=name, complete=complete)) for name, k in most.items()}
 
     def _harmonize(self) -> None:
         """Measure held-out participants; fit every method to all participants, and apply it."""
@@ -162,12 +175,13 @@ class Harmonizing:
                 measures = held_out_measures(self.study, features, variant, self.roster.sites)
                 tasks |= {f"{features}/{variant.name}/{name}": task for name, task in measures.items()}
                 if variant.name != RAW:
-                    table = TableSpec(features=features, covariates=variant.covariates)
+                    complete = self.study.complete.to_json()
+                    table = TableSpec(features=features, covariates=variant.covariates, complete=complete)
                     tasks[f"{features}/{variant.name}/model"] = Task(variant.harmonizer, table)
         return tasks
 
     def _finish(self) -> None:
-        """Measure the site in all variants, finish the recipe, and associate its embedding with the vectors.
+        """Measure the site in all variants, and finish the recipe.
 
         The recipe projects the harmonized embedding and takes covariates out. Both are linear, so the effects found in
         the harmonized embedding are projected along with it, and one round serves both.
@@ -179,17 +193,15 @@ class Harmonizing:
                 measured = _measured(models, features, variant)
                 effect["eta_squared"] = measured.pop("site_variance").mean
                 effect |= {name: numbers_of(state) for name, state in measured.items()}
-        for name in self._association_tasks():
-            self.findings.association[name.removeprefix("association/")] = describe_association(models[name])
         self._apply_recipe(models)
 
     def _final_tasks(self) -> dict[str, Task]:
-        tasks: dict[str, Task] = self._association_tasks()
+        tasks: dict[str, Task] = {}
         for features in self.dimensions:
             for variant in self.variants:
                 measures = site_measures(self.study, features, variant, self.roster.sites)
                 tasks |= {f"{features}/{variant.name}/{name}": task for name, task in measures.items()}
-        table = TableSpec(features=self._final)
+        table = TableSpec(features=self._final, complete=self.study.complete.to_json())
         tasks["projection"] = Task(Projection(self._most(self.dimensions["embedding"])), table)
         if self.study.harmonization.order == "separate":
             removed = table.model_copy(update={"covariates": self.removed.to_json()})
@@ -210,16 +222,25 @@ class Harmonizing:
         return next(iter(found.values()))
 
     def _association_tasks(self) -> dict[str, Task]:
-        if self.study.association is None:
-            return {}
+        assert self.study.association is not None, "only studies with vectors associate them"
         table = TableSpec(
             features=self._final,
             through="embedding.components",
-            n_loadings=self.study.association.components,
+            n_loadings=self._view_components(self.dimensions["embedding"]),
             covariates=self.removed.to_json(),
+            complete=self.study.complete.to_json(),
             second=f"{self._vectors}.components",
         )
         return association_tasks(self.study, table)
+
+    def _view_components(self, size: int) -> int:
+        """As many components of a view as are asked for, and as a quarter of the participants allow.
+
+        Both views together then leave half of the freedom that the training people have.
+        """
+        assert self.study.association is not None, "only studies with vectors associate them"
+        n_participants = sum(self.n_participants[site] for site in self.roster.sites)
+        return max(1, min(self.study.association.components, size, n_participants // 4))
 
     def _apply_recipe(self, models: dict[str, Any]) -> None:
         """Project the harmonized embedding, and take the covariates' effects out."""

@@ -265,6 +265,14 @@ class Study(Settings):
         removed = self.residualized if self.harmonization.order == "one_model" else ()
         return tuple(dict.fromkeys((*self.harmonization.keep, *(name for name in removed if name != "site"))))
 
+    @property
+    def complete(self) -> Design:
+        """All that must be known of a participant to be in any sum.
+
+        The same people are in all sums: of two sums that differ in a few people, the difference would be those.
+        """
+        return self.design(tuple(dict.fromkeys((*self.kept, *self.residualized, *self.analyses.targets))))
+
     def coding(self, name: str) -> Covariate:
         """Coding of a covariate: the study's own, or the known one."""
         return self.covariates[name].coding(name) if name in self.covariates else KNOWN[name]
@@ -302,6 +310,7 @@ class Study(Settings):
             analyses.append("leave_one_site_out")
         if self.association:
             analyses.append("cross_validated_cca")
+            analyses += ["late_fusion"] if Continuous in probes else []
             analyses += ["two_tower"] if self.association.two_tower else []
         if self.harmonization.reference is not None:
             analyses.append("reference_site")

@@ -237,7 +237,18 @@ def _association(data: RunData) -> Table:
             chance = f"{_number(cca['null_mean'][number])} ({_number(cca['null_95'][number])})"
             trained = _number(cca["training_correlations"][number])
             rows.append([f"canonical correlation {number + 1}", _number(correlation), chance, trained])
-        rows[0][3:] = [rows[0][3]]
+    for name, scores in found.items():
+        if name.startswith("fusion/"):
+            models = zip(("embedding", "vectors", "early", "late"), scores["r2"], strict=True)
+            rows += [[f"{name.removeprefix('fusion/')} from {model}: R²", _number(r2), "", ""] for model, r2 in models]
+    if "two_tower" in found:
+        measures = zip(("top 1", "top 5", "reciprocal rank"), found["two_tower"]["scores"], strict=True)
+        chance = found["two_tower"]["chance"]
+        rows += [
+            [f"partner found: {measure}", _number(score), _number(by_chance), ""]
+            for (measure, score), by_chance in zip(measures, chance, strict=True)
+        ]
+    rows += [["failed", found["failed"], "", ""]] if "failed" in found else []
     return Table(["measure", "held out", "by chance (95%)", "in sample"], rows)
 
 

@@ -47,6 +47,26 @@ def test_equals_the_pooled_answer_and_scikit_learn(n, p, r, n_sites, offset, see
         np.testing.assert_allclose(weights / weights[largest], rotations / rotations[largest], atol=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_offsets_that_differ_by_site_are_no_collinearity(seed):
+    """Variances between sites are 1e12 times those within, and count all the same."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(20, 80, size=rng.integers(2, 6))
+    p = int(rng.integers(4, 12))
+    x, y = two_views(int(sizes.sum()), p, 3, seed)
+    site = np.repeat(np.arange(len(sizes)), sizes)
+    x += rng.uniform(-1e6, 1e6, (len(sizes), p))[site]
+    y += rng.uniform(-1e6, 1e6, (len(sizes), 3))[site]
+    of_x, of_y = (np.linalg.qr(view - view.mean(axis=0)).Q for view in (x, y))
+    tables = [SiteTable(x[site == i], second=y[site == i]) for i in range(len(sizes))]
+
+    model = run_pooled(CCA(3), tables)
+
+    expected = np.linalg.svd(of_x.T @ of_y, compute_uv=False)
+    np.testing.assert_allclose(model.correlations, expected, rtol=1e-8)
+    np.testing.assert_allclose([np.cov(scores.T) for scores in model.transform(x, y)], [np.eye(3)] * 2, atol=1e-7)
+
+
 def test_scores_are_standardised_uncorrelated_and_of_fixed_sign():
     x, y = two_views(150, 6, 5, offset=1e6)
 

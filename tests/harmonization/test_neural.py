@@ -202,7 +202,7 @@ def test_refuses_what_cannot_be_trained():
         run_pooled(Classifier(), [replace(table_of(4), min_group=10)])
     for local_steps in (1, 5):
         diverging = Classifier(rounds=3, local_steps=local_steps, learning_rate=1e200, weight_decay=1e200)
-        with pytest.raises(HarmonizationError, match=r"not finite after round .\. Lower learning_rate"):
+        with pytest.raises(HarmonizationError, match=r"not finite in round .\. Lower learning_rate"):
             run_pooled(diverging, [table_of(40)])
     model = run_pooled(Decoder(rounds=1), [table_of(40)])
     with pytest.raises(TableError, match="have 5 and 0 columns; the network was trained on 5 and 2"):

@@ -19,6 +19,7 @@ from harmonization import (
     Analysis,
     ComBat,
     ComBatGAM,
+    ContentStyle,
     CovarianceDistance,
     CovBat,
     CrossValidatedCCA,
@@ -33,7 +34,9 @@ from harmonization import (
     Projection,
     Residualization,
     RidgeRegression,
+    SiteAdversarial,
     SiteClassification,
+    SiteNetwork,
     SiteSpread,
     SiteTable,
     SiteVariance,
@@ -204,6 +207,7 @@ CASES = [
         repeats=True,
         suits=lambda people: len(people.site) > people.participant[-1] + 1 + people.covariates.shape[1],
     ),
+    Case(lambda people: ContentStyle(rounds=2, local_steps=2), moved=only("typical", "weights", "loss")),
     Case(lambda people: CovBat(), pooled.combat_model, of_covbat, pooled.covbat_rows),
     Case(lambda people: CovBat(variance=0.5, prior="none"), pooled.combat_model, of_covbat, pooled.covbat_rows),
     Case(lambda people: CovarianceDistance(), pooled.covariance_distance, unchanged),
@@ -220,7 +224,7 @@ CASES = [
         pooled.cross_validated_classes,
         only("log_loss", "accuracy", "balanced_accuracy", "auroc"),
         target="classes",
-        suits=lambda people: people.every_class_is_shared(2),
+        suits=lambda people: people.every_class_is_shared(2) and people.features.shape[1] < 80,
         tolerance=1e-7,
     ),
     Case(
@@ -229,7 +233,7 @@ CASES = [
         only("log_loss", "accuracy", "balanced_accuracy", "auroc"),
         target="classes",
         n_classes=3,
-        suits=lambda people: people.every_class_is_shared(3) and people.features.shape[1] < 30,
+        suits=lambda people: people.every_class_is_shared(3) and people.features.shape[1] < 20,
         tolerance=1e-7,
     ),
     Case(
@@ -257,12 +261,22 @@ CASES = [
     Case(lambda people: Residualization(site=False), pooled.residualization, in_units(coefficients=1, mean="place")),
     Case(lambda people: RidgeRegression(2.0), pooled.ridge, target="number"),
     Case(
+        lambda people: SiteAdversarial(rounds=2, sites=sites_of(people)),
+        suits=lambda people: has_many(people) and people.features.shape[1] > 2 * (people.site.max() + 1),
+    ),
+    Case(
         lambda people: SiteClassification(n_folds=3, permutations=3),
         pooled.discriminants,
         unchanged,
         target="site",
         categories=False,
         suits=lambda people: people.covariates.shape[1] <= len(people.site) / 6,
+    ),
+    Case(
+        lambda people: SiteNetwork(n_folds=2, permutations=1, rounds=2),
+        target="site",
+        categories=False,
+        suits=lambda people: people.covariates.shape[1] <= len(people.site) / 8,
     ),
     Case(lambda people: SiteSpread(), pooled.spread, unchanged),
     Case(lambda people: SiteSpread("mean"), pooled.spread, unchanged),
@@ -312,17 +326,22 @@ def assert_equal(found: Answer, expected: Answer, tolerance: float = 1e-8) -> No
         np.testing.assert_allclose(found[name], values, rtol=0, atol=tolerance * scale + 0.01 * tolerance, err_msg=name)
 
 
-sizes = st.one_of(st.integers(3, 20), st.integers(3, 20), st.integers(3, 400))
-widths = st.one_of(st.integers(2, 20), st.integers(2, 20), st.integers(2, 500))
-anybody = st.fixed_dictionaries(
-    {
-        "sizes": st.lists(sizes, min_size=2, max_size=8),
-        "p": widths,
-        "q": st.integers(0, 6),
-        "seed": st.integers(0, 2**31),
-        "offset": st.one_of(st.sampled_from([0.0, 1e6]), st.floats(-1e6, 1e6)),
-    }
-)
+def people_of(most_at_a_site: int, most_features: int) -> st.SearchStrategy[dict[str, Any]]:
+    """What `make_people` draws from; most sites are small, and most people have few features."""
+    small, large = st.integers(3, 20), st.integers(3, most_at_a_site)
+    few, many = st.integers(2, 20), st.integers(2, most_features)
+    return st.fixed_dictionaries(
+        {
+            "sizes": st.lists(small | large, min_size=2, max_size=8),
+            "p": few | many,
+            "q": st.integers(0, 6),
+            "seed": st.integers(0, 2**31),
+            "offset": st.sampled_from([0.0, 1e6]) | st.floats(-1e6, 1e6),
+        }
+    )
+
+
+anybody = people_of(400, 40) | people_of(40, 500)
 
 
 def test_every_analysis_over_participants_is_tried_here():
@@ -331,7 +350,7 @@ def test_every_analysis_over_participants_is_tried_here():
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.expected], ids=name_of)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(drawn=anybody)
 def test_sites_give_the_answer_of_pooled_rows(case, drawn):
     people = case.people(drawn)
@@ -343,7 +362,7 @@ def test_sites_give_the_answer_of_pooled_rows(case, drawn):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.rows], ids=name_of)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(drawn=anybody)
 def test_sites_harmonize_as_pooled_rows_are(case, drawn):
     people = case.people(drawn)
@@ -356,7 +375,7 @@ def test_sites_harmonize_as_pooled_rows_are(case, drawn):
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(drawn=anybody, factor=st.sampled_from([1.0, 0.1, 16.0]), shift=st.floats(-1e3, 1e3), order=st.randoms())
 def test_neither_order_of_sites_nor_units_matter(case, drawn, factor, shift, order):
     people = case.people(drawn)
@@ -373,7 +392,7 @@ def test_neither_order_of_sites_nor_units_matter(case, drawn, factor, shift, ord
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if isinstance(case.make(SOMEBODY), Harmonizer)], ids=name_of)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(drawn=anybody, factor=st.sampled_from([0.1, 16.0]), shift=st.floats(-1e3, 1e3), order=st.randoms())
 def test_harmonized_rows_are_the_same_in_any_order_and_unit(case, drawn, factor, shift, order):
     people = case.people(drawn)

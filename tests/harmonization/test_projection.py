@@ -21,6 +21,24 @@ def test_equals_pooled_pca(p, offset):
     np.testing.assert_allclose(model.project(sites.features), reference.transform(sites.features), atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_offsets_that_differ_by_site_do_not_hide_what_varies_within(seed):
+    """Variances between sites are 1e12 times those within: as far as the reference itself is good for."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(10, 80, size=rng.integers(2, 6))
+    p = int(rng.integers(6, 12))
+    tables = [SiteTable(rng.uniform(-1e6, 1e6, p) + rng.normal(size=(n, p))) for n in sizes]
+    features = np.concatenate([table.features for table in tables])
+    centred = features - features.mean(axis=0)
+    _, deviations, components = np.linalg.svd(centred, full_matrices=False)
+
+    model = run_pooled(Projection(p), tables)
+
+    assert model.explained_variance[0] > 1e11 * model.explained_variance[-1]
+    np.testing.assert_allclose(model.explained_variance, deviations**2 / (len(features) - 1), rtol=1e-8)
+    np.testing.assert_allclose(np.abs(model.components), np.abs(components), atol=1e-7)
+
+
 def test_a_sketch_is_refined_until_it_holds_what_was_asked_for():
     """700 people of a spectrum that falls slowly, in a sketch 512 wide."""
     rng = np.random.default_rng(3)

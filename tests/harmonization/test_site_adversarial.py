@@ -183,6 +183,8 @@ def test_refuses_what_cannot_be_unlearned():
         run_pooled(
             SiteAdversarial(sites=names), [replace(t, features=t.features * np.nan, incomplete=True) for t in tables]
         )
+    with pytest.raises(HarmonizationError, match="differ in all 2 components"):
+        run_pooled(SiteAdversarial(sites=names), [replace(t, features=t.features[:, :2]) for t in tables])
     with pytest.raises(HarmonizationError, match="is not finite"):
         run_pooled(SiteAdversarial(sites=names, learning_rate=1e160), tables)
     model = run_pooled(SiteAdversarial(sites=names, rounds=1), tables)

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from harmonization import HarmonizationError, SiteClassification, SiteNetwork, SiteTable, add_sums, run_pooled
+from tests.support.bent_sites import make_bent_sites
 from tests.support.sites import make_sites
 
 
@@ -24,6 +25,14 @@ def test_a_network_sees_what_a_linear_classifier_does_not():
     assert linear.balanced_accuracy < linear.null_95 + 0.05
     assert network.balanced_accuracy > 0.55
     assert network.p_value == pytest.approx(1 / 21)
+
+
+def test_a_network_sees_what_combat_leaves_of_sites_that_bend():
+    tables = make_bent_sites((100, 100, 100, 100), 40, bend=0.8).tables
+
+    result = run_pooled(SiteNetwork(method="combat", permutations=20), tables)
+
+    assert result.balanced_accuracy > result.null_95 + 0.1
 
 
 def test_sites_that_are_alike_are_recognised_by_chance():
@@ -50,8 +59,9 @@ def test_the_sum_of_gradients_is_that_of_pooled_rows():
     folds = np.concatenate([analysis.deal(table) for table in tables])
     train, part = folds != 1, 1
     x = np.concatenate([t.features for t in tables]) - sites.covariates @ own.coefficients[part] - own.mean[part]
-    inputs = torch.tensor(x[train] / own.scale[part])
-    shapes = [(5, 4), (4,), (4, 3), (3,)]
+    z = (x[train] / own.scale[part]).clip(-5, 5)
+    inputs = torch.tensor(np.hstack([z, (z**2 - 1) / np.sqrt(2), (z**3 - 3 * z) / np.sqrt(6)]))
+    shapes = [(15, 4), (4,), (4, 3), (3,)]
     sizes = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
     pieces = np.split(own.weights[part, 0], sizes)
     leaves = [
@@ -70,3 +80,8 @@ def test_the_sum_of_gradients_is_that_of_pooled_rows():
 def test_refuses_networks_without_units():
     with pytest.raises(HarmonizationError, match="hidden and rounds of at least 1"):
         SiteNetwork(hidden=0)
+
+
+def test_refuses_a_training_that_diverges():
+    with pytest.raises(HarmonizationError, match=r"not finite after round .\. Lower learning_rate"):
+        run_pooled(SiteNetwork(permutations=0, learning_rate=1e200, weight_decay=1e200), spread_apart(0, 1.0))
