@@ -209,7 +209,7 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
     def standardize(self, table: SiteTable, standard: Components) -> SiteTable:
         """Table with whitened scores for features."""
         standardized = super().standardize(table, standard)
-        return replace(standardized, features=standard.whiten(standardized.features))
+        return replace(standardized, features=standard.whiten(standardized.features), loadings=None)
 
     def gradient(self, weights: Weights, rows: SiteTable, training: AdversarialTraining) -> tuple[float, Weights]:
         correction, classifier = self._correction(training), self._classifier(training)

@@ -136,3 +136,25 @@ def test_a_fold_stands_for_enough_people():
 
     with pytest.raises(SmallGroupError, match="49 participants in 5 folds are fewer than 10 in each"):
         run_pooled(SiteClassification(permutations=0), tables)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("combat_gam", {"smooth": [[0, -3, 3]]}),
+        ("covbat", {}),
+        ("site_adversarial", {"sites": ["0", "1", "2"], "rounds": 2}),
+        ("content_style", {"rounds": 2}),
+    ],
+)
+def test_every_method_harmonizes_features_that_are_then_seen_through_loadings(method, options):
+    loadings = np.random.default_rng(0).normal(size=(20, 4))
+    tables = [
+        replace(table, loadings=loadings, site=str(number), seed=number)
+        for number, table in enumerate(labelled(make_sites((30, 25, 28), 20)))
+    ]
+
+    raw = run_pooled(SiteClassification(n_folds=3, permutations=0), tables)
+    harmonized = run_pooled(SiteClassification(n_folds=3, method=method, options=options, permutations=0), tables)
+
+    assert harmonized.balanced_accuracy < raw.balanced_accuracy - 0.2
