@@ -12,7 +12,23 @@ class RefusalCode(StrEnum):
     RECIPE = "policy.recipe-not-allowed"
     PARTICIPANTS = "policy.too-few-participants"
     GROUP = "policy.small-group"
+    COLUMN = "policy.column-not-allowed"
+    RATIO = "policy.too-many-covariates"
+    ROUNDS = "policy.too-many-rounds"
+    RELEASES = "policy.too-many-releases"
     PLAIN = "policy.secure-sum-required"
+    GRAM = "disclosure.gram-of-few"
+    REPEAT = "disclosure.cohort-changed-little"
+    SITES = "disclosure.other-sites-before"
+    PRIVACY = "privacy.not-as-required"
+    BUDGET = "privacy.budget-spent"
+    NOT_PRIVATE = "privacy.not-possible"
+    ROSTER = "secure-sum.roster-not-approved"
+    FEW_SITES = "secure-sum.too-few-sites"
+    CONTEXT = "secure-sum.context-used-before"
+    ATTEMPT = "secure-sum.attempt-not-allowed"
+    OVERFLOW = "secure-sum.overflow"
+    AUDIT = "audit.broken"
     ATLAS = "contract.atlas"
     TIMING = "contract.repetition-time"
     SCALING = "contract.scaling"
@@ -50,6 +66,31 @@ _ABOUT = {
         "a part of the answer would stand for fewer participants than the site's policy asks for",
     ),
     RefusalCode.PLAIN: (1005, "the site's policy lets sums leave only inside a secure sum"),
+    RefusalCode.COLUMN: (1017, "the site's policy does not let a study use a column that this one asks for"),
+    RefusalCode.RATIO: (1018, "the study has more covariates than the site's participants and its policy allow"),
+    RefusalCode.ROUNDS: (1019, "the site has trained as many rounds of this study as its policy allows"),
+    RefusalCode.RELEASES: (1020, "the site has answered this study as often as its policy allows"),
+    RefusalCode.GRAM: (
+        1021,
+        "without a secure sum, second moments of as many features as participants would show the participants",
+    ),
+    RefusalCode.REPEAT: (
+        1022,
+        "the site answered this question before for a cohort that differs in fewer participants than its policy asks",
+    ),
+    RefusalCode.SITES: (
+        1023,
+        "the site answered this question before among other sites, as often as its policy allows",
+    ),
+    RefusalCode.PRIVACY: (1024, "the site's policy asks for differential privacy that the study does not offer"),
+    RefusalCode.BUDGET: (1025, "the site's privacy budget for this study is spent"),
+    RefusalCode.NOT_PRIVATE: (1026, "what the study asks for cannot be given with differential privacy"),
+    RefusalCode.ROSTER: (1027, "the site's administrator has not approved the roster of this secure sum"),
+    RefusalCode.FEW_SITES: (1028, "a secure sum over so few sites would show too much of each"),
+    RefusalCode.CONTEXT: (1029, "a secure sum of that name was answered before, and the question was another"),
+    RefusalCode.ATTEMPT: (1030, "a further attempt at a secure sum must follow the one before, among fewer sites"),
+    RefusalCode.OVERFLOW: (1031, "a number is too large for the secure sum"),
+    RefusalCode.AUDIT: (1032, "the site's audit log is damaged, and nothing leaves until it is mended"),
     RefusalCode.ATLAS: (1006, "the cohort's atlas is not one that the study allows"),
     RefusalCode.TIMING: (1007, "a repetition time of the cohort lies outside what the study allows"),
     RefusalCode.SCALING: (1015, "the cohort's recordings were z-scored before, and the study scales them otherwise"),
