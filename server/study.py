@@ -60,6 +60,9 @@ _OUTER_SETTINGS = {
     "fedyogi": ("server_learning_rate", "betas", "tau"),
 }
 
+_ROBUST_NEEDS = {"median": (2, 1), "trimmed_mean": (2, 1), "krum": (2, 3), "multi_krum": (2, 3), "bulyan": (4, 3)}
+"""Replies that a rule needs: the first number for each site that may answer wrongly, and the second beside them."""
+
 
 class RoundsConfig(Settings):
     """The rounds of federated averaging, the outer optimizer, and when to stop waiting."""
@@ -77,6 +80,11 @@ class RoundsConfig(Settings):
     """How much of the first and second moments fedadam and fedyogi keep in a round."""
     tau: float = Field(1e-3, gt=0)
     """Added to the root of their second moment: steps of weights that move less than it stay small."""
+    robust: Literal["none", "median", "trimmed_mean", "krum", "multi_krum", "bulyan"] = "none"
+    """What takes the place of the sites' average, so that a site that answers wrongly cannot spoil it: docs/training.md
+    compares the rules."""
+    byzantine: int = Field(1, ge=1)
+    """Sites that may answer wrongly without harm, in any way and together."""
     quorum: int = Field(2, ge=1)
     """Sites that must answer every exchange; fewer end the run."""
     sites: int | None = Field(None, ge=1)
@@ -94,7 +102,20 @@ class RoundsConfig(Settings):
             changed = getattr(self, name) != type(self).model_fields[name].default
             if changed and name not in _OUTER_SETTINGS[self.optimizer]:
                 raise ValueError(f"averaging.{name} is no setting of {self.optimizer}. Leave it out.")
+        if self.robust == "none" and self.byzantine != type(self).model_fields["byzantine"].default:
+            raise ValueError("averaging.byzantine is a setting of averaging.robust. Choose a rule, or leave it out.")
+        if self.quorum < self.robust_needs:
+            raise ValueError(
+                f"averaging.quorum is {self.quorum}, and {self.robust} with averaging.byzantine {self.byzantine} needs "
+                f"{self.robust_needs} sites. Raise the quorum, or choose another averaging.robust."
+            )
         return self
+
+    @property
+    def robust_needs(self) -> int:
+        """Fewest replies that the robust rule can do with; 0 without one."""
+        each, beside = _ROBUST_NEEDS.get(self.robust, (0, 0))
+        return each * self.byzantine + beside
 
     @property
     def outer_learning_rate(self) -> float:

@@ -63,6 +63,20 @@ def test_a_study_asks_for_all_that_it_will_do(tmp_path):
     assert "quantiles" not in load_study(write(tmp_path)).asks_for()
 
 
+@pytest.mark.parametrize(
+    ("rule", "fewest"),
+    [("none", 1), ("median", 5), ("trimmed_mean", 5), ("krum", 7), ("multi_krum", 7), ("bulyan", 11)],
+)
+def test_robust_rules_are_taken_with_a_quorum_that_can_outvote_the_wrong(tmp_path, rule, fewest):
+    wrong = {} if rule == "none" else {"byzantine": 2}
+
+    study = load_study(write(tmp_path, averaging={"robust": rule, "quorum": fewest, "optimizer": "fedavgm", **wrong}))
+
+    assert study.averaging.robust == rule
+    (tmp_path / "again.yaml").write_text(study.to_yaml())
+    assert load_study(tmp_path / "again.yaml") == study
+
+
 def test_a_study_asks_for_what_shows_a_single_site_by_name(tmp_path):
     study = load_study(
         write(
@@ -134,6 +148,15 @@ def test_robust_scaling_asks_for_quantiles_and_for_recordings_that_kept_their_un
         ({"averaging": {"optimizer": "fedsgd"}}, r"averaging\.optimizer"),
         ({"averaging": {"momentum": 0.5}}, r"averaging\.momentum is no setting of fedavg"),
         ({"averaging": {"optimizer": "fedadam", "nesterov": False}}, r"averaging\.nesterov is no setting of fedadam"),
+        ({"averaging": {"robust": "mean"}}, r"averaging\.robust"),
+        ({"averaging": {"byzantine": 2}}, r"averaging\.byzantine is a setting of averaging\.robust"),
+        ({"averaging": {"robust": "median", "byzantine": 0}}, r"averaging\.byzantine"),
+        ({"averaging": {"robust": "median"}}, "quorum is 2, and median with averaging.byzantine 1 needs 3 sites"),
+        ({"averaging": {"robust": "krum", "quorum": 4}}, "krum with averaging.byzantine 1 needs 5"),
+        (
+            {"averaging": {"robust": "bulyan", "byzantine": 2, "quorum": 10}},
+            "bulyan with averaging.byzantine 2 needs 11",
+        ),
         ({"cohort": {"atlases": []}}, r"cohort\.atlases"),
     ],
 )
