@@ -1,5 +1,6 @@
 """Files that are whole or absent, and folders that are."""
 
+import errno
 import json
 import os
 import shutil
@@ -56,7 +57,7 @@ def new_path(path: Path) -> Iterator[Path]:
         If `path` exists, before the block or after it.
     """
     if path.exists():
-        raise FileExistsError(path)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(descriptor)
