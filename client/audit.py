@@ -119,8 +119,8 @@ class Verdict:
         said = f"intact: {self.n_lines} lines in one chain, with head {self.head}."
         if self.head_line is None:
             return (
-                f"{said} Lines that were cut off at the end, and a log that was written anew, cannot be seen in the "
-                "file alone, unless you give the head that you noted before (--head)."
+                f"{said} A change of the last line, lines cut off at the end, and a log that was written anew cannot be "
+                "seen in the file alone, unless you give the head that you noted before (--head)."
             )
         return f"{said} The head that was given is line {self.head_line}; {self.n_lines - self.head_line} came since."
 
@@ -143,7 +143,8 @@ class AuditLog:
     def append(self, event: str, **fields: Any) -> str:
         """Write one event and wait until it is on the disk, so that nothing leaves unrecorded.
 
-        Several processes may do so at a time. Only the end of the file is read, however long the log is.
+        Several processes may do so at a time. Only the end of the file is read, however long the log is. A line may
+        stand for an answer that did not leave after all; no answer leaves without its line.
 
         A power cut can leave a line half written at the end, without its newline. What that line stood for never left,
         because this function had not returned. Its bytes become a line of their own, of event ``torn``, in hexadecimal

@@ -124,7 +124,13 @@ class Site:
         return self.state / "studies" / check_identifier(study, "study")
 
     def private_seed(self, *purpose: str) -> int:
-        """Derive a seed that nobody outside can know, the same whenever the purpose is."""
+        """Derive a seed that nobody outside can know, the same whenever the purpose is.
+
+        Raises
+        ------
+        SecretError
+            If the secret behind it cannot be read or made.
+        """
         secret = secret_once(self.state / "private_seed", lambda: secrets.token_hex(32))
         return derive_seed(secret, *purpose)
 
