@@ -1,7 +1,9 @@
 """How a command ends: 0 done, 1 the run failed, 2 something in the input is wrong."""
 
 from brainlm.errors import BrainLMError
+from client.errors import ClientError
 from cohorts.errors import CohortError
+from exchange.roster import RosterError
 from harmonization.errors import HarmonizationError
 from server.errors import ServerError
 
@@ -24,4 +26,4 @@ class InternalError(Exception):
 
 
 #: Families whose message is meant for the user, and end a command with exit code 2.
-INPUT_ERRORS = (InputError, CohortError, BrainLMError, HarmonizationError, ServerError)
+INPUT_ERRORS = (InputError, CohortError, BrainLMError, HarmonizationError, RosterError, ClientError, ServerError)

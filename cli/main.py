@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cli import cohort, model, run
+from cli import cohort, federation, model, run, site
 from cli.errors import INPUT_ERRORS, InternalError, RunFailedError
 from cli.evaluate import evaluate
 
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 app.add_typer(cohort.app, name="cohort")
 app.add_typer(model.app, name="model")
+app.add_typer(site.app, name="site")
+app.add_typer(federation.app, name="federation")
 app.command()(run.demo)
 app.command()(run.run)
 app.command()(run.report)

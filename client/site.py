@@ -16,10 +16,10 @@ from brainlm.errors import BrainLMError
 from brainlm.parallel import count_devices
 from client.audit import AuditLog
 from client.policy import Policy
+from client.secrets import secret_once
 from cohorts import Cohort
 from cohorts.cohort import check_identifier
 from cohorts.errors import CohortError
-from cohorts.files import atomic_path
 from cohorts.seeding import derive_seed
 from cohorts.settings import Settings, read_settings
 from exchange.refusals import Refusal, RefusalCode
@@ -76,7 +76,7 @@ class Site:
         self.policy = settings.policy
         self.state = folder / settings.state
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)  # embeddings and ids: nobody else's to read
-        self.audit = AuditLog(self.state / "audit.jsonl")
+        self.audit = AuditLog(self.state / "audit.jsonl", self.name)
         self._cohort_folder = folder / settings.cohort
 
     @cached_property
@@ -124,14 +124,15 @@ class Site:
         return self.state / "studies" / check_identifier(study, "study")
 
     def private_seed(self, *purpose: str) -> int:
-        """Derive a seed that nobody outside can know, the same whenever the purpose is."""
-        path = self.state / "private_seed"
-        if not path.is_file():
-            with atomic_path(path) as temporary:
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(descriptor, "w") as file:
-                    file.write(secrets.token_hex(32))
-        return derive_seed(path.read_text(), *purpose)
+        """Derive a seed that nobody outside can know, the same whenever the purpose is.
+
+        Raises
+        ------
+        SecretError
+            If the secret behind it cannot be read or made.
+        """
+        secret = secret_once(self.state / "private_seed", lambda: secrets.token_hex(32))
+        return derive_seed(secret, *purpose)
 
 
 def find_site(context: Context) -> Site:

@@ -1,8 +1,10 @@
 """Files that are whole or absent, and folders that are."""
 
+import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,8 @@ HEADER = "fedbrainlm"
 """Key of the header of every safetensors file."""
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of files in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,9 +38,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_path(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary file beside `path`, mode 600; give it that name, synced to disk, if the block succeeds.
+
+    Never takes the place of a file: of several processes that make the same one, the first wins.
+
+    Raises
+    ------
+    FileExistsError
+        If `path` exists, before the block or after it.
+    """
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        sync(temporary)
+        os.link(temporary, path)  # unlike a rename, fails if the name is taken
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -80,8 +109,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise CohortError(f"{path}: cannot be made ({error.strerror}). Choose another place.") from None
     try:
         yield partial
-        _sync(partial)
+        sync(partial)
         os.rename(partial, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

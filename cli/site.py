@@ -1,0 +1,179 @@
+"""`fedbrainlm site`: a hospital's own key, the rosters that it approves, and its audit log."""
+
+import getpass
+import json
+import re
+from collections import deque
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cli.errors import InputError
+from cli.federation import show_roster
+from cli.output import write_once
+from client.audit import AuditLog
+from client.keys import Keyring
+from client.site import Site, SiteSettings
+from cohorts.settings import read_settings
+from exchange.refusals import Refusal
+from exchange.roster import KeyRoster
+
+app = typer.Typer(no_args_is_help=True, help="A hospital's own key, the rosters it approves, and its audit log.")
+audit = typer.Typer(no_args_is_help=True, help="What left the hospital and what it refused, line by line.")
+app.add_typer(audit, name="audit")
+
+_IN_COLUMNS = ("number", "time", "event")
+_NOT_SHOWN = ("previous", "salt", "hex")
+_HASH = re.compile(r"^([0-9a-f]{12})[0-9a-f]{52}$")
+
+SettingsFile = Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The hospital's settings.")]
+LogFile = Annotated[Path, typer.Argument(metavar="SITE.yaml|FILE", help="The hospital's settings, or an audit log.")]
+By = Annotated[str | None, typer.Option(help="Who decides it, for the audit log; your login name if not given.")]
+
+
+@app.command()
+def key(
+    settings: SettingsFile,
+    out: Annotated[
+        Path | None, typer.Option(help="New file for the public key, which goes to the coordinator.")
+    ] = None,
+) -> None:
+    """Show the hospital's public key; make the key pair the first time."""
+    bundle = _keyring(settings).public_bundle()
+    for name, value in bundle.items():
+        typer.echo(f"{name.replace('_', ' ')}: {value}")
+    if out:
+        write_once(out, (json.dumps(bundle, indent=2) + "\n").encode())
+
+
+@app.command()
+def approve_roster(
+    settings: SettingsFile,
+    roster: Annotated[Path, typer.Argument(metavar="ROSTER.json", help="The roster that the coordinator sent.")],
+    by: By = None,
+    yes: Annotated[bool, typer.Option("--yes", help="The fingerprints were compared; do not ask.")] = False,
+) -> None:
+    """Approve the keys of a federation, for secure sums among its sites."""
+    ring, given = _keyring(settings), KeyRoster.read(roster)
+    ring.check(given)
+    show_roster(given)
+    if not yes and not typer.confirm("Did you compare each fingerprint with its site, by telephone?"):
+        raise InputError("the roster is not approved. Call the sites, compare, and repeat the command.")
+    ring.approve(given, by or _login())
+    typer.echo(f"Approved for {ring.name}.")
+
+
+@app.command()
+def rosters(settings: SettingsFile) -> None:
+    """List the approved rosters."""
+    ring = _keyring(settings)
+    approvals = list(ring.approvals())
+    if not approvals:
+        typer.echo(f"{ring.name} has approved no roster.")
+    for approval in approvals:
+        typer.echo(f"{approval.hash} approved by {approval.by}, {approval.time}")
+        try:
+            listed = ring.approved(approval.hash)
+            typer.echo(f"  {listed.name}: {', '.join(site.name for site in listed.sites)}")
+        except Refusal as refusal:
+            typer.echo(f"  cannot be used: {refusal.detail}")
+
+
+@app.command()
+def revoke_roster(
+    settings: SettingsFile,
+    roster_hash: Annotated[str, typer.Argument(metavar="HASH", help="The roster's, as 'rosters' lists it.")],
+    by: By = None,
+) -> None:
+    """Take the approval of a roster back."""
+    ring = _keyring(settings)
+    ring.revoke(roster_hash, by or _login())
+    typer.echo(f"Revoked for {ring.name}.")
+
+
+@audit.command()
+def show(
+    source: LogFile,
+    last: Annotated[int, typer.Option(min=1, help="How many lines, from the end.")] = 20,
+    event: Annotated[str | None, typer.Option(help="Only this event, such as release or refusal.")] = None,
+) -> None:
+    """Show the latest lines."""
+    log = _log(source)
+    table = Table(title=Text(str(log.path)), title_justify="left")
+    table.add_column("line", justify="right")
+    for column in ("time (UTC)", "event", "what"):
+        table.add_column(column, overflow="fold")
+    for line in deque((line for line in log.events() if event in (None, line["event"])), maxlen=last):
+        cells = (str(line["number"]), line["time"][:19], line["event"], _scalars(line))
+        table.add_row(*(Text(_printable(cell)) for cell in cells))
+    Console().print(table)
+
+
+@audit.command()
+def verify(
+    source: LogFile,
+    head: Annotated[
+        str | None, typer.Option(metavar="SHA256", help="A head of this log that was noted before.")
+    ] = None,
+) -> None:
+    """Check that no line was changed, removed, put in or moved. Exit code 1 if one was."""
+    _report(_log(source), head)
+
+
+@audit.command()
+def export(source: LogFile, out: Annotated[Path, typer.Argument(help="New file.")]) -> None:
+    """Copy the log for somebody else, who can verify the copy."""
+    try:
+        _log(source).export(out)
+    except OSError as error:
+        raise InputError(f"{out}: the log cannot be copied there ({error.strerror}). Choose another name.") from None
+    _report(AuditLog(out), None)
+
+
+def _site(settings: Path) -> Site:
+    try:
+        return Site(read_settings(settings, SiteSettings), settings.parent)
+    except OSError as error:
+        raise InputError(f"{settings}: its state folder cannot be made ({error.strerror}). Correct 'state'.") from None
+
+
+def _keyring(settings: Path) -> Keyring:
+    site = _site(settings)
+    return Keyring(site.name, site.state, site.audit)
+
+
+def _log(source: Path) -> AuditLog:
+    log = _site(source).audit if source.suffix in (".yaml", ".yml") else AuditLog(source)
+    if not log.path.is_file():
+        raise InputError(f"{log.path}: no such audit log. Check the path; a new site has none yet.")
+    return log
+
+
+def _report(log: AuditLog, head: str | None) -> None:
+    verdict = log.verify(head)
+    typer.echo(f"{log.path}: {verdict}")
+    if not verdict.intact:
+        raise typer.Exit(1)
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        raise InputError("your login has no name. Say with --by who decides it.") from None
+
+
+def _scalars(line: dict[str, Any]) -> str:
+    """Everything in a line that fits into a cell: lists of arrays and of sites do not, and hashes lose their ends."""
+    named = {name: value for name, value in line.items() if name not in (*_IN_COLUMNS, *_NOT_SHOWN)}
+    plain = {name: str(value) for name, value in named.items() if not isinstance(value, list | dict)}
+    return ", ".join(name + " " + _HASH.sub(r"\1…", value) for name, value in plain.items())
+
+
+def _printable(text: str) -> str:
+    """Text of a log without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

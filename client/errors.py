@@ -1,0 +1,17 @@
+"""What can be wrong with a site's own records and keys, and what to do about each."""
+
+
+class ClientError(Exception):
+    """Base of what the site's administrator must mend. Do what the message says and repeat the command."""
+
+
+class AuditError(ClientError):
+    """The audit log is damaged, or is no audit log. Keep the file, find out who changed it, and do what is said."""
+
+
+class SecretError(ClientError):
+    """A secret file can be read by others, or holds something else. Correct its mode, or restore it from a backup."""
+
+
+class ApprovalError(ClientError):
+    """A roster cannot be approved or revoked as asked. Ask the coordinator for the right one."""

@@ -1,0 +1,197 @@
+"""The roster: which sites take part in secure sums, and each one's public key.
+
+A site computes only with a roster that its own administrator approved, and so nobody can put himself between two sites.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+MIN_SITES = 3
+"""With two, each would read the other's values in the sum."""
+_PRIME = 2**255 - 19
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class RosterError(Exception):
+    """A roster or a key bundle is missing or wrong. Ask whoever made the named file for a right one."""
+
+
+class SiteKey(BaseModel):
+    """A site's public key.
+
+    Attributes
+    ----------
+    name : str
+        Name of the site.
+    public_key : str
+        The 32 bytes of its X25519 public key (RFC 7748), in 64 lower-case hexadecimal digits.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    public_key: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @field_validator("public_key")
+    @classmethod
+    def _is_a_good_point(cls, public_key: str) -> str:
+        """Refuse second spellings of a key, and the few keys with which every secret is zero."""
+        raw = bytes.fromhex(public_key)
+        try:
+            X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(raw))
+        except ValueError:
+            raise ValueError("this key makes no secret; no key pair has it") from None
+        if int.from_bytes(raw, "little") >= _PRIME:
+            raise ValueError("this is another spelling of a key; no key pair has it")
+        return public_key
+
+    @property
+    def fingerprint(self) -> str:
+        """What two people compare over the telephone: 16 bytes of the key's SHA-256, in groups of four digits."""
+        digits = hashlib.sha256(bytes.fromhex(self.public_key)).hexdigest()[:32]
+        return " ".join(digits[start : start + 4] for start in range(0, 32, 4))
+
+
+class KeyRoster(BaseModel):
+    """The sites of a federation and their keys, in one fixed order.
+
+    Attributes
+    ----------
+    name : str
+        Name of the federation.
+    sites : tuple of SiteKey
+        At least three, sorted by name; no name and no key twice.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    sites: tuple[SiteKey, ...]
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        names = [site.name for site in self.sites]
+        if len(names) < MIN_SITES:
+            raise ValueError(f"it lists {len(names)} sites; a secure sum takes at least {MIN_SITES}")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"it lists {', '.join(sorted(twice))} more than once")
+        if len({site.public_key for site in self.sites}) < len(names):
+            raise ValueError("two sites have the same key; each makes its own with 'fedbrainlm site key'")
+        if names != sorted(names):
+            raise ValueError("its sites are not sorted by name")
+        return self
+
+    @classmethod
+    def from_bundles(cls, name: str, bundles: list[Mapping[str, Any]]) -> Self:
+        """Make a roster of what the sites' ``fedbrainlm site key`` wrote: ``site``, ``public_key``, ``fingerprint``.
+
+        Raises
+        ------
+        RosterError
+            If a bundle is damaged, its fingerprint is not its key's, or the sites make no roster.
+        """
+        sites = [_site_of(bundle) for bundle in bundles]
+        return cls._checked({"name": name, "sites": sorted(sites, key=lambda site: site.name)}, "the roster")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a roster's JSON file.
+
+        Raises
+        ------
+        RosterError
+            If there is none, or it is not a roster.
+        """
+        return cls._checked(read_json(path), str(path))
+
+    @classmethod
+    def _checked(cls, content: dict[str, Any], source: str) -> Self:
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise RosterError(f"{source}: {_explain(error)}. Ask the coordinator for a right one.") from None
+
+    def write(self, path: Path) -> None:
+        """Write the roster. The SHA-256 of the file is the roster's hash."""
+        path.write_bytes(self.canonical())
+
+    def canonical(self) -> bytes:
+        """Return the roster as JSON with sorted keys and no spaces, in UTF-8: equal rosters give equal bytes."""
+        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical bytes, in hexadecimal: what a site approves, and what keys are derived with."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+    def site(self, name: str) -> SiteKey:
+        """Return a site's entry.
+
+        Raises
+        ------
+        RosterError
+            If the roster does not list the site.
+        """
+        for site in self.sites:
+            if site.name == name:
+                return site
+        listed = ", ".join(site.name for site in self.sites)
+        raise RosterError(f"roster {self.name}: does not list the site {name}; it lists {listed}. Ask the coordinator.")
+
+    def public_key(self, name: str) -> X25519PublicKey:
+        """Return a site's public key.
+
+        Raises
+        ------
+        RosterError
+            If the roster does not list the site.
+        """
+        return X25519PublicKey.from_public_bytes(bytes.fromhex(self.site(name).public_key))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises
+    ------
+    RosterError
+        If there is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RosterError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise RosterError(f"{path}: is not a JSON object. Ask whoever made it for the file as it was written.")
+    return content
+
+
+def _site_of(bundle: Mapping[str, Any]) -> SiteKey:
+    name = bundle.get("site")
+    try:
+        site = SiteKey(name=name, public_key=bundle.get("public_key"))  # type: ignore[arg-type]  # checked there
+    except ValidationError as error:
+        raise RosterError(f"key bundle of {name}: {_explain(error)}. Ask the site for a right one.") from None
+    if bundle.get("fingerprint") != site.fingerprint:
+        raise RosterError(
+            f"key bundle of {name}: its fingerprint is not its key's ({site.fingerprint}), so it was changed on its "
+            "way. Ask the site to send it again."
+        )
+    return site
+
+
+def _explain(error: ValidationError) -> str:
+    """Say the first fault in the file's own field names."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    said = str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{first['input']!r}: {first['msg']}"
+    return f"'{field}': {said}" if field else said
