@@ -5,7 +5,7 @@ import os
 import secrets
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
@@ -87,6 +87,11 @@ class Site:
     def covariates(self) -> pd.DataFrame:
         """Covariates of the cohort's participants, by id: read once a message, which may hold hundreds of jobs."""
         return self.cohort.covariates().set_index("participant_id")
+
+    def covariates_of(self, participants: list[str]) -> dict[str, list[Any]]:
+        """Covariates of these participants, in their order; missing where the cohort does not know them."""
+        table = self.covariates.reindex(participants)
+        return {str(name): table[name].tolist() for name in table}
 
     @property
     def device(self) -> torch.device:

@@ -120,5 +120,5 @@ def test_both_views_are_of_the_same_people_in_the_same_order(site):
 def test_what_the_site_does_not_know_is_refused(site, spec):
     FeatureStore(site.folder_of("s")).write("x", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4)))
 
-    with pytest.raises(Exception, match=r"not in the list|not in the table"):
+    with pytest.raises(Exception, match=r"not in the list|not among the cohort's covariates"):
         build_table(site, "s", TableSpec(features="x", **spec))
