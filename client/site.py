@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from brainlm.errors import BrainLMError
 from brainlm.parallel import count_devices
 from client.audit import AuditLog
+from client.ledger import ReleaseLedger
 from client.policy import Policy
 from cohorts import Cohort
 from cohorts.cohort import check_identifier
@@ -110,6 +111,11 @@ class Site:
             return count_devices(self.device, self.settings.devices)
         except BrainLMError as error:
             raise Refusal(RefusalCode.SETUP, str(error)) from None
+
+    @property
+    def ledger(self) -> ReleaseLedger:
+        """What the site told of whom before."""
+        return ReleaseLedger(self.state / "ledger.sqlite", str(self.private_seed("ledger")).encode())
 
     @cached_property
     def log(self) -> logging.Logger:
