@@ -93,8 +93,9 @@ def permit_in_clear(policy: Policy, analysis: Analysis, sums: Mapping[str, Array
     n_parts = 1 if getattr(analysis, "sites", ()) else int(getattr(analysis, "n_folds", 1))
     axis = len(getattr(analysis, "sites", ())) or n_parts
     for name, values in sums.items():
-        for n_columns, others, parted in _sides(name.rpartition("/")[2], np.asarray(values), axis):
-            n_behind = max(n_participants // n_parts if parted else n_participants, 2)
+        part, _, short = name.rpartition("/")  # 0/moment: that of the people outside of part 0
+        for n_columns, others, parted in _sides(short, np.asarray(values), axis):
+            n_behind = max(n_participants // n_parts if parted or part else n_participants, 2)
             if min(n_columns, others) >= n_behind:
                 policy.permit_gram(n_behind, name)
 

@@ -133,7 +133,7 @@ class ReleaseLedger:
     What the ledger does not see: differences of more than two answers (each pair may differ in enough people, and a
     combination of four in one); another analysis of the same data among other sites; the same question over the
     embeddings of other models, which it takes for the same, so that it refuses more than it must; people who are one
-    under two ids; and what was told before the file was deleted.
+    under two ids; and what was told before the file was deleted or emptied.
 
     Parameters
     ----------

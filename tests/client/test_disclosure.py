@@ -9,7 +9,7 @@ from flwr.app import Context, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.disclosure import permit_in_clear
+from client.disclosure import permit_in_clear, read_design
 from client.features import FeatureSet, FeatureStore, find_table
 from client.ledger import Release, question_of_job
 from client.policy import Policy
@@ -150,6 +150,23 @@ def test_columns_that_only_choose_people_are_named_too(site, field):
 
     assert refused(lambda: find_table(site, "s", spec)) is RefusalCode.COLUMN
     assert refused(lambda: find_table(site, "s", TableSpec(features="x", target="handedness"))) is RefusalCode.COLUMN
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"center": 0.0, "scale": 1.0}],
+        [{"name": "age"}],
+        [{"name": "age", "center": 50.0, "scale": 0.0}],
+        [{"name": "age", "center": float("nan"), "scale": 1.0}],
+        [{"name": "age", "center": 0, "scale": 10**400}],
+        [{"name": "sex", "levels": []}],
+        ["age"],
+        7,
+    ],
+)
+def test_what_is_no_design_is_no_reason_for_an_internal_error(content):
+    assert refused(lambda: read_design(content)) is RefusalCode.PROTOCOL
 
 
 _VALUES = st.one_of(
@@ -373,6 +390,15 @@ def test_a_part_of_the_people_is_few_even_where_all_are_many():
 
     assert leaves(analysis, 100, 18, "number")
     assert not leaves(analysis, 100, 20, "number")
+
+
+def test_moments_of_all_but_a_part_are_of_that_part_too():
+    """A method that learns from the training rows of each fold sums moments over those: the rest is one fold's."""
+    analysis = CrossValidatedRidge(n_folds=5, method="covbat", permutations=0)
+
+    assert leaves(analysis, 100, 18, "number")
+    assert not leaves(analysis, 100, 20, "number")
+    assert leaves(CovBat(), 100, 20, None)
 
 
 def test_sums_of_many_parts_are_no_matrix_of_the_same_people():
