@@ -192,7 +192,14 @@ def _write_site(study: Study, cohort: Cohort, folder: Path) -> None:
             "vectors": [EVERYTHING],
             "min_participants": 2,
             "min_group": 1,
+            "columns": [EVERYTHING],
+            "max_covariate_ratio": 1.0,
             "secure_sum_required": False,
+            "plain_grams": True,
+            "min_change": 1,
+            "share_metrics": True,
+            "share_parameters": True,
+            "share_embeddings": True,
         },
     }
     write_text(folder / "site.yaml", yaml.safe_dump(settings, sort_keys=False))

@@ -12,6 +12,7 @@ import pandas as pd
 from safetensors.numpy import load, load_file
 
 from brainlm.embedding import feature_frame
+from client.disclosure import permit_categories, read_design
 from client.site import Site
 from cohorts.cohort import check_identifier
 from cohorts.files import atomic_path, save_arrays, write_text
@@ -145,8 +146,14 @@ def complete_rows(site: Site, participants: list[str], design: Design) -> tuple[
         Their places in `participants`.
     matrix : numpy.ndarray
         Design matrix [len(rows), q].
+
+    Raises
+    ------
+    Refusal
+        If the policy does not let studies use a column, or nobody has them all.
     """
-    columns = _columns(site, participants)
+    site.policy.permit_columns(design.names, site.covariates.columns)
+    columns = site.covariates_of(participants)
     rows = np.flatnonzero(design.complete(columns, len(participants))).tolist()
     if not rows:
         raise Refusal(RefusalCode.COVARIATES, f"no participant has all of {', '.join(design.names)}.")
@@ -154,7 +161,32 @@ def complete_rows(site: Site, participants: list[str], design: Design) -> tuple[
     return rows, design.encode(complete, len(rows))
 
 
+@dataclass(frozen=True)
+class Table:
+    """The table of one analysis, with what the release ledger must know of it.
+
+    Attributes
+    ----------
+    rows : SiteTable
+        What the analysis sees: n rows, and no ids.
+    participants : list of str
+        Whose the n rows are.
+    data : tuple of str
+        What sums over the rows tell of the participants: ``features/<name>`` of each view, by the name of what was made
+        at the site before any transform, and ``column/<name>`` of each covariate and target.
+    """
+
+    rows: SiteTable
+    participants: list[str]
+    data: tuple[str, ...]
+
+
 def build_table(site: Site, study: str, spec: TableSpec, store: FeatureStore | None = None) -> SiteTable:
+    """Make the table of one analysis; see `find_table`, which also tells whose it is."""
+    return find_table(site, study, spec, store).rows
+
+
+def find_table(site: Site, study: str, spec: TableSpec, store: FeatureStore | None = None) -> Table:
     """Make the table of one analysis: participants for whom everything it needs is known.
 
     Parameters
@@ -165,21 +197,23 @@ def build_table(site: Site, study: str, spec: TableSpec, store: FeatureStore | N
     Raises
     ------
     Refusal
-        If nobody is left, or a site or covariate of the spec is unknown.
+        If nobody is left, a site of the spec is unknown, or the policy does not allow the covariates: their names, how
+        many there are, or how few have a level of one.
     """
     store = store or FeatureStore(site.folder_of(study))
     features = read_features(site, store, spec.features)
     second = read_features(site, store, spec.second) if spec.second else None
-    design, predicted = Design.from_json(spec.covariates), _predicted(spec)
-    needed = Design((*design.covariates, *predicted.covariates, *Design.from_json(spec.complete).covariates))
+    design, predicted = read_design(spec.covariates), _predicted(spec)
+    needed = Design((*design.covariates, *predicted.covariates, *read_design(spec.complete).covariates))
     rows, matrix = complete_rows(site, _shared(features, second), needed)
     people, q = [_shared(features, second)[row] for row in rows], len(design.columns)
     for covariate in (*design.covariates, *predicted.covariates):
         if isinstance(covariate, Categorical):
             permit_categories(site, people, covariate)
     if q:
+        site.policy.permit_covariates(q, len(rows))
         site.policy.permit_group(len(rows) // q, f"each of {q} columns of covariates")
-    return SiteTable(
+    table = SiteTable(
         features.rows(people),
         matrix[:, :q] if spec.covariates else None,
         _target(site, spec, matrix[:, q : q + len(predicted.columns)]),
@@ -189,6 +223,14 @@ def build_table(site: Site, study: str, spec: TableSpec, store: FeatureStore | N
         seed=site.private_seed(study, "folds"),
         min_group=site.policy.min_group,
     )
+    views = [_origin(spec.features, features)] + ([_origin(str(spec.second), second)] if second else [])
+    columns = {f"column/{name}" for name in (*design.names, *predicted.names)}
+    return Table(table, people, tuple(sorted({*views, *columns})))
+
+
+def _origin(name: str, features: FeatureSet) -> str:
+    """Name of the data behind a feature set: a transform makes others of the same people's, but no other people's."""
+    return f"features/{features.about.get('features', name)}"
 
 
 def _shared(features: FeatureSet, second: FeatureSet | None) -> list[str]:
@@ -218,16 +260,3 @@ def _target(site: Site, spec: TableSpec, coded: Array) -> Array | None:
     if spec.levels:
         return np.column_stack([1 - coded.sum(axis=1), coded])  # a design has no column for the first level
     return coded[:, 0]
-
-
-def permit_categories(site: Site, participants: list[str], covariate: Categorical) -> None:
-    """Refuse a category with a level that has few of these participants: sums over it would stand for those few."""
-    values = pd.Series(_columns(site, participants)[covariate.name]).dropna().astype("str")
-    for level, n in values.value_counts().items():
-        site.policy.permit_group(int(n), f"{covariate.name} = {level}")
-
-
-def _columns(site: Site, participants: list[str]) -> dict[str, list[Any]]:
-    """Covariates of the participants, in their order."""
-    table = site.covariates.reindex(participants)
-    return {str(name): table[name].tolist() for name in table}

@@ -1,6 +1,7 @@
 """What a hospital allows. Read from its own disk; nothing that arrives can change it."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Literal
 
 from pydantic import Field
 
@@ -25,13 +26,42 @@ class Policy(Settings):
     """Embedding recipes that may run, by id; ``"*"`` for all."""
     vectors: tuple[str, ...] = ()
     """Second tables of vectors that studies may use, by name; ``"*"`` for any."""
-    min_participants: int = Field(10, ge=1)
+    min_participants: int = Field(default=10, ge=1)
     """Fewest participants of the site that must take part in an answer."""
-    min_group: int = Field(5, ge=1)
+    min_group: int = Field(default=5, ge=1)
     """Fewest participants in each part that an answer can be taken apart into: those held out of training, a fold, a
     level of a category, each column of the covariates."""
+    columns: tuple[str, ...] = ("age", "sex", "mean_fd", "tsnr")
+    """Covariates and targets that studies may use, by name; ``"*"`` for all of the cohort's. ``site`` is always one."""
+    max_covariate_ratio: float = Field(default=0.33, gt=0, le=1)
+    """Most columns of covariates for each participant behind them."""
     secure_sum_required: bool = True
     """Let sums and model updates leave only inside a secure sum."""
+    min_sites: int = Field(default=3, ge=3)
+    """Fewest sites in a secure sum."""
+    max_attempts: int = Field(default=2, ge=1)
+    """Most attempts at one secure sum, and most sets of sites among which the site answers one question."""
+    plain_grams: bool = False
+    """Let second moments of as many columns as participants, or more, leave without a secure sum."""
+    min_change: int = Field(default=10, ge=1)
+    """Fewest participants by which a cohort must have changed before the site answers about the same data again."""
+    max_rounds: int = Field(default=1000, ge=0)
+    """Most rounds of training of one study."""
+    max_releases: int = Field(default=100_000, ge=0)
+    """Most answers of any kind to one study: each analysis in each of its rounds is one."""
+    privacy_required: bool = False
+    """Let model updates leave only with differential privacy."""
+    epsilon: float | None = Field(default=None, gt=0)
+    """Most privacy loss of a study, by any of its answers that have a price; None for no limit."""
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    """Chance at which ``epsilon`` may fail. Where privacy is required or has a budget, a study that reckons with a
+    larger one is refused."""
+    share_metrics: bool = False
+    """Let the site's own loss and scores leave, beside those of all sites together."""
+    share_parameters: bool = False
+    """Let the site's own shift and scale in each feature leave."""
+    share_embeddings: bool = False
+    """Let the site's harmonized and residualized embeddings leave, a row a participant, under pseudonyms."""
 
     def permit(self, study: str, analyses: Iterable[str] = (), recipe: str | None = None) -> None:
         """Refuse what is not allowed, before anything is computed.
@@ -59,6 +89,50 @@ class Policy(Settings):
         """
         if not _allows(self.vectors, name):
             raise Refusal(RefusalCode.ANALYSIS, f"vectors '{name}' are not in policy.vectors of site.yaml.")
+
+    def permit_columns(self, names: Iterable[str], known: Collection[str]) -> None:
+        """Refuse covariates and targets that are not named, or that the cohort does not count among its covariates.
+
+        Ids are never among those, so that a sum cannot be asked over people picked by name.
+
+        Parameters
+        ----------
+        known : collection of str
+            The cohort's covariates.
+
+        Raises
+        ------
+        Refusal
+            Naming the column.
+        """
+        for name in names:
+            if not _allows(self.columns, name):
+                raise Refusal(
+                    RefusalCode.COLUMN,
+                    f"column '{name}' is not in policy.columns of site.yaml, which names {_listed(self.columns)}. Add "
+                    "it if studies may use it.",
+                )
+            if name not in known:
+                raise Refusal(
+                    RefusalCode.COLUMN,
+                    f"column '{name}' is not among the cohort's covariates. Add it to them, or leave it out of the "
+                    "study.",
+                )
+
+    def permit_covariates(self, n_columns: int, n_participants: int) -> None:
+        """Refuse so many covariates that they nearly tell participants apart.
+
+        Raises
+        ------
+        Refusal
+            Naming the ratio.
+        """
+        if n_columns > self.max_covariate_ratio * n_participants:
+            raise Refusal(
+                RefusalCode.RATIO,
+                f"{n_columns} columns of covariates for {n_participants} participants are more than "
+                f"policy.max_covariate_ratio, {self.max_covariate_ratio:g}, allows. Use fewer covariates.",
+            )
 
     def permit_group(self, n_participants: int, what: str) -> None:
         """Refuse an answer with a part that too few stand behind.
@@ -95,6 +169,174 @@ class Policy(Settings):
                 "for simulated or public data, or where every site trusts the coordinator with its sums.",
             )
 
+    def permit_sites(self, n_sites: int) -> None:
+        """Refuse a secure sum in which each site could be seen through.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if n_sites < self.min_sites:
+            raise Refusal(
+                RefusalCode.FEW_SITES,
+                f"{n_sites} sites take part in a secure sum; policy.min_sites is {self.min_sites}. Find more sites.",
+            )
+
+    def permit_attempt(self, attempt: int) -> None:
+        """Refuse a further attempt at a secure sum, counted from 1.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if attempt > self.max_attempts:
+            raise Refusal(
+                RefusalCode.ATTEMPT,
+                f"attempt {attempt} at a secure sum; policy.max_attempts is {self.max_attempts}. Run the analysis "
+                "again with the sites that answer.",
+            )
+
+    def permit_site_sets(self, n_sets: int) -> None:
+        """Refuse one question among ever other sites: what two answers differ in is one site's.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if n_sets > self.max_attempts:
+            raise Refusal(
+                RefusalCode.SITES,
+                f"this would be set {n_sets} of sites among which one question is answered for the same participants; "
+                f"policy.max_attempts is {self.max_attempts}. Ask among the same sites as before.",
+            )
+
+    def permit_change(self, n_changed: int) -> None:
+        """Refuse a second answer for a cohort that is nearly the same: what both differ in is those few people's.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if 0 < n_changed < self.min_change:
+            raise Refusal(
+                RefusalCode.REPEAT,
+                f"sums over the same data left before for participants who differ in {n_changed}; policy.min_change "
+                f"is {self.min_change}. Wait for more participants, or ask for the same ones as before.",
+            )
+
+    def permit_gram(self, n_behind: int, what: str) -> None:
+        """Refuse, outside of secure sums, a matrix as large as the number of people behind it.
+
+        Raises
+        ------
+        Refusal
+            Naming the matrix.
+        """
+        if not self.plain_grams:
+            raise Refusal(
+                RefusalCode.GRAM,
+                f"'{what}' has as many columns as the {n_behind} participants behind it, or more, and would leave "
+                "without a secure sum; policy.plain_grams is false. Use a secure sum, or fewer components.",
+            )
+
+    def permit_rounds(self, rounds: int) -> None:
+        """Refuse more rounds of training of one study.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if rounds > self.max_rounds:
+            raise Refusal(
+                RefusalCode.ROUNDS,
+                f"this would be round {rounds} that the site trains for the study; policy.max_rounds is "
+                f"{self.max_rounds}. Raise it if the study may go on.",
+            )
+
+    def permit_releases(self, releases: int) -> None:
+        """Refuse more answers to one study.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if releases > self.max_releases:
+            raise Refusal(
+                RefusalCode.RELEASES,
+                f"this would be answer {releases} to the study; policy.max_releases is {self.max_releases}. Raise it "
+                "if the study may go on.",
+            )
+
+    def permit_privacy(self, delta: float | None) -> None:
+        """Refuse a study without differential privacy, or with a weaker kind than is asked for.
+
+        Parameters
+        ----------
+        delta : float or None
+            Chance at which the study's promise may fail; None for a study that promises nothing.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if delta is None and self.privacy_required:
+            raise Refusal(
+                RefusalCode.PRIVACY,
+                "policy.privacy_required is true, and the study trains without differential privacy. Let it set "
+                "privacy, or set the policy to false.",
+            )
+        counts = self.privacy_required or self.epsilon is not None
+        if counts and delta is not None and delta > self.delta:
+            raise Refusal(
+                RefusalCode.PRIVACY,
+                f"the study's delta is {delta:g}; policy.delta is {self.delta:g}. Let the study lower it.",
+            )
+
+    def permit_epsilon(self, spent: float) -> None:
+        """Refuse what would spend more than the study's budget.
+
+        Parameters
+        ----------
+        spent : float
+            Privacy loss of the study so far, this answer's with it.
+
+        Raises
+        ------
+        Refusal
+            Naming the budget.
+        """
+        if self.epsilon is not None and spent > self.epsilon:
+            raise Refusal(
+                RefusalCode.BUDGET,
+                f"the study would have spent a privacy loss of {spent:.3g}; policy.epsilon is {self.epsilon:g}. End "
+                "the study here, or raise the budget.",
+            )
+
+    def permit_sharing(self, what: Literal["metrics", "parameters", "embeddings"]) -> None:
+        """Refuse to let out what is the site's own, or its participants', and no sum over sites.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if not getattr(self, f"share_{what}"):
+            raise Refusal(
+                RefusalCode.ANALYSIS,
+                f"the site's own {what} were asked for; policy.share_{what} is false. Set it to true to share them.",
+            )
+
 
 def _allows(allowed: tuple[str, ...], name: str) -> bool:
     return EVERYTHING in allowed or name in allowed
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"

@@ -5,7 +5,7 @@ import os
 import secrets
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from brainlm.errors import BrainLMError
 from brainlm.parallel import count_devices
 from client.audit import AuditLog
+from client.ledger import ReleaseLedger
 from client.policy import Policy
 from client.secrets import secret_once
 from cohorts import Cohort
@@ -88,6 +89,11 @@ class Site:
         """Covariates of the cohort's participants, by id: read once a message, which may hold hundreds of jobs."""
         return self.cohort.covariates().set_index("participant_id")
 
+    def covariates_of(self, participants: list[str]) -> dict[str, list[Any]]:
+        """Covariates of these participants, in their order; missing where the cohort does not know them."""
+        table = self.covariates.reindex(participants)
+        return {str(name): table[name].tolist() for name in table}
+
     @property
     def device(self) -> torch.device:
         return torch.device(self.settings.device)
@@ -105,6 +111,11 @@ class Site:
             return count_devices(self.device, self.settings.devices)
         except BrainLMError as error:
             raise Refusal(RefusalCode.SETUP, str(error)) from None
+
+    @property
+    def ledger(self) -> ReleaseLedger:
+        """What the site told of whom before."""
+        return ReleaseLedger(self.state / "ledger.sqlite", str(self.private_seed("ledger")).encode())
 
     @cached_property
     def log(self) -> logging.Logger:

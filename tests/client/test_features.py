@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from flwr.app import Context, RecordDict
 
-from client.features import FeatureSet, FeatureStore, build_table, complete_rows
+from client.features import FeatureSet, FeatureStore, build_table, complete_rows, find_table
 from client.site import Site, find_site
 from cohorts import Cohort, Recording
 from cohorts.vectors import Vectors, save_vectors
@@ -114,11 +114,27 @@ def test_both_views_are_of_the_same_people_in_the_same_order(site):
     np.testing.assert_array_equal(table.second, matrix[[1, 0]])
 
 
+def test_a_table_says_whose_it_is_and_what_sums_over_it_tell(site):
+    store = FeatureStore(site.folder_of("s"))
+    store.write("x.projected", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4), {"features": "x"}))
+    store.write("y", FeatureSet(["sub-3", "sub-1", "sub-0"], np.eye(3)))
+
+    table = find_table(
+        site,
+        "s",
+        TableSpec(features="x.projected", second="y", target="age", complete=Design((KNOWN["sex"],)).to_json()),
+    )
+
+    assert table.participants == ["sub-0", "sub-3"]
+    assert table.data == ("column/age", "features/x", "features/y")
+    assert table.rows.n == 2
+
+
 @pytest.mark.parametrize(
     "spec", [{"target": "site", "levels": ["a", "b"]}, {"covariates": [{"name": "iq", "center": 0, "scale": 1}]}]
 )
 def test_what_the_site_does_not_know_is_refused(site, spec):
     FeatureStore(site.folder_of("s")).write("x", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4)))
 
-    with pytest.raises(Exception, match=r"not in the list|not in the table"):
+    with pytest.raises(Exception, match=r"not in the list|not among the cohort's covariates"):
         build_table(site, "s", TableSpec(features="x", **spec))

@@ -1,9 +1,15 @@
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 
+from client.disclosure import permit_in_clear
+from client.ledger import Question, Release, ReleaseLedger
 from client.policy import Policy
 from cohorts import SettingsError
 from cohorts.settings import check_settings
 from exchange.refusals import Refusal, RefusalCode
+from harmonization import Projection
 
 
 def code_of(call) -> RefusalCode:
@@ -58,3 +64,109 @@ def test_counts_and_secure_sums_may_leave_where_plain_sums_may_not():
 def test_a_misspelt_rule_is_an_error_and_not_ignored():
     with pytest.raises(SettingsError, match="Did you mean 'min_participants'"):
         check_settings({"min_participant": 3}, Policy, "site.yaml")
+
+
+KNOWN = ("age", "sex", "handedness")
+
+
+def gram(policy: Policy) -> None:
+    permit_in_clear(policy, Projection(2), {"moment": np.ones((12, 12))}, 12)
+
+
+CASES: dict[str, tuple[object, object, Callable[[Policy], None], RefusalCode]] = {
+    "studies": (["s"], ["t"], lambda p: p.permit("s"), RefusalCode.STUDY),
+    "analyses": (["combat"], ["ridge"], lambda p: p.permit("s", ["combat"]), RefusalCode.ANALYSIS),
+    "recipes": (["r"], ["q"], lambda p: p.permit("s", [], "r"), RefusalCode.RECIPE),
+    "vectors": (["genes"], [], lambda p: p.permit_vectors("genes"), RefusalCode.ANALYSIS),
+    "min_participants": (
+        12,
+        13,
+        lambda p: p.permit_release(12, carries_sums=False, in_secure_sum=False),
+        RefusalCode.PARTICIPANTS,
+    ),
+    "min_group": (5, 6, lambda p: p.permit_group(5, "a fold"), RefusalCode.GROUP),
+    "columns": (["age"], ["sex"], lambda p: p.permit_columns(["age"], KNOWN), RefusalCode.COLUMN),
+    "max_covariate_ratio": (0.5, 0.49, lambda p: p.permit_covariates(6, 12), RefusalCode.RATIO),
+    "secure_sum_required": (
+        False,
+        True,
+        lambda p: p.permit_release(12, carries_sums=True, in_secure_sum=False),
+        RefusalCode.PLAIN,
+    ),
+    "min_sites": (3, 4, lambda p: p.permit_sites(3), RefusalCode.FEW_SITES),
+    "max_attempts": (3, 2, lambda p: (p.permit_attempt(3), p.permit_site_sets(3)), RefusalCode.ATTEMPT),
+    "plain_grams": (True, False, gram, RefusalCode.GRAM),
+    "min_change": (4, 5, lambda p: p.permit_change(4), RefusalCode.REPEAT),
+    "max_rounds": (7, 6, lambda p: p.permit_rounds(7), RefusalCode.ROUNDS),
+    "max_releases": (7, 6, lambda p: p.permit_releases(7), RefusalCode.RELEASES),
+    "privacy_required": (False, True, lambda p: p.permit_privacy(None), RefusalCode.PRIVACY),
+    "epsilon": (8.0, 7.9, lambda p: p.permit_epsilon(8.0), RefusalCode.BUDGET),
+    "delta": (1e-5, 1e-6, lambda p: p.permit_privacy(1e-5), RefusalCode.PRIVACY),
+    "share_metrics": (True, False, lambda p: p.permit_sharing("metrics"), RefusalCode.ANALYSIS),
+    "share_parameters": (True, False, lambda p: p.permit_sharing("parameters"), RefusalCode.ANALYSIS),
+    "share_embeddings": (True, False, lambda p: p.permit_sharing("embeddings"), RefusalCode.ANALYSIS),
+}
+"""Field → a value that allows, one that does not, what is then refused, and by which code."""
+BESIDE = {"studies": ["*"], "secure_sum_required": False}
+"""Fields that a case needs beside its own."""
+
+
+@pytest.mark.parametrize("field", Policy.model_fields)
+def test_every_rule_decides_what_is_refused(field):
+    allows, refuses, ask, code = CASES[field]
+    beside = {**BESIDE, **({"privacy_required": True} if field == "delta" else {})}
+
+    ask(Policy(**{**beside, field: allows}))
+    assert code_of(lambda: ask(Policy(**{**beside, field: refuses}))) is code
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        lambda p: p.permit_columns(["iq"], KNOWN),
+        lambda p: p.permit_covariates(6, 12),
+        lambda p: p.permit_sites(2),
+        lambda p: p.permit_attempt(3),
+        lambda p: p.permit_site_sets(3),
+        lambda p: p.permit_change(3),
+        lambda p: p.permit_rounds(2000),
+        lambda p: p.permit_privacy(1e-3),
+        lambda p: p.permit_epsilon(3),
+        lambda p: p.permit_sharing("metrics"),
+        gram,
+    ],
+)
+def test_the_log_says_which_rule_and_what_to_do(sentence):
+    with pytest.raises(Refusal) as refused:
+        sentence(Policy(epsilon=1))
+
+    assert "policy." in refused.value.detail
+    assert refused.value.detail.endswith(".")
+    assert refused.value.detail.count(". ") >= 1
+
+
+@pytest.mark.parametrize("columns", [["*"], ["participant_id", "age"]])
+def test_ids_are_never_a_column(columns):
+    assert code_of(lambda: Policy(columns=columns).permit_columns(["participant_id"], KNOWN)) is RefusalCode.COLUMN
+
+
+def test_a_promise_that_nobody_asks_for_may_be_weak():
+    Policy().permit_privacy(1e-3)
+    assert code_of(lambda: Policy(epsilon=8).permit_privacy(1e-3)) is RefusalCode.PRIVACY
+
+
+def test_a_secure_sum_of_two_sites_cannot_be_allowed():
+    with pytest.raises(SettingsError, match="min_sites"):
+        check_settings({"min_sites": 2}, Policy, "site.yaml")
+
+
+def test_limits_hold_in_the_ledger(tmp_path):
+    ledger = ReleaseLedger(tmp_path / "ledger.sqlite", b"key")
+    release = Release(Question("combat", ("features/x",)), ["a", "b"])
+    policy = Policy(max_releases=3, max_rounds=1)
+
+    ledger.enter(study="s", run="1", releases=[release] * 3, policy=policy, rounds=1)
+
+    assert code_of(lambda: ledger.enter(study="s", run="2", releases=[release], policy=policy)) is RefusalCode.RELEASES
+    assert code_of(lambda: ledger.enter(study="s", run="2", releases=[], policy=policy, rounds=1)) is RefusalCode.ROUNDS
+    ledger.enter(study="other", run="2", releases=[release], policy=policy)

@@ -78,8 +78,10 @@ class LocalGrid(Grid):
 
 def write_site(folder: Path, name: str, cohort: Path, **policy: object) -> Path:
     """Write the ``site.yaml`` of a site that allows everything, but for what `policy` changes."""
-    limits = {"min_participants": 2, "min_group": 1, "secure_sum_required": False}
-    allowed = {"studies": ["*"], "analyses": ["*", *sorted(SHOWS_ONE_SITE)], "vectors": ["*"], **limits, **policy}
+    limits = {"min_participants": 2, "min_group": 1, "max_covariate_ratio": 1.0, "min_change": 1}
+    limits |= {"secure_sum_required": False, "plain_grams": True}
+    names = {"studies": ["*"], "analyses": ["*", *sorted(SHOWS_ONE_SITE)], "vectors": ["*"], "columns": ["*"]}
+    allowed = {**names, **limits, **policy}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump({"name": name, "cohort": str(cohort), "state": "state", "policy": allowed}))
