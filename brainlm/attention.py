@@ -154,10 +154,12 @@ class TimeAttention(nn.Module):
     def forward(self, chosen: Chosen, context: Tokens) -> Tensor:
         """Mix the context [B, M', D'] for the `chosen` tokens → [B, M, D]."""
         seen = context.chosen.on_grid[:, :, None, None]  # [B, G, 1, 1, S]
+        # Every window looks the scores up for itself: private training tells windows' gradients apart by their inputs.
+        every = torch.arange(self.distance.num_embeddings, device=seen.device).expand(len(seen), -1)
         # A softmax over what is seen and nothing, with scores bounded so that no exponential overflows or vanishes.
-        exponential = self.distance.weight.float().clamp(-_BOUND, _BOUND).exp()
-        weight = exponential[self.apart].permute(2, 0, 1) * seen  # [B, G, heads, S, S]
-        weight = weight / (weight.sum(dim=-1, keepdim=True) + exponential[-1][:, None, None])
+        exponential = self.distance(every).float().clamp(-_BOUND, _BOUND).exp().transpose(1, 2)[:, None]
+        weight = exponential[..., self.apart] * seen  # [B, G, heads, S, S]
+        weight = weight / (weight.sum(dim=-1, keepdim=True) + exponential[..., -1, None, None])
         v = context.chosen.put(self.value(context.values)).unflatten(-1, (self.heads, -1)).transpose(2, 3)
         mixed = weight.to(v) @ v  # [B, G, heads, S, d]
         return self.project(chosen.take(mixed.transpose(2, 3).flatten(3).flatten(1, 2)))

@@ -1,7 +1,7 @@
 """Settings of the model and of its training: YAML in, checked, with a sentence for each field."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -124,6 +124,41 @@ class ModelConfig(Settings):
         return self
 
 
+class PrivacyConfig(Settings):
+    """Differentially private training: noise hides whether any one participant took part.
+
+    Gradients are clipped participant by participant, and noise is added to their sum (DP-SGD: Abadi et al., Deep
+    Learning with Differential Privacy, CCS 2016). A participant with many recordings counts as one.
+    """
+
+    clip: float = Field(1.0, gt=0)
+    """Largest length (L2) of a participant's gradient; longer ones are shortened to it. The noise is in proportion."""
+    epsilon: float | None = Field(None, ge=0.1, le=50)
+    """What all steps of all rounds together may tell of a participant. Each site adds the noise that this takes."""
+    noise_multiplier: float | None = Field(None, gt=0, le=10_000)
+    """Instead of ``epsilon``: standard deviation of the noise over ``clip``."""
+    delta: float = Field(1e-5, gt=0, lt=0.1)
+    """Probability with which ``epsilon`` may not hold. It must be below 1 / participants of every site: at that,
+    to show one of them outright would be within the rules."""
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> "PrivacyConfig":
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError(
+                "epsilon and noise_multiplier decide the same noise. Give one of them, such as 'epsilon: 8'."
+            )
+        return self
+
+
+class SummaryNoise(Settings):
+    """Differentially private sums: noise hides whether any one participant is in them."""
+
+    clip: float = Field(gt=0)
+    """Largest length (L2) of all that a participant adds to a round's sums together; more is shortened to it."""
+    noise_multiplier: float = Field(gt=0, le=10_000)
+    """Standard deviation of the noise on every number, over ``clip``."""
+
+
 class TrainingConfig(Settings):
     """Local training at a site, in every round."""
 
@@ -138,9 +173,9 @@ class TrainingConfig(Settings):
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float | None = Field(1.0, gt=0)
-    """Largest gradient norm of a step; null for no clipping."""
+    """Largest gradient norm of a step; null for no clipping. With ``privacy`` null, since ``privacy.clip`` clips."""
     batch_size: int = Field(8, ge=1)
-    """Windows a step, each of another participant where the site has that many."""
+    """Windows a step, each of another participant where the site has that many; with ``privacy`` on average."""
     accumulation: int = Field(1, ge=1)
     """Parts that a batch is cut into, one after the other in memory. The step is that of the whole batch."""
     checkpointing: bool = False
@@ -148,13 +183,38 @@ class TrainingConfig(Settings):
     workers: int = Field(0, ge=0, le=64)
     """Processes that read windows ahead of the model; 0 reads them between steps. The windows are the same."""
     keep_optimizer_state: bool = False
-    """Whether AdamW's moments stay on each site's disk and go on in the next round; else every round starts afresh."""
+    """Whether AdamW's moments stay on each site's disk and go on in the next round; else every round starts afresh.
+    With ``privacy`` they are made of gradients with noise, and so cost none of it."""
     steps_per_round: int = Field(20, ge=1)
     """Local steps between two averages. The schedule counts them globally, over all rounds."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: bfloat16 where the processor multiplies it natively, float32 elsewhere."""
     holdout: float = Field(0.2, ge=0, lt=1)
     """Fraction of each site's participants that is never trained on."""
+    privacy: PrivacyConfig | None = None
+    """Differential privacy of the training participants; null for none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _privacy_clips(cls, content: Any) -> Any:
+        """Let ``clip_norm`` be null where there is privacy, unless it is stated."""
+        if isinstance(content, dict) and content.get("privacy") is not None:
+            return {"clip_norm": None, **content}
+        return content
+
+    @model_validator(mode="after")
+    def _goes_with_privacy(self) -> "TrainingConfig":
+        if self.privacy is not None and self.clip_norm is not None:
+            raise ValueError(
+                "clip_norm and privacy do not go together: privacy.clip bounds every participant's gradient. Leave "
+                "clip_norm out."
+            )
+        if self.privacy is not None and self.checkpointing:
+            raise ValueError(
+                "checkpointing and privacy do not go together: gradients of single windows need what blocks keep. "
+                "Leave checkpointing out; accumulation saves memory, too."
+            )
+        return self
 
 
 def load_model_config(path: str | Path) -> ModelConfig:

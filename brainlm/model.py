@@ -100,7 +100,8 @@ class Decoder(nn.Module):
         super().__init__()
         window, width = config.window, config.decoder_width
         self.place = PlaceCode(width)
-        # An embedding of one row rather than a bare parameter: Opacus takes per-sample gradients of modules only.
+        # An embedding of one row rather than a bare parameter: private training takes gradients window by window, and
+        # Opacus knows a window by its place in a module's input.
         self.mask_token = nn.Embedding(1, width)
         self.prior = None
         if config.residual == "gaussian":
@@ -114,7 +115,7 @@ class Decoder(nn.Module):
     def forward(self, patches: Patches, hidden: Chosen, context: Tokens, prior: Tensor | None) -> Tensor:
         """Return the hidden tokens' states [B, M, E]; `prior` [B, N, patch] is a first guess of their signal."""
         place = hidden.take(_of_all_spans(self.place(patches.coordinates), patches.n_spans))
-        values = place + self.mask_token.weight[0]
+        values = place + self.mask_token(torch.zeros(len(place), 1, dtype=torch.long, device=place.device))
         if self.prior is not None and prior is not None:
             values = values + self.prior(hidden.take(prior))
         tokens = Tokens(values, place, hidden)

@@ -249,6 +249,31 @@ def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
     return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * cosine)
 
 
+def largest_change(config: TrainingConfig, round_number: int, rounds: int, largest_weight: float) -> float:
+    """Bound how far a round of local training moves a weight, from public settings alone.
+
+    AdamW moves a weight by about the learning rate a step at most (Kingma & Ba, ICLR 2015, section 2.1), here taken
+    twice, and decays it; clipped gradient descent by the learning rate times the clipped norm.
+
+    Parameters
+    ----------
+    round_number, rounds : int
+        The round, counted from 1, and all.
+    largest_weight : float
+        Of the incoming model.
+
+    Returns
+    -------
+    float
+        Infinite for gradient descent that is not clipped.
+    """
+    first, steps = (round_number - 1) * config.steps_per_round, rounds * config.steps_per_round
+    way = sum(learning_rate(config, first + step, steps) for step in range(config.steps_per_round))
+    if config.optimizer == "adamw":
+        return 2 * way * (1 + config.weight_decay * largest_weight)
+    return math.inf if config.clip_norm is None else way * config.clip_norm
+
+
 @contextmanager
 def autocast(precision: str, device: torch.device) -> Iterator[None]:
     """Run the block in bfloat16 if `precision` asks for it, or is ``auto`` and the processor has it."""

@@ -235,13 +235,23 @@ class WindowSet:
             return self._places()
         participants = list(of_participants)
         chosen = rng.choice(len(participants), size=n, replace=n > len(participants))
-        places = []
-        for index in chosen:
-            recordings = of_participants[participants[index]]
-            recording = recordings[rng.integers(len(recordings))]
-            last = self._n_frames[recording] - self._length[recording]
-            places.append((participants[index], recording, int(rng.integers(last + 1))))
-        return places
+        return [self._draw_of(participants[index], of_participants[participants[index]], rng) for index in chosen]
+
+    def draw_one(self, participant: str, rng: np.random.Generator) -> Place:
+        """Draw the place of one window of a participant: one of the recordings, a start, each uniformly."""
+        return self._draw_of(participant, self._recordings[participant], rng)
+
+    def _draw_of(self, participant: str, recordings: list[str], rng: np.random.Generator) -> Place:
+        recording = recordings[rng.integers(len(recordings))]
+        last = self._n_frames[recording] - self._length[recording]
+        return participant, recording, int(rng.integers(last + 1))
+
+    def in_parts(self, places: list[Place], n: int) -> Iterator[list[Place]]:
+        """Cut places into lists of at most `n`, each of windows of the same number of frames, the shortest first."""
+        for _, group in groupby(sorted(places, key=self._length_at), key=self._length_at):
+            same = list(group)
+            for start in range(0, len(same), n):
+                yield same[start : start + n]
 
     def __getitem__(self, places: list[Place]) -> Batch:
         """Read the windows at `places`."""
@@ -269,11 +279,8 @@ class WindowSet:
         recording_id : str, optional
             Only this recording's windows.
         """
-        places = sorted(self._places(recording_id), key=self._length_at)
-        for _, group in groupby(places, key=self._length_at):
-            same = list(group)
-            for start in range(0, len(same), batch_size):
-                yield self._batch(same[start : start + batch_size])
+        for part in self.in_parts(self._places(recording_id), batch_size):
+            yield self._batch(part)
 
     def _places(self, recording_id: str | None = None) -> list[Place]:
         """Where every non-overlapping window lies, of all recordings or of one."""

@@ -14,8 +14,9 @@ from brainlm.windows import usable_recordings
 from cli.display import console, counter, print_summary, watching
 from cli.errors import InputError, RunFailedError
 from cli.flower import PROJECT, Outcome, connections, flwr_run, simulation_superlink, stage_app
+from client.keys import agree
 from client.policy import EVERYTHING, SHOWS_ONE_SITE
-from client.site import SIMULATED_SITES
+from client.site import SIMULATED_SITES, load_site
 from cohorts import Cohort
 from cohorts.files import write_text
 from cohorts.seeding import derive_seed
@@ -29,7 +30,7 @@ _RUNS = Annotated[Path, typer.Option("--runs", help="Folder that the run's own f
 
 
 def demo(runs: _RUNS = Path("runs")) -> None:
-    """Four simulated hospitals, from recordings to a report, in a real Flower simulation: three to five minutes."""
+    """Four simulated hospitals, from recordings to a report, in a real Flower simulation: about three minutes."""
     study = load_study(PROJECT / "configs" / "studies" / "demo.yaml")
     folder = _new_run(runs, study)
     with counter("Simulating four hospitals") as progress:
@@ -86,6 +87,7 @@ def _simulate(study: Study, cohorts: list[Cohort], folder: Path) -> None:
     """Run a study with one simulated site a cohort, and write its report."""
     for cohort in cohorts:
         _write_site(study, cohort, folder / "sites" / cohort.name)
+    agree("simulation", [load_site(folder / "sites" / cohort.name / "site.yaml").keys for cohort in cohorts])
     app, home = stage_app(folder / "flower" / "app"), folder / "flower"
     with (
         _end_noted(folder),
@@ -164,9 +166,12 @@ def _open_all(study: Study, folders: list[Path]) -> list[Cohort]:
     if repeated:
         raise InputError(f"two cohorts are called '{repeated[0]}'. Import one of them again with another --name.")
     if len(cohorts) < study.averaging.quorum:
+        secure = (
+            " Secure sums need three: with fewer, set privacy.secure_sums: false." if study.privacy.secure_sums else ""
+        )
         raise InputError(
             f"{len(cohorts)} cohorts were given; the study's quorum is {study.averaging.quorum}. "
-            "Give more, or lower averaging.quorum."
+            f"Give more, or lower averaging.quorum.{secure}"
         )
     window = study.model.window
     for cohort in cohorts:
@@ -197,11 +202,12 @@ def _write_site(study: Study, cohort: Cohort, folder: Path) -> None:
             "secure_sum_required": False,
             "plain_grams": True,
             "min_change": 1,
+            "max_attempts": study.privacy.max_attempts,
+            "max_rounds": 10 * study.averaging.rounds,
             "share_metrics": True,
-            "share_parameters": True,
-            "share_embeddings": True,
         },
     }
     write_text(folder / "site.yaml", yaml.safe_dump(settings, sort_keys=False))
+    (folder / "state").mkdir(mode=0o700, exist_ok=True)
     # A real site draws its private seed; a simulated one derives it, so that the same study gives the same numbers.
     write_text(folder / "state" / "private_seed", str(derive_seed(study.seed, cohort.name, "private")))

@@ -119,7 +119,7 @@ class Verdict:
         said = f"intact: {self.n_lines} lines in one chain, with head {self.head}."
         if self.head_line is None:
             return (
-                f"{said} A change of the last line, lines cut off at the end, and a log that was written anew cannot be "
+                f"{said} A change of the last line, lines cut off at the end, and a log written anew cannot be "
                 "seen in the file alone, unless you give the head that you noted before (--head)."
             )
         return f"{said} The head that was given is line {self.head_line}; {self.n_lines - self.head_line} came since."

@@ -181,11 +181,6 @@ class Table:
     data: tuple[str, ...]
 
 
-def build_table(site: Site, study: str, spec: TableSpec, store: FeatureStore | None = None) -> SiteTable:
-    """Make the table of one analysis; see `find_table`, which also tells whose it is."""
-    return find_table(site, study, spec, store).rows
-
-
 def find_table(site: Site, study: str, spec: TableSpec, store: FeatureStore | None = None) -> Table:
     """Make the table of one analysis: participants for whom everything it needs is known.
 

@@ -23,12 +23,12 @@ class Frames:
     ----------
     participants : list of str
         Whose they are.
-    tables : iterator of SiteTable
-        One a recording, [T, P]; read and prepared one after the other.
+    tables : iterator of list of SiteTable
+        For each participant one a recording, [T, P]; read and prepared one participant after the other.
     """
 
     participants: list[str]
-    tables: Iterator[SiteTable]
+    tables: Iterator[list[SiteTable]]
 
 
 def split_site(site: Site, window: WindowConfig, holdout: float, seed: int) -> tuple[list[str], list[str]]:
@@ -66,14 +66,12 @@ def read_frames(site: Site, spec: FrameSpec, scale: Scaling | None) -> Frames:
     usable = usable_recordings(site.cohort, window)
     shown = counted_parcels(site, window, people)
 
-    def tables() -> Iterator[SiteTable]:
-        for person in people:
-            for recording_id in usable[person]:
-                recording = site.cohort.read(recording_id)
-                frames = prepare(recording, window, scale).T.astype(np.float64)
-                yield SiteTable(np.where(recording.coverage & shown, frames, np.nan), frames=True)
+    def table_of(recording_id: str) -> SiteTable:
+        recording = site.cohort.read(recording_id)
+        frames = prepare(recording, window, scale).T.astype(np.float64)
+        return SiteTable(np.where(recording.coverage & shown, frames, np.nan), frames=True)
 
-    return Frames(people, tables())
+    return Frames(people, ([table_of(recording_id) for recording_id in usable[person]] for person in people))
 
 
 def counted_parcels(site: Site, window: WindowConfig, participants: list[str]) -> np.ndarray:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,7 +16,7 @@ from client.errors import ApprovalError
 from client.secrets import key_once
 from cohorts.files import atomic_path, write_text
 from exchange.refusals import Refusal, RefusalCode
-from exchange.roster import KeyRoster, RosterError, SiteKey, read_json
+from exchange.roster import MIN_SITES, KeyRoster, RosterError, SiteKey, read_json
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,14 @@ class Keyring:
             record = read_json(path)
             yield Approval(path.name.removesuffix(".approval.json"), str(record.get("by")), str(record.get("time")))
 
+    def usable(self) -> list[str]:
+        """Hashes of the approved rosters that the site can sum with: not of those with a key that it had before."""
+        found = []
+        for approval in self.approvals():
+            with suppress(Refusal):
+                found.append(self.approved(approval.hash).hash)
+        return found
+
     def approved(self, roster_hash: str) -> KeyRoster:
         """Return an approved roster.
 
@@ -171,3 +180,19 @@ class Keyring:
 
     def _approval_path(self, roster_hash: str) -> Path:
         return self._rosters / f"{roster_hash}.approval.json"
+
+
+def agree(name: str, keyrings: list[Keyring]) -> KeyRoster | None:
+    """Make a roster of sites that all lie on this machine, as in a simulation, and approve it at each of them.
+
+    Returns
+    -------
+    KeyRoster or None
+        None where they are too few for secure sums.
+    """
+    if len(keyrings) < MIN_SITES:
+        return None
+    roster = KeyRoster(name=name, sites=tuple(sorted((keys.public for keys in keyrings), key=lambda key: key.name)))
+    for keys in keyrings:
+        keys.approve(roster, by="simulation")
+    return roster

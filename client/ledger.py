@@ -91,8 +91,8 @@ def question_of_job(job: Job, data: Sequence[str] = ()) -> Question:
     if isinstance(job.table, FrameSpec):
         return Question(job.analysis, (f"frames/{job.table.atlas}",))
     table = job.table
-    details = [f"features/{table.features}", *(f"column/{item.get('name')}" for item in table.covariates)]
-    details += [f"second/{table.second}"] if table.second else []
+    # Feature sets go by the data behind them: the coordinator names what is made at the site, as often as it likes.
+    details = [f"column/{item.get('name')}" for item in table.covariates]
     details += [f"target/{table.target}"] if table.target else []
     return Question(job.analysis, tuple(sorted(data)), tuple(sorted(details)))
 
@@ -107,6 +107,8 @@ class Release:
         What it answers.
     participants : collection of str
         Whom it is about. The ledger keeps keyed hashes of the ids.
+    parts : tuple of str
+        Names of the parts of the message that it is; each may be masked among other sites.
     sites : tuple of str, optional
         Names of the sites of the secure sum that it is a part of; None if it leaves on its own, where the coordinator
         reads this site's sums anyway.
@@ -114,6 +116,7 @@ class Release:
 
     question: Question
     participants: Collection[str]
+    parts: tuple[str, ...] = ()
     sites: tuple[str, ...] | None = None
 
 
@@ -167,6 +170,12 @@ class ReleaseLedger:
             entry = _Entry(database, self._key, policy)
             for release in releases:
                 entry.add(release, study, run)
+
+    def rounds(self, study: str) -> int:
+        """Count the rounds of training that a study has had."""
+        with self._transaction() as database:
+            row = database.execute("SELECT rounds FROM studies WHERE study = ?", (study,)).fetchone()
+        return int(row[0]) if row else 0
 
     def read(self) -> list[dict[str, Any]]:
         """Return all answers, the oldest question first: question, number of participants, sites, study, run, times."""

@@ -26,34 +26,35 @@ class Policy(Settings):
     """Embedding recipes that may run, by id; ``"*"`` for all."""
     vectors: tuple[str, ...] = ()
     """Second tables of vectors that studies may use, by name; ``"*"`` for any."""
-    min_participants: int = Field(default=10, ge=1)
+    min_participants: int = Field(default=10, ge=1, strict=True)
     """Fewest participants of the site that must take part in an answer."""
-    min_group: int = Field(default=5, ge=1)
+    min_group: int = Field(default=5, ge=1, strict=True)
     """Fewest participants in each part that an answer can be taken apart into: those held out of training, a fold, a
     level of a category, each column of the covariates."""
     columns: tuple[str, ...] = ("age", "sex", "mean_fd", "tsnr")
     """Covariates and targets that studies may use, by name; ``"*"`` for all of the cohort's. ``site`` is always one."""
-    max_covariate_ratio: float = Field(default=0.33, gt=0, le=1)
+    max_covariate_ratio: float = Field(default=0.33, gt=0, le=1, strict=True)
     """Most columns of covariates for each participant behind them."""
     secure_sum_required: bool = True
     """Let sums and model updates leave only inside a secure sum."""
-    min_sites: int = Field(default=3, ge=3)
+    min_sites: int = Field(default=3, ge=3, strict=True)
     """Fewest sites in a secure sum."""
-    max_attempts: int = Field(default=2, ge=1)
+    max_attempts: int = Field(default=2, ge=1, strict=True)
     """Most attempts at one secure sum, and most sets of sites among which the site answers one question."""
     plain_grams: bool = False
     """Let second moments of as many columns as participants, or more, leave without a secure sum."""
-    min_change: int = Field(default=10, ge=1)
+    min_change: int = Field(default=10, ge=1, strict=True)
     """Fewest participants by which a cohort must have changed before the site answers about the same data again."""
-    max_rounds: int = Field(default=1000, ge=0)
+    max_rounds: int = Field(default=1000, ge=0, strict=True)
     """Most rounds of training of one study."""
-    max_releases: int = Field(default=100_000, ge=0)
+    max_releases: int = Field(default=100_000, ge=0, strict=True)
     """Most answers of any kind to one study: each analysis in each of its rounds is one."""
     privacy_required: bool = False
     """Let model updates leave only with differential privacy."""
-    epsilon: float | None = Field(default=None, gt=0)
-    """Most privacy loss of a study, by any of its answers that have a price; None for no limit."""
-    delta: float = Field(default=1e-5, gt=0, lt=1)
+    epsilon: float | None = Field(default=None, gt=0, strict=True)
+    """Most privacy loss of a study, by any of its answers that have a price; a study that trains without privacy is
+    then refused. None for no limit."""
+    delta: float = Field(default=1e-5, gt=0, lt=1, strict=True)
     """Chance at which ``epsilon`` may fail. Where privacy is required or has a budget, a study that reckons with a
     larger one is refused."""
     share_metrics: bool = False
@@ -286,13 +287,13 @@ class Policy(Settings):
         Refusal
             Naming the rule.
         """
-        if delta is None and self.privacy_required:
+        counts = self.privacy_required or self.epsilon is not None
+        if counts and delta is None:
             raise Refusal(
                 RefusalCode.PRIVACY,
-                "policy.privacy_required is true, and the study trains without differential privacy. Let it set "
-                "privacy, or set the policy to false.",
+                "policy.privacy_required or policy.epsilon asks for differential privacy, and the study trains without "
+                "it. Let it set training.privacy, or leave both out of the policy.",
             )
-        counts = self.privacy_required or self.epsilon is not None
         if counts and delta is not None and delta > self.delta:
             raise Refusal(
                 RefusalCode.PRIVACY,

@@ -1,27 +1,50 @@
-"""The one door. Every reply of a hospital is made here: policy, then audit, then out.
+"""The one door. Every reply of a hospital is made here: policy, then masks, then audit, then out.
 
 Only this module makes messages. A handler computes and returns a payload; whatever goes wrong on the way leaves as a
 stable code without data, and as a full sentence in the site's own log.
 """
 
+import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar, cast
 
 from flwr.app import Context, Error, Message, RecordDict
 
 from brainlm.errors import CheckpointError, DivergenceError, ShapeError
-from client.audit import describe_records
+from client.audit import app_hash, describe_records
+from client.errors import AuditError, ClientError
+from client.ledger import Question, Release
 from client.site import Site, find_site
+from client.spending import Spend
+from client.sums import Kept
 from cohorts.errors import CohortError, RecordingError, SettingsError, VectorsError
-from exchange.messages import MessageError, Payload, size_of
+from exchange.adding import own_parts, seal
+from exchange.messages import (
+    DescribeRequest,
+    MessageError,
+    Payload,
+    SummarizeRequest,
+    SumReply,
+    SumRequest,
+    TrainRequest,
+    part_of,
+    size_of,
+    with_audit_head,
+)
 from exchange.refusals import Refusal, RefusalCode
+from exchange.ring import RingError
+from exchange.secure_sum import Masker, SecureSumError
 from harmonization.errors import HarmonizationError, SmallGroupError
 
-AnyRequest = TypeVar("AnyRequest", bound=Payload)
+AnyRequest = TypeVar("AnyRequest", bound="DescribeRequest | SumRequest")
 
 _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (
     (MessageError, RefusalCode.PROTOCOL),
+    (SecureSumError, RefusalCode.PROTOCOL),
+    (RingError, RefusalCode.OVERFLOW),
+    (AuditError, RefusalCode.AUDIT),
+    (ClientError, RefusalCode.SETUP),
     (DivergenceError, RefusalCode.DIVERGED),
     (CheckpointError, RefusalCode.PROTOCOL),
     (ShapeError, RefusalCode.PROTOCOL),
@@ -34,12 +57,37 @@ _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (
 )
 
 
+_SHOWN: dict[str, Literal["metrics", "parameters", "embeddings"]] = {
+    "loss": "metrics",
+    "evaluation": "metrics",
+    "parameters": "parameters",
+}
+"""What of the policy each shown part is; all others are treated as embeddings."""
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What a handler wants to let out, and how many participants of the site took part in it."""
+    """What a handler wants to let out.
+
+    Attributes
+    ----------
+    payload : Payload
+        The answer in the clear.
+    n_participants : int
+        How many participants of the site took part in it.
+    releases : tuple of Release
+        Whose data each of its parts is about, for the site's ledger.
+    spends : tuple of Spend
+        What it costs of the privacy budget.
+    rounds : int
+        Rounds of training that it is.
+    """
 
     payload: Payload
     n_participants: int
+    releases: tuple[Release, ...] = ()
+    spends: tuple[Spend, ...] = ()
+    rounds: int = 0
 
 
 def answer(
@@ -63,41 +111,179 @@ def answer(
         print(f"fedbrainlm: {error}", flush=True)
         return Message(_error(error.code if isinstance(error, Refusal) else RefusalCode.SETUP), reply_to=message)
     try:
-        answered = handle(site, kind.from_records(message.content))
-        return Message(_release(site, message, answered), reply_to=message)
+        request = cast(AnyRequest, kind.from_records(message.content))
+        site.policy.permit(request.study)
+        answered, question = _answer_once(site, str(message.metadata.run_id), request, lambda: handle(site, request))
+        return Message(_release(site, message, request, answered, question), reply_to=message)
     except Exception as error:
         code = _code_of(error)
         _write_down_refusal(site, message, code, error)
         return Message(_error(code), reply_to=message)
 
 
-def _release(site: Site, message: Message, answered: Answer) -> RecordDict:
-    """Apply the policy to what would leave, and write it down."""
-    payload = answered.payload
-    site.policy.permit_release(answered.n_participants, carries_sums=bool(payload.arrays), in_secure_sum=False)
+def _answer_once(
+    site: Site, run: str, request: DescribeRequest | SumRequest, handle: Callable[[], Answer]
+) -> tuple[Answer, str]:
+    """Compute the answer, and hash what it answers; under masks take the stored one, if there is one.
+
+    Nothing is stored that the policy or the ledger does not let out.
+    """
+    secure = request.secure if isinstance(request, SumRequest) else None
+    if not isinstance(request, SumRequest) or secure is None:
+        question = request.question if isinstance(request, SumRequest) else ""
+        return _permitted(site, run, request, handle()), question
+    _permit_sum(site, request)
+    if (kept := site.sums.find(run, request)) is not None:
+        return _permitted(site, run, request, _restored(kept)), kept.question
+    question = request.question
+    answered = _permitted(site, run, request, handle())
+    site.sums.keep(run, request, _kept(answered, question))
+    return answered, question
+
+
+def _permitted(site: Site, run: str, request: DescribeRequest | SumRequest, answered: Answer) -> Answer:
+    """Ask the policy about an answer, and enter it into the ledger."""
+    secure = request.secure if isinstance(request, SumRequest) else None
+    site.policy.permit_release(
+        answered.n_participants, carries_sums=bool(answered.payload.arrays), in_secure_sum=secure is not None
+    )
+    _permit_shown(site, answered.payload)
+    site.ledger.enter(
+        study=request.study,
+        run=run,
+        releases=[told for release in answered.releases for told in _told(site, request, answered.payload, release)],
+        policy=site.policy,
+        rounds=answered.rounds,
+    )
+    return answered
+
+
+def _kept(answered: Answer, question: str) -> Kept:
+    """Everything of an answer that a second attempt needs; hundreds of its parts are about the same people."""
+    assert isinstance(answered.payload, SumReply), "only sums are masked"
+    people: dict[tuple[str, ...], int] = {}
+    releases = [
+        {
+            "question": asdict(release.question),
+            "people": people.setdefault(tuple(sorted(release.participants)), len(people)),
+            "parts": release.parts,
+        }
+        for release in answered.releases
+    ]
+    about = {
+        "n_participants": answered.n_participants,
+        "people": list(people),
+        "releases": releases,
+        "spends": answered.spends,
+    }
+    return Kept(answered.payload, about, question)
+
+
+def _restored(kept: Kept) -> Answer:
+    """Undo `_kept`. The round of training was counted when it left first."""
+    releases = [
+        Release(Question(**release["question"]), kept.about["people"][release["people"]], tuple(release["parts"]))
+        for release in kept.about["releases"]
+    ]
+    spends = tuple(Spend(*spend) for spend in kept.about["spends"])
+    return Answer(kept.reply, kept.about["n_participants"], tuple(releases), spends)
+
+
+def _permit_sum(site: Site, request: SumRequest) -> None:
+    """Refuse a secure sum that the site's administrator did not approve, or that is among too few."""
+    secure = request.secure
+    assert secure is not None, "only asked of masked requests"
+    site.sums.permit_overflow(request.study)
+    roster = site.keys.approved(secure.roster)
+    names = {key.name for key in roster.sites}
+    for sites in (secure.sites, *(group.sites for group in request.groups if group.sites)):
+        if list(sites) != sorted(set(sites)) or not set(sites) <= names & set(secure.sites):
+            raise Refusal(RefusalCode.ROSTER, f"the sum is among {', '.join(sites)}, who are not all of the roster.")
+        site.policy.permit_sites(len(sites))
+    if site.name not in secure.sites:
+        raise Refusal(RefusalCode.ROSTER, f"the sum is among {', '.join(secure.sites)}, without this site.")
+
+
+def _release(site: Site, message: Message, request: AnyRequest, answered: Answer, question: str) -> RecordDict:
+    """Mask what is about to leave, and write it down."""
+    run, payload = str(message.metadata.run_id), answered.payload
+    secure = request.secure if isinstance(request, SumRequest) else None
+    if isinstance(request, SumRequest) and isinstance(payload, SumReply):
+        payload = _masked(site, run, request, payload, question)
+    spending = site.spending(request.study)
+    # An answer in the clear is computed anew for every question, and costs each time.
+    spending.commit(answered.spends, f"{run}/{secure.step}" if secure else secrets.token_hex(16))
     records = payload.to_records()
-    site.audit.append(
+    head = site.audit.append(
         "release",
-        run=message.metadata.run_id,
+        study=request.study,
+        run=run,
+        app=app_hash(),
         message=message.metadata.message_type,
+        question=question,
+        **_asked(request),
         payload=type(payload).__name__,
         n_participants=answered.n_participants,
-        masked=False,
+        masked=secure is not None,
+        attempt=secure.attempt if secure else None,
+        among=secure.sites if secure else None,
+        epsilon=spending.epsilon or None,  # nothing was counted, which is not nothing lost
         bytes=size_of(records),
         items=describe_records(records),
     )
     site.log.info("%s released, %d bytes", message.metadata.message_type, size_of(records))
-    return records
+    return with_audit_head(records, head)
+
+
+def _asked(request: DescribeRequest | SumRequest) -> dict[str, Any]:
+    """What of a question a reader of the audit log looks for."""
+    if isinstance(request, TrainRequest):
+        return {"round": request.round_number}
+    if isinstance(request, SummarizeRequest):
+        return {"analyses": sorted({job.analysis for job in request.jobs.values()})}
+    return {}
+
+
+def _masked(site: Site, run: str, request: SumRequest, reply: SumReply, question: str) -> SumReply:
+    """Mask what would be added, unless the request is for an answer in the clear."""
+    if request.secure is None:
+        return own_parts(reply, request, site.name)
+    masker = Masker(site.name, site.keys.private_key, site.keys.approved(request.secure.roster))
+    try:
+        sealed = seal(reply, request, masker, site=site.name, run=run, question=question)
+    except RingError:
+        site.sums.note_overflow(request.study)
+        raise
+    site.sums.use(run, request)
+    return sealed
+
+
+def _told(site: Site, request: DescribeRequest | SumRequest, payload: Payload, release: Release) -> list[Release]:
+    """What leaves of a release: once for each set of sites that its arrays are masked among, or once in the clear.
+
+    By array: the coordinator says who sends which part, and may part what the release takes for one.
+    """
+    if not isinstance(request, SumRequest) or request.secure is None:
+        return [release]
+    parts = tuple(f"{part}/" for part in release.parts)
+    sets = {tuple(request.sites_of(name, request.secure.sites)) for name in payload.arrays if name.startswith(parts)}
+    return [replace(release, sites=sites) for sites in sorted(sets) if site.name in sites]
+
+
+def _permit_shown(site: Site, payload: Payload) -> None:
+    """Refuse to show of the site itself what its policy keeps."""
+    for name in part_of(payload.arrays, "shown"):
+        site.policy.permit_sharing(_SHOWN.get(name.partition("/")[0], "embeddings"))
 
 
 def _write_down_refusal(site: Site, message: Message, code: RefusalCode, error: Exception) -> None:
     """Log and audit a refusal. Nothing may be raised from here: Flower would send its text to the coordinator."""
     kind = message.metadata.message_type
-    detail = error.detail if isinstance(error, Refusal) else str(error)
     try:
+        detail = error.detail if isinstance(error, Refusal) else str(error)
         unexpected = error if code is RefusalCode.INTERNAL else None
         site.log.error("%s %s: %s", kind, code, detail, exc_info=unexpected)
-        site.audit.append("refusal", run=message.metadata.run_id, message=kind, code=str(code))
+        site.audit.append("refusal", run=str(message.metadata.run_id), message=kind, code=str(code))
     except Exception as broken:
         print(f"fedbrainlm: the state folder cannot be written: {broken}", flush=True)
 

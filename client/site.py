@@ -15,9 +15,13 @@ from pydantic import Field, field_validator, model_validator
 from brainlm.errors import BrainLMError
 from brainlm.parallel import count_devices
 from client.audit import AuditLog
+from client.keys import Keyring
 from client.ledger import ReleaseLedger
 from client.policy import Policy
+from client.pseudonyms import Pseudonyms
 from client.secrets import secret_once
+from client.spending import PrivacyLedger
+from client.sums import SumStore
 from cohorts import Cohort
 from cohorts.cohort import check_identifier
 from cohorts.errors import CohortError
@@ -77,6 +81,8 @@ class Site:
         self.policy = settings.policy
         self.state = folder / settings.state
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)  # embeddings and ids: nobody else's to read
+        if self.state.stat().st_mode & 0o077:
+            self.state.chmod(0o700)
         self.audit = AuditLog(self.state / "audit.jsonl", self.name)
         self._cohort_folder = folder / settings.cohort
 
@@ -112,6 +118,21 @@ class Site:
         except BrainLMError as error:
             raise Refusal(RefusalCode.SETUP, str(error)) from None
 
+    @cached_property
+    def keys(self) -> Keyring:
+        """The site's key for secure sums, and the rosters that its administrator approved."""
+        return Keyring(self.name, self.state, self.audit)
+
+    @property
+    def sums(self) -> SumStore:
+        """What the site gave out under masks."""
+        return SumStore(self.state / "sums", self.policy)
+
+    def spending(self, study: str) -> PrivacyLedger:
+        """What a study has spent of the site's privacy budget."""
+        path = self.state / "privacy" / f"{check_identifier(study, 'study')}.json"
+        return PrivacyLedger(path, delta=self.policy.delta, budget=self.policy.epsilon)
+
     @property
     def ledger(self) -> ReleaseLedger:
         """What the site told of whom before."""
@@ -130,6 +151,10 @@ class Site:
         logger.handlers = [handler]
         return logger
 
+    def pseudonym(self, participant_id: str) -> str:
+        """Return what a participant is called where an id must be shown."""
+        return Pseudonyms(self.state).pseudonym(participant_id)
+
     def folder_of(self, study: str) -> Path:
         """Folder of what this site makes for a study."""
         return self.state / "studies" / check_identifier(study, "study")
@@ -144,6 +169,17 @@ class Site:
         """
         secret = secret_once(self.state / "private_seed", lambda: secrets.token_hex(32))
         return derive_seed(secret, *purpose)
+
+
+def load_site(path: Path) -> Site:
+    """Load a site from its ``site.yaml``.
+
+    Raises
+    ------
+    CohortError
+        If the file or a setting in it is wrong.
+    """
+    return Site(read_settings(path, SiteSettings), path.parent)
 
 
 def find_site(context: Context) -> Site:
@@ -166,6 +202,6 @@ def find_site(context: Context) -> Site:
             path = sites[int(context.node_config["partition-id"])]
         else:
             raise Refusal(RefusalCode.SETUP, "the node config names no 'site-config'. See configs/sites/.")
-        return Site(read_settings(path, SiteSettings), path.parent)
+        return load_site(path)
     except (CohortError, IndexError) as error:
         raise Refusal(RefusalCode.SETUP, str(error)) from error

@@ -4,17 +4,20 @@ A payload is a set of named arrays and a short header. On the wire it is one Arr
 checks names, types and version, and takes nothing that the payload does not declare.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the messages. Coordinator and sites must have the same."""
+
+_AUDIT_HEAD = "audit_head"
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -65,20 +68,160 @@ class Payload(BaseModel):
 
     def part(self, name: str) -> Arrays:
         """Arrays whose names begin with `name` and a slash, without that."""
-        return {
-            key.removeprefix(f"{name}/"): values for key, values in self.arrays.items() if key.startswith(f"{name}/")
-        }
+        return part_of(self.arrays, name)
+
+
+def part_of(arrays: Mapping[str, NDArray[Any]], name: str) -> Arrays:
+    """Take the arrays whose names begin with `name` and a slash, without that."""
+    return {key.removeprefix(f"{name}/"): values for key, values in arrays.items() if key.startswith(f"{name}/")}
 
 
 def join(**parts: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Name arrays by their part: ``join(a={"b": x})`` is ``{"a/b": x}``. `Payload.part` takes them apart."""
+    """Name arrays by their part: ``join(a={"b": x})`` is ``{"a/b": x}``. `part_of` takes them apart."""
     return {f"{part}/{name}": values for part, arrays in parts.items() for name, values in arrays.items()}
 
 
+def hash_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of arrays, their names, kinds and shapes, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        values = np.asarray(arrays[name])
+        digest.update(json.dumps([name, values.dtype.str, values.shape]).encode() + b"\n")
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def with_audit_head(records: RecordDict, head: str) -> RecordDict:
+    """Note the head of the site's audit log in an answer, so that the coordinator can tell later if it was cut."""
+    records.config_records["header"][_AUDIT_HEAD] = head
+    return records
+
+
+def audit_head_of(records: RecordDict) -> str:
+    """Read the head of the site's audit log; empty if an answer has none."""
+    return str(records.config_records["header"].get(_AUDIT_HEAD, ""))
+
+
 def size_of(records: RecordDict) -> int:
-    """Bytes of the arrays and the header."""
+    """Bytes of the arrays and the header, less the head of an audit log, which is known only once they are listed."""
     arrays = sum(len(array.data) for record in records.array_records.values() for array in record.values())
-    return arrays + sum(len(str(value)) for record in records.config_records.values() for value in record.values())
+    headers = [named for record in records.config_records.values() for named in record.items()]
+    return arrays + sum(len(str(value)) for name, value in headers if name != _AUDIT_HEAD)
+
+
+# --- sums: what sites answer is added, in the clear or under masks --------------------------------------------------
+
+
+class Group(BaseModel):
+    """Parts of an answer that only some sites send, such as those that share an atlas.
+
+    Attributes
+    ----------
+    parts : list of str
+        Names of parts.
+    sites : list of str
+        Who sends them, in order of names; nobody where a secure sum would be over too few.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parts: list[str]
+    sites: list[str]
+
+
+class SecureSum(BaseModel):
+    """How an answer is to be masked (`exchange.secure_sum`).
+
+    Attributes
+    ----------
+    roster : str
+        Hash of the roster of keys (`exchange.roster`).
+    step : int
+        Number of the exchange in the run: a site answers each once.
+    attempt : int
+        1, or more when a site fell silent: the answer is the one that the site kept, masked anew for those that are
+        left. Requests after the first carry no arrays.
+    sites : list of str
+        The sites of this attempt, in order of names.
+    bound : float
+        Largest change of a weight that has room in the sum; larger updates are scaled down to it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    roster: str
+    step: int = Field(ge=1)
+    attempt: int = Field(1, ge=1)
+    sites: list[str]
+    bound: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+
+class SumRequest(Payload):
+    """A request whose answers the coordinator adds.
+
+    Attributes
+    ----------
+    study : str
+        Name of the study.
+    groups : list of Group
+        Parts that not all sites send.
+    secure : SecureSum or None
+        None lets answers leave in the clear.
+    """
+
+    study: str
+    groups: list[Group] = []
+    secure: SecureSum | None = None
+
+    @property
+    def question(self) -> str:
+        """Hash of all that is asked, but for whom the answer is masked among."""
+        header = self.model_dump_json(exclude={"secure", "groups"})
+        return hashlib.sha256(f"{header}{hash_arrays(self.arrays)}".encode()).hexdigest()
+
+    def sites_of(self, array: str, sites: Sequence[str]) -> list[str]:
+        """Return those of `sites` that send an array."""
+        for group in self.groups:
+            if any(array.startswith(f"{part}/") for part in group.parts):
+                return [site for site in sites if site in group.sites]
+        return list(sites)
+
+
+_PARTS = frozenset(
+    {"", "weights", "update", "tally", "evaluation", "overall", "baselines", "shown", "sealed", "scaling", "moments"}
+)
+"""Parts of answers and requests that have a meaning of their own."""
+
+
+class SumReply(Payload):
+    """An answer to be added: arrays of whole numbers are counts, ``update/…`` are changes of weights, others sums.
+
+    What a site shows of itself, if its policy lets it, is in part ``shown``, and never added.
+
+    Attributes
+    ----------
+    sealed : list of SealedGroup
+        What masked arrays hold; empty for an answer in the clear.
+    """
+
+    sealed: list["SealedGroup"] = []
+
+
+class SealedGroup(BaseModel):
+    """Masked words of one group of sites; arrays ``sealed/<number>/32`` and ``…/64`` hold them, by its place.
+
+    Attributes
+    ----------
+    sites : list of str
+        Who adds.
+    layout : dict
+        What the words hold (`exchange.secure_sum.Layout`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sites: list[str]
+    layout: dict[str, Any]
 
 
 # --- describe: may this site take part, and with how much? -----------------------------------------------------------
@@ -105,6 +248,14 @@ class DescribeRequest(Payload):
         Folds of the cross-validated analyses; 1 if there are none.
     vectors : str or None
         Name of the second table of vectors that the study associates with the embeddings.
+    columns : list of str
+        Covariates and targets that the study uses.
+    rounds : int
+        Rounds of training.
+    secure_sums : bool
+        Whether answers will be masked.
+    privacy : dict or None
+        How training is private (`brainlm.config.PrivacyConfig`); None if it is not.
     """
 
     message: ClassVar[str] = "query.describe"
@@ -117,10 +268,17 @@ class DescribeRequest(Payload):
     holdout: float
     folds: int
     vectors: str | None = None
+    columns: list[str] = []
+    rounds: int = 1
+    secure_sums: bool = True
+    privacy: dict[str, Any] | None = None
 
 
 class DescribeReply(Payload):
-    """A site that takes part: its name, and counts; ``n_vector_dimensions`` is 0 if no vectors were asked for."""
+    """A site that takes part: its name, and counts; ``n_vector_dimensions`` is 0 if no vectors were asked for.
+
+    ``rosters`` are the hashes of the rosters of keys that its administrator approved, and that list its key.
+    """
 
     site: str
     n_participants: int
@@ -132,18 +290,17 @@ class DescribeReply(Payload):
     atlas: str
     preprocessing: str
     software: dict[str, str]
+    rosters: list[str] = []
 
 
 # --- train: one round of local training ------------------------------------------------------------------------------
 
 
-class TrainRequest(Payload):
+class TrainRequest(SumRequest):
     """The incoming model (part ``weights``) and the place of the round in the study.
 
     For robust scaling, part ``scaling/<atlas>`` is as in `EmbedRequest`; for a model that starts from the linear
     prediction, so is ``moments/<atlas>``.
-
-    For robust scaling, part ``scaling/<atlas>`` holds median and iqr [P] (`brainlm.scaling.Scaling`).
 
     Attributes
     ----------
@@ -153,40 +310,47 @@ class TrainRequest(Payload):
         This round, counted from 1, and all.
     seed : int
         The study's.
+    max_windows : int
+        Weight of the heaviest site, public: in a secure sum, updates are weighted by a site's windows over this.
+    max_norm : float or None
+        L2 norm that a site's update is scaled down to, if it is longer.
     """
 
     message: ClassVar[str] = "train"
 
-    study: str
     model: dict[str, Any]
     training: dict[str, Any]
     round_number: int
     rounds: int
     seed: int
+    max_windows: int = Field(1, ge=1)
+    max_norm: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _is_a_round_of_the_study(self) -> Self:
+        if not 1 <= self.round_number <= self.rounds:
+            raise ValueError(f"round {self.round_number} is none of {self.rounds}")
+        return self
 
 
-class TrainReply(Payload):
-    """The trained model (part ``weights``), and how the incoming one did on held-out participants.
+class TrainReply(SumReply):
+    """What a round of training gave, and how the incoming model did on held-out participants.
 
-    Part ``evaluation`` holds the arrays of `brainlm.evaluation.ReconstructionSums`: sums by parcel and by horizon.
-
-    Attributes
-    ----------
-    n_windows : int
-        Weight of the site in the average.
-    loss : float
-        Mean over the round's windows.
+    - ``weights/<name>``: the trained model, in the clear; or, in a secure sum, ``update/<name>``: its difference from
+      the incoming one, times ``tally/n_windows`` over the request's ``max_windows``.
+    - ``tally/n_windows``: the site's weight in the average. ``tally/loss``: sum of the losses of ``tally/n_losses``
+      windows; none where training is private.
+    - ``evaluation/<atlas>``: arrays of `brainlm.evaluation.ReconstructionSums`, by parcel and by horizon.
+      ``overall/model``: the same over all parcels, where too few sites share the atlas.
+    - ``shown/loss`` and ``shown/evaluation``, if the site's policy shares metrics: its own mean loss, and its sums over
+      all parcels [len(SUMS)].
     """
-
-    n_windows: int = Field(ge=1)
-    loss: float
-    atlas: str
 
 
 # --- embed: the final model, applied at the site; embeddings stay there ----------------------------------------------
 
 
-class EmbedRequest(Payload):
+class EmbedRequest(SumRequest):
     """The final model (part ``weights``) and the recipe.
 
     For robust scaling, part ``scaling/<atlas>`` holds median and iqr [P] (`brainlm.scaling.Scaling`). Part
@@ -203,17 +367,18 @@ class EmbedRequest(Payload):
 
     message: ClassVar[str] = "query.embed"
 
-    study: str
     model: dict[str, Any]
     recipe: str
     holdout: float
     seed: int
 
 
-class EmbedReply(Payload):
-    """How many participants were embedded, in how many dimensions, and how the model did (part ``evaluation``).
+class EmbedReply(SumReply):
+    """How the model and the baselines did, and in how many dimensions participants were embedded.
 
-    Part ``baselines`` holds the sums of other predictors of the same hidden values, as ``baselines/<name>/<array>``.
+    - ``tally/n_participants``: who were embedded.
+    - ``evaluation/<atlas>`` and ``shown/evaluation``: as in `TrainReply`.
+    - ``baselines/<atlas>/<name>`` and ``overall/<name>``: the sums of other predictors of the same hidden values.
 
     Attributes
     ----------
@@ -221,9 +386,7 @@ class EmbedReply(Payload):
         Feature set → number of features.
     """
 
-    n_participants: int
     dimensions: dict[str, int]
-    atlas: str
 
 
 # --- summarize: one round of any analyses ----------------------------------------------------------------------------
@@ -313,19 +476,32 @@ class Job(BaseModel):
     state: str | None = None
 
 
-class SummarizeRequest(Payload):
-    """Analyses that travel together: jobs by name, each job's state as the part of that name."""
+class SummarizeRequest(SumRequest):
+    """Analyses that travel together: jobs by name, each job's state as the part of that name.
+
+    No job is called like a part of another kind of answer, for what is summed of a part goes by its name.
+
+    Attributes
+    ----------
+    noise : dict or None
+        Noise on every sum (`brainlm.config.SummaryNoise`), at the price of the site's privacy budget; None for none.
+    """
 
     message: ClassVar[str] = "query.summarize"
 
-    study: str
     jobs: dict[str, Job]
+    noise: dict[str, Any] | None = None
+
+    @field_validator("jobs")
+    @classmethod
+    def _have_names_of_their_own(cls, jobs: dict[str, Job]) -> dict[str, Job]:
+        if taken := {name.partition("/")[0] for name in jobs} & _PARTS:
+            raise ValueError(f"a job is called {', '.join(sorted(taken))}, as parts of other answers are")
+        return jobs
 
 
-class SummarizeReply(Payload):
-    """Sums of each job that is about this site, as the part of its name, and the participants behind them."""
-
-    n_participants: dict[str, int]
+class SummarizeReply(SumReply):
+    """Sums of each job that is about this site, as the part of its name."""
 
 
 # --- harmonize: apply what was solved; the results stay at the site --------------------------------------------------
@@ -358,19 +534,30 @@ class Step(BaseModel):
     covariates: list[dict[str, Any]] = []
 
 
-class HarmonizeRequest(Payload):
-    """Transforms to apply in order; each one's model is the part named by its result."""
+class HarmonizeRequest(SumRequest):
+    """Transforms to apply in order; each one's model is the part named by its result.
+
+    Attributes
+    ----------
+    final : str or None
+        Result that is the study's last: a site whose policy shares embeddings shows it.
+    """
 
     message: ClassVar[str] = "query.harmonize"
 
-    study: str
     steps: list[Step] = Field(min_length=1)
+    final: str | None = None
 
 
-class HarmonizeReply(Payload):
-    """How many participants each written feature set holds."""
+class HarmonizeReply(SumReply):
+    """``tally/<result>``: how many participants each written feature set holds.
 
-    n_participants: dict[str, int]
+    - ``shown/parameters/<result>/…``: the site's own effect in it, if the site's policy shares parameters.
+    - ``shown/embeddings`` [n, p], if its policy shares embeddings, and ``pseudonyms`` for its rows.
+    """
+
+    pseudonyms: list[str] = []
 
 
-Request = DescribeRequest | TrainRequest | EmbedRequest | SummarizeRequest | HarmonizeRequest
+AnySumRequest = TrainRequest | EmbedRequest | SummarizeRequest | HarmonizeRequest
+Request = DescribeRequest | AnySumRequest

@@ -98,7 +98,8 @@ class KeyRoster(BaseModel):
             If a bundle is damaged, its fingerprint is not its key's, or the sites make no roster.
         """
         sites = [_site_of(bundle) for bundle in bundles]
-        return cls._checked({"name": name, "sites": sorted(sites, key=lambda site: site.name)}, "the roster")
+        content = {"name": name, "sites": sorted(sites, key=lambda site: site.name)}
+        return cls._checked(content, "the roster", "Give the bundles of three or more sites, each once")
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -109,14 +110,14 @@ class KeyRoster(BaseModel):
         RosterError
             If there is none, or it is not a roster.
         """
-        return cls._checked(read_json(path), str(path))
+        return cls._checked(read_json(path), str(path), "Ask the coordinator for a right one")
 
     @classmethod
-    def _checked(cls, content: dict[str, Any], source: str) -> Self:
+    def _checked(cls, content: dict[str, Any], source: str, remedy: str) -> Self:
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise RosterError(f"{source}: {_explain(error)}. Ask the coordinator for a right one.") from None
+            raise RosterError(f"{source}: {_explain(error)}. {remedy}.") from None
 
     def write(self, path: Path) -> None:
         """Write the roster. The SHA-256 of the file is the roster's hash."""

@@ -104,6 +104,7 @@ class CCA(Analysis):
     shrinkage: float = 0.0
 
     name: ClassVar[str] = "cca"
+    additive: ClassVar[bool] = True
     states: ClassVar[tuple[type[State], ...]] = (ViewMeans, ViewBases, CCAModel)
 
     def __post_init__(self) -> None:

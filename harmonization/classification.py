@@ -81,6 +81,8 @@ class SoftmaxModel(State):
 class ClassRegression(Analysis):
     """What logistic and softmax regression share: a round for the means, then Newton's."""
 
+    additive: ClassVar[bool] = True
+
     @property
     @abstractmethod
     def classes(self) -> int:

@@ -66,6 +66,8 @@ class LeastSquares(Analysis):
     seminormal equations: Bjoerck, Linear Algebra and its Applications 1987). The intercept is not penalised.
     """
 
+    additive: ClassVar[bool] = True
+
     @property
     @abstractmethod
     def penalty(self) -> float:

@@ -97,6 +97,7 @@ class Projection(Analysis):
     n_components: int
 
     name: ClassVar[str] = "projection"
+    additive: ClassVar[bool] = True
     states: ClassVar[tuple[type[State], ...]] = (Centre, Basis, ProjectionModel)
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:

@@ -147,12 +147,16 @@ class Analysis(ABC):
         What its tables must hold. Sums that are safe over many frames can single out a row among few participants.
     counts_missing : bool
         Whether its tables of participants may be `incomplete`.
+    additive : bool
+        Whether its sums over a table are, in every round, the sums over each participant's rows alone, added. Then one
+        participant's share is known, and can be bounded and hidden in noise.
     """
 
     name: ClassVar[str]
     states: ClassVar[tuple[type[State], ...]]
     rows: ClassVar[Literal["participants", "frames"]] = "participants"
     counts_missing: ClassVar[bool] = False
+    additive: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse parameters of the wrong kind. Subclasses call it before they look at their values."""

@@ -7,12 +7,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from brainlm.evaluation import MODEL
 from exchange.messages import Arrays, DescribeRequest, EmbedReply, EmbedRequest, join
-from server.averaging import measure_reconstruction, pretrain
+from server.averaging import evaluation_groups, measure_reconstruction, pretrain
 from server.harmonizing import Findings, Harmonizing
 from server.journal import Journal
 from server.measuring import Measures, measure
-from server.reconstruction import add_baselines, write_reconstruction
-from server.roster import Roster
+from server.reconstruction import baselines_of, write_reconstruction
+from server.roster import Answers, Roster
 from server.study import Study, load_study
 from server.summary import write_parcels, write_summary
 
@@ -25,8 +25,8 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(str(context.run_config["run-directory"]))
     journal = Journal(folder)
     study = load_study(folder / "study.yaml")
-    roster = Roster(grid, journal, study.averaging)
-    journal.note(status="running", study=study.study, rounds=study.averaging.rounds)
+    roster = Roster(grid, journal, study.averaging, study.privacy)
+    journal.note(status="running", study=study.study, rounds=study.averaging.rounds, flower_run=str(context.run_id))
     try:
         findings = run_study(study, roster, journal)
     except Exception as error:
@@ -53,12 +53,12 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
     journal.note(stage="pretraining", sites=len(roster.members))
     weights = pretrain(study, roster, journal, measures)
     journal.note(stage="embedding")
-    replies = _embed(study, roster, journal, weights, measures)
+    answers = _embed(study, roster, journal, weights, measures)
     journal.note(stage="harmonization")
     # Connectivity of another atlas has other edges: sites measure together only what has the same size everywhere.
-    described = [reply.dimensions for reply in replies.values()]
+    described = [reply.dimensions for reply in answers.replies.values()]
     dimensions = {name: size for name, size in described[0].items() if all(d.get(name) == size for d in described)}
-    n_participants = {site: reply.n_participants for site, reply in replies.items()}
+    n_participants = int(answers.total["tally/n_participants"])
     return Harmonizing(study, roster, journal, dimensions, n_participants).run()
 
 
@@ -72,24 +72,28 @@ def _describe(study: Study) -> DescribeRequest:
         holdout=study.training.holdout,
         folds=study.analyses.folds,
         vectors=study.association.vectors if study.association else None,
+        columns=study.columns,
+        rounds=study.averaging.rounds,
+        secure_sums=study.privacy.secure_sums,
+        privacy=study.training.privacy.model_dump(mode="json") if study.training.privacy else None,
     )
 
 
-def _embed(
-    study: Study, roster: Roster, journal: Journal, weights: Arrays, measures: Measures
-) -> dict[str, EmbedReply]:
+def _embed(study: Study, roster: Roster, journal: Journal, weights: Arrays, measures: Measures) -> Answers[EmbedReply]:
     """Let every site embed its participants with the final model; go on with the sites that did."""
     request = EmbedRequest(
         arrays=join(weights=weights, **measures.scaling_parts(), **measures.moments_parts()),
         study=study.study,
+        groups=evaluation_groups(roster),
         model=study.model.model_dump(mode="json"),
         recipe=study.recipe,
         holdout=study.training.holdout,
         seed=study.seed,
     )
-    replies = roster.ask(request, EmbedReply, "embedding")
-    roster.keep(replies)
-    by_atlas = measure_reconstruction(journal, study.averaging.rounds, replies)
-    write_parcels(study, journal, by_atlas)
-    write_reconstruction(study, journal.folder, {MODEL: by_atlas, **add_baselines(replies)})
-    return replies
+    answers = roster.ask(request, EmbedReply, "embedding")
+    roster.keep(answers.replies)
+    by_atlas = measure_reconstruction(journal, study.averaging.rounds, answers)
+    if by_atlas:
+        write_parcels(study, journal, by_atlas)
+        write_reconstruction(study, journal.folder, {MODEL: by_atlas, **baselines_of(answers.total)})
+    return answers

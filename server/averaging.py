@@ -11,51 +11,75 @@ from flwr.serverapp.strategy import FedAvg
 
 from brainlm.architectures import AnyModel
 from brainlm.checkpoints import load_checkpoint, load_weights, save_checkpoint
-from brainlm.evaluation import ReconstructionSums
-from brainlm.pretraining import initial_model
+from brainlm.evaluation import MODEL, ReconstructionSums
+from brainlm.pretraining import initial_model, largest_change
 from cohorts.seeding import derive_seed
-from exchange.messages import Arrays, EmbedReply, TrainReply, TrainRequest, join
+from exchange.messages import Arrays, EmbedReply, Group, TrainReply, TrainRequest, join, part_of
 from server.errors import ServerError
 from server.journal import Journal
 from server.measuring import Measures
 from server.outer import WEIGHT, OuterOptimizer, to_record
-from server.reconstruction import add_by_atlas
-from server.roster import Roster
-from server.study import Study
+from server.reconstruction import OTHERS
+from server.robust import robust_centre
+from server.roster import Answers, Roster
+from server.study import RoundsConfig, Study
 
 
 def pretrain(study: Study, roster: Roster, journal: Journal, measures: Measures) -> Arrays:
     """Run all rounds and return the final weights.
 
-    Each round a quorum of sites trains the model; Flower's strategies average their weights by the number of windows
-    that they hold, in the order of names, so that the sums are the same whoever answers first, and take the outer step.
-    The model is saved after every round, with the scaling in its header, so that recordings can be scaled as the model
-    saw them; so is what the outer optimizer remembers.
+    Each round a quorum of sites trains the model; their weights are averaged by the number of windows that they hold,
+    in the order of names, so that the sums are the same whoever answers first, and Flower's strategies take the outer
+    step. The model is saved after every round, with the scaling in its header, so that recordings can be scaled as the
+    model saw them; so is what the outer optimizer remembers.
     """
     model, origin = starting_model(study)
     weights = {name: values.numpy().copy() for name, values in model.state_dict().items()}
     save_round(study, journal, 0, weights, measures, origin)
     outer = OuterOptimizer(study.averaging)
-    rounds = study.averaging.rounds
-    linear = measures.moments_parts() if study.starts_from_linear_prediction else {}
-    for number in range(1, rounds + 1):
-        request = TrainRequest(
-            arrays=join(weights=weights, **measures.scaling_parts(), **linear),
-            study=study.study,
-            model=study.model.model_dump(mode="json"),
-            training=study.training.model_dump(mode="json"),
-            round_number=number,
-            rounds=rounds,
-            seed=study.seed,
-        )
-        replies = roster.ask(request, TrainReply, "pretraining", number)
+    for number in range(1, study.averaging.rounds + 1):
+        request = _train_request(study, roster, measures, weights, number)
+        answers = roster.ask(request, TrainReply, "pretraining", number, bound=_bound(study, weights, number))
         outer.begin(weights)
-        weights = average(outer.strategy, number, replies)
-        _measure_training(journal, number, replies)
-        measure_reconstruction(journal, number - 1, replies)
+        weights = average(study.averaging, outer.strategy, request, answers)
+        _measure_training(journal, number, answers)
+        measure_reconstruction(journal, number - 1, answers)
         outer.save(journal.outer_state(number))  # before the model: whoever finds a round's model can go on from it
         save_round(study, journal, number, weights, measures, origin)
     return weights
+
+
+def evaluation_groups(roster: Roster) -> list[Group]:
+    """Group the sites by atlas, for what is summed by parcel; those who share theirs with too few sum over parcels."""
+    by_atlas = roster.by_atlas()
+    groups = [
+        Group(parts=[f"evaluation/{atlas}", f"baselines/{atlas}"], sites=sites) for atlas, sites in by_atlas.items()
+    ]
+    others = set(roster.sites) - {site for sites in by_atlas.values() for site in sites}
+    return [*groups, Group(parts=["overall"], sites=roster.together(others))]
+
+
+def _train_request(study: Study, roster: Roster, measures: Measures, weights: Arrays, number: int) -> TrainRequest:
+    linear = measures.moments_parts() if study.starts_from_linear_prediction else {}
+    return TrainRequest(
+        arrays=join(weights=weights, **measures.scaling_parts(), **linear),
+        study=study.study,
+        groups=evaluation_groups(roster),
+        model=study.model.model_dump(mode="json"),
+        training=study.training.model_dump(mode="json"),
+        round_number=number,
+        rounds=study.averaging.rounds,
+        seed=study.seed,
+        max_windows=max(about.n_windows for about in roster.about.values()),
+        max_norm=study.privacy.max_norm,
+    )
+
+
+def _bound(study: Study, weights: Arrays, number: int) -> float:
+    """Size of a weight's change that has room in the round's secure sum; known to all, and no site's own."""
+    largest = max(float(np.abs(values).max(initial=0.0)) for values in weights.values())
+    bound = largest_change(study.training, number, study.averaging.rounds, largest)
+    return min(bound, study.privacy.max_norm or bound)
 
 
 def starting_model(study: Study) -> tuple[AnyModel, dict[str, Any]]:
@@ -73,61 +97,101 @@ def starting_model(study: Study) -> tuple[AnyModel, dict[str, Any]]:
     return model, {"start": {"file": Path(study.start).name, **about}, **licence}
 
 
-def average(strategy: FedAvg, round_number: int, replies: Mapping[str, TrainReply]) -> Arrays:
-    """Average the weights of the replies with a Flower strategy.
+def average(config: RoundsConfig, strategy: FedAvg, request: TrainRequest, answers: Answers[TrainReply]) -> Arrays:
+    """Average the sites' weights, and take the outer step with a Flower strategy.
 
     Raises
     ------
     ServerError
         If the average is not finite.
     """
+    number = request.round_number
+    if answers.masked:
+        candidates = [(_securely_averaged(request, answers), 1.0)]
+    else:
+        of_sites = {site: reply.part("weights") for site, reply in sorted(answers.replies.items())}
+        candidates = [(w, float(answers.replies[site].arrays["tally/n_windows"])) for site, w in of_sites.items()]
+        if config.robust != "none":
+            candidates = [(robust_centre(config, number, of_sites), 1.0)]
     messages = [
         Message(
-            RecordDict(
-                {
-                    "arrays": to_record(reply.part("weights")),
-                    "metrics": MetricRecord({WEIGHT: reply.n_windows}),
-                }
-            ),
+            RecordDict({"arrays": to_record(weights), "metrics": MetricRecord({WEIGHT: weight})}),
             dst_node_id=0,
             message_type="train",
         )
-        for _, reply in sorted(replies.items())
+        for weights, weight in candidates
     ]
-    arrays, _ = strategy.aggregate_train(round_number, messages)
+    arrays, _ = strategy.aggregate_train(number, messages)
     if arrays is None:
-        raise ServerError(f"round {round_number}: there was nothing to average.")
+        raise ServerError(f"round {number}: there was nothing to average.")
     weights = {name: array.numpy() for name, array in arrays.items()}
     if not all(np.isfinite(values).all() for values in weights.values()):
-        raise ServerError(f"round {round_number}: the averaged model is not finite. Lower training.learning_rate.")
+        raise ServerError(f"round {number}: the averaged model is not finite. Lower training.learning_rate.")
     return weights
 
 
+def _securely_averaged(request: TrainRequest, answers: Answers[TrainReply]) -> Arrays:
+    """Weights of the incoming model, and the mean of updates that were weighted before they were summed."""
+    total_weight = float(answers.total["tally/n_windows"]) / request.max_windows
+    return {
+        name: (values + answers.total[f"update/{name}"] / total_weight).astype(values.dtype)
+        for name, values in request.part("weights").items()
+    }
+
+
 def measure_reconstruction(
-    journal: Journal, round_number: int, replies: Mapping[str, TrainReply | EmbedReply]
+    journal: Journal, round_number: int, answers: Answers[TrainReply] | Answers[EmbedReply]
 ) -> dict[str, ReconstructionSums]:
-    """Write how the model after `round_number` did on held-out participants: the scores, per site and over all.
+    """Write how the model after `round_number` did on held-out participants: the scores over all, and of each site.
+
+    Of single sites only where they show it: in the clear, or by their policy.
 
     Returns
     -------
     dict
-        Atlas → sums by parcel over the sites that have it.
+        Atlas → sums by parcel over the sites that have it and are enough to be summed; `OTHERS` → over all others.
     """
-    by_site = {site: ReconstructionSums(**reply.part("evaluation")) for site, reply in replies.items()}
-    by_atlas = add_by_atlas((replies[site].atlas, sums) for site, sums in by_site.items())
-    # Sites with other atlases have other parcels: their sums add only over all parcels.
-    everything = [sums.over_parcels() for sums in by_site.values()]
-    by_site["all"] = sum(everything[1:], everything[0])
-    journal.measure(round_number, {site: sums.overall for site, sums in by_site.items()})
+    by_atlas = _by_atlas(part_of(answers.total, "evaluation"))
+    if others := part_of(answers.total, f"overall/{MODEL}"):
+        by_atlas[OTHERS] = ReconstructionSums(**others)
+    metrics = {site: own.overall for site, reply in answers.replies.items() if (own := _own_sums(reply)) is not None}
+    if by_atlas:
+        # Sites with other atlases have other parcels: their sums add only over all parcels.
+        everything = [sums.over_parcels() for sums in by_atlas.values()]
+        metrics["all"] = sum(everything[1:], everything[0]).overall
+    journal.measure(round_number, metrics)
     return by_atlas
 
 
-def _measure_training(journal: Journal, round_number: int, replies: Mapping[str, TrainReply]) -> None:
-    """Write the losses of a round, and their mean over all windows."""
-    total = sum(reply.n_windows for reply in replies.values())
-    loss = sum(reply.loss * reply.n_windows for reply in replies.values()) / total
-    metrics = {site: {"loss": reply.loss, "n_windows": reply.n_windows} for site, reply in replies.items()}
-    journal.measure(round_number, {**metrics, "all": {"loss": loss, "n_windows": total}})
+def _own_sums(reply: TrainReply | EmbedReply) -> ReconstructionSums | None:
+    """One site's sums, as far as they can be read."""
+    if "shown/evaluation" in reply.arrays:
+        parcels = reply.arrays["shown/evaluation"]
+        return ReconstructionSums(parcels, np.zeros((len(parcels), 1)))
+    return next(iter(_by_atlas(reply.part("evaluation")).values()), None)
+
+
+def _by_atlas(arrays: Arrays) -> dict[str, ReconstructionSums]:
+    atlases = sorted({name.rpartition("/")[0] for name in arrays})
+    return {atlas: ReconstructionSums(**part_of(arrays, atlas)) for atlas in atlases}
+
+
+def _measure_training(journal: Journal, round_number: int, answers: Answers[TrainReply]) -> None:
+    """Write the mean loss over all windows, and those of the sites that show it."""
+    metrics: dict[str, dict[str, float]] = {}
+    for site, reply in answers.replies.items():
+        if "shown/loss" in reply.arrays:
+            metrics[site] = {"loss": float(reply.arrays["shown/loss"])}
+        elif not reply.sealed:
+            metrics[site] = _losses(reply.arrays)
+    journal.measure(round_number, {**metrics, "all": _losses(answers.total)})
+
+
+def _losses(arrays: Mapping[str, Any]) -> dict[str, float]:
+    """Mean loss of the windows behind a sum, if it has one, and how many windows the update is weighted by."""
+    n_losses, n_windows = (float(arrays[f"tally/{name}"]) for name in ("n_losses", "n_windows"))
+    loss = {"loss": float(arrays["tally/loss"]) / n_losses} if n_losses else {}
+    return {**loss, "n_windows": n_windows}
 
 
 def save_round(

@@ -10,7 +10,7 @@ from typing import Any
 
 from brainlm.embedding import find_recipe
 from cohorts.files import save_arrays
-from exchange.messages import HarmonizeReply, HarmonizeRequest, Step, TableSpec, join
+from exchange.messages import HarmonizeReply, HarmonizeRequest, Step, TableSpec, join, part_of
 from harmonization import ComBatModel, Design, HarmonizationError, Projection, Residualization, State
 from harmonization.projection import ProjectionModel
 from harmonization.residualization import ResidualizationModel
@@ -27,10 +27,13 @@ from server.comparing import (
 from server.errors import QuorumError, StudyError
 from server.journal import Journal
 from server.roster import Roster
+from server.shown import keep_shown
 from server.study import Study
 from server.sums import Task, solve_together
 
 STAGE = "harmonization"
+FINAL = "embedding.residualized"
+"""Feature set that the recipe ends with."""
 _VECTORS = "vectors."
 """How sites name feature sets that they brought along: not all participants may have them."""
 
@@ -64,8 +67,8 @@ class Harmonizing:
     ----------
     dimensions : dict
         Feature set → number of features.
-    n_participants : dict
-        Site → participants that it embedded.
+    n_participants : int
+        Participants that the sites embedded.
     """
 
     def __init__(
@@ -74,13 +77,13 @@ class Harmonizing:
         roster: Roster,
         journal: Journal,
         dimensions: dict[str, int],
-        n_participants: dict[str, int],
+        n_participants: int,
     ) -> None:
         self.study = study
         self.roster = roster
         self.journal = journal
         self.dimensions = dimensions
-        self.n_participants = n_participants
+        self._n_counted = n_participants
         self.findings = Findings()
         self.removed = study.design(study.residualized)
         harmonized = study.harmonization.method != "none"
@@ -114,6 +117,12 @@ class Harmonizing:
             return
         for name, state in models.items():
             self.findings.association[name.removeprefix("association/")] = describe_association(state)
+
+    @property
+    def n_participants(self) -> int:
+        """Participants behind the sums: as the sites last counted, less those of sites that fell silent since."""
+        described = sum(self.roster.about[site].n_participants for site in self.roster.sites)
+        return min(self._n_counted, described)
 
     @property
     def variants(self) -> list[Variant]:
@@ -239,8 +248,7 @@ class Harmonizing:
         Both views together then leave half of the freedom that the training people have.
         """
         assert self.study.association is not None, "only studies with vectors associate them"
-        n_participants = sum(self.n_participants[site] for site in self.roster.sites)
-        return max(1, min(self.study.association.components, size, n_participants // 4))
+        return max(1, min(self.study.association.components, size, self.n_participants // 4))
 
     def _apply_recipe(self, models: dict[str, Any]) -> None:
         """Project the harmonized embedding, and take the covariates' effects out."""
@@ -255,7 +263,7 @@ class Harmonizing:
         projected = Step(source=self._final, result=result, transform="projection", model=projection.kind)
         residualized = Step(
             source=result,
-            result="embedding.residualized",
+            result=FINAL,
             transform="residualization",
             model=effects.kind,
             covariates=removed.to_json(),
@@ -266,8 +274,7 @@ class Harmonizing:
     def _most(self, size: int) -> int:
         """As many components as the recipe, the features and half the participants allow."""
         most = find_recipe(self.study.recipe).components
-        n_participants = sum(self.n_participants[site] for site in self.roster.sites)
-        return min(most, size, max(1, n_participants // 2))
+        return min(most, size, max(1, self.n_participants // 2))
 
     def _solve(self, make_tasks: Callable[[], dict[str, Task]]) -> dict[str, Any]:
         return solve_together(make_tasks, self.study.study, self.roster, STAGE)
@@ -277,13 +284,18 @@ class Harmonizing:
         if not steps:
             return
         arrays = {step.result: model.to_arrays() for step, model in steps}
-        request = HarmonizeRequest(arrays=join(**arrays), study=self.study.study, steps=[step for step, _ in steps])
-        replies = self.roster.ask(request, HarmonizeReply, STAGE)
-        self.roster.keep(replies)
-        self.n_participants = {
-            site: min(n for name, n in reply.n_participants.items() if not name.startswith(_VECTORS))
-            for site, reply in replies.items()
-        }
+        results = [step.result for step, _ in steps]
+        request = HarmonizeRequest(
+            arrays=join(**arrays),
+            study=self.study.study,
+            steps=[step for step, _ in steps],
+            final=FINAL if FINAL in results else None,
+        )
+        answers = self.roster.ask(request, HarmonizeReply, STAGE)
+        self.roster.keep(answers.replies)
+        tally = part_of(answers.total, "tally")
+        self._n_counted = min(int(n) for name, n in tally.items() if not name.startswith(_VECTORS))
+        keep_shown(self.journal.folder, answers.replies)
         for step, _ in steps:
             about = {**step.model_dump(), "columns": Design.from_json(step.covariates).columns}
             save_arrays(

@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS exchanges (
     id INTEGER PRIMARY KEY, stage TEXT NOT NULL, message TEXT NOT NULL, round INTEGER, asked INTEGER NOT NULL,
     answered INTEGER, started REAL NOT NULL, ended REAL, bytes_down INTEGER NOT NULL, bytes_up INTEGER);
 CREATE TABLE IF NOT EXISTS outcomes (
-    exchange INTEGER NOT NULL REFERENCES exchanges (id), site TEXT NOT NULL, outcome TEXT NOT NULL);
+    exchange INTEGER NOT NULL REFERENCES exchanges (id), site TEXT NOT NULL, outcome TEXT NOT NULL, audit_head TEXT);
 CREATE TABLE IF NOT EXISTS metrics (round INTEGER NOT NULL, site TEXT NOT NULL, name TEXT NOT NULL, value REAL);
 """
 
@@ -101,11 +101,24 @@ class Journal:
             )
             return int(row.lastrowid or 0)
 
-    def end_exchange(self, exchange: int, outcomes: dict[str, str], bytes_up: int) -> None:
-        """Write what came back: ``ok``, ``no reply`` or a code for each site."""
+    def next_step(self) -> int:
+        """Number that no exchange has had yet, for a secure sum."""
+        with self._connected() as database:
+            (last,) = database.execute("SELECT MAX(id) FROM exchanges").fetchone()
+        return int(last or 0) + 1
+
+    def end_exchange(
+        self, exchange: int, outcomes: dict[str, str], bytes_up: int, audit_heads: Mapping[str, str] | None = None
+    ) -> None:
+        """Write what came back: ``ok``, ``no reply`` or a code for each site, and the heads of their audit logs.
+
+        A site's log that lacks a head which stands here was cut or rewritten since.
+        """
+        heads = audit_heads or {}
         with self._connected() as database:
             database.executemany(
-                "INSERT INTO outcomes VALUES (?, ?, ?)", [(exchange, site, said) for site, said in outcomes.items()]
+                "INSERT INTO outcomes VALUES (?, ?, ?, ?)",
+                [(exchange, site, said, heads.get(site)) for site, said in outcomes.items()],
             )
             answered = sum(said == "ok" for said in outcomes.values())
             database.execute(

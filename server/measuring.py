@@ -10,7 +10,9 @@ from brainlm.config import WindowConfig
 from brainlm.scaling import QUARTILES, Scaling
 from cohorts.files import save_arrays
 from exchange.messages import Arrays, FrameSpec
+from exchange.roster import MIN_SITES
 from harmonization import Analysis, Moments, Quantiles, SecondMoments
+from server.errors import StudyError
 from server.journal import Journal
 from server.roster import Roster
 from server.study import Study
@@ -42,10 +44,23 @@ def measure(study: Study, roster: Roster, journal: Journal) -> Measures:
     """
     scaled = Measures(_scaling(study, roster))
     measures = Measures(scaled.scaling, _moments(study, roster, scaled))
+    _require_measures(study, roster, measures)
     about = {"study": study.study, "seed": study.seed, "scaling": study.model.window.scaling}
     for name, arrays in (measures.scaling_parts() | measures.moments_parts()).items():
         save_arrays(journal.folder / f"{name}.safetensors", arrays, about)
     return measures
+
+
+def _require_measures(study: Study, roster: Roster, measures: Measures) -> None:
+    """Refuse to train without what the model needs, where too few sites share an atlas to sum it securely."""
+    needed = [("window.scaling: robust", measures.scaling)] if study.needs_quartiles() else []
+    needed += [("residual: gaussian", measures.moments)] if study.starts_from_linear_prediction else []
+    for setting, measured in needed:
+        for atlas in roster.by_atlas().keys() - measured.keys():
+            raise StudyError(
+                f"{setting} needs sums over the sites with atlas {atlas}, which are fewer than the {MIN_SITES} that "
+                "a secure sum takes. Change the model, or leave the atlas out."
+            )
 
 
 def _scaling(study: Study, roster: Roster) -> dict[str, Scaling]:
@@ -70,8 +85,7 @@ def _solve(
 
     def tasks() -> dict[str, Task]:
         found = {}
-        for atlas in study.contract().atlases:
-            sites = tuple(site for site, about in roster.about.items() if about.atlas == atlas)
+        for atlas, sites in roster.by_atlas().items():
             spec = FrameSpec(
                 atlas=atlas,
                 window=window.model_dump(mode="json"),
@@ -79,7 +93,9 @@ def _solve(
                 seed=study.seed,
             )
             if sites:
-                found[atlas] = Task(analysis, spec, sites)
+                found[atlas] = Task(analysis, spec, tuple(sites))
         return found
 
-    return solve_together(tasks, study.study, roster, STAGE, scaling)
+    if not tasks():
+        return {}
+    return solve_together(tasks, study.study, roster, STAGE, scaling, study.privacy.frame_noise)

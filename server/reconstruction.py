@@ -4,7 +4,7 @@
 ``horizon``, and ``name`` the network's name or the frames to the nearest visible one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,26 @@ import pandas as pd
 from brainlm.evaluation import MODEL, SCORES, ReconstructionSums, scores
 from cohorts import load_atlas
 from cohorts.files import atomic_path
-from exchange.messages import EmbedReply
+from exchange.messages import Arrays, part_of
 from server.study import Study
+
+OTHERS = ""
+"""Stands for all atlases that too few sites share to sum by parcel: their sums are over all parcels together."""
 
 SumsByAtlas = Mapping[str, ReconstructionSums]
 
 
-def add_by_atlas(parts: Iterable[tuple[str, ReconstructionSums]]) -> dict[str, ReconstructionSums]:
-    """Add the sums of sites (atlas, sums) that have the same atlas."""
-    added: dict[str, ReconstructionSums] = {}
-    for atlas, sums in parts:
-        added[atlas] = added[atlas] + sums if atlas in added else sums
-    return added
-
-
-def add_baselines(replies: Mapping[str, EmbedReply]) -> dict[str, dict[str, ReconstructionSums]]:
-    """Add the sites' sums of each baseline: predictor → atlas → sums."""
-    parts: dict[str, list[tuple[str, ReconstructionSums]]] = {}
-    for _, reply in sorted(replies.items()):
-        arrays = reply.part("baselines")
-        for name in dict.fromkeys(key.split("/")[0] for key in arrays):
-            own = {key.removeprefix(f"{name}/"): arrays[key] for key in arrays if key.startswith(f"{name}/")}
-            parts.setdefault(name, []).append((reply.atlas, ReconstructionSums(**own)))
-    return {name: add_by_atlas(of_predictor) for name, of_predictor in parts.items()}
+def baselines_of(total: Arrays) -> dict[str, dict[str, ReconstructionSums]]:
+    """Read the summed arrays of the baselines: predictor → atlas → sums."""
+    found: dict[str, dict[str, ReconstructionSums]] = {}
+    arrays = part_of(total, "baselines")
+    for key in sorted({name.rpartition("/")[0] for name in arrays}):
+        atlas, _, predictor = key.partition("/")
+        found.setdefault(predictor, {})[atlas] = ReconstructionSums(**part_of(arrays, key))
+    others = part_of(total, "overall")
+    for predictor in sorted({name.rpartition("/")[0] for name in others} - {MODEL}):
+        found.setdefault(predictor, {})[OTHERS] = ReconstructionSums(**part_of(others, predictor))
+    return found
 
 
 def write_reconstruction(study: Study, folder: Path, by_predictor: Mapping[str, SumsByAtlas]) -> None:
@@ -89,7 +86,7 @@ def _groups(by_atlas: SumsByAtlas, networks: Mapping[str, tuple[str, ...] | None
     everything = sum(others, first)
     by_network: dict[str, np.ndarray] = {}
     for atlas, sums in by_atlas.items():
-        for name, of_network in sums.by_network(networks[atlas] or ()).items():
+        for name, of_network in sums.by_network(networks.get(atlas) or ()).items():
             by_network[name] = by_network.get(name, 0) + of_network
     return {
         "all": {"": everything.parcels[:, 0]},

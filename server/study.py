@@ -8,12 +8,13 @@ from pydantic import Field, model_validator
 
 from brainlm.architectures import AnyConfig, check_model_config, weight_shapes
 from brainlm.checkpoints import load_settings
-from brainlm.config import ModelConfig, TrainingConfig
+from brainlm.config import ModelConfig, SummaryNoise, TrainingConfig
 from brainlm.embedding import RECIPES
 from brainlm.official_base import ReleasedConfig
 from cohorts import CohortError, SettingsError, load_atlas
 from cohorts.contract import CohortContract
 from cohorts.settings import Settings, check_settings, read_yaml
+from exchange.roster import MIN_SITES
 from harmonization.combat import Prior
 from harmonization.design import KNOWN, Categorical, Continuous, Covariate, Design
 
@@ -85,7 +86,7 @@ class RoundsConfig(Settings):
     compares the rules."""
     byzantine: int = Field(1, ge=1)
     """Sites that may answer wrongly without harm, in any way and together."""
-    quorum: int = Field(2, ge=1)
+    quorum: int = Field(3, ge=1)
     """Sites that must answer every exchange; fewer end the run."""
     sites: int | None = Field(None, ge=1)
     """Sites to wait for at the start, as long as start_deadline_s; a quorum may then go on. Null: the quorum."""
@@ -121,6 +122,23 @@ class RoundsConfig(Settings):
     def outer_learning_rate(self) -> float:
         """Learning rate of the outer step."""
         return self.server_learning_rate or _OUTER_LEARNING_RATES[self.optimizer]
+
+
+class ProtectionConfig(Settings):
+    """How the sites' answers are kept from the coordinator."""
+
+    secure_sums: bool = True
+    """Mask what is summed, so that the coordinator reads sums over three or more sites and no single site's."""
+    roster: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Hash of the roster of keys that all sites must have approved; null for the one that they have in common."""
+    max_attempts: int = Field(2, ge=1)
+    """Attempts at one secure sum. Each further one is among the sites that are left when one fell silent."""
+    max_norm: float | None = Field(None, gt=0)
+    """L2 norm that every site's update of the model is scaled down to if it is longer, so that none outweighs the
+    others; null for no such bound."""
+    frame_noise: SummaryNoise | None = None
+    """Noise on what is summed over frames before training: quartiles and second moments, at the price of the sites'
+    privacy budgets. A participant's second moments have about the length of their frames times parcels."""
 
 
 class HarmonizationConfig(Settings):
@@ -201,6 +219,7 @@ class Study(Settings):
     """Path of a checkpoint, relative to the study's, whose weights training goes on from; null for fresh ones."""
     training: TrainingConfig = TrainingConfig()
     averaging: RoundsConfig = RoundsConfig()
+    privacy: ProtectionConfig = ProtectionConfig()
     recipe: str = "rsfmri_brainlm_segments_v1"
     covariates: dict[str, CovariateConfig] = Field(default_factory=dict)
     """Codings of covariates that are not among the known ones, or are to be coded otherwise."""
@@ -220,7 +239,39 @@ class Study(Settings):
         if "site" in self.analyses.targets:
             raise ValueError("analyses.targets holds 'site', which is measured anyway. Leave it out.")
         self._check_harmonization()
+        self._check_protection()
         return self
+
+    def _check_protection(self) -> None:
+        if self.training.privacy is not None and (self.needs_quartiles() or self.starts_from_linear_prediction):
+            raise ValueError(
+                "training.privacy hides who was trained on, and the model rests on sums over their frames. Use "
+                "window.scaling: zscore and residual: none."
+            )
+        if self.training.privacy is not None and self.needs_moments() and self.privacy.frame_noise is None:
+            raise ValueError(
+                "training.privacy hides who was trained on, and analyses.gaussian_baseline sums their frames without "
+                "noise, so that epsilon would not hold. Set gaussian_baseline: false, or privacy.frame_noise."
+            )
+        if not self.privacy.secure_sums:
+            return
+        if self.averaging.quorum < MIN_SITES:
+            raise ValueError(
+                f"averaging.quorum is {self.averaging.quorum}, and a secure sum needs {MIN_SITES} sites. Raise it, "
+                "or set privacy.secure_sums: false."
+            )
+        if self.averaging.robust != "none":
+            raise ValueError(
+                f"averaging.robust: {self.averaging.robust} must see each site's weights, which secure sums hide. Set "
+                "averaging.robust: none and bound updates with privacy.max_norm, or set privacy.secure_sums: false."
+            )
+        unbounded = self.training.optimizer == "sgd" and self.training.clip_norm is None
+        if unbounded and self.privacy.max_norm is None:
+            remedy = "privacy.max_norm" if self.training.privacy else "training.clip_norm or privacy.max_norm"
+            raise ValueError(
+                "optimizer sgd without training.clip_norm may change weights by any amount, and a secure sum needs a "
+                f"bound. Set {remedy}."
+            )
 
     def _check_harmonization(self) -> None:
         harmonization = self.harmonization
@@ -339,10 +390,14 @@ class Study(Settings):
         methods = dict.fromkeys((method, CONTROLS.get(method, method), *self.analyses.compare))
         return [*analyses, *(method for method in methods if method != "none")]
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of the covariates and targets that it uses, in order."""
+        return sorted({*self.harmonization.keep, *self.residualized, *self.analyses.targets} - {"site"})
+
     def contract(self) -> CohortContract:
         """What a site checks its cohort against."""
-        needed = {*self.harmonization.keep, *self.residualized, *self.analyses.targets} - {"site"}
-        codings = [self.coding(name) for name in sorted(needed)]
+        codings = [self.coding(name) for name in self.columns]
         return CohortContract(
             atlases={atlas.name: atlas.content_hash for atlas in map(load_atlas, self.cohort.atlases)},
             min_t_r=self.cohort.min_t_r,

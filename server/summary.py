@@ -47,6 +47,7 @@ def write_summary(
         "title": study.title,
         "status": facts["status"],
         "reason": facts.get("reason", ""),
+        "flower_run": facts.get("flower_run", ""),
         "rounds": int(metrics["round"].max()) if len(metrics) else 0,
         "sites": {site: about.model_dump() for site, about in sites.items()},
         "left_out": facts.get("left_out", ""),
@@ -55,7 +56,7 @@ def write_summary(
         "harmonization": _harmonization(study, findings),
         "probes": findings.probes if findings else {},
         "association": findings.association if findings else {},
-        "privacy": {"secure_sums": False, "differential_privacy": False},
+        "privacy": _privacy(study, journal, sites),
         "exchange": _exchange(journal),
         "software": {name: version(name) for name in ("fedbrainlm", "flwr", "torch", "numpy", "scipy")},
     }
@@ -76,6 +77,8 @@ def write_parcels(study: Study, journal: Journal, by_atlas: Mapping[str, Reconst
         for atlas in map(load_atlas, study.cohort.atlases)
         if atlas.name in by_atlas
     ]
+    if not tables:
+        return
     with atomic_path(journal.folder / "parcels.parquet") as temporary:
         pd.concat(tables).to_parquet(temporary, index=False)
 
@@ -113,6 +116,21 @@ def _harmonization(study: Study, findings: Findings | None) -> dict[str, Any]:
     if findings is None:
         return settings
     return {**settings, "components": findings.components, "site_effect": findings.site_effect}
+
+
+def _privacy(study: Study, journal: Journal, sites: Mapping[str, DescribeReply]) -> dict[str, Any]:
+    """How the sites' answers were kept from the coordinator, and the heads of their audit logs at the end."""
+    answered = journal.table("outcomes").query("outcome == 'ok'")
+    heads = answered[answered["site"].isin(sites)].groupby("site")["audit_head"].last()
+    training = study.training.privacy
+    return {
+        "secure_sums": study.privacy.secure_sums,
+        "roster": journal.facts().get("roster"),
+        "max_norm": study.privacy.max_norm,
+        "frame_noise": study.privacy.frame_noise.model_dump(mode="json") if study.privacy.frame_noise else None,
+        "differential_privacy": training.model_dump(mode="json") if training else None,
+        "audit_heads": {str(site): head for site, head in heads.items()},
+    }
 
 
 def _exchange(journal: Journal) -> dict[str, int]:

@@ -4,8 +4,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exchange.messages import Arrays, FrameSpec, Job, SummarizeReply, SummarizeRequest, TableSpec, join
-from harmonization import Analysis, State, add_sums
+from brainlm.config import SummaryNoise
+from exchange.messages import (
+    Arrays,
+    FrameSpec,
+    Group,
+    Job,
+    SummarizeReply,
+    SummarizeRequest,
+    TableSpec,
+    join,
+    part_of,
+)
+from harmonization import Analysis, State
 from server.roster import Roster
 
 
@@ -30,25 +41,26 @@ def solve_together(
     roster: Roster,
     stage: str,
     shared: Mapping[str, Arrays] | None = None,
+    noise: SummaryNoise | None = None,
 ) -> dict[str, Any]:
     """Run all tasks in lock-step and return their final states.
 
-    Parts `shared` go with every request.
+    Parts `shared` go with every request, and sites put `noise` on every sum.
 
     A sum that lacks a site that was in the one before would be wrong. When a site falls silent, it is left out for
-    good, and the tasks are made anew for the others and begin again.
+    good, and the tasks are made anew for the others and begin again, unless they had not begun.
     """
     while True:
         tasks = make_tasks()
         states: dict[str, State] = {}
         while pending := [name for name in tasks if name not in states or not states[name].done]:
-            replies = roster.ask(_request(study, tasks, states, pending, shared or {}), SummarizeReply, stage)
-            if len(replies) < len(roster.sites):
-                roster.keep(replies)
-                break
+            answers = roster.ask(_request(study, tasks, states, pending, shared or {}, noise), SummarizeReply, stage)
+            if len(answers.replies) < len(roster.sites):
+                roster.keep(answers.replies)
+                if states or make_tasks() != tasks:
+                    break
             for name in pending:
-                sites = replies if tasks[name].sites is None else tasks[name].sites
-                total = add_sums(replies[site].part(name) for site in sites)
+                total = part_of(answers.total, name)
                 states[name] = tasks[name].analysis.solve(total, states.get(name))
         else:
             return dict(states)
@@ -60,6 +72,7 @@ def _request(
     states: Mapping[str, State],
     names: list[str],
     shared: Mapping[str, Arrays],
+    noise: SummaryNoise | None,
 ) -> SummarizeRequest:
     jobs = {
         name: Job(
@@ -71,4 +84,11 @@ def _request(
         for name in names
     }
     arrays = {name: states[name].to_arrays() for name in names if name in states}
-    return SummarizeRequest(arrays=join(**arrays, **shared), study=study, jobs=jobs)
+    groups = [Group(parts=[name], sites=list(sites)) for name in names if (sites := tasks[name].sites) is not None]
+    return SummarizeRequest(
+        arrays=join(**arrays, **shared),
+        study=study,
+        jobs=jobs,
+        groups=groups,
+        noise=noise.model_dump(mode="json") if noise else None,
+    )

@@ -1,14 +1,20 @@
 """Fixtures that many tests share."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from server.journal import Journal
 from tests.support.federation import run_study, simulate_small_cohorts, write_sites
 from tests.support.local_grid import LocalGrid
 
+# Examples are drawn at random where people look on, and are the same each time where nobody does.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 SHARED = Path(__file__).parents[2] / "shared"
 
 

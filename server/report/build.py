@@ -266,12 +266,54 @@ def _exchanges(data: RunData) -> Table:
     return Table(header, rows, f"Not answered: {note}." if note else "Every question was answered.")
 
 
+def _protection(data: RunData) -> Table:
+    """What was done so that single sites and participants cannot be read."""
+    privacy = data.summary["privacy"]
+    if not privacy["secure_sums"]:
+        sums = "off: each site's sums could be read"
+    elif privacy["roster"] is None:
+        sums = "on; the run ended before the sites had found keys in common"
+    else:
+        sums = _secure_sums(data)
+    rows = [["secure sums", sums]]
+    if privacy["max_norm"] is not None:
+        rows.append(["length of an update", f"at most {privacy['max_norm']:g} (L2)"])
+    if (training := privacy["differential_privacy"]) is not None:
+        aim = "noise_multiplier" if training["epsilon"] is None else "epsilon"
+        rows.append(
+            [
+                "differential privacy of the training participants, in the model and not in the analyses after it",
+                f"{aim.replace('_', ' ')} {training[aim]:g}, delta {training['delta']:g}, gradients clipped to "
+                f"{training['clip']:g}",
+            ]
+        )
+    if (noise := privacy["frame_noise"]) is not None:
+        rows.append(["noise on sums over frames", f"{noise['noise_multiplier']:g} times a clip of {noise['clip']:g}"])
+    shows = sorted(set(data.metrics["site"]) - {"all"}) if privacy["secure_sums"] else []
+    if shows:
+        rows.append(["sites that showed their own metrics", ", ".join(shows)])
+    heads = "; ".join(f"{site} {head[:12]}" for site, head in privacy["audit_heads"].items())
+    note = f"Heads of the sites' audit logs at the end: {heads}. summary.json has them whole." if heads else ""
+    return Table(["measure", "what was done"], rows, note)
+
+
+def _secure_sums(data: RunData) -> str:
+    silent = data.outcomes.query("outcome != 'ok'")["exchange"].nunique()
+    again = f"; a site fell silent in {silent} exchanges" if silent else ""
+    roster = data.summary["privacy"]["roster"][:12]
+    return (
+        f"on, with the keys of roster {roster}: only totals could be read, of which those of site effects show each "
+        f"site's mean features{again}"
+    )
+
+
 TABLES = {
     "sites": _sites,
     "baselines": _baselines,
     "site_effects": _site_effects,
     "probes": _probes,
     "association": _association,
+    "protection": _protection,
     "exchanges": _exchanges,
 }
 

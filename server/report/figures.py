@@ -57,12 +57,16 @@ def learning_curves(data: RunData) -> Figure | None:
     left, right = figure.subplots(1, 2)
     _curves(left, data, "loss")
     left.set(title="Training loss", xlabel="round", ylabel="mean squared error")
+    if not left.lines:  # of private training
+        left.text(0.5, 0.5, "not sent where training is private", ha="center", transform=left.transAxes)
     _curves(right, data, "masked_r2")
     right.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     right.set(title="Masked R², held-out participants", xlabel="round", ylabel="R²")
     # An untrained model is far below 0: show where it starts without flattening the rest.
-    right.set_ylim(bottom=max(-0.5, right.get_ylim()[0]))
-    handles, labels = left.get_legend_handles_labels()
+    best = data.metrics.query("name == 'masked_r2'")["value"].max()
+    if best > -0.5:
+        right.set_ylim(bottom=max(-0.5, right.get_ylim()[0]))
+    handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
     return figure
 
@@ -234,6 +238,8 @@ def _curves(axes: Axes, data: RunData, name: str) -> None:
     metric = data.metrics[data.metrics["name"] == name]
     for number, site in enumerate([*data.sites, "all"]):
         line = metric[metric["site"] == site].sort_values("round")
+        if line.empty:  # a site that shows no metrics of its own
+            continue
         everything = site == "all"
         axes.plot(
             line["round"],

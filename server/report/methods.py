@@ -1,5 +1,6 @@
 """The methods paragraph: what was done, in the words of a paper, from the run itself."""
 
+from collections.abc import Callable
 from typing import Any
 
 from server.report.data import RunData
@@ -24,6 +25,8 @@ REFERENCES = {
     "phantoms. Communications Engineering 2024;3:6.",
     "permanova": "Anderson MJ. A new method for non-parametric multivariate analysis of variance. Austral Ecology "
     "2001;26:32-46.",
+    "secure_sum": "Bonawitz K, et al. Practical secure aggregation for privacy-preserving machine learning. CCS 2017.",
+    "dp_sgd": "Abadi M, et al. Deep learning with differential privacy. CCS 2016.",
     "cca": "Hotelling H. Relations between two sets of variates. Biometrika 1936;28:321-377.",
 }
 _OPTIMIZERS = {"adamw": "AdamW", "sgd": "gradient descent"}
@@ -86,6 +89,7 @@ def methods_paragraph(data: RunData) -> tuple[str, list[str]]:
     text.append(_cohorts(data))
     text.append(_model(data, cite("brainlm"), cite("mae")))
     text.append(_federation(data, cite("fedavg"), cite("flower")))
+    text += _protection(data, cite)
     text.append(_embedding(data))
     method = data.summary["harmonization"]["method"]
     if method != "none":
@@ -155,6 +159,24 @@ def _federation(data: RunData, fedavg: str, flower: str) -> str:
         f"{training['batch_size']} windows (peak learning rate {training['learning_rate']:g}, cosine schedule over all "
         f"rounds), leaving out {training['holdout']:.0%} of its participants for evaluation."
     )
+
+
+def _protection(data: RunData, cite: Callable[..., str]) -> list[str]:
+    privacy, text = data.summary["privacy"], []
+    if privacy["secure_sums"]:
+        text.append(
+            "All that was added over the sites, model updates included, was masked with pairwise keys, so that the "
+            f"coordinator could read only sums over three or more of them {cite('secure_sum')}."
+        )
+    if (training := privacy["differential_privacy"]) is not None:
+        goal = "noise multiplier" if training["epsilon"] is None else "ε"
+        value = training["noise_multiplier"] if training["epsilon"] is None else training["epsilon"]
+        text.append(
+            f"Training was differentially private with the participant as the unit {cite('dp_sgd')} ({goal} {value:g}, "
+            f"δ {training['delta']:g}, gradients clipped to {training['clip']:g}): in every step each was drawn with "
+            "probability batch size over participants, at most 1."
+        )
+    return text
 
 
 def _embedding(data: RunData) -> str:

@@ -32,7 +32,7 @@ def test_what_cannot_work_is_said_before_flower_starts(capsys, tmp_path, study, 
     first, second, _ = small_cohorts
 
     assert "either --simulate COHORT_DIR... or --federation" in refused(capsys, tmp_path, study)
-    assert "1 cohorts were given; the study's quorum is 2" in refused(capsys, tmp_path, study, "--simulate", first)
+    assert "1 cohorts were given; the study's quorum is 3" in refused(capsys, tmp_path, study, "--simulate", first)
     assert "two cohorts are called 'aalborg'" in refused(capsys, tmp_path, study, "--simulate", first, first)
     assert "is not a cohort" in refused(capsys, tmp_path, study, "--simulate", first, tmp_path)
     assert "no such connection" in refused(capsys, tmp_path, study, "--federation", "nowhere")
@@ -40,22 +40,21 @@ def test_what_cannot_work_is_said_before_flower_starts(capsys, tmp_path, study, 
 
 
 def test_cohorts_that_miss_the_contract_are_named(capsys, tmp_path, study, small_cohorts):
-    both = small_cohorts[:2]
     change(study, cohort={"atlases": ["aal116"]})
-    said = refused(capsys, tmp_path, study, "--simulate", *both)
+    said = refused(capsys, tmp_path, study, "--simulate", *small_cohorts)
     assert "cohort aalborg: has atlas schaefer100; the study allows aal116" in said
 
     change(study, cohort={"atlases": ["schaefer100"], "max_t_r": 1.8})
-    assert "cohort aalborg: has recordings of TR 2 s" in refused(capsys, tmp_path, study, "--simulate", *both)
+    assert "cohort aalborg: has recordings of TR 2 s" in refused(capsys, tmp_path, study, "--simulate", *small_cohorts)
 
     change(study, covariates={"iq": {"center": 100, "scale": 15}}, harmonization={"keep": ["iq"]})
-    assert "knows no participant's iq" in refused(capsys, tmp_path, study, "--simulate", *both)
+    assert "knows no participant's iq" in refused(capsys, tmp_path, study, "--simulate", *small_cohorts)
 
     change(study, covariates={"sex": {"levels": ["M", "X"]}})
-    assert "sex has levels outside M, X" in refused(capsys, tmp_path, study, "--simulate", *both)
+    assert "sex has levels outside M, X" in refused(capsys, tmp_path, study, "--simulate", *small_cohorts)
 
     change(study, model={**STUDY["model"], "window": {"t_r": 2.0, "n_frames": 320, "patch_frames": 16}})
-    assert "no recording is 640 s long" in refused(capsys, tmp_path, study, "--simulate", *both)
+    assert "no recording is 640 s long" in refused(capsys, tmp_path, study, "--simulate", *small_cohorts)
 
 
 def test_a_report_needs_a_run_that_ended(capsys, tmp_path):

@@ -60,7 +60,7 @@ def train(
 ) -> RecordDict | Error:
     if weights is None:
         weights = {name: values.numpy() for name, values in initial_model(MODEL, 0).state_dict().items()}
-    training = TrainingConfig(**{**STUDY["training"], "steps_per_round": 3, "holdout": holdout, **changes})
+    training = TrainingConfig(**{**STUDY["training"], "steps_per_round": 6, "holdout": holdout, **changes})
     return ask(
         context,
         TrainRequest(
@@ -82,8 +82,8 @@ def summarize(context: Context, analysis: str, covariates: list[object], **param
 
 
 def test_the_held_out_are_not_evaluated_where_they_are_few(context):
-    alone = TrainReply.from_records(train(context, holdout=0.05)).part("evaluation")
-    enough = TrainReply.from_records(train(context, holdout=0.4)).part("evaluation")
+    alone = TrainReply.from_records(train(context, holdout=0.05)).part("evaluation/schaefer100")
+    enough = TrainReply.from_records(train(context, holdout=0.4)).part("evaluation/schaefer100")
 
     assert all(not values.any() for values in alone.values())
     assert enough["parcels"][0].all()
@@ -109,9 +109,9 @@ def test_baselines_are_evaluated_beside_the_final_model(context):
     moments = {"covariance": covariance, "following": 0.8 * covariance, "autocovariance": 0.8 ** np.arange(32)}
     moments |= {"pairs": np.full((100, 100), 100.0), "n": np.array(100.0)}
 
-    plain = EmbedReply.from_records(embed(context, 0.4)).part("baselines")
-    linear = EmbedReply.from_records(embed(context, 0.4, **moments)).part("baselines")
-    alone = EmbedReply.from_records(embed(context, 0.05, **moments)).part("baselines")
+    plain = EmbedReply.from_records(embed(context, 0.4)).part("baselines/schaefer100")
+    linear = EmbedReply.from_records(embed(context, 0.4, **moments)).part("baselines/schaefer100")
+    alone = EmbedReply.from_records(embed(context, 0.05, **moments)).part("baselines/schaefer100")
 
     names = {"parcel_mean", "time_interpolation"}
     assert {key.split("/")[0] for key in plain} == names
@@ -168,17 +168,56 @@ def test_categories_single_nobody_out(context, features, small_cohorts):
     assert isinstance(summarize(context, "combat", [KNOWN["age"]]), RecordDict)
 
 
-def test_a_study_that_will_be_refused_later_is_refused_at_once(context):
-    request = DescribeRequest(
-        study="small",
-        contract={"atlases": {"schaefer100": Cohort.open(find_site(context).cohort.path).atlas.content_hash}},
-        window=MODEL.window.model_dump(mode="json"),
-        analyses=[CrossValidatedRidge.name],
-        recipe="rsfmri_brainlm_segments_v1",
-        holdout=0.2,
-        folds=4,
-    )
+def describe(context: Context, **changes: object) -> RecordDict | Error:
+    atlas = Cohort.open(find_site(context).cohort.path).atlas
+    study = {
+        "study": "small",
+        "contract": {"atlases": {"schaefer100": atlas.content_hash}},
+        "window": MODEL.window.model_dump(mode="json"),
+        "analyses": [CrossValidatedRidge.name],
+        "recipe": "rsfmri_brainlm_segments_v1",
+        "holdout": 0.2,
+        "folds": 4,
+    }
+    return ask(context, DescribeRequest(**{**study, **changes}))
 
-    assert isinstance(ask(context, request), RecordDict)
-    assert ask(context, request.model_copy(update={"folds": 5})).reason == "policy.small-group"
-    assert ask(context, request.model_copy(update={"holdout": 0.8})).reason == "policy.too-few-participants"
+
+def test_a_study_that_has_had_its_rounds_does_not_begin_anew(context):
+    """Or the second run would end in the middle, after hours of training."""
+    site = find_site(context)
+    site.ledger.enter(study="small", run="1", releases=[], policy=site.policy, rounds=600)
+
+    assert isinstance(describe(context, rounds=400), RecordDict)
+    assert describe(context, rounds=401).reason == "policy.too-many-rounds"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"folds": 5}, "policy.small-group"),
+        ({"holdout": 0.8}, "policy.too-few-participants"),
+        ({"contract": {"atlases": {"aal116": "00"}}}, "contract.atlas"),
+        ({"max_t_r": 1.0}, "contract.repetition-time"),
+        ({"covariates": {"handedness": ()}}, "contract.covariates"),
+        ({"window": {**MODEL.window.model_dump(mode="json"), "n_frames": 3200}}, "contract.no-usable-recordings"),
+        ({"columns": ["handedness"]}, "policy.column-not-allowed"),
+        ({"rounds": 5000}, "policy.too-many-rounds"),
+        ({"secure_sums": False}, "policy.secure-sum-required"),
+        ({"privacy": {"epsilon": 9.0}}, "privacy.budget-spent"),
+        ({"privacy": None}, "privacy.not-as-required"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_study_that_will_be_refused_later_is_refused_at_once(context, changes, code):
+    site = find_site(context)
+    limits = "policy:\n  privacy_required: true\n  epsilon: 8.0"
+    path = site.state.parent / "site.yaml"
+    text = path.read_text().replace("secure_sum_required: false", "secure_sum_required: true")
+    path.write_text(text.replace("policy:", limits))
+    private = {"privacy": {"epsilon": 8.0}}
+    contract = {"atlases": {"schaefer100": site.cohort.atlas.content_hash}}
+    if inside := {"max_t_r", "covariates"} & changes.keys():
+        changes = {"contract": {**contract, **{name: changes[name] for name in inside}}}
+
+    assert isinstance(describe(context, **private), RecordDict)
+    assert describe(context, **{**private, **changes}).reason == code

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cli.flower import stage_app
 from client.audit import AuditLog, app_hash, describe_records
 from client.errors import AuditError
-from exchange.messages import TrainReply
+from exchange.messages import EmbedReply
 
 N_LINES = 9
 
@@ -246,7 +246,7 @@ def test_a_copy_can_be_verified_and_takes_no_file_s_place(written, tmp_path):
 
 def test_every_array_is_described_by_what_crosses_the_wire():
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    records = TrainReply(arrays={"weights/a": values}, n_windows=5, loss=0.5, atlas="a").to_records()
+    records = EmbedReply(arrays={"weights/a": values}, dimensions={"x": 5}).to_records()
 
     array, header = describe_records(records)
 
@@ -258,7 +258,7 @@ def test_every_array_is_described_by_what_crosses_the_wire():
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    assert '"loss":0.5' in header["text"].replace("\\", "").replace(" ", "")
+    assert '"dimensions":{"x":5}' in header["text"].replace("\\", "").replace(" ", "")
 
 
 def test_the_app_has_the_same_hash_here_and_where_flower_unpacks_it(tmp_path):

@@ -209,7 +209,7 @@ def release_of(site: Site, spec: TableSpec, sites: tuple[str, ...] | None = None
     """What would leave of a projection's first round, and its sum of the features."""
     table = find_table(site, "s", spec)
     question = question_of_job(Job(analysis="projection", parameters={}, table=spec), table.data)
-    return Release(question, table.participants, sites), Projection(2).summarize(table.rows, None)["feature_sum"]
+    return Release(question, table.participants, sites=sites), Projection(2).summarize(table.rows, None)["feature_sum"]
 
 
 def test_two_answers_differ_in_the_person_who_withdrew(folder, features):

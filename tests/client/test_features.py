@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from flwr.app import Context, RecordDict
 
-from client.features import FeatureSet, FeatureStore, build_table, complete_rows, find_table
+from client.features import FeatureSet, FeatureStore, complete_rows, find_table
 from client.site import Site, find_site
 from cohorts import Cohort, Recording
 from cohorts.vectors import Vectors, save_vectors
@@ -54,11 +54,11 @@ def test_people_without_a_covariate_drop_out(site):
 def test_tables_hold_the_people_for_whom_all_is_known(site):
     FeatureStore(site.folder_of("s")).write("x", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4)))
 
-    plain = build_table(site, "s", TableSpec(features="x"))
-    with_sex = build_table(
+    plain = find_table(site, "s", TableSpec(features="x")).rows
+    with_sex = find_table(
         site, "s", TableSpec(features="x", covariates=Design((KNOWN["sex"],)).to_json(), target="age")
-    )
-    by_site = build_table(site, "s", TableSpec(features="x", target="site", levels=["elsewhere", "here"]))
+    ).rows
+    by_site = find_table(site, "s", TableSpec(features="x", target="site", levels=["elsewhere", "here"])).rows
 
     assert plain.n == 4
     np.testing.assert_array_equal(with_sex.features, np.eye(4)[[0, 3]])
@@ -74,11 +74,11 @@ def test_loadings_are_those_of_the_projection(site):
     components = np.arange(8.0).reshape(2, 4)
     store.write_model("x.components", {"components": components, "mean": np.zeros(4)})
 
-    table = build_table(site, "s", TableSpec(features="x", through="x.components"))
+    table = find_table(site, "s", TableSpec(features="x", through="x.components")).rows
 
     np.testing.assert_array_equal(table.loadings, components.T)
     with pytest.raises(Refusal, match="was not made yet"):
-        build_table(site, "s", TableSpec(features="x", through="y.components"))
+        find_table(site, "s", TableSpec(features="x", through="y.components"))
 
 
 def test_leading_components_are_enough_where_few_are_wanted(site):
@@ -86,7 +86,7 @@ def test_leading_components_are_enough_where_few_are_wanted(site):
     store.write("x", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4)))
     store.write_model("x.components", {"components": np.eye(4), "mean": np.zeros(4)})
 
-    table = build_table(site, "s", TableSpec(features="x", through="x.components", n_loadings=2))
+    table = find_table(site, "s", TableSpec(features="x", through="x.components", n_loadings=2)).rows
 
     np.testing.assert_array_equal(table.loadings, np.eye(4)[:, :2])
 
@@ -94,13 +94,13 @@ def test_leading_components_are_enough_where_few_are_wanted(site):
 def test_a_category_is_a_target_of_one_column_a_level(site):
     FeatureStore(site.folder_of("s")).write("x", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4)))
 
-    table = build_table(site, "s", TableSpec(features="x", target="sex", levels=["F", "M"]))
+    table = find_table(site, "s", TableSpec(features="x", target="sex", levels=["F", "M"])).rows
 
     np.testing.assert_array_equal(table.target, [[1, 0], [0, 1], [0, 1]])
     strict = site.policy.model_copy(update={"min_group": 2})
     site.policy = strict
     with pytest.raises(Refusal, match="sex = F"):
-        build_table(site, "s", TableSpec(features="x", target="sex", levels=["F", "M"]))
+        find_table(site, "s", TableSpec(features="x", target="sex", levels=["F", "M"]))
 
 
 def test_both_views_are_of_the_same_people_in_the_same_order(site):
@@ -108,7 +108,7 @@ def test_both_views_are_of_the_same_people_in_the_same_order(site):
     matrix = np.arange(6.0).reshape(3, 2)
     save_vectors(site.cohort, Vectors(["sub-3", "sub-0", "sub-1"], matrix), "genes")
 
-    table = build_table(site, "s", TableSpec(features="x", second="vectors.genes", covariates=AGE.to_json()))
+    table = find_table(site, "s", TableSpec(features="x", second="vectors.genes", covariates=AGE.to_json())).rows
 
     np.testing.assert_array_equal(table.features, np.eye(4)[[0, 3]])  # sub-1 has no age, sub-2 no vector
     np.testing.assert_array_equal(table.second, matrix[[1, 0]])
@@ -137,4 +137,4 @@ def test_what_the_site_does_not_know_is_refused(site, spec):
     FeatureStore(site.folder_of("s")).write("x", FeatureSet([f"sub-{n}" for n in range(4)], np.eye(4)))
 
     with pytest.raises(Exception, match=r"not in the list|not among the cohort's covariates"):
-        build_table(site, "s", TableSpec(features="x", **spec))
+        find_table(site, "s", TableSpec(features="x", **spec))

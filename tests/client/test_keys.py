@@ -134,6 +134,21 @@ def test_what_changed_since_the_approval_is_refused(rings, roster, tmp_path):
     assert "the site's own has" in refused(anew, roster.hash)
 
 
+def test_after_a_change_of_keys_the_site_names_only_rosters_with_its_new_one(rings, tmp_path):
+    """The coordinator takes any roster that all sites name; the old one would be refused in the first sum."""
+    bundles = {name: ring.public_bundle() for name, ring in rings.items()}
+    rings["aalborg"].approve(KeyRoster.from_bundles("north", list(bundles.values())), "anna")
+    (tmp_path / "aalborg" / "x25519.key").unlink()
+    anew = Keyring("aalborg", tmp_path / "aalborg", rings["aalborg"].audit)
+    assert anew.usable() == []
+
+    roster = KeyRoster.from_bundles("north", [*({**bundles, "aalborg": anew.public_bundle()}).values()])
+    anew.approve(roster, "anna")
+
+    assert anew.usable() == [roster.hash]
+    assert len(list(anew.approvals())) == 2
+
+
 @pytest.mark.parametrize("name", ["", "../../x25519", "0" * 63, "0" * 64 + "\n", "A" * 64, "*"])
 def test_a_message_cannot_name_another_file(rings, roster, name):
     rings["aalborg"].approve(roster, "anna")

@@ -38,7 +38,7 @@ def enter(
     policy: Policy = POLICY,
     study: str = "s",
 ) -> None:
-    ledger.enter(study=study, run="1", releases=[Release(question, participants, sites)], policy=policy)
+    ledger.enter(study=study, run="1", releases=[Release(question, participants, sites=sites)], policy=policy)
 
 
 def code_of(ledger: ReleaseLedger, *arguments: object, **named: object) -> RefusalCode:
@@ -202,7 +202,10 @@ def test_a_site_has_one_ledger(tmp_path):
 
 
 def test_a_question_is_what_is_asked_and_not_how(ledger):
-    """Parameters, states, levels (which may be names of sites) and who is asked for beside leave it as it is."""
+    """Parameters, states, levels (which may be sites), who is asked for beside and names of feature sets leave it be.
+
+    The data behind feature sets, which the coordinator does not name, do not.
+    """
     age = Design((KNOWN["age"],)).to_json()
     table = TableSpec(features="x", covariates=age, target="site", levels=["a", "b"])
     asked = Job(analysis="combat", parameters={"prior": "none"}, table=table)
@@ -210,14 +213,20 @@ def test_a_question_is_what_is_asked_and_not_how(ledger):
         analysis="combat",
         parameters={},
         table=table.model_copy(
-            update={"levels": ["a", "c"], "complete": age, "covariates": [{**age[0], "center": 1.0}]}
+            update={
+                "features": "x.copy",
+                "levels": ["a", "c"],
+                "complete": age,
+                "covariates": [{**age[0], "center": 1.0}],
+            }
         ),
         state="Moments",
     )
     data = ("features/x", "column/age")
 
     assert question_of_job(asked, data) == question_of_job(again, data[::-1])
-    for other in ({"target": "age"}, {"covariates": []}, {"features": "y"}, {"second": "z"}):
+    assert question_of_job(asked, ("features/y", "column/age")) != question_of_job(asked, data)
+    for other in ({"target": "age"}, {"covariates": []}):
         changed = asked.model_copy(update={"table": table.model_copy(update=other)})
         assert question_of_job(changed, data) != question_of_job(asked, data)
 

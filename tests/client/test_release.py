@@ -1,7 +1,9 @@
 import ast
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -9,10 +11,15 @@ from flwr.supercore.task_identity import TaskIdentity
 import client
 from brainlm.errors import DivergenceError
 from client.audit import AuditLog
-from client.release import Answer, answer
+from client.errors import SecretError
+from client.ledger import Question, Release
+from client.release import Answer, _kept, _restored, answer
+from client.spending import Spend
 from cohorts.errors import CohortError
-from exchange.messages import DescribeRequest, HarmonizeReply, HarmonizeRequest, Step
+from exchange.messages import DescribeRequest, HarmonizeReply, HarmonizeRequest, Step, audit_head_of, join
 from exchange.refusals import Refusal, RefusalCode
+from exchange.ring import RingOverflowError
+from exchange.secure_sum import SecureSumError
 from harmonization.errors import HarmonizationError
 from tests.support.local_grid import write_site
 
@@ -33,21 +40,42 @@ def ask(site: Path, handle, content: RecordDict | None = None) -> Message:
 
 
 def good(site, request) -> Answer:
-    return Answer(HarmonizeReply(n_participants={"x": 12}), 12)
+    return Answer(HarmonizeReply(arrays=join(tally={"x": np.array(12)})), 12)
 
 
 def test_what_leaves_is_written_down_first(site):
     reply = ask(site, good)
 
-    assert HarmonizeReply.from_records(reply.content).n_participants == {"x": 12}
+    assert HarmonizeReply.from_records(reply.content).part("tally")["x"] == 12
     (event,) = AuditLog(site.parent / "state" / "audit.jsonl").read()
     assert (event["event"], event["payload"], event["n_participants"], event["run"]) == (
         "release",
         "HarmonizeReply",
         12,
-        7,
+        "7",
     )
     assert event["masked"] is False
+    verdict = AuditLog(site.parent / "state" / "audit.jsonl").verify(audit_head_of(reply.content))
+    assert verdict.intact
+    assert verdict.head_line == verdict.n_lines
+
+
+def test_what_is_kept_of_many_parts_names_their_people_once():
+    """A header of safetensors has 100 MB: a few hundred lists of a large cohort's people do not fit."""
+    people, fewer = [f"sub-{number:05d}" for number in range(1000)], ["sub-00001", "sub-00002"]
+    releases = [Release(Question("combat", ("x",)), people, (f"job {number}",)) for number in range(300)]
+    releases += [Release(Question("probe", ("x",), ("column/age",)), fewer, ("a", "b"))]
+    answered = Answer(HarmonizeReply(), 1000, tuple(releases), (Spend(1.0, 0.5, 3),))
+
+    kept = _kept(answered, "question")
+    about = json.loads(json.dumps(kept.about))
+    restored = _restored(replace(kept, about=about))
+
+    assert [set(release.participants) for release in restored.releases] == [set(r.participants) for r in releases]
+    assert [str(release.question) for release in restored.releases] == [str(r.question) for r in releases]
+    assert [release.parts for release in restored.releases] == [r.parts for r in releases]
+    assert restored.spends == answered.spends
+    assert len(json.dumps(about)) < 100_000
 
 
 def test_nothing_leaves_that_cannot_be_written_down(site, capfd):
@@ -65,6 +93,9 @@ ERRORS = [
     (DivergenceError(SECRET), RefusalCode.DIVERGED),
     (HarmonizationError(SECRET), RefusalCode.ANALYSIS_FAILED),
     (CohortError(SECRET), RefusalCode.SETUP),
+    (RingOverflowError(SECRET), RefusalCode.OVERFLOW),
+    (SecureSumError(SECRET), RefusalCode.PROTOCOL),
+    (SecretError(SECRET), RefusalCode.SETUP),
     (ValueError(SECRET), RefusalCode.INTERNAL),
     (KeyError(SECRET), RefusalCode.INTERNAL),
     (MemoryError(SECRET), RefusalCode.INTERNAL),
@@ -84,11 +115,31 @@ def test_errors_leave_as_codes_and_stay_as_sentences(site, error, code):
     assert ("Traceback" in log) == (code is RefusalCode.INTERNAL)
     (event,) = AuditLog(site.parent / "state" / "audit.jsonl").read()
     assert (event["event"], event["code"]) == ("refusal", str(code))
-    assert "0042" not in json.dumps(event)
+    assert "sub-0042" not in json.dumps(event)
+
+
+def test_nothing_leaves_beside_a_damaged_audit_log(site):
+    ask(site, good)
+    log = site.parent / "state" / "audit.jsonl"
+    log.write_text(log.read_text() + "something else\n")
+
+    assert ask(site, good).error.reason == "audit.broken"
+
+
+@pytest.mark.parametrize("name", ["metrics", "parameters", "embeddings"])
+def test_what_a_site_shows_of_itself_is_asked_of_its_policy(site, name):
+    arrays = {"metrics": "shown/loss", "parameters": "shown/parameters/x/shift", "embeddings": "shown/other"}
+
+    def showing(site, request) -> Answer:
+        return Answer(HarmonizeReply(arrays={arrays[name]: np.ones(3)}), 12)
+
+    assert ask(site, showing).error.reason == "policy.analysis-not-allowed"
+    site.write_text(site.read_text().replace("policy:", f"policy:\n  share_{name}: true"))
+    assert ask(site, showing).has_content()
 
 
 def test_the_policy_has_the_last_word(site):
-    reply = ask(site, lambda site, request: Answer(HarmonizeReply(n_participants={"x": 9}), 9))
+    reply = ask(site, lambda site, request: Answer(HarmonizeReply(), 9))
 
     assert reply.error.reason == "policy.too-few-participants"
 

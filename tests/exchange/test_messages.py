@@ -13,19 +13,26 @@ from exchange.messages import (
     EmbedReply,
     EmbedRequest,
     FrameSpec,
+    Group,
     HarmonizeReply,
     HarmonizeRequest,
     Job,
     MessageError,
     Payload,
+    SealedGroup,
+    SecureSum,
     Step,
     SummarizeReply,
     SummarizeRequest,
+    SumReply,
+    SumRequest,
     TableSpec,
     TrainReply,
     TrainRequest,
+    audit_head_of,
     join,
     size_of,
+    with_audit_head,
 )
 
 ARRAYS = join(
@@ -53,10 +60,20 @@ PAYLOADS: list[Payload] = [
         preprocessing="p",
         software={"torch": "2"},
     ),
-    TrainRequest(arrays=ARRAYS, study="s", model={}, training={}, round_number=1, rounds=2, seed=2**62),
-    TrainReply(arrays=ARRAYS, n_windows=5, loss=0.25, atlas="a"),
+    TrainRequest(
+        arrays=ARRAYS,
+        study="s",
+        groups=[Group(parts=["evaluation/a"], sites=["x", "y", "z"])],
+        secure=SecureSum(roster="00", step=3, sites=["x", "y", "z"], bound=0.5),
+        model={},
+        training={},
+        round_number=1,
+        rounds=2,
+        seed=2**62,
+    ),
+    TrainReply(arrays=ARRAYS, sealed=[SealedGroup(sites=["a", "b", "c"], layout={"fields": [], "bound": 1.0})]),
     EmbedRequest(arrays=ARRAYS, study="s", model={}, recipe="r", holdout=0.2, seed=1),
-    EmbedReply(arrays=ARRAYS, n_participants=3, dimensions={"embedding": 4}, atlas="a"),
+    EmbedReply(arrays=ARRAYS, dimensions={"embedding": 4}),
     SummarizeRequest(
         arrays=ARRAYS,
         study="s",
@@ -65,9 +82,9 @@ PAYLOADS: list[Payload] = [
             "k": Job(analysis="q", parameters={}, table=FrameSpec(atlas="a", window={"t_r": 2}, holdout=0.2, seed=1)),
         },
     ),
-    SummarizeReply(arrays=ARRAYS, n_participants={"j": 12}),
+    SummarizeReply(arrays=ARRAYS),
     HarmonizeRequest(arrays=ARRAYS, study="s", steps=[Step(source="a", result="b", transform="combat")]),
-    HarmonizeReply(n_participants={"b": 12}),
+    HarmonizeReply(arrays=join(tally={"b": np.array(12)}), pseudonyms=["p-1"]),
 ]
 
 
@@ -78,7 +95,8 @@ def over_the_wire(records: RecordDict) -> RecordDict:
 
 
 def test_every_payload_is_tried_here():
-    assert {type(payload) for payload in PAYLOADS} == set(Payload.__subclasses__())
+    kinds = {*Payload.__subclasses__(), *SumRequest.__subclasses__(), *SumReply.__subclasses__()}
+    assert {type(payload) for payload in PAYLOADS} == kinds - {SumRequest, SumReply}
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: type(payload).__name__)
@@ -117,7 +135,7 @@ def test_another_version_and_damage_are_refused():
 
     with pytest.raises(MessageError, match="protocol 99"):
         TrainReply.from_records(with_header(records, protocol=99))
-    for damaged in ("{", "[]", json.dumps({**content, "extra": 1}), json.dumps({**content, "n_windows": "many"})):
+    for damaged in ("{", "[]", json.dumps({**content, "extra": 1}), json.dumps({**content, "sealed": "many"})):
         with pytest.raises(MessageError, match="is damaged"):
             TrainReply.from_records(with_header(records, json=damaged))
     with pytest.raises(MessageError, match="is damaged"):
@@ -128,13 +146,32 @@ def test_another_version_and_damage_are_refused():
 
 
 def test_numbers_that_json_lacks_survive():
-    reply = TrainReply(n_windows=1, loss=float("nan"), atlas="a")
+    request = EmbedRequest(study="s", model={}, recipe="r", holdout=float("nan"), seed=1)
 
-    assert np.isnan(TrainReply.from_records(reply.to_records()).loss)
+    assert np.isnan(EmbedRequest.from_records(request.to_records()).holdout)
+
+
+def test_parts_of_a_group_are_sent_by_its_sites_alone():
+    request = PAYLOADS[2]
+
+    assert request.sites_of("evaluation/a/parcels", ["w", "x", "z"]) == ["x", "z"]
+    assert request.sites_of("evaluation/ab/parcels", ["w", "x", "z"]) == ["w", "x", "z"]
+
+
+def test_the_head_of_the_audit_log_travels_beside_the_payload():
+    records = PAYLOADS[3].to_records()
+    size = size_of(records)
+
+    back = over_the_wire(with_audit_head(records, "ab" * 32))
+
+    assert audit_head_of(back) == "ab" * 32
+    assert audit_head_of(PAYLOADS[3].to_records()) == ""
+    assert size_of(back) == size
+    assert TrainReply.from_records(back).sealed == PAYLOADS[3].sealed
 
 
 def test_parts_are_named_and_found():
-    payload = TrainReply(arrays=ARRAYS, n_windows=1, loss=0.0, atlas="a")
+    payload = TrainReply(arrays=ARRAYS)
 
     assert payload.part("weights").keys() == {"a.weight", "a.bias"}
     assert payload.part("weight") == {}
@@ -142,11 +179,6 @@ def test_parts_are_named_and_found():
 
 
 def test_size_counts_arrays_and_header():
-    small, large = (
-        size_of(
-            TrainReply(arrays={"weights/a": np.zeros(n, np.float32)}, n_windows=1, loss=0.0, atlas="a").to_records()
-        )
-        for n in (10, 1010)
-    )
+    small, large = (size_of(TrainReply(arrays={"weights/a": np.zeros(n, np.float32)}).to_records()) for n in (10, 1010))
 
     assert large - small == 4000

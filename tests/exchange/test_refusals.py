@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +25,12 @@ def test_a_refusal_tells_two_readers_two_things():
 
     assert str(refusal.code) == "policy.too-few-participants"
     assert refusal.detail == "3 participants, the policy asks for 10"
+
+
+def test_every_code_is_what_some_test_expects():
+    texts = [path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py") if path != Path(__file__)]
+
+    def expected(code: RefusalCode, text: str) -> bool:
+        return code.value in text.replace("\\.", ".") or f"RefusalCode.{code.name}" in text
+
+    assert [code for code in RefusalCode if not any(expected(code, text) for text in texts)] == []

@@ -130,6 +130,22 @@ def test_how_rows_are_spread_over_sites_does_not_matter(analysis):
         np.testing.assert_allclose(split[name], values, atol=1e-9)
 
 
+@pytest.mark.parametrize("analysis", [a for a in EVERY if a.additive], ids=lambda analysis: analysis.name)
+def test_sums_of_additive_analyses_are_sums_of_each_row_in_every_round(analysis):
+    """What noise on sums counts on: nothing of a participant's share depends on who else is there."""
+    rows = tables(analysis.name)
+    state = None
+    while state is None or not state.done:
+        for table in rows:
+            alone = add_sums([analysis.summarize(table.take(np.array([row])), state) for row in range(table.n)])
+            together = analysis.summarize(table, state)
+            assert alone.keys() == together.keys()
+            for name, values in together.items():
+                scale = np.abs(values).max() + 1e-12
+                np.testing.assert_allclose(alone[name] / scale, values / scale, rtol=0, atol=1e-9, err_msg=name)
+        state = analysis.solve(add_sums([analysis.summarize(table, state) for table in rows]), state)
+
+
 def test_refuses_sums_that_do_not_fit():
     with pytest.raises(HarmonizationError, match="different shapes"):
         add_sums([{"n": np.zeros(2)}, {"n": np.zeros(3)}])

@@ -3,10 +3,13 @@ import pytest
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
-from exchange.messages import TrainReply, join
+from exchange.adding import add_replies
+from exchange.messages import TrainReply, TrainRequest, join
 from server.averaging import average, measure_reconstruction
 from server.errors import ServerError
 from server.journal import Journal
+from server.roster import Answers
+from server.study import RoundsConfig
 
 
 @pytest.fixture(autouse=True)
@@ -18,41 +21,78 @@ def reply(seed: int, n_windows: int, value: float | None = None) -> TrainReply:
     rng = np.random.default_rng(seed)
     weight = rng.normal(size=(4, 3)).astype(np.float32) if value is None else np.full((4, 3), value, np.float32)
     sums = {"parcels": rng.random((8, 5)) * 10, "horizons": rng.random((8, 41)) * 10}
-    return TrainReply(arrays=join(weights={"w": weight}, evaluation=sums), n_windows=n_windows, loss=1.0, atlas="x")
+    tally = {"n_windows": np.array(n_windows), "n_losses": np.array(n_windows), "loss": np.array(1.5 * n_windows)}
+    return TrainReply(arrays=join(weights={"w": weight}, tally=tally, **{"evaluation/x": sums}))
 
 
-def strategy() -> FedAvg:
-    return FedAvg(weighted_by_key="num-examples")
+INCOMING = np.random.default_rng(9).normal(size=(4, 3)).astype(np.float32)
+
+
+def request(number: int = 1) -> TrainRequest:
+    settings = {"model": {}, "training": {}, "round_number": number, "rounds": 4, "seed": 0, "max_windows": 80}
+    return TrainRequest(arrays=join(weights={"w": INCOMING}), study="s", **settings)
+
+
+def in_clear(replies: dict[str, TrainReply]) -> Answers[TrainReply]:
+    return Answers(replies, add_replies(request(), replies), masked=False)
+
+
+def averaged_of(replies: dict[str, TrainReply], number: int = 1, **settings: object) -> np.ndarray:
+    strategy = FedAvg(weighted_by_key="num-examples")
+    return average(RoundsConfig(**settings), strategy, request(number), in_clear(replies))["w"]
 
 
 def test_weights_are_averaged_by_windows():
     replies = {"a": reply(1, 10), "b": reply(2, 30), "c": reply(3, 60)}
 
-    averaged = average(strategy(), 1, replies)
+    averaged = averaged_of(replies)
 
     expected = sum(share * replies[name].part("weights")["w"] for name, share in (("a", 0.1), ("b", 0.3), ("c", 0.6)))
-    np.testing.assert_allclose(averaged["w"], expected, rtol=1e-6)
-    assert averaged["w"].dtype == np.float32
+    np.testing.assert_allclose(averaged, expected, rtol=1e-6)
+    assert averaged.dtype == np.float32
 
 
 def test_who_answers_first_does_not_matter():
     replies = {name: reply(seed, 10 + seed) for seed, name in enumerate("abcdefg")}
     backwards = dict(reversed(replies.items()))
 
-    np.testing.assert_array_equal(average(strategy(), 1, replies)["w"], average(strategy(), 1, backwards)["w"])
+    np.testing.assert_array_equal(averaged_of(replies), averaged_of(backwards))
+
+
+def test_updates_that_were_summed_make_the_same_average():
+    """Each weighted by its windows over the most that any site has, as sites send them under masks."""
+    replies = {"a": reply(1, 10), "b": reply(2, 30), "c": reply(3, 60)}
+    updates = {
+        name: (r.part("weights")["w"].astype(float) - INCOMING) * r.arrays["tally/n_windows"] / 80
+        for name, r in replies.items()
+    }
+    total = {"update/w": sum(updates.values()), "tally/n_windows": np.array(100.0)}
+
+    averaged = average(
+        RoundsConfig(), FedAvg(weighted_by_key="num-examples"), request(), Answers(replies, total, masked=True)
+    )
+
+    np.testing.assert_allclose(averaged["w"], averaged_of(replies), rtol=1e-6, atol=1e-7)
+    assert averaged["w"].dtype == np.float32
+
+
+def test_a_robust_rule_takes_the_place_of_the_average():
+    replies = {name: reply(0, 10, value) for name, value in (("a", 1.0), ("b", 2.0), ("c", 1e6))}
+
+    np.testing.assert_array_equal(averaged_of(replies, robust="median"), np.full((4, 3), 2.0))
 
 
 def test_an_average_that_is_not_finite_ends_the_run():
     with pytest.raises(ServerError, match="round 4: the averaged model is not finite"):
-        average(strategy(), 4, {"a": reply(1, 1), "b": reply(1, 1, value=np.inf)})
+        averaged_of({"a": reply(1, 1), "b": reply(1, 1, value=np.inf)}, number=4)
 
 
 def test_r2_over_sites_is_that_of_their_sums(tmp_path):
     replies = {"a": reply(1, 10), "b": reply(2, 30)}
 
-    by_atlas = measure_reconstruction(Journal(tmp_path), 3, replies)
+    by_atlas = measure_reconstruction(Journal(tmp_path), 3, in_clear(replies))
 
-    total = sum(r.part("evaluation")["parcels"] for r in replies.values())
+    total = sum(r.part("evaluation/x")["parcels"] for r in replies.values())
     np.testing.assert_allclose(by_atlas["x"].parcels, total)
     metrics = Journal(tmp_path).table("metrics").set_index(["site", "name"])["value"]
     assert metrics["all", "mse"] == pytest.approx(total[6].sum() / total[0].sum())

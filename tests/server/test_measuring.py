@@ -10,19 +10,20 @@ from safetensors.numpy import load_file
 
 from brainlm import Scaling, WindowConfig, embed, load_checkpoint
 from brainlm.windows import prepare, split_participants, usable_recordings
+from client.site import load_site
 from cohorts import Cohort
 from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from exchange.messages import DescribeRequest
-from server.errors import QuorumError
+from server.errors import QuorumError, StudyError
 from server.journal import Journal
 from server.measuring import Measures, measure
 from server.roster import Roster
 from server.study import Study, load_study
-from tests.support.federation import STUDY, features, run_study, write_sites
+from tests.support.federation import PLAIN, STUDY, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 
-ROBUST = {**STUDY, "model": {**STUDY["model"], "window": {**STUDY["model"]["window"], "scaling": "robust"}}}
+ROBUST = {**PLAIN, "model": {**STUDY["model"], "window": {**STUDY["model"]["window"], "scaling": "robust"}}}
 
 
 def training_frames(site: Path, scaling: str, scale: Scaling | None = None) -> list[np.ndarray]:
@@ -93,7 +94,7 @@ def gathered(tmp_path: Path, grid: LocalGrid, content: dict[str, object]) -> tup
     (tmp_path / "run").mkdir(exist_ok=True)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
     study, journal = load_study(tmp_path / "study.yaml"), Journal(tmp_path / "run")
-    roster = Roster(grid, journal, study.averaging)
+    roster = Roster(grid, journal, study.averaging, study.privacy)
     request = DescribeRequest(
         study=study.study,
         contract=study.contract().model_dump(mode="json"),
@@ -102,9 +103,42 @@ def gathered(tmp_path: Path, grid: LocalGrid, content: dict[str, object]) -> tup
         recipe=study.recipe,
         holdout=study.training.holdout,
         folds=study.analyses.folds,
+        secure_sums=study.privacy.secure_sums,
     )
     roster.gather(request)
     return study, roster, journal
+
+
+def test_what_a_model_needs_of_an_atlas_that_too_few_share_ends_the_study(tmp_path, small_cohorts):
+    """Under secure sums: two sites would each see the other's medians."""
+    others = simulate_cohorts(tmp_path / "c", simulated_hospitals(2, 12, minutes=2.2), atlas="aal116", seed=3)
+    renamed = [path.rename(path.with_name(name)) for path, name in zip(others, ("dalarna", "espoo"), strict=True)]
+    grid = LocalGrid(write_sites(tmp_path / "s", [*small_cohorts, *renamed]))
+    secure = {
+        **ROBUST,
+        "averaging": STUDY["averaging"],
+        "privacy": {},
+        "cohort": {"atlases": ["schaefer100", "aal116"]},
+    }
+
+    with pytest.raises(StudyError, match="sites with atlas aal116, which are fewer than the 3"):
+        measure(*gathered(tmp_path, grid, secure))
+
+
+def test_noise_on_sums_over_frames_is_paid_for_at_every_site(tmp_path, small_cohorts):
+    """Moments of the whole are near those without noise where it is small, and each site's ledger counts them."""
+    noise = {"clip": 1e6, "noise_multiplier": 1e-4}
+    sites = write_sites(tmp_path / "s", small_cohorts)
+    study = {**STUDY, "privacy": {"frame_noise": noise}}
+
+    moments = measure(*gathered(tmp_path, LocalGrid(sites), study)).moments["schaefer100"]
+
+    pooled = np.concatenate([frames for site in sites for frames in training_frames(site, "zscore")])
+    error = moments.covariance - pooled.T @ pooled / len(pooled)
+    assert 0 < np.abs(error).max() < 1
+    assert np.std(error[np.triu_indices(100, 1)]) == pytest.approx(np.sqrt(3) * 100 / len(pooled), rel=0.1)
+    for site in sites:
+        assert load_site(site).spending("small").epsilon > 50  # next to no noise protects next to nobody
 
 
 def test_a_site_that_falls_silent_is_left_out_of_every_sum(tmp_path, small_cohorts):

@@ -3,10 +3,11 @@ import pytest
 import torch
 from flwr.supercore.task_identity import TaskIdentity
 
-from exchange.messages import Arrays, TrainReply, join
+from exchange.messages import Arrays, TrainReply, TrainRequest, join
 from server.averaging import average
 from server.errors import ServerError
 from server.outer import OuterOptimizer
+from server.roster import Answers
 from server.study import RoundsConfig
 
 SHAPES = {"b.weight": (4, 3), "a.bias": (3,), "c": ()}
@@ -29,26 +30,27 @@ def draw(seed: int) -> Arrays:
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
 
 
-def replies(round_number: int) -> dict[str, TrainReply]:
-    sums = {name: np.ones(5) for name in ("count", "total", "squares", "errors")}
-    return {
-        site: TrainReply(
-            arrays=join(weights=draw(100 * round_number + n), evaluation=sums), n_windows=n, loss=1.0, atlas="x"
-        )
+def stepped(outer: OuterOptimizer, round_number: int) -> Arrays:
+    """What an outer optimizer makes of a round's replies."""
+    replies = {
+        site: TrainReply(arrays=join(weights=draw(100 * round_number + n), tally={"n_windows": np.array(n)}))
         for n, site in enumerate(("b", "a", "c"), start=1)
     }
+    settings = {"model": {}, "training": {}, "rounds": 9, "seed": 0}
+    request = TrainRequest(study="s", round_number=round_number, **settings)
+    return average(RoundsConfig(), outer.strategy, request, Answers(replies, {}, masked=False))
 
 
 def averages(rounds: int) -> list[Arrays]:
     """What plain averaging makes of each round's replies."""
-    return [average(OuterOptimizer(RoundsConfig()).strategy, n, replies(n)) for n in range(1, rounds + 1)]
+    return [stepped(OuterOptimizer(RoundsConfig()), n) for n in range(1, rounds + 1)]
 
 
 def run(outer: OuterOptimizer, weights: Arrays, rounds: range) -> list[Arrays]:
     after = []
     for number in rounds:
         outer.begin(weights)
-        weights = average(outer.strategy, number, replies(number))
+        weights = stepped(outer, number)
         after.append(weights)
     return after
 

@@ -4,8 +4,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from brainlm.evaluation import MODEL, ReconstructionSums
 from cohorts import load_atlas
-from exchange.messages import EmbedReply, join
-from server.reconstruction import add_baselines, read_reconstruction, summarize_reconstruction, write_reconstruction
+from exchange.adding import add_replies
+from exchange.messages import EmbedReply, EmbedRequest, Group, join
+from server.reconstruction import baselines_of, read_reconstruction, summarize_reconstruction, write_reconstruction
 from server.study import Study
 from tests.support.federation import STUDY
 
@@ -22,16 +23,21 @@ def sums(seed: int, n_parcels: int) -> ReconstructionSums:
 def reply(seed: int, atlas: str) -> EmbedReply:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
     n_parcels = load_atlas(atlas).n_parcels
-    predictors = {name: sums(seed + number, n_parcels).to_arrays() for number, name in enumerate(("flat", "bent"))}
-    return EmbedReply(arrays=join(baselines=join(**predictors)), n_participants=9, dimensions={}, atlas=atlas)
+    predictors = {f"{atlas}/{name}": sums(seed + number, n_parcels).to_arrays() for number, name in enumerate(NAMES)}
+    return EmbedReply(arrays=join(baselines=join(**predictors)), dimensions={})
+
+
+NAMES = ("flat", "bent")
 
 
 def test_baselines_add_over_sites_of_the_same_atlas():
     replies = {"a": reply(1, "schaefer100"), "b": reply(5, "schaefer100"), "c": reply(9, "aal116")}
+    groups = [Group(parts=["baselines/schaefer100"], sites=["a", "b"]), Group(parts=["baselines/aal116"], sites=["c"])]
+    request = EmbedRequest(study="s", groups=groups, model={}, recipe="r", holdout=0.2, seed=0)
 
-    added = add_baselines(replies)
+    added = baselines_of(add_replies(request, replies))
 
-    assert list(added) == ["flat", "bent"]
+    assert set(added) == set(NAMES)
     assert set(added["flat"]) == {"schaefer100", "aal116"}
     np.testing.assert_allclose(added["bent"]["schaefer100"].parcels, sums(2, 100).parcels + sums(6, 100).parcels)
 

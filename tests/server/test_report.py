@@ -4,10 +4,14 @@ from html.parser import HTMLParser
 
 import pytest
 
+from cli.flower import PROJECT
+from server.journal import Journal
 from server.report import write_report
 from server.report.data import RunData
 from server.report.figures import FIGURES, draw
 from server.report.methods import methods_paragraph
+from server.study import load_study
+from server.summary import write_summary
 
 
 @pytest.fixture
@@ -53,6 +57,18 @@ def outline_of(page: str) -> Outline:
     outline.feed(page)
     assert outline.open == []
     return outline
+
+
+def test_a_run_that_failed_before_the_sites_had_keys_in_common_has_a_report(tmp_path):
+    study = load_study(PROJECT / "configs" / "studies" / "demo.yaml")
+    (tmp_path / "study.yaml").write_text(study.to_yaml())
+    journal = Journal(tmp_path)
+    journal.note(status="failed", reason="no roster of keys in common", rounds=3)
+    exchange = journal.begin_exchange("describe", "query.describe", None, asked=1, bytes_down=1)
+    journal.end_exchange(exchange, {"node 1": "no reply"}, bytes_up=0)
+    write_summary(study, journal, {}, None)
+
+    assert "no roster of keys in common" in write_report(tmp_path).read_text()
 
 
 def test_the_report_of_a_simulation_shows_everything(run_folder):

@@ -65,12 +65,13 @@ def test_a_study_asks_for_all_that_it_will_do(tmp_path):
 
 @pytest.mark.parametrize(
     ("rule", "fewest"),
-    [("none", 1), ("median", 5), ("trimmed_mean", 5), ("krum", 7), ("multi_krum", 7), ("bulyan", 11)],
+    [("none", 3), ("median", 5), ("trimmed_mean", 5), ("krum", 7), ("multi_krum", 7), ("bulyan", 11)],
 )
 def test_robust_rules_are_taken_with_a_quorum_that_can_outvote_the_wrong(tmp_path, rule, fewest):
     wrong = {} if rule == "none" else {"byzantine": 2}
 
-    study = load_study(write(tmp_path, averaging={"robust": rule, "quorum": fewest, "optimizer": "fedavgm", **wrong}))
+    averaging = {"robust": rule, "quorum": fewest, "optimizer": "fedavgm", **wrong}
+    study = load_study(write(tmp_path, averaging=averaging, privacy={"secure_sums": False}))
 
     assert study.averaging.robust == rule
     (tmp_path / "again.yaml").write_text(study.to_yaml())
@@ -151,7 +152,19 @@ def test_robust_scaling_asks_for_quantiles_and_for_recordings_that_kept_their_un
         ({"averaging": {"robust": "mean"}}, r"averaging\.robust"),
         ({"averaging": {"byzantine": 2}}, r"averaging\.byzantine is a setting of averaging\.robust"),
         ({"averaging": {"robust": "median", "byzantine": 0}}, r"averaging\.byzantine"),
-        ({"averaging": {"robust": "median"}}, "quorum is 2, and median with averaging.byzantine 1 needs 3 sites"),
+        (
+            {"averaging": {"robust": "median", "quorum": 2}},
+            "quorum is 2, and median with averaging.byzantine 1 needs 3",
+        ),
+        ({"averaging": {"robust": "median"}}, "median must see each site's weights, which secure sums hide"),
+        ({"averaging": {"quorum": 2}}, "quorum is 2, and a secure sum needs 3 sites"),
+        ({"training": {"optimizer": "sgd", "clip_norm": None}}, "a secure sum needs a bound"),
+        ({"training": {"privacy": {"epsilon": 8}}}, "sums their frames without noise"),
+        (
+            {"training": {"privacy": {"epsilon": 8}}, "model": {"window": {"scaling": "robust"}}},
+            "the model rests on sums over their frames",
+        ),
+        ({"privacy": {"roster": "all"}}, r"privacy\.roster"),
         ({"averaging": {"robust": "krum", "quorum": 4}}, "krum with averaging.byzantine 1 needs 5"),
         (
             {"averaging": {"robust": "bulyan", "byzantine": 2, "quorum": 10}},

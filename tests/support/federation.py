@@ -6,6 +6,8 @@ import pandas as pd
 import yaml
 from flwr.app import Context, RecordDict
 
+from client.keys import agree
+from client.site import load_site
 from cohorts import Cohort
 from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
@@ -29,9 +31,11 @@ STUDY = {
         "decoder_heads": 2,
     },
     "training": {"batch_size": 4, "steps_per_round": 3, "warmup_steps": 2, "precision": "float32"},
-    "averaging": {"rounds": 2, "quorum": 2, "deadline_s": 60, "start_deadline_s": 30},
+    "averaging": {"rounds": 2, "quorum": 3, "deadline_s": 60, "start_deadline_s": 30},
     "analyses": {"targets": ["age"], "folds": 3, "permutations": 10},
 }
+PLAIN = {**STUDY, "averaging": {**STUDY["averaging"], "quorum": 2}, "privacy": {"secure_sums": False}}
+"""The same without secure sums, for two sites or more."""
 
 
 def simulate_small_cohorts(folder: Path) -> list[Path]:
@@ -40,13 +44,14 @@ def simulate_small_cohorts(folder: Path) -> list[Path]:
 
 
 def write_sites(folder: Path, cohorts: list[Path], **policy: object) -> list[Path]:
-    """Write a ``site.yaml`` for each cohort, with the private seeds that a simulation gives them."""
+    """Write a ``site.yaml`` for each cohort, with private seeds and an approved roster as a simulation gives them."""
     sites = []
     for cohort in cohorts:
         sites.append(write_site(folder / cohort.name, cohort.name, cohort, **policy))
         state = folder / cohort.name / "state"
         state.mkdir()
         (state / "private_seed").write_text(str(derive_seed(STUDY["seed"], cohort.name, "private")))
+    agree("simulation", [load_site(site).keys for site in sites])
     return sites
 
 

@@ -1,0 +1,73 @@
+"""Sums of the analyses at the site, and whose data they are about."""
+
+from brainlm.config import SummaryNoise, WindowConfig
+from client.disclosure import permit_in_clear
+from client.features import FeatureStore, find_table
+from client.frames import read_frames, scaling_of
+from client.ledger import Release, question_of_job
+from client.noise import add_with_noise, summarize_with_noise
+from client.release import Answer
+from client.site import Site
+from client.spending import Spend
+from cohorts.settings import check_settings
+from exchange.messages import Arrays, FrameSpec, Job, SummarizeReply, SummarizeRequest, join
+from exchange.refusals import Refusal, RefusalCode
+from harmonization import Analysis, SecondMoments, State, add_sums, make_analysis
+from harmonization.protocol import Sums
+
+
+def summarize(site: Site, request: SummarizeRequest) -> Answer:
+    """Sum what each job of the request asks for that is about this site."""
+    site.policy.permit(request.study, [job.analysis for job in request.jobs.values()])
+    sums: dict[str, Arrays] = {}
+    releases: list[Release] = []
+    spends: list[Spend] = []
+    store = FeatureStore(site.folder_of(request.study))
+    for name, job in request.jobs.items():
+        if isinstance(job.table, FrameSpec) and job.table.atlas != site.cohort.atlas.name:
+            continue
+        analysis = make_analysis(job.analysis, job.parameters)
+        site.policy.permit(request.study, analysis.asks_for)
+        _permit_rows(job, analysis)
+        state = analysis.read_state(job.state, request.part(name)) if job.state else None
+        summed, release, spend = _sum(site, store, request, name, analysis, state)
+        if request.secure is None:
+            permit_in_clear(site.policy, analysis, summed, len(release.participants))
+        sums[name], releases, spends = dict(summed), [*releases, release], [*spends, *spend]
+    # A site that shares its atlas with nobody has nothing to add before training.
+    n_behind = min((len(release.participants) for release in releases), default=len(site.cohort.participants))
+    return Answer(SummarizeReply(arrays=join(**sums)), n_behind, tuple(releases), tuple(spends))
+
+
+def _permit_rows(job: Job, analysis: Analysis) -> None:
+    """Refuse an analysis of other rows than its own, or of frames that only some recordings have."""
+    if analysis.rows != ("frames" if isinstance(job.table, FrameSpec) else "participants"):
+        # Over participants, the counts behind a quantile would lead to a single one's value.
+        raise Refusal(RefusalCode.PROTOCOL, f"analysis '{job.analysis}' is of {analysis.rows} alone.")
+    if isinstance(analysis, SecondMoments) and isinstance(job.table, FrameSpec):
+        # Lags that only some recordings are long enough for would tell those apart.
+        longest = check_settings(job.table.window, WindowConfig, "the study's window").n_frames
+        if analysis.n_lags > longest:
+            raise Refusal(RefusalCode.PROTOCOL, f"{analysis.n_lags} lags were asked for; a window has {longest}.")
+
+
+def _sum(
+    site: Site, store: FeatureStore, request: SummarizeRequest, name: str, analysis: Analysis, state: State | None
+) -> tuple[Sums, Release, list[Spend]]:
+    """Sums of one job, whose data they are about, and what they cost of the privacy budget."""
+    job = request.jobs[name]
+    noise = None if request.noise is None else check_settings(request.noise, SummaryNoise, "the study's summary noise")
+    if isinstance(job.table, FrameSpec):
+        frames = read_frames(site, job.table, scaling_of(site, request))
+        release = Release(question_of_job(job), frames.participants, (name,))
+        by_person = (add_sums(analysis.summarize(table, state) for table in tables) for tables in frames.tables)
+        if noise is None:
+            return add_sums(by_person), release, []
+        summed, spend = add_with_noise(by_person, noise)
+        return summed, release, [spend]
+    table = find_table(site, request.study, job.table, store)
+    release = Release(question_of_job(job, table.data), table.participants, (name,))
+    if noise is None:
+        return analysis.summarize(table.rows, state), release, []
+    summed, spend = summarize_with_noise(analysis, table.rows, state, noise)
+    return summed, release, [spend]

@@ -1,0 +1,146 @@
+"""How answers are masked at a site, and added at the coordinator, with masks or without."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from exchange.messages import Arrays, MessageError, SealedGroup, SumReply, SumRequest
+from exchange.ring import Words
+from exchange.secure_sum import Context, Layout, Masker, SecureSumError, open_sum
+
+AnySumReply = TypeVar("AnySumReply", bound=SumReply)
+
+SHOWN = "shown/"
+"""How the names of arrays begin that a site shows of itself: they are neither masked nor added."""
+_NOT_ADDED = (SHOWN, "weights/")
+_BITS = {"32": 32, "64": 64}
+
+
+def seal(reply: AnySumReply, request: SumRequest, masker: Masker, *, site: str, run: str, question: str) -> AnySumReply:
+    """Mask everything that would be added.
+
+    Parameters
+    ----------
+    reply : SumReply
+        The site's answer in the clear.
+    request : SumRequest
+        What it answers, with `secure`.
+    masker : Masker
+        The site's masks.
+    site, run : str
+        Name of the site, and Flower's number of the run.
+    question : str
+        What the first attempt asked (`SumRequest.question`); later ones do not say it again.
+
+    Returns
+    -------
+    SumReply
+        The answer, with words of rings instead of what they hide.
+
+    Raises
+    ------
+    SecureSumError, RingError
+        If the sites are not fit for a sum, or a number does not fit its ring.
+    """
+    secure = request.secure
+    if secure is None:
+        raise SecureSumError("the request is for an answer in the clear.")
+    arrays = {name: values for name, values in reply.arrays.items() if name.startswith(SHOWN)}
+    by_group: dict[tuple[str, ...], Arrays] = {}
+    for name, values in own_parts(reply, request, site).arrays.items():
+        if name not in arrays:
+            by_group.setdefault(tuple(request.sites_of(name, secure.sites)), {})[name] = values
+    groups = []
+    for number, (sites, of_group) in enumerate(sorted(by_group.items())):
+        context = Context(request.study, run, secure.step, secure.attempt, sites, question)
+        layout, sealed = masker.seal(of_group, context, secure.bound)
+        groups.append(SealedGroup(sites=list(sites), layout=layout.to_json()))
+        arrays |= {f"sealed/{number}/{bits}": words for bits, words in sealed.items()}
+    return reply.model_copy(update={"arrays": arrays, "sealed": groups})
+
+
+def own_parts(reply: AnySumReply, request: SumRequest, site: str) -> AnySumReply:
+    """Keep of an answer what the request wants of this site."""
+    arrays = {name: values for name, values in reply.arrays.items() if request.sites_of(name, [site])}
+    return reply.model_copy(update={"arrays": arrays})
+
+
+def add_replies(request: SumRequest, replies: Mapping[str, SumReply]) -> Arrays:
+    """Add the answers of all sites, in the order of names; masks cancel.
+
+    Returns
+    -------
+    dict
+        Name → sum over the sites that send it, float64.
+
+    Raises
+    ------
+    MessageError
+        If answers do not fit together: see `misfits`.
+    """
+    if misfits(request, replies):
+        raise MessageError("answers do not fit together.")
+    if request.secure is None:
+        total: Arrays = {}
+        for _, reply in sorted(replies.items()):
+            for name in _added(reply):
+                values = np.asarray(reply.arrays[name], dtype=np.float64)
+                total[name] = total[name] + values if name in total else values
+        return total
+    by_group: dict[tuple[str, ...], list[SumReply]] = {}
+    for reply in replies.values():
+        for group in reply.sealed:
+            by_group.setdefault(tuple(group.sites), []).append(reply)
+    try:
+        opened = (open_sum([_words(reply, sites) for reply in of_group]) for sites, of_group in by_group.items())
+        return {name: values for group in opened for name, values in group.items()}
+    except SecureSumError as error:
+        raise MessageError(str(error)) from None
+
+
+def misfits(request: SumRequest, replies: Mapping[str, SumReply]) -> list[str]:
+    """Name the sites whose answers lack what others send, or have it in another shape."""
+    described = {site: _describe(request, reply) for site, reply in replies.items()}
+    wrong: set[str] = set()
+    for name in {name for named in described.values() for name in named}:
+        sent = {site for site, named in described.items() if name in named}
+        expected = set(_senders(request, name, list(replies)))
+        usual, count = Counter(described[site][name] for site in sent).most_common(1)[0]
+        if 2 * count <= len(expected):  # no majority knows of it
+            wrong |= sent
+        else:
+            wrong |= sent - expected
+            wrong |= {site for site in expected & replies.keys() if described[site].get(name) != usual}
+    return [site for site in replies if site in wrong]
+
+
+def _describe(request: SumRequest, reply: SumReply) -> dict[str, str]:
+    """Say of each array that is added, or of each group's words, what must be the same at all sites."""
+    if request.secure is None:
+        if reply.sealed:
+            return {"sealed": "sealed"}
+        return {name: str(reply.arrays[name].shape) for name in _added(reply)}
+    named = {}
+    for number, group in enumerate(reply.sealed):
+        words = reply.part(f"sealed/{number}")
+        shapes = sorted((bits, str(values.dtype), values.shape) for bits, values in words.items())
+        named["\n".join(group.sites)] = str([sorted(group.layout.items()), shapes])
+    own = tuple(f"sealed/{number}/{bits}" for number in range(len(reply.sealed)) for bits in _BITS)
+    return {**named, **{name: "elsewhere" for name in reply.arrays if name not in own and not name.startswith(SHOWN)}}
+
+
+def _senders(request: SumRequest, name: str, sites: Sequence[str]) -> list[str]:
+    return request.sites_of(name, sites) if request.secure is None else name.split("\n")
+
+
+def _added(reply: SumReply) -> list[str]:
+    return [name for name in reply.arrays if not name.startswith(_NOT_ADDED)]
+
+
+def _words(reply: SumReply, sites: tuple[str, ...]) -> tuple[Layout, dict[int, Words]]:
+    """Layout and words by ring of one group of a masked answer."""
+    number = next(number for number, group in enumerate(reply.sealed) if tuple(group.sites) == sites)
+    words = reply.part(f"sealed/{number}")
+    return Layout.from_json(reply.sealed[number].layout), {_BITS[bits]: words[bits] for bits in words}

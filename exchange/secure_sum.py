@@ -1,0 +1,282 @@
+"""The secure sum: each site adds masks that cancel in the sum over all sites, and in nothing less.
+
+After Bonawitz et al., Practical Secure Aggregation (CCS 2017), with static keys that each site's administrator has
+approved (`exchange.roster`), and without secret shares: hospitals are few and known, so a dropout is answered by a
+second, smaller attempt. One exchange, no word between sites. With pair key K[ij] = HKDF(X25519(secret i, public j))::
+
+    sent[i] = encode(x[i]) + sum over j > i of mask[ij] - sum over j < i of mask[ij]    mod 2^64 or 2^32
+
+where mask[ij] is the ChaCha20 stream of a key that is K[ij] bound to the context: study, run, step, attempt, the sites
+of the attempt, all that is asked, and what is summed, name by name. A mask is a one-time pad: `client.sums` gives out
+one plaintext only under one context.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+from numpy.typing import NDArray
+
+from exchange.ring import Kind, RingError, Words, bits_of, decode, encode, words_of
+from exchange.roster import MIN_SITES, KeyRoster
+
+_INFO = b"fedbrainlm secure-sum v1"
+_PIECE_BYTES = 2**17
+"""Bytes masked at a time: stream and words stay in the processor's cache."""
+_ZEROS = bytes(_PIECE_BYTES)
+
+
+class SecureSumError(Exception):
+    """Parts of a secure sum do not belong together. Use the same version, study and roster everywhere."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """What is known in public of a summed array: its name, shape and kind (`exchange.ring.Kind`)."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+
+    @property
+    def n_numbers(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The arrays that a group of sites sums together, in order of names, and the bound of updates among them."""
+
+    fields: tuple[Field, ...]
+    bound: float = 0.0
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]], bound: float = 0.0) -> Self:
+        """Describe arrays: whole numbers are counts, what is called ``update/…`` are updates, all else are sums."""
+        named = ((name, np.asarray(arrays[name])) for name in sorted(arrays))
+        return cls(tuple(Field(name, values.shape, _kind(name, values)) for name, values in named), bound)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Read what `to_json` returned.
+
+        Raises
+        ------
+        SecureSumError
+            If it is no layout.
+        """
+        try:
+            fields = tuple(Field(str(f["name"]), tuple(map(int, f["shape"])), f["kind"]) for f in content["fields"])
+            bound = float(content["bound"])
+        except (KeyError, TypeError, ValueError):
+            raise SecureSumError("the layout of a secure sum is damaged.") from None
+        names = [field.name for field in fields]
+        if names != sorted(set(names)) or any(f.kind not in ("count", "sum", "update") for f in fields):
+            raise SecureSumError("the layout of a secure sum is damaged.")
+        return cls(fields, bound)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the layout, JSON-able."""
+        return asdict(self)
+
+    def n_words(self, bits: int) -> int:
+        """Count the words of one ring: those of its fields, and one more that tells whether the sum opened."""
+        numbers = [field.n_numbers * words_of(field.kind) for field in self.fields if bits_of(field.kind) == bits]
+        return sum(numbers) + 1 if numbers else 0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a mask is for. It is never used for anything else.
+
+    Attributes
+    ----------
+    study : str
+        Name of the study.
+    run : str
+        Flower's number of the run.
+    step : int
+        Number of the exchange in the run.
+    attempt : int
+        Counted from 1; each later one is among fewer sites.
+    sites : tuple of str
+        The sites that add, in order of names.
+    question : str
+        Hash of all that is asked, so that answers to different questions, or of different models, never add.
+    """
+
+    study: str
+    run: str
+    step: int
+    attempt: int
+    sites: tuple[str, ...]
+    question: str
+
+    def digest(self, layout: Layout, bits: int) -> bytes:
+        """Hash the context of one ring's words: no two contexts or layouts share it."""
+        content = {**asdict(self), **layout.to_json(), "bits": bits}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).digest()
+
+
+class Masker:
+    """One site's masks.
+
+    Parameters
+    ----------
+    site : str
+        The site's name in the roster.
+    key : X25519PrivateKey
+        Its private key.
+    roster : KeyRoster
+        The public keys of all sites, which the site's administrator approved.
+    """
+
+    def __init__(self, site: str, key: X25519PrivateKey, roster: KeyRoster) -> None:
+        self._site = site
+        self._key = key
+        self._roster = roster
+
+    def seal(
+        self, arrays: Mapping[str, NDArray[Any]], context: Context, bound: float = 0.0
+    ) -> tuple[Layout, dict[int, Words]]:
+        """Encode and mask arrays.
+
+        Parameters
+        ----------
+        arrays : mapping
+            What the site adds, by name.
+        context : Context
+            The sum that they are for.
+        bound : float
+            Public bound of ``update/…`` (`exchange.ring.encode`).
+
+        Returns
+        -------
+        layout : Layout
+            What the words hold; the same at every site.
+        words : dict
+            Bits of a ring → masked words [n].
+
+        Raises
+        ------
+        SecureSumError
+            If the context is not among three or more sites of the roster, this one included.
+        RingError
+            If a number does not fit.
+        """
+        if len(set(context.sites)) < MIN_SITES or self._site not in context.sites:
+            raise SecureSumError(f"a secure sum is among {len(set(context.sites))} sites; expected {MIN_SITES}.")
+        if list(context.sites) != sorted(set(context.sites)):
+            raise SecureSumError("the sites of a secure sum are not in order of names.")
+        layout = Layout.of(arrays, bound)
+        n_sites, sealed = len(context.sites), {}
+        for bits in (32, 64):
+            if layout.n_words(bits):
+                words = _pack(arrays, layout, bits, n_sites)
+                self._mask(words, context, layout, bits)
+                sealed[bits] = words
+        return layout, sealed
+
+    def _mask(self, words: Words, context: Context, layout: Layout, bits: int) -> None:
+        """Add the masks shared with later sites to the words, and subtract those shared with earlier ones."""
+        digest = context.digest(layout, bits)
+        streams = [
+            (self._stream(other, digest), np.add if other > self._site else np.subtract)
+            for other in context.sites
+            if other != self._site
+        ]
+        buffer, step = bytearray(_PIECE_BYTES), _PIECE_BYTES // words.itemsize
+        mask = np.frombuffer(buffer, dtype=words.dtype.newbyteorder("<"))
+        for start in range(0, len(words), step):
+            piece = words[start : start + step]
+            for stream, combine in streams:
+                stream.update_into(_ZEROS[: piece.nbytes], buffer)
+                combine(piece, mask[: len(piece)], out=piece)
+
+    def _stream(self, other: str, digest: bytes) -> CipherContext:
+        """Open the stream of masks shared with one other site, for one context; the key is never used again."""
+        key = HKDFExpand(hashes.SHA256(), length=32, info=digest).derive(self._pair_key(other))
+        return Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
+
+    def _pair_key(self, other: str) -> bytes:
+        """Key that only this site and `other` know."""
+        shared = self._key.exchange(self._roster.public_key(other))
+        salt = bytes.fromhex(self._roster.hash)
+        return HKDF(hashes.SHA256(), length=32, salt=salt, info=_INFO).derive(shared)
+
+
+def open_sum(sealed: Sequence[tuple[Layout, Mapping[int, Words]]]) -> dict[str, NDArray[np.float64]]:
+    """Add what all sites of an attempt sealed; masks cancel.
+
+    Returns
+    -------
+    dict
+        Sums by name, float64.
+
+    Raises
+    ------
+    SecureSumError
+        If layouts differ, words are missing, or masks do not cancel.
+    """
+    layout, n_sites = sealed[0][0], len(sealed)
+    if any(other != layout for other, _ in sealed):
+        raise SecureSumError("sites summed different arrays. Use the same features, covariates and version everywhere.")
+    total: dict[str, NDArray[np.float64]] = {}
+    for bits in (32, 64):
+        if not (n_words := layout.n_words(bits)):
+            continue
+        dtype = np.uint32 if bits == 32 else np.uint64
+        words: Words = np.zeros(n_words, dtype=dtype)
+        for _, of_site in sealed:
+            if bits not in of_site or of_site[bits].shape != (n_words,) or of_site[bits].dtype != dtype:
+                raise SecureSumError("a site's part of a secure sum is incomplete.")
+            words += of_site[bits]
+        if words[-1] != n_sites:
+            raise SecureSumError(
+                "masks did not cancel: the sites were asked different things or know other keys, or an answer was not "
+                "to this question."
+            )
+        total |= _unpack(words, layout, bits, n_sites)
+    return total
+
+
+def _kind(name: str, values: NDArray[Any]) -> Kind:
+    if name.startswith("update/"):
+        return "update"
+    return "count" if values.dtype.kind in "iu" else "sum"
+
+
+def _pack(arrays: Mapping[str, NDArray[Any]], layout: Layout, bits: int, n_sites: int) -> Words:
+    """Encode the fields of one ring, one after the other, and a one."""
+    words: Words = np.ones(layout.n_words(bits), dtype=np.uint32 if bits == 32 else np.uint64)
+    start = 0
+    for field in layout.fields:
+        if bits_of(field.kind) != bits:
+            continue
+        try:
+            part = encode(np.asarray(arrays[field.name]), field.kind, n_sites, layout.bound)
+        except RingError as error:
+            raise type(error)(f"{field.name}: {error}") from None
+        words[start : start + len(part)] = part
+        start += len(part)
+    return words
+
+
+def _unpack(words: Words, layout: Layout, bits: int, n_sites: int) -> dict[str, NDArray[np.float64]]:
+    """Undo `_pack`, of the sum of all sites."""
+    arrays, start = {}, 0
+    for field in layout.fields:
+        if bits_of(field.kind) == bits:
+            end = start + field.n_numbers * words_of(field.kind)
+            arrays[field.name] = decode(words[start:end], field.kind, n_sites, layout.bound).reshape(field.shape)
+            start = end
+    return arrays

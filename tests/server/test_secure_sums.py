@@ -1,0 +1,231 @@
+"""Studies under secure sums: the same answers as in the clear, whoever falls silent, and nothing of a single site."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from flwr.app import Message
+from safetensors.numpy import load_file
+
+from client.audit import AuditLog
+from client.keys import agree
+from client.site import load_site
+from cohorts.simulation import simulate_cohorts, simulated_hospitals
+from exchange.messages import SummarizeReply, TrainReply, TrainRequest
+from server.errors import QuorumError
+from server.journal import Journal
+from server.report import write_report
+from tests.support.federation import PLAIN, STUDY, run_study, write_sites
+from tests.support.local_grid import LocalGrid, write_site
+
+SHORT = {**STUDY, "averaging": {**STUDY["averaging"], "rounds": 1}}
+
+
+@pytest.fixture(scope="module")
+def four_cohorts(tmp_path_factory):
+    return simulate_cohorts(
+        tmp_path_factory.mktemp("four") / "c", simulated_hospitals(4, 12, minutes=2.2), atlas="schaefer100", seed=4
+    )
+
+
+def summary_of(folder) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def numbers(content: object, path: str = "") -> dict[str, float]:
+    """All numbers of a nested summary, by their path."""
+    if isinstance(content, dict):
+        found = {}
+        for name, value in content.items():
+            found |= numbers(value, f"{path}/{name}")
+        return found
+    return {path: content} if isinstance(content, int | float) and not isinstance(content, bool) else {}
+
+
+def test_a_study_finds_the_same_with_masks_and_without(finished_run, tmp_path, small_cohorts):
+    """To the rounding of updates in their ring, which AdamW makes much of where a gradient is nothing but rounding."""
+    clear = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts)), PLAIN)
+
+    masked, plain = (load_file(journal.checkpoint(1)) for journal in (finished_run.journal, clear))
+    for name, values in plain.items():
+        np.testing.assert_allclose(masked[name], values, rtol=1.2e-7, atol=1e-7)
+    both = [summary_of(folder) for folder in (finished_run.folder, tmp_path / "run")]
+    assert [summary["privacy"]["secure_sums"] for summary in both] == [True, False]
+    masked, plain = (
+        {k: v for part in ("harmonization", "probes") for k, v in numbers(s[part], part).items()} for s in both
+    )
+    assert masked.keys() == plain.keys()
+    for name, value in plain.items():
+        if "p_value" not in name and "null" not in name:
+            assert masked[name] == pytest.approx(value, rel=2e-2, abs=2e-3), name
+
+
+def test_replies_show_nothing_of_a_site_but_words_of_a_ring(finished_run):
+    for message in finished_run.grid.received:
+        if message.content["header"]["kind"] in ("TrainReply", "SummarizeReply", "EmbedReply", "HarmonizeReply"):
+            for name, array in message.content["arrays"].items():
+                assert name.startswith("sealed/")
+                assert array.dtype in ("uint32", "uint64")
+            header = json.loads(message.content["header"]["json"])
+            assert header.keys() <= {"sealed", "dimensions", "pseudonyms"}
+    metrics = finished_run.journal.table("metrics")
+    assert set(metrics["site"]) == {"all"}
+    assert {"loss", "masked_r2"} <= set(metrics["name"])
+
+
+def test_updates_take_no_more_bytes_than_float32(finished_run):
+    n_weights = sum(values.size for values in load_file(finished_run.journal.checkpoint(0)).values())
+    reply = next(m for m in finished_run.grid.received if m.content["header"]["kind"] == "TrainReply")
+
+    words = reply.content["arrays"]
+    (updates,) = (array.numpy() for name, array in words.items() if array.dtype == "uint32")
+    assert updates.shape == (n_weights + 1,)  # the last one tells whether masks cancelled
+
+
+@pytest.mark.parametrize("silent", ["aalborg", "delft"])
+@pytest.mark.parametrize(
+    "stage", ["query.summarize", "train", "query.embed", "query.harmonize"], ids=lambda name: name.split(".")[-1]
+)
+def test_the_survivors_of_a_sum_have_the_right_answer(tmp_path, four_cohorts, silent, stage):
+    """A site that falls silent for good, before it answers or after; the others end as if it had never been there."""
+    names = [path.name for path in four_cohorts]
+    node = names.index(silent) + 1
+    gone = []
+
+    def dies(to: int, message: Message) -> bool | None:
+        if to == node and (gone or message.metadata.message_type == stage):
+            gone.append(message.metadata.message_type)
+            return False
+        return None
+
+    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", four_cohorts), dies), SHORT)
+
+    summary = summary_of(tmp_path / "run")
+    assert summary["status"] == "completed"
+    assert list(summary["sites"]) == [name for name in names if name != silent]
+    n_left = sum(about["n_participants"] for about in summary["sites"].values())
+    assert summary["probes"]["connectivity"]["age"]["raw"]["n"] == n_left
+    if stage == "train":  # the weights are those of the three
+        three = [path for path in four_cohorts if path.name != silent]
+        without = run_study(tmp_path / "t", LocalGrid(write_sites(tmp_path / "ts", three)), SHORT)
+        ours, theirs = (load_file(j.checkpoint(1)) for j in (journal, without))
+        assert all(np.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in ours)
+
+
+def test_below_three_sites_a_sum_fails_and_says_who_is_missing(tmp_path, small_cohorts):
+    def gone(node: int, message: Message) -> bool | None:
+        return False if node == 2 and message.metadata.message_type == "train" else None
+
+    study = {**STUDY, "averaging": {**STUDY["averaging"], "quorum": 3}}
+    with pytest.raises(QuorumError, match=r"2 of 3 sites answered.*bergen: no reply"):
+        run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts), gone), study)
+    assert Journal(tmp_path / "run").facts()["status"] == "failed"
+
+
+def test_a_second_attempt_trains_nobody_again(tmp_path, four_cohorts):
+    asked = []
+
+    def late(node: int, message: Message) -> bool | None:
+        if message.metadata.message_type == "train":
+            request = TrainRequest.from_records(message.content)
+            asked.append((node, request.secure.attempt, sum(v.nbytes for v in request.arrays.values())))
+            return False if node == 4 and request.secure.attempt == 1 else None
+        return None
+
+    sites = write_sites(tmp_path / "s", four_cohorts)
+    run_study(tmp_path / "run", LocalGrid(sites, late), SHORT)
+
+    assert [(node, attempt) for node, attempt, _ in asked] == [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (2, 2), (3, 2)]
+    assert all(size == 0 for _, attempt, size in asked if attempt == 2)  # the question is not sent again
+    events = AuditLog(sites[0].parent / "state" / "audit.jsonl").read()
+    trained = [event for event in events if event.get("message") == "train"]
+    assert [(event["attempt"], len(event["among"])) for event in trained] == [(1, 4), (2, 3)]
+
+
+def test_sites_that_approved_other_rosters_do_not_begin(tmp_path, small_cohorts):
+    sites = [write_site(tmp_path / path.name, path.name, path) for path in small_cohorts]
+    absent = write_site(tmp_path / "absent", "absent", small_cohorts[0])
+    agree("all-but-coimbra", [load_site(site).keys for site in (*sites[:2], absent)])
+
+    with pytest.raises(QuorumError, match=r"no roster of keys in common.*coimbra: none"):
+        run_study(tmp_path / "run", LocalGrid(sites), STUDY)
+
+
+def test_an_answer_that_does_not_fit_counts_as_none(tmp_path, four_cohorts):
+    """A site that sums something else is found by its layout, and the others go on without it."""
+
+    def spoil(node: int, message: Message) -> Message | None:
+        if node != 3 or message.metadata.message_type != "query.summarize":
+            return None
+        return Message(SummarizeReply(arrays={"more/n": np.array(1.0)}).to_records(), reply_to=message)
+
+    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", four_cohorts), spoil), SHORT)
+
+    assert journal.facts()["left_out"] == "coimbra"
+    assert journal.facts()["status"] == "completed"
+
+
+def test_sites_that_share_an_atlas_with_too_few_keep_what_is_by_parcel(tmp_path, small_cohorts):
+    (other,) = simulate_cohorts(tmp_path / "c", simulated_hospitals(1, 12, minutes=2.2), atlas="aal116", seed=3)
+    other.rename(tmp_path / "dalarna")
+    study = {**SHORT, "cohort": {"atlases": ["schaefer100", "aal116"]}}
+    grid = LocalGrid(write_sites(tmp_path / "s", [*small_cohorts, tmp_path / "dalarna"]))
+
+    journal = run_study(tmp_path / "run", grid, study)
+
+    trained = [TrainReply.from_records(m.content) for m in grid.received if m.content["header"]["kind"] == "TrainReply"]
+    assert [len(reply.sealed) for reply in trained] == [2, 2, 2, 1]
+    assert {path.name for path in (tmp_path / "run" / "moments").iterdir()} == {"schaefer100.safetensors"}
+    assert set(pd.read_parquet(tmp_path / "run" / "parcels.parquet")["atlas"]) == {"schaefer100"}
+    assert journal.facts()["status"] == "completed"
+    assert write_report(tmp_path / "run").is_file()
+
+
+def test_sites_of_which_each_has_its_own_atlas_are_scored_together(tmp_path, small_cohorts):
+    cohorts = [small_cohorts[0]]
+    for atlas, name in (("aal116", "dalarna"), ("schaefer200", "espoo")):
+        (path,) = simulate_cohorts(tmp_path / atlas, simulated_hospitals(1, 12, minutes=2.2), atlas=atlas, seed=3)
+        cohorts.append(path.rename(tmp_path / name))
+    study = {**SHORT, "cohort": {"atlases": ["schaefer100", "aal116", "schaefer200"]}}
+    sites = write_sites(tmp_path / "s", cohorts, share_metrics=True)
+
+    journal = run_study(tmp_path / "run", LocalGrid(sites), study)
+
+    final = journal.table("metrics").query("round == 1 and name == 'mse'").set_index("site")["value"]
+    assert final["all"] == pytest.approx(final[["aalborg", "dalarna", "espoo"]].mean(), rel=0.5)
+    assert final.drop("all").min() < final["all"] < final.drop("all").max()
+    summary = summary_of(tmp_path / "run")["pretraining"]
+    assert summary["by_network"] == {}
+    assert set(summary["baselines"]) == {"parcel_mean", "time_interpolation"}
+    assert not (tmp_path / "run" / "parcels.parquet").exists()
+
+
+def test_the_journal_knows_the_heads_of_the_audit_logs(finished_run):
+    heads = summary_of(finished_run.folder)["privacy"]["audit_heads"]
+
+    for site in finished_run.sites:
+        log = AuditLog(site.parent / "state" / "audit.jsonl")
+        assert log.verify(heads[site.parent.name]).intact
+        cut = site.parent / "cut.jsonl"
+        cut.write_bytes(b"".join(log.path.read_bytes().splitlines(keepends=True)[:-1]))
+        assert AuditLog(cut).verify().intact
+        assert not AuditLog(cut).verify(heads[site.parent.name]).intact
+
+
+def test_what_a_site_shares_is_shown_beside_the_sums(tmp_path, small_cohorts):
+    share = {"share_metrics": True, "share_parameters": True, "share_embeddings": True}
+    sites = write_sites(tmp_path / "s", small_cohorts, **share)
+    journal = run_study(tmp_path / "run", LocalGrid(sites), SHORT)
+
+    assert set(journal.table("metrics")["site"]) == {"all", "aalborg", "bergen", "coimbra"}
+    shown = tmp_path / "run" / "shown" / "bergen"
+    table = pd.read_parquet(shown / "embeddings.parquet")
+    own = pd.read_parquet(sites[1].parent / "state" / "studies" / "small" / "embedding.residualized.parquet")
+    np.testing.assert_array_equal(table.filter(regex="^e").to_numpy(), own.filter(regex="^e").to_numpy())
+    assert table["participant"].str.fullmatch("p-[0-9a-f]{16}").all()
+    effect = load_file(
+        sites[1].parent / "state" / "studies" / "small" / "embedding.harmonized.effect.model.safetensors"
+    )
+    for name, values in load_file(shown / "embedding.harmonized.safetensors").items():
+        np.testing.assert_array_equal(values, effect[name])
