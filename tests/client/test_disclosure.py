@@ -406,6 +406,7 @@ def test_sums_of_many_parts_are_no_matrix_of_the_same_people():
     sums = {"feature_sum": np.ones((5, 50)), "x": np.ones((5, 5, 50)), "n": np.ones((5, 5))}
 
     permit_in_clear(Policy(), CrossValidatedRidge(n_folds=5), sums, 25)
+    assert refused(lambda: permit_in_clear(Policy(), CrossValidatedRidge(n_folds=4), sums, 25)) is RefusalCode.GRAM
 
 
 def test_places_for_other_sites_are_no_columns():
@@ -417,4 +418,7 @@ def test_places_for_other_sites_are_no_columns():
 
 
 def test_frames_are_more_than_parcels_and_not_looked_at():
-    permit_in_clear(Policy(), ANALYSES["second_moments"](n_lags=2), {"pairs": np.ones((100, 100))}, 12)
+    pairs = {"pairs": np.ones((100, 100))}
+
+    permit_in_clear(Policy(), ANALYSES["second_moments"](n_lags=2), pairs, 12)
+    assert refused(lambda: permit_in_clear(Policy(), SiteVariance(), pairs, 12)) is RefusalCode.GRAM
