@@ -122,11 +122,13 @@ def _describe(request: SumRequest, reply: SumReply) -> dict[str, str]:
         if reply.sealed:
             return {"sealed": "sealed"}
         return {name: str(reply.arrays[name].shape) for name in _added(reply)}
-    named = {}
+    named, asked = {}, [request.secure.sites, *(group.sites for group in request.groups)]
     for number, group in enumerate(reply.sealed):
         words = reply.part(f"sealed/{number}")
         shapes = sorted((bits, str(values.dtype), values.shape) for bits, values in words.items())
-        named["\n".join(group.sites)] = str([sorted(group.layout.items()), shapes])
+        name = "\n".join(group.sites)
+        once = group.sites in asked and name not in named
+        named[name if once else "elsewhere"] = str([sorted(group.layout.items()), shapes])
     own = tuple(f"sealed/{number}/{bits}" for number in range(len(reply.sealed)) for bits in _BITS)
     return {**named, **{name: "elsewhere" for name in reply.arrays if name not in own and not name.startswith(SHOWN)}}
 

@@ -5,9 +5,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from exchange.adding import add_replies, misfits, seal
-from exchange.messages import EmbedRequest, Group, MessageError, SecureSum, TrainReply
+from exchange.messages import EmbedRequest, Group, MessageError, SealedGroup, SecureSum, TrainReply
 from exchange.roster import KeyRoster, SiteKey
-from exchange.secure_sum import Masker, SecureSumError
+from exchange.secure_sum import Layout, Masker, SecureSumError
 
 SITES = ["a", "b", "c", "d", "e"]
 KEYS = {site: X25519PrivateKey.generate() for site in SITES}
@@ -98,3 +98,17 @@ def test_nobody_can_put_the_others_out_by_naming_them_in_a_sum_of_its_own():
     replies["c"] = sealed("c", lied)
 
     assert misfits(SECURE, replies) == ["c"]
+
+
+@pytest.mark.parametrize("sites", [["d"], SITES], ids=["alone", "twice"])
+def test_a_sum_that_nobody_asked_for_takes_no_other_s_place(sites):
+    """Its words open alone, and what they hold could be called like anything that the sites sum."""
+    alone = Layout.of({"evaluation/large/parcels": np.zeros((3, 4))})
+    words = np.zeros(alone.n_words(64), dtype=np.uint64)
+    words[-1] = 1
+    replies = {site: sealed(site) for site in SITES}
+    groups = [*replies["d"].sealed, SealedGroup(sites=sites, layout=alone.to_json())]
+    arrays = {**replies["d"].arrays, "sealed/1/64": words}
+    replies["d"] = replies["d"].model_copy(update={"sealed": groups, "arrays": arrays})
+
+    assert misfits(SECURE, replies) == ["d"]
