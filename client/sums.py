@@ -107,9 +107,10 @@ class SumStore:
                 save_arrays(path, kept.reply.arrays, {**header, "question": kept.question})
         except sqlite3.IntegrityError:
             raise Refusal(RefusalCode.CONTEXT, f"step {step} of run {run} was answered at the same moment.") from None
-        for older in path.parent.glob("*.safetensors"):
-            if older != path:
-                older.unlink()
+        with self._connected():  # while nobody writes: hidden files are answers that a kill left half written
+            for older in path.parent.iterdir():
+                if older != path:
+                    older.unlink()
 
     def use(self, run: str, request: SumRequest) -> None:
         """Note the attempt that an answer is about to leave in.

@@ -88,6 +88,10 @@ def test_a_stored_answer_that_is_damaged_is_refused_and_not_computed_again(store
 
 
 def test_only_the_last_plaintext_stays_on_the_disk(store, tmp_path):
+    (first,) = (tmp_path / "sums").glob("*/*.safetensors")
+    first.with_name(f".{first.name}.4711.tmp").write_bytes(b"left by a kill")
+
     store.keep("78", request(step=2), Kept(REPLY, {}, ""))
 
-    assert len(list((tmp_path / "sums").rglob("*.safetensors"))) == 1
+    (last,) = first.parent.iterdir()
+    assert last != first
