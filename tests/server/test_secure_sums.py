@@ -83,7 +83,7 @@ def test_updates_take_no_more_bytes_than_float32(finished_run):
     assert updates.shape == (n_weights + 1,)  # the last one tells whether masks cancelled
 
 
-@pytest.mark.parametrize("silent", ["aalborg", "delft"])
+@pytest.mark.parametrize("silent", ["aalborg", "bergen", "coimbra", "delft"])
 @pytest.mark.parametrize(
     "stage", ["query.summarize", "train", "query.embed", "query.harmonize"], ids=lambda name: name.split(".")[-1]
 )
