@@ -294,17 +294,16 @@ def _protection(data: RunData) -> Table:
         rows.append(["sites that showed their own metrics", ", ".join(shows)])
     heads = "; ".join(f"{site} {head[:12]}" for site, head in privacy["audit_heads"].items())
     note = f"Heads of the sites' audit logs at the end: {heads}. summary.json has them whole." if heads else ""
-    return Table(["measure", "what was done"], rows, note)
+    if privacy["secure_sums"]:
+        note = f"Totals that measure site effects show each site's mean features. {note}"
+    return Table(["measure", "what was done"], rows, note.strip())
 
 
 def _secure_sums(data: RunData) -> str:
     silent = data.outcomes.query("outcome != 'ok'")["exchange"].nunique()
     again = f"; a site fell silent in {silent} exchanges" if silent else ""
     roster = data.summary["privacy"]["roster"][:12]
-    return (
-        f"on, with the keys of roster {roster}: only totals could be read, of which those of site effects show each "
-        f"site's mean features{again}"
-    )
+    return f"on, with the keys of roster {roster}: only totals could be read{again}"
 
 
 TABLES = {
