@@ -1,6 +1,5 @@
-"""`fedbrainlm cohort`: simulate, import and show."""
+"""`fedbrainlm cohort`: prepare, import, simulate, show, check and export."""
 
-import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,39 +9,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.display import counter
+from cli.display import counter, show_quarantine
 from cli.errors import InputError
-from cohorts import Cohort, atlas_names
+from cli.options import ATLAS_HELP, Orientation, Scaling, column_range, condition, finite
+from cli.prepare import default_key, prepare
+from cohorts import Cohort
+from cohorts.checking import check_cohort
+from cohorts.exports import export_bids, export_huggingface, under_pseudonyms
+from cohorts.files import locked
+from cohorts.identities import KeyedNames
 from cohorts.matrices import MatrixOptions, import_matrices
 from cohorts.quality import QualityRules
+from cohorts.settings import read_settings
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from cohorts.vectors import import_vectors
 
-app = typer.Typer(no_args_is_help=True, help="A site's recordings: make, import and show them.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="A site's recordings: make, import and show them.")
 
-_ATLAS_HELP = f"Atlas of the columns: {', '.join(atlas_names())}, or a table file (.json, .csv, .tsv)."
-
-
-def _finite(value: float) -> float:
-    """Refuse nan and inf, which a range lets through."""
-    if not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a number that can be used.")
-    return value
-
-
-class Orientation(StrEnum):
-    """How matrices lie."""
-
-    AUTO = "auto"
-    FRAMES_FIRST = "frames-first"
-    PARCELS_FIRST = "parcels-first"
-
-
-class Scaling(StrEnum):
-    """Whether matrices have kept their units."""
-
-    RAW = "raw"
-    ZSCORE = "zscore"
+app.command()(prepare)
 
 
 @app.command()
@@ -50,17 +34,17 @@ def simulate(
     out: Annotated[Path, typer.Argument(help="New folder; one cohort a hospital goes into it.")],
     sites: Annotated[int, typer.Option(min=1, max=200, help="Number of hospitals.")] = 4,
     participants: Annotated[int, typer.Option(min=2, help="Mean number of participants a hospital.")] = 40,
-    minutes: Annotated[float, typer.Option(callback=_finite, min=1, help="Length of a recording.")] = 8.0,
-    atlas: Annotated[str, typer.Option(help=_ATLAS_HELP)] = "schaefer100",
+    minutes: Annotated[float, typer.Option(callback=finite, min=1, help="Length of a recording.")] = 8.0,
+    atlas: Annotated[str, typer.Option(help=ATLAS_HELP)] = "schaefer100",
     seed: Annotated[int, typer.Option(help="The same seed gives the same recordings.")] = 0,
     site_effect: Annotated[
-        float, typer.Option(callback=_finite, min=0, help="Size of the scanners' fingerprints; 0 for none.")
+        float, typer.Option(callback=finite, min=0, help="Size of the scanners' fingerprints; 0 for none.")
     ] = 1.0,
     age_effect: Annotated[
-        float, typer.Option(callback=_finite, min=0, help="Size of the effect of age; 0 for none.")
+        float, typer.Option(callback=finite, min=0, help="Size of the effect of age; 0 for none.")
     ] = 1.0,
     sex_effect: Annotated[
-        float, typer.Option(callback=_finite, min=0, help="Size of the effect of sex; 0 for none.")
+        float, typer.Option(callback=finite, min=0, help="Size of the effect of sex; 0 for none.")
     ] = 1.0,
     vectors: Annotated[
         int, typer.Option(min=0, help="Dimensions of simulated gene vectors that bear on the signal; 0 for none.")
@@ -79,7 +63,7 @@ def simulate(
 def import_(
     source: Annotated[Path, typer.Argument(help="An .npz with one matrix a recording, or a folder of matrices.")],
     out: Annotated[Path, typer.Argument(help="New folder of the cohort.")],
-    atlas: Annotated[str, typer.Option(help=_ATLAS_HELP)],
+    atlas: Annotated[str, typer.Option(help=ATLAS_HELP)],
     participants: Annotated[Path | None, typer.Option(help="Participants table (.tsv or .csv), after BIDS.")] = None,
     tr: Annotated[float | None, typer.Option(help="Repetition time in seconds, unless the table has t_r.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the cohort; the folder's name if not given.")] = None,
@@ -88,7 +72,7 @@ def import_(
     orientation: Annotated[Orientation, typer.Option(help="How the matrices lie.")] = Orientation.AUTO,
     min_frames: Annotated[int, typer.Option(min=2, help="Shortest run.")] = QualityRules().min_frames,
     min_coverage: Annotated[
-        float, typer.Option(callback=_finite, min=0, max=1, help="Smallest fraction of parcels with signal.")
+        float, typer.Option(callback=finite, min=0, max=1, help="Smallest fraction of parcels with signal.")
     ] = QualityRules().min_coverage,
     preprocessing: Annotated[
         str, typer.Option(help="Id of the preprocessing, kept with every result.")
@@ -100,9 +84,9 @@ def import_(
     """Import ready matrices, frames by parcels; what is not usable is quarantined with its reason."""
     options = MatrixOptions(
         t_r=tr,
-        select=tuple(_condition(condition) for condition in select or []),
+        select=tuple(condition(text) for text in select or []),
         orientation=orientation.value,
-        columns=_column_range(columns) if columns else None,
+        columns=column_range(columns) if columns else None,
         rules=QualityRules(min_frames=min_frames, min_coverage=min_coverage),
         preprocessing=preprocessing,
         scaling=scaling.value,
@@ -116,7 +100,7 @@ def import_(
         typer.echo(f"{report.n_not_selected} recordings belong to participants that were not selected.")
     if participants is None:
         typer.echo("No participants table was given: age, sex and every other covariate are unknown.")
-    _show_quarantine(Cohort.open(report.path))
+    show_quarantine(Cohort.open(report.path))
 
 
 @app.command()
@@ -156,36 +140,93 @@ def show(
     if "sex" in people and people["sex"].notna().any():
         table.add_row("sex", ", ".join(f"{n} {sex}" for sex, n in people["sex"].value_counts().sort_index().items()))
     console.print(table)
-    _show_quarantine(cohort)
+    show_quarantine(cohort)
     if recordings:
         typer.echo(index.to_string(index=False))
 
 
-def _show_quarantine(cohort: Cohort) -> None:
-    quarantined = cohort.quarantined
-    if quarantined.empty:
-        return
-    typer.echo(f"{len(quarantined)} quarantined:")
-    for message in quarantined["message"][:20]:
-        typer.echo(f"  {message}")
-    if len(quarantined) > 20:
-        typer.echo(f"  … and {len(quarantined) - 20} more in {cohort.path / 'quarantine.jsonl'}")
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="Folder of the cohort.")],
+    quality: Annotated[
+        Path | None,
+        typer.Option(help="Thresholds (YAML): quarantine what falls short, take back what no longer does."),
+    ] = None,
+    study: Annotated[Path | None, typer.Option(help="A study's YAML file: does the cohort meet its contract?")] = None,
+    report: Annotated[bool, typer.Option(help="Write the quality report, site-only/quality.html.")] = True,
+) -> None:
+    """Read every recording again, judge its quality, and write the quality report, which stays at the site."""
+    cohort = Cohort.open(folder)
+    with counter("Checking recordings") as progress:
+        damaged = check_cohort(cohort, progress)
+    if damaged:
+        more = f"\n{len(damaged) - 1} more are damaged." if len(damaged) > 1 else ""
+        raise InputError(f"{damaged[0]}{more}")
+    typer.echo(f"{folder}: {len(cohort)} recordings are whole and as indexed.")
+    if quality:
+        rules = read_settings(quality, QualityRules)
+        with locked(folder):
+            cohort = Cohort.open(folder)  # as it is now
+            quarantined, taken_back = cohort.judge(rules)
+        typer.echo(f"By {quality}: {len(quarantined)} quarantined, {len(taken_back)} taken back.")
+    show_quarantine(cohort)
+    if report:
+        from cohorts.report import write_quality_report  # with matplotlib and nilearn, which take seconds
+
+        # Imported matrices were judged by their structure alone: what is published is still worth a look.
+        rules = cohort.about.rules if cohort.about.rules != QualityRules() else QualityRules.published()
+        typer.echo(
+            f"Quality report: {write_quality_report(cohort, folder / 'site-only' / 'quality.html', rules=rules)}"
+        )
+    if study:
+        _show_contract(cohort, study)
+
+
+class Format(StrEnum):
+    """What a cohort is exported as."""
+
+    BIDS = "bids"
+    HUGGINGFACE = "huggingface"
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder of the cohort.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    format_: Annotated[
+        Format, typer.Option("--format", help="TSVs after BIDS-derivatives, or Parquet for Hugging Face datasets.")
+    ] = Format.BIDS,
+    key: Annotated[
+        Path | None, typer.Option(help="Key of the pseudonyms, for a cohort that has none; else as for prepare.")
+    ] = None,
+    keep_ids: Annotated[
+        bool, typer.Option("--keep-ids", help="Export the site's own ids, of a cohort that has no pseudonyms.")
+    ] = False,
+) -> None:
+    """Export a cohort for other tools, under pseudonyms."""
+    cohort = Cohort.open(folder)
+    if not cohort.about.pseudonyms and not keep_ids:
+        cohort = under_pseudonyms(cohort, KeyedNames(key or default_key(folder)))
+    write = export_bids if format_ is Format.BIDS else export_huggingface
+    typer.echo(f"Exported: {write(cohort, out)}")
+
+
+def _show_contract(cohort: Cohort, path: Path) -> None:
+    """Say whether a cohort meets a study's contract.
+
+    Raises
+    ------
+    InputError
+        If it does not.
+    """
+    from server.study import load_study  # with torch, which takes seconds
+
+    mismatches = load_study(path).contract().mismatches(cohort)
+    if mismatches:
+        raise InputError("\n".join(mismatch.message for mismatch in mismatches))
+    typer.echo(f"{path}: the cohort meets its contract.")
 
 
 def _range(values: pd.Series) -> str:
     least, most = values.min(), values.max()
     return f"{least:g}" if least == most else f"{least:g} to {most:g}, median {values.median():g}"
-
-
-def _condition(text: str) -> tuple[str, str]:
-    column, equals, value = text.partition("=")
-    if not (column and equals and value):
-        raise InputError(f"--select {text}: expected COLUMN=VALUE, such as site=PITT.")
-    return column, value
-
-
-def _column_range(text: str) -> tuple[int, int]:
-    first, _, last = text.partition("-")
-    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise InputError(f"--columns {text}: expected FIRST-LAST counted from 1, such as 1-400.")
-    return int(first), int(last)

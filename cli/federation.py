@@ -10,7 +10,11 @@ from rich.table import Table
 from cli.output import write_once
 from exchange.roster import KeyRoster, read_json
 
-app = typer.Typer(no_args_is_help=True, help="What the sites of a federation agree on: the roster of their keys.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="What the sites of a federation agree on: the roster of their keys.",
+)
 
 
 @app.callback()

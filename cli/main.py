@@ -2,30 +2,58 @@
 
 import signal
 import sys
+from importlib import import_module
 from typing import Annotated
 
+import click
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
-from cli import cohort, federation, model, run, site
-from cli.errors import INPUT_ERRORS, InternalError, RunFailedError
-from cli.evaluate import evaluate
+from cli.errors import UNWRITABLE, InternalError, RunFailedError, UnwritableError, is_input_error, printable
+
+#: Where each command is: a module, and the command or the group of commands in it. A module is imported when its
+#: command is asked for, since torch and Flower take seconds.
+COMMANDS = {
+    "cohort": ("cli.cohort", "app"),
+    "model": ("cli.model", "app"),
+    "site": ("cli.site", "app"),
+    "federation": ("cli.federation", "app"),
+    "demo": ("cli.run", "demo"),
+    "run": ("cli.run", "run"),
+    "report": ("cli.run", "report"),
+    "evaluate": ("cli.evaluate", "evaluate"),
+}
+
+
+class _Commands(TyperGroup):
+    """The commands, imported one by one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name]
+        found = getattr(import_module(module), name)
+        if not isinstance(found, typer.Typer):
+            single = typer.Typer(add_completion=False)
+            single.command(cmd_name)(found)
+            found = single
+        command = typer.main.get_command(found)
+        command.name = cmd_name
+        return command
+
 
 app = typer.Typer(
     name="fedbrainlm",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Train a brain foundation model together, without one recording leaving a hospital.",
 )
-app.add_typer(cohort.app, name="cohort")
-app.add_typer(model.app, name="model")
-app.add_typer(site.app, name="site")
-app.add_typer(federation.app, name="federation")
-app.command()(run.demo)
-app.command()(run.run)
-app.command()(run.report)
-app.command()(evaluate)
 
 
 @app.callback()
@@ -40,12 +68,16 @@ def run_command(arguments: list[str]) -> int:
     console = Console(stderr=True)
     try:
         app(arguments, standalone_mode=True)
-    except INPUT_ERRORS as error:
-        return _fail(console, error, 2, arguments)
     except RunFailedError as error:
         return _fail(console, error, 1, arguments)
-    except Exception as error:  # a fault of ours: said in a line, too
-        return _fail(console, InternalError(error), 1, arguments)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            return _fail(console, InternalError(error), 1, arguments)
+        return _fail(console, UnwritableError(error), 2, arguments)
+    except Exception as error:
+        if is_input_error(error):
+            return _fail(console, error, 2, arguments)
+        return _fail(console, InternalError(error), 1, arguments)  # a fault of ours: said in a line, too
     except (KeyboardInterrupt, SystemExit) as ended:  # typer makes an exit of an interrupt
         code = 130 if isinstance(ended, KeyboardInterrupt) else ended.code
         if code == 130:
@@ -58,7 +90,8 @@ def _fail(console: Console, error: Exception, code: int, arguments: list[str]) -
     if "--debug" in arguments:
         console.print_exception()
     else:
-        console.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+        said = "\n".join(map(printable, str(error).split("\n")))
+        console.print(Text.assemble(("Error: ", "bold red"), said), soft_wrap=True)
     return code
 
 

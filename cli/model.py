@@ -18,7 +18,11 @@ from brainlm.official_base import ReleasedConfig, ReleasedModel
 from brainlm.official_padded import PaddedConfig
 from cli.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, help="Checkpoints: import released ones, export, and show what they are.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Checkpoints: import released ones, export, and show what they are.",
+)
 
 
 def _positive(value: float | None) -> float | None:

@@ -11,9 +11,10 @@ import typer
 import yaml
 
 from brainlm.windows import usable_recordings
-from cli.display import console, counter, print_summary, watching
+from cli.display import console, counter
 from cli.errors import InputError, RunFailedError
 from cli.flower import PROJECT, Outcome, connections, flwr_run, simulation_superlink, stage_app
+from cli.watching import print_summary, watching
 from client.keys import agree
 from client.policy import EVERYTHING, SHOWS_ONE_SITE
 from client.site import SIMULATED_SITES, load_site

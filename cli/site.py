@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cli.errors import InputError
+from cli.errors import InputError, printable
 from cli.federation import show_roster
 from cli.output import write_once
 from client.audit import AuditLog
@@ -22,7 +22,9 @@ from cohorts.settings import read_settings
 from exchange.refusals import Refusal
 from exchange.roster import KeyRoster
 
-app = typer.Typer(no_args_is_help=True, help="A hospital's own key, the rosters it approves, and its audit log.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="A hospital's own key, the rosters it approves, and its audit log."
+)
 audit = typer.Typer(no_args_is_help=True, help="What left the hospital and what it refused, line by line.")
 app.add_typer(audit, name="audit")
 
@@ -109,7 +111,7 @@ def show(
         table.add_column(column, overflow="fold")
     for line in deque((line for line in log.events() if event in (None, line["event"])), maxlen=last):
         cells = (str(line["number"]), line["time"][:19], line["event"], _scalars(line))
-        table.add_row(*(Text(_printable(cell)) for cell in cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     Console().print(table)
 
 
@@ -172,8 +174,3 @@ def _scalars(line: dict[str, Any]) -> str:
     named = {name: value for name, value in line.items() if name not in (*_IN_COLUMNS, *_NOT_SHOWN)}
     plain = {name: str(value) for name, value in named.items() if not isinstance(value, list | dict)}
     return ", ".join(name + " " + _HASH.sub(r"\1…", value) for name, value in plain.items())
-
-
-def _printable(text: str) -> str:
-    """Text of a log without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

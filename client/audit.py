@@ -65,7 +65,7 @@ def app_hash(folder: Path = _PROJECT) -> str:
 
     It is the same in the source tree and where Flower installed the app, and can be had without us, in that folder::
 
-        find brainlm client cohorts exchange harmonization server -name '*.py' -not -path 'server/report/*' |
+        find brainlm client cohorts exchange harmonization server -name '*.py' -not -path '*/report/*' |
             LC_ALL=C sort | xargs sha256sum | sha256sum
 
     Flower's own hash of the app (of the FAB, a zip) is not recorded, since a ClientApp is not told it: all it could see
@@ -79,7 +79,7 @@ def app_hash(folder: Path = _PROJECT) -> str:
     """
     found = (path for package in _PACKAGES for path in (folder / package).rglob("*.py"))
     names = sorted(path.relative_to(folder).as_posix() for path in found)
-    shipped = [name for name in names if not name.startswith("server/report/")]  # the report stays with the coordinator
+    shipped = [name for name in names if "/report/" not in name]  # reports are written where their data lie
     return _sha256("".join(f"{_sha256((folder / name).read_bytes())}  {name}\n" for name in shipped).encode())
 
 

@@ -9,9 +9,5 @@ class AuditError(ClientError):
     """The audit log is damaged, or is no audit log. Keep the file, find out who changed it, and do what is said."""
 
 
-class SecretError(ClientError):
-    """A secret file can be read by others, or holds something else. Correct its mode, or restore it from a backup."""
-
-
 class ApprovalError(ClientError):
     """A roster cannot be approved or revoked as asked. Ask the coordinator for the right one."""

@@ -14,8 +14,8 @@ from safetensors.numpy import load, load_file
 from brainlm.embedding import feature_frame
 from client.disclosure import permit_categories, read_design
 from client.site import Site
-from cohorts.cohort import check_identifier
 from cohorts.files import atomic_path, save_arrays, write_text
+from cohorts.recording import check_identifier
 from cohorts.vectors import read_vectors
 from exchange.messages import Arrays, TableSpec
 from exchange.refusals import Refusal, RefusalCode

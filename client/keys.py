@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from client.audit import AuditLog
 from client.errors import ApprovalError
-from client.secrets import key_once
 from cohorts.files import atomic_path, write_text
+from cohorts.secrets import key_once
 from exchange.refusals import Refusal, RefusalCode
 from exchange.roster import MIN_SITES, KeyRoster, RosterError, SiteKey, read_json
 

@@ -18,13 +18,13 @@ from client.audit import AuditLog
 from client.keys import Keyring
 from client.ledger import ReleaseLedger
 from client.policy import Policy
-from client.pseudonyms import Pseudonyms
-from client.secrets import secret_once
 from client.spending import PrivacyLedger
 from client.sums import SumStore
 from cohorts import Cohort
-from cohorts.cohort import check_identifier
 from cohorts.errors import CohortError
+from cohorts.pseudonyms import Pseudonyms
+from cohorts.recording import check_identifier
+from cohorts.secrets import secret_once
 from cohorts.seeding import derive_seed
 from cohorts.settings import Settings, read_settings
 from exchange.refusals import Refusal, RefusalCode
@@ -153,7 +153,7 @@ class Site:
 
     def pseudonym(self, participant_id: str) -> str:
         """Return what a participant is called where an id must be shown."""
-        return Pseudonyms(self.state).pseudonym(participant_id)
+        return "p-" + Pseudonyms(self.state / "pseudonym_key").pseudonym(participant_id)
 
     def folder_of(self, study: str) -> Path:
         """Folder of what this site makes for a study."""

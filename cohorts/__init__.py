@@ -1,8 +1,9 @@
 """A site's recordings: how they come in, are checked, stored and simulated."""
 
 from cohorts.atlas import Atlas, atlas_names, load_atlas
-from cohorts.cohort import Cohort, Recording
+from cohorts.cohort import Cohort
 from cohorts.errors import AtlasError, CohortError, ParticipantsError, RecordingError, SettingsError
+from cohorts.recording import Recording
 
 __all__ = [
     "Atlas",

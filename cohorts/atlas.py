@@ -90,15 +90,15 @@ def load_atlas(name_or_file: str | Path) -> Atlas:
         if known.is_file():
             return _from_json(known)
         raise AtlasError(
-            f"Atlas '{text}' is not known. Expected one of {', '.join(atlas_names())}, or a table file "
+            f"Atlas '{text}' is not known. Name one of {', '.join(atlas_names())}, or a table file "
             "(.json, .csv or .tsv with name, x, y, z)."
         )
     path = Path(text)
     if not path.is_file():
-        raise AtlasError(f"{path}: no such atlas table. Check the path, or name one of {atlas_names()}.")
+        raise AtlasError(f"{path}: no such atlas table. Check the path, or name one of {', '.join(atlas_names())}.")
     try:
         return _from_json(path) if path.suffix.lower() == ".json" else _from_table(path)
-    except (KeyError, IndexError, TypeError, ValueError, UnicodeDecodeError):
+    except (KeyError, IndexError, OSError, RecursionError, TypeError, ValueError):
         raise AtlasError(
             f"{path}: is not an atlas table. Expected one row a parcel with columns name, x, y, z "
             "(millimetres) and unique names. Correct the table."

@@ -3,88 +3,74 @@
 ::
 
     <cohort>/
-      cohort.yaml          name, atlas and its hash, preprocessing, scaling
+      cohort.yaml          name, atlas and its hash, preprocessing, scaling, TRs, counts, software
       atlas.json           the atlas table itself
       participants.tsv     one row a participant, after BIDS; participants.json describes the columns
+      sessions.tsv         one row a participant and session, where the table had several rows a participant
       recordings.parquet   one row a recording; an index, made again from the recordings whenever it is behind
+      recordings/          <recording_id>.safetensors: signal [T, P] float32, coverage [P] bool, and what is known of
+                           framewise displacement and censoring
       quarantine.jsonl     one line a recording that was refused, with the reason
-      recordings/          <recording_id>.safetensors: signal [T, P] float32, coverage [P] bool
+      quarantine/          the recordings that could be read, but fell short of the rules
+      site-only/           what links the cohort's pseudonyms to the site's own names, and the quality report
 """
 
 import json
 import math
 import os
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import yaml
-from safetensors import SafetensorError, safe_open
+from pydantic import Field
+from threadpoolctl import threadpool_limits
 
 from cohorts.atlas import Atlas, load_atlas
 from cohorts.errors import CohortError, RecordingError
-from cohorts.files import HEADER, atomic_path, save_arrays, write_text
-from cohorts.participants import read_participants, write_participants
+from cohorts.files import atomic_path, write_text
+from cohorts.participants import (
+    Descriptions,
+    ParticipantsTable,
+    load_participants,
+    read_participants,
+    write_participants,
+)
+from cohorts.quality import Quality, QualityRules, measure
+from cohorts.recording import (
+    Recording,
+    check_identifier,
+    check_recording,
+    is_identifier,
+    load_recording,
+    read_facts,
+    save_recording,
+)
 from cohorts.settings import Settings, read_settings
 
-FORMAT = 1
+FORMAT = 2
 Scale = Literal["raw", "zscore"]
 """Whether recordings have kept their units, or were z-scored parcel by parcel before they came."""
-_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _INDEX_COLUMNS = {
     "recording_id": "str",
     "participant_id": "str",
+    "session": "str",
+    "task": "str",
+    "run": "str",
     "n_frames": "int64",
     "t_r": "float64",
     "n_missing_parcels": "int64",
-    "mean_fd": "float64",
-    "tsnr": "float64",
+    **{measure.name: "int64" if measure.type is int else "float64" for measure in fields(Quality)},
+    "digest": "str",
+    "source": "str",
 }
 
 
-@dataclass(frozen=True)
-class Recording:
-    """One run of one participant: the mean BOLD signal of every parcel over time.
-
-    Attributes
-    ----------
-    participant_id : str
-        As in ``participants.tsv``.
-    signal : numpy.ndarray
-        [T, P] float32, frames by parcels, in the order of the cohort's atlas.
-    t_r : float
-        Repetition time in seconds.
-    recording_id : str
-        Unique in the cohort; the participant's id where a participant has one recording.
-    coverage : numpy.ndarray
-        [P] bool, False where a parcel carries no signal. Derived from the signal if not given.
-    mean_fd : float
-        Mean framewise displacement in millimetres, NaN if unknown.
-    tsnr : float
-        Median over parcels of mean/sd over time, NaN where the signal has lost its mean.
-    """
-
-    participant_id: str
-    signal: np.ndarray
-    t_r: float
-    recording_id: str = ""
-    coverage: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
-    mean_fd: float = math.nan
-    tsnr: float = math.nan
-
-    def __post_init__(self) -> None:
-        if not self.recording_id:
-            object.__setattr__(self, "recording_id", self.participant_id)
-        if self.coverage.size == 0:
-            object.__setattr__(self, "coverage", np.ptp(self.signal, axis=0) > 0)
-
-
-class _About(Settings):
+class About(Settings):
     """Content of ``cohort.yaml``."""
 
     format: int
@@ -93,18 +79,32 @@ class _About(Settings):
     atlas_sha256: str
     preprocessing: str
     scaling: Scale = "raw"
+    options: dict[str, Any] = Field(default_factory=dict)
+    """How the recordings were prepared, where one command prepared them."""
+    pseudonyms: str = ""
+    """What the key of the participants' pseudonyms makes of a known word; empty where ids are the site's own."""
+    rules: QualityRules = QualityRules()
+    """What the recordings were last judged by."""
+    t_r: tuple[float, ...] = ()
+    """Repetition times in seconds."""
+    n_participants: int = 0
+    n_recordings: int = 0
+    n_quarantined: int = 0
     software: dict[str, str]
 
 
 class Cohort:
-    """A site's recordings on disk. Make one with `create` or `open`."""
+    """A site's recordings on disk. Make one with `create` or `open`; iterate over it to read them one by one."""
 
-    def __init__(self, path: Path, about: _About, atlas: Atlas) -> None:
+    def __init__(self, path: Path, about: About, atlas: Atlas) -> None:
         self.path = path
         self.atlas = atlas
-        self._about = about
+        self.about = about
         self._rows: dict[str, dict[str, Any]] = {}
+        self._refused: dict[str, dict[str, str]] = {}
         self._participants = pd.DataFrame({"participant_id": pd.Series(dtype="str")})
+        self._sessions = self._participants.assign(session_id=pd.Series(dtype="str"))
+        self._descriptions: Descriptions | None = None
 
     @classmethod
     def create(
@@ -116,6 +116,7 @@ class Cohort:
         participants: pd.DataFrame | None = None,
         preprocessing: str = "unspecified",
         scaling: Scale = "raw",
+        **about: Any,
     ) -> "Cohort":
         """Make an empty cohort in a folder that is new or empty.
 
@@ -133,6 +134,8 @@ class Cohort:
             Id of the preprocessing, recorded with every result.
         scaling : {"raw", "zscore"}
             Whether the recordings have kept their units, or were z-scored parcel by parcel before.
+        **about
+            Further fields of ``cohort.yaml``: options, pseudonyms, rules.
 
         Raises
         ------
@@ -143,27 +146,32 @@ class Cohort:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise CohortError(f"{path}: exists already; expected a new or empty folder. Choose another.")
         atlas = load_atlas(atlas) if isinstance(atlas, str) else atlas
-        about = _About(
+        (path / "recordings").mkdir(parents=True, exist_ok=True)
+        write_text(path / "atlas.json", atlas.to_json())
+        content = About(
             format=FORMAT,
             name=check_identifier(name or path.name, "cohort name"),
             atlas=atlas.name,
             atlas_sha256=atlas.content_hash,
             preprocessing=preprocessing,
             scaling=scaling,
-            software={"fedbrainlm": version("fedbrainlm")},
+            software={library: version(library) for library in ("fedbrainlm", "nilearn", "numpy")},
+            **about,
         )
-        (path / "recordings").mkdir(parents=True, exist_ok=True)
-        write_text(path / "atlas.json", atlas.to_json())
-        write_text(path / "cohort.yaml", yaml.safe_dump(about.model_dump(), sort_keys=False))
-        cohort = cls(path, about, atlas)
+        cohort = cls(path, content, atlas)
         if participants is not None:
             cohort._participants = participants.reset_index(drop=True)
         cohort.save()
         return cohort
 
     @classmethod
-    def open(cls, path: str | Path) -> "Cohort":
+    def open(cls, path: str | Path, *, repair: bool = False) -> "Cohort":
         """Open a cohort, bringing its index up to date with its recordings.
+
+        Parameters
+        ----------
+        repair : bool
+            Forget recordings whose files are gone, for whoever makes them again.
 
         Raises
         ------
@@ -171,12 +179,16 @@ class Cohort:
             If the folder is no cohort, or lost a recording that its index names.
         """
         path = Path(path)
+        if path.with_name(f".{path.name}.partial").is_dir() and not path.exists():
+            raise CohortError(
+                f"{path}: is in the making, or a command that made it was stopped. Give that command again: it goes on."
+            )
         if not (path / "cohort.yaml").is_file():
             raise CohortError(
                 f"{path}: is not a cohort; expected a folder with cohort.yaml. "
-                "Make one with 'fedbrainlm cohort import' or 'fedbrainlm cohort simulate'."
+                "Make one with 'fedbrainlm cohort prepare', 'import' or 'simulate'."
             )
-        about = read_settings(path / "cohort.yaml", _About)
+        about = read_settings(path / "cohort.yaml", About)
         if about.format != FORMAT:
             raise CohortError(
                 f"{path}: has format {about.format}, this version reads format {FORMAT}. Import the data again."
@@ -187,41 +199,55 @@ class Cohort:
         cohort = cls(path, about, atlas)
         if (path / "participants.tsv").is_file():
             cohort._participants = read_participants(path / "participants.tsv")
-        cohort._load_index()
+        if (path / "sessions.tsv").is_file():
+            cohort._sessions = load_participants(path / "sessions.tsv").sessions
+        cohort._load_quarantine()
+        cohort._load_index(repair)
         return cohort
 
     @property
     def name(self) -> str:
-        return self._about.name
+        return self.about.name
 
     @property
     def preprocessing(self) -> str:
-        return self._about.preprocessing
+        return self.about.preprocessing
 
     @property
     def scaling(self) -> Scale:
-        return self._about.scaling
+        return self.about.scaling
 
     @property
     def recordings(self) -> pd.DataFrame:
         """One row a recording, in order of recording_id.
 
-        Columns recording_id, participant_id, n_frames, t_r (s), n_missing_parcels, mean_fd (mm), tsnr.
+        Columns recording_id, participant_id, session, task, run, n_frames, t_r (s), n_missing_parcels, and every
+        measure of `cohorts.quality.Quality`.
         """
         rows = [self._rows[key] for key in sorted(self._rows)]
         return pd.DataFrame(rows, columns=list(_INDEX_COLUMNS)).astype(_INDEX_COLUMNS)
 
     @property
     def participants(self) -> pd.DataFrame:
-        """One row a participant: participant_id and whatever ``participants.tsv`` holds."""
-        return self._participants.copy()
+        """One row a participant: participant_id and whatever ``participants.tsv`` holds, n/a for who is not in it."""
+        known = set(self._participants["participant_id"])
+        others = sorted({row["participant_id"] for row in self._rows.values()} - known)
+        rows = pd.DataFrame({"participant_id": pd.Series(others, dtype="str")})
+        return pd.concat([self._participants, rows], ignore_index=True)
+
+    @property
+    def sessions(self) -> pd.DataFrame:
+        """One row a participant and session: participant_id, session_id and what is known of each visit.
+
+        No rows where the participants table had one row a participant.
+        """
+        return self._sessions.copy()
 
     @property
     def quarantined(self) -> pd.DataFrame:
         """One row a refused recording: recording_id, code, message."""
-        path = self.path / "quarantine.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return pd.DataFrame([json.loads(line) for line in lines], columns=["recording_id", "code", "message"])
+        refused = [self._refused[key] for key in sorted(self._refused) if key not in self._rows]
+        return pd.DataFrame(refused, columns=["recording_id", "code", "message"])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -230,6 +256,10 @@ class Cohort:
         for recording_id in sorted(self._rows):
             yield self.read(recording_id)
 
+    def __repr__(self) -> str:
+        people = len({row["participant_id"] for row in self._rows.values()})
+        return f"<Cohort {self.name}: {len(self)} recordings of {people} participants, atlas {self.atlas.name}>"
+
     def covariates(self) -> pd.DataFrame:
         """One row for each participant with a recording, in order of participant_id.
 
@@ -237,40 +267,136 @@ class Cohort:
         where those know them.
         """
         measured = self.recordings.groupby("participant_id")[["mean_fd", "tsnr"]].mean()
-        table = self._participants.set_index("participant_id").reindex(measured.index)
+        table = self.participants.set_index("participant_id").reindex(measured.index)
         for column in measured:
             table[column] = measured[column].fillna(table.get(column, math.nan))
         return table.reset_index()
 
-    def add(self, recording: Recording) -> None:
+    def recording_covariates(self) -> pd.DataFrame:
+        """One row a recording, in order of recording_id: what is known of the participant at that visit.
+
+        The columns of ``participants.tsv``, those of ``sessions.tsv`` instead where they know the visit, and the
+        recording's own mean_fd and tsnr.
+        """
+        index = self.recordings.rename(columns={"session": "session_id"})
+        table = index[["recording_id", "participant_id", "session_id", "mean_fd", "tsnr"]]
+        people = table[["participant_id"]].merge(self.participants, how="left", on="participant_id")
+        visits = table[["participant_id", "session_id"]].merge(
+            self._sessions, how="left", on=["participant_id", "session_id"]
+        )
+        known = visits.combine_first(people)
+        for column in known.columns.difference(table.columns):
+            table[column] = known[column]
+        for column in ("mean_fd", "tsnr"):
+            table[column] = table[column].fillna(known.get(column, math.nan))
+        return table
+
+    def add(self, recording: Recording, source: str = "") -> None:
         """Store a recording. It survives a crash from here on, with or without `save`.
+
+        Parameters
+        ----------
+        source : str
+            Fingerprint of the files that it was made from.
 
         Raises
         ------
         RecordingError
             If its shape, ids, TR or values do not fit the cohort.
         """
-        self._check(recording)
-        header = {
-            "participant_id": recording.participant_id,
-            "t_r": float(recording.t_r),
-            "mean_fd": float(recording.mean_fd),
-            "tsnr": float(recording.tsnr),
-        }
-        tensors = {
-            "signal": recording.signal.astype(np.float32, copy=False),
-            "coverage": recording.coverage.astype(bool, copy=False),
-        }
-        save_arrays(self._file(recording.recording_id), tensors, header)
-        self._index(recording.recording_id)
+        check_recording(recording, self.atlas.n_parcels, self.atlas.name)
+        if recording.recording_id in self._rows:
+            raise RecordingError(
+                "duplicate", f"{recording.recording_id}: is in the cohort already. Give each run its own id."
+            )
+        quality = measure_recording(recording, self.atlas, self.about.rules)
+        self.enter(save_recording(self._file(recording.recording_id), recording, quality, source))
 
-    def quarantine(self, recording_id: str, code: str, message: str) -> None:
-        """Note that a recording was refused, and why."""
-        line = json.dumps({"recording_id": recording_id, "code": code, "message": message})
-        with (self.path / "quarantine.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def enter(self, facts: dict[str, Any]) -> None:
+        """Enter a recording, whose file is in place, into the index."""
+        self._rows[facts["recording_id"]] = facts
+        self._aside(facts["recording_id"]).unlink(missing_ok=True)
+
+    def quarantine(
+        self, recording_id: str, code: str, message: str, source: str = "", *, set_aside: bool = False
+    ) -> None:
+        """Note that a recording was refused, and why.
+
+        Parameters
+        ----------
+        set_aside : bool
+            Whether its signal could be read and lies in ``quarantine/``, from where `judge` can take it back.
+        """
+        self._note(recording_id, code, message, source)
+        if self._rows.pop(recording_id, None):  # what its source held before
+            self._file(recording_id).unlink(missing_ok=True)
+        # Of an id that is no file's name, such as ../../mine, nothing was ever set aside.
+        if not set_aside and is_identifier(recording_id):
+            self._aside(recording_id).unlink(missing_ok=True)
+
+    def begin_changes(self) -> None:
+        """Take the index away while recordings change in place, for `save` to write it anew.
+
+        Whoever opens the cohort in between, or after a kill, makes it from the recordings.
+        """
+        (self.path / "recordings.parquet").unlink(missing_ok=True)
+
+    def held(self) -> dict[str, str]:
+        """Recordings whose signals are here, set aside or not: recording_id → participant_id."""
+        aside = {path.stem: str(read_facts(path)["participant_id"]) for path in self._all_aside()}
+        return aside | {recording_id: row["participant_id"] for recording_id, row in self._rows.items()}
+
+    def forget(self, recording_id: str) -> None:
+        """Remove a recording, its signal and what the quarantine's list says of it, for `save` to write."""
+        self._refused.pop(recording_id, None)
+        self._rows.pop(recording_id, None)
+        if is_identifier(recording_id):
+            self._file(recording_id).unlink(missing_ok=True)
+            self._aside(recording_id).unlink(missing_ok=True)
+
+    def describe_participants(self, table: ParticipantsTable) -> None:
+        """Replace what is known of the participants, for `save` to write."""
+        self._participants, self._sessions = table.participants, table.sessions
+        self._descriptions = table.descriptions
+
+    def fingerprint_of(self, recording_id: str) -> str | None:
+        """Fingerprint of what a recording was made from or refused for; None if it is not known here."""
+        entry = self._rows.get(recording_id) or self._refused.get(recording_id)
+        return entry["source"] if entry else None
+
+    def judge(self, rules: QualityRules) -> tuple[list[str], list[str]]:
+        """Judge every recording by `rules`: quarantine what falls short of them, take back what no longer does.
+
+        Signals are kept, in ``quarantine/``. Recordings that could not be read at all stay refused.
+
+        Returns
+        -------
+        quarantined, taken_back : list of str
+            Ids of the recordings that changed sides.
+        """
+        aside = self._measured_by(rules)
+        quarantined, taken_back = [], []
+        for recording_id in sorted(self._rows):
+            facts = self._rows[recording_id]
+            if fault := self._fault(facts, rules):
+                # The line comes first: of a recording that moved, the reason is known whatever happens.
+                self._note(recording_id, fault.code, str(fault), facts["source"])
+                (self.path / "quarantine").mkdir(exist_ok=True)
+                os.replace(self._file(recording_id), self._aside(recording_id))
+                del self._rows[recording_id]
+                quarantined.append(recording_id)
+        for recording_id, facts in aside.items():
+            if fault := self._fault(facts, rules):
+                refused = self._refused.get(recording_id, {})
+                if (refused.get("code"), refused.get("message")) != (fault.code, str(fault)):  # of other rules
+                    self._note(recording_id, fault.code, str(fault), facts["source"])
+            else:
+                os.replace(self._aside(recording_id), self._file(recording_id))
+                self.enter(facts)
+                taken_back.append(recording_id)
+        self.about = self.about.model_copy(update={"rules": rules})
+        self.save()
+        return quarantined, taken_back
 
     def read(self, recording_id: str) -> Recording:
         """Read one recording.
@@ -280,95 +406,137 @@ class Cohort:
         CohortError
             If the cohort has no such recording, or its file is damaged.
         """
-        row = self._rows.get(recording_id)
-        if row is None:
+        if recording_id not in self._rows:
             raise CohortError(f"{self.path}: has no recording '{recording_id}'. See 'fedbrainlm cohort show'.")
-        with self._opened(recording_id) as file:
-            return Recording(
-                participant_id=row["participant_id"],
-                recording_id=recording_id,
-                signal=file.get_tensor("signal"),
-                coverage=file.get_tensor("coverage"),
-                t_r=float(row["t_r"]),
-                mean_fd=float(row["mean_fd"]),
-                tsnr=float(row["tsnr"]),
-            )
+        return load_recording(self._file(recording_id))
 
     def save(self) -> None:
-        """Write the index and the participants table."""
+        """Write the index, the participants table and the counts."""
+        index = self.recordings
         with atomic_path(self.path / "recordings.parquet") as temporary:
-            self.recordings.to_parquet(temporary, index=False)
-        write_participants(self._participants, self.path)
-
-    def _check(self, recording: Recording) -> None:
-        name = check_identifier(recording.recording_id, "recording id")
-        check_identifier(recording.participant_id, "participant id")
-        signal, n_parcels = recording.signal, self.atlas.n_parcels
-        if signal.ndim != 2 or signal.shape[1] != n_parcels or recording.coverage.shape != (n_parcels,):
-            raise RecordingError(
-                "wrong-shape",
-                f"{name}: has shape {signal.shape}; expected [frames, {n_parcels}] for atlas {self.atlas.name}.",
-            )
-        if not np.isfinite(signal).all():
-            raise RecordingError("not-finite", f"{name}: holds NaN or infinite values. Clean it first.")
-        if not 0 < recording.t_r < math.inf:
-            raise RecordingError("bad-tr", f"{name}: TR is {recording.t_r}; expected seconds above 0.")
-        if name in self._rows:
-            raise RecordingError("duplicate", f"{name}: is in the cohort already. Give each run its own id.")
+            index.to_parquet(temporary, index=False)
+        write_participants(self.participants, self.path, self._descriptions)
+        if len(self._sessions):
+            with atomic_path(self.path / "sessions.tsv") as temporary:
+                self._sessions.to_csv(temporary, sep="\t", index=False, na_rep="n/a", lineterminator="\n")
+        else:
+            (self.path / "sessions.tsv").unlink(missing_ok=True)
+        self._refused = {key: self._refused[key] for key in sorted(self._refused) if key not in self._rows}
+        lines = "".join(json.dumps(entry) + "\n" for entry in self._refused.values())
+        if lines:
+            write_text(self.path / "quarantine.jsonl", lines)
+        else:
+            (self.path / "quarantine.jsonl").unlink(missing_ok=True)
+        self.about = self.about.model_copy(
+            update={
+                "t_r": tuple(sorted(index["t_r"].unique().tolist())),
+                "n_participants": int(index["participant_id"].nunique()),
+                "n_recordings": len(index),
+                "n_quarantined": len(self._refused),
+            }
+        )
+        write_text(self.path / "cohort.yaml", yaml.safe_dump(self.about.model_dump(mode="json"), sort_keys=False))
 
     def _file(self, recording_id: str) -> Path:
         return self.path / "recordings" / f"{recording_id}.safetensors"
 
-    def _opened(self, recording_id: str) -> safe_open:
-        try:
-            return safe_open(self._file(recording_id), framework="numpy")
-        except (SafetensorError, OSError):
-            raise CohortError(
-                f"{self._file(recording_id)}: cannot be read. Restore the file, or import again."
-            ) from None
+    def _note(self, recording_id: str, code: str, message: str, source: str) -> None:
+        """Add a line to the quarantine's list, on the disk before this returns."""
+        entry = {"recording_id": recording_id, "code": code, "message": message, "source": source}
+        self._refused[recording_id] = entry
+        with (self.path / "quarantine.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
-    def _index(self, recording_id: str) -> None:
-        """Enter a stored recording into the index, from its own header."""
-        with self._opened(recording_id) as file:
-            header = json.loads(file.metadata()[HEADER])
-            coverage = file.get_tensor("coverage")
-            n_frames = file.get_slice("signal").get_shape()[0]
-        participant = header.pop("participant_id")
-        self._rows[recording_id] = {
-            "recording_id": recording_id,
-            "participant_id": participant,
-            "n_frames": n_frames,
-            "n_missing_parcels": int((~coverage).sum()),
-            **header,
-        }
-        if participant not in set(self._participants["participant_id"]):
-            row = pd.DataFrame({"participant_id": [participant]})
-            self._participants = pd.concat([self._participants, row], ignore_index=True)
+    def _aside(self, recording_id: str) -> Path:
+        return self.path / "quarantine" / f"{recording_id}.safetensors"
 
-    def _load_index(self) -> None:
+    def _fault(self, facts: dict[str, Any], rules: QualityRules) -> RecordingError | None:
+        """First fault that the rules find with a stored recording."""
+        quality = Quality(**{measure.name: facts[measure.name] for measure in fields(Quality)})
+        covered = 1 - facts["n_missing_parcels"] / self.atlas.n_parcels
+        faults = rules.faults(quality, facts["n_frames"], facts["t_r"], covered, facts["recording_id"])
+        return faults[0] if faults else None
+
+    def _measured_by(self, rules: QualityRules) -> dict[str, dict[str, Any]]:
+        """Measure every recording by the thresholds of `rules` that was by others; return the facts of those aside."""
+        for path in self._all_aside():
+            if path.stem in self._rows:  # a command that was killed put its successor in place, or the other way round
+                path.unlink()
+        aside = {path.stem: read_facts(path) for path in self._all_aside()}
+        for known, place in ((self._rows, self._file), (aside, self._aside)):
+            others = sorted(one for one, facts in known.items() if not _measured_alike(facts, rules))
+            if others:
+                self.begin_changes()
+            for recording_id in others:
+                known[recording_id] = self._measure_again(place(recording_id), rules)
+        return aside
+
+    def _measure_again(self, path: Path, rules: QualityRules) -> dict[str, Any]:
+        recording, source = load_recording(path), read_facts(path)["source"]
+        return save_recording(path, recording, measure_recording(recording, self.atlas, rules), source)
+
+    def _all_aside(self) -> list[Path]:
+        return sorted((self.path / "quarantine").glob("*.safetensors"))
+
+    def _load_quarantine(self) -> None:
+        """Read what was refused; the last line that names a recording counts, and one that a crash cut off does not."""
+        path = self.path / "quarantine.jsonl"
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+            with suppress(json.JSONDecodeError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and {"recording_id", "code", "message", "source"} <= entry.keys():
+                    self._refused[entry["recording_id"]] = entry
+
+    def _load_index(self, repair: bool) -> None:
         stored = {path.stem for path in (self.path / "recordings").glob("*.safetensors")}
         index = self.path / "recordings.parquet"
         if index.is_file():
-            for row in pd.read_parquet(index).to_dict("records"):
-                self._rows[str(row["recording_id"])] = {str(key): value for key, value in row.items()}
+            self._rows = {str(row["recording_id"]): row for row in _read_index(index)}
+        for recording_id in list(self._rows.keys() - stored):
+            if self._aside(recording_id).is_file():  # moved there by a command that did not come to its end
+                del self._rows[recording_id]
         lost = sorted(self._rows.keys() - stored)
-        if lost:
-            raise CohortError(f"{self._file(lost[0])}: is gone ({len(lost)} such). Restore it, or import again.")
+        if lost and not repair:
+            raise CohortError(
+                f"{self._file(lost[0])}: is gone ({len(lost)} such). Restore it, or prepare the cohort again: what is "
+                "missing is read again."
+            )
+        for recording_id in lost:
+            del self._rows[recording_id]
         for recording_id in sorted(stored - self._rows.keys()):
-            self._index(recording_id)
+            facts = read_facts(self._file(recording_id))
+            self._rows[recording_id] = facts
 
 
-def check_identifier(text: str, what: str) -> str:
-    """Return `text` if it is safe as a file name.
+def _read_index(path: Path) -> list[dict[str, Any]]:
+    """Rows of ``recordings.parquet``."""
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError):  # ArrowInvalid is a ValueError
+        table = pd.DataFrame()
+    if not set(_INDEX_COLUMNS) <= set(table):
+        raise CohortError(f"{path}: cannot be read. Delete it: it is made again from the recordings.")
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
-    Raises
-    ------
-    RecordingError
-        If it holds anything but letters, digits, ``.``, ``_`` and ``-``.
-    """
-    if not _IDENTIFIER.fullmatch(text):
-        raise RecordingError(
-            "bad-id",
-            f"{what} {text!r}: expected letters, digits, '.', '_' or '-', starting with a letter or digit. Rename it.",
+
+def _measured_alike(facts: dict[str, Any], rules: QualityRules) -> bool:
+    """Whether frames of motion and spikes were counted by the thresholds of `rules`."""
+    return (facts["fd_threshold"], facts["dvars_threshold"]) == (rules.fd_threshold, rules.dvars_threshold)
+
+
+def measure_recording(recording: Recording, atlas: Atlas, rules: QualityRules) -> Quality:
+    """Measure a recording's quality; `rules` say from where on a frame counts as moved."""
+    # One thread, since sums over several come out differently in their last digits.
+    with threadpool_limits(1):
+        return measure(
+            recording.signal,
+            recording.coverage,
+            atlas,
+            framewise_displacement=recording.framewise_displacement,
+            censored=recording.censored,
+            mean_fd=recording.mean_fd,
+            tsnr=recording.tsnr,
+            rules=rules,
         )
-    return text

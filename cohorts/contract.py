@@ -42,9 +42,10 @@ class CohortContract(Settings):
     def _atlas(self, cohort: Cohort) -> list[Mismatch]:
         if self.atlases.get(cohort.atlas.name) == cohort.atlas.content_hash:
             return []
+        other = " with other parcels than the study's" if cohort.atlas.name in self.atlases else ""
         message = (
-            f"cohort {cohort.name}: has atlas {cohort.atlas.name}; the study allows {', '.join(self.atlases)}, each of "
-            "one content. Import the recordings in an atlas of the study."
+            f"cohort {cohort.name}: has atlas {cohort.atlas.name}{other}; the study allows {', '.join(self.atlases)}. "
+            "Prepare the recordings in an atlas of the study."
         )
         return [Mismatch("atlas", message)]
 

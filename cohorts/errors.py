@@ -24,6 +24,14 @@ class VectorsError(CohortError):
     """A second table of vectors is missing or broken. Correct the named column or rows, and import it again."""
 
 
+class SecretError(CohortError):
+    """A secret file can be read by others, or holds something else. Correct its mode, or restore it from a backup."""
+
+
+class NoRecordingsError(CohortError):
+    """A source has no usable recording. Do what the message says about the first one."""
+
+
 class RecordingError(CohortError):
     """One recording is not usable. Importers quarantine it with this message and go on.
 
@@ -38,3 +46,7 @@ class RecordingError(CohortError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+    def __reduce__(self) -> tuple[type["RecordingError"], tuple[str, str]]:
+        """Let it cross from one process to another."""
+        return type(self), (self.code, str(self))

@@ -1,22 +1,29 @@
 """Files that are whole or absent, and folders that are."""
 
+import codecs
 import errno
+import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from cohorts.errors import CohortError
 
 HEADER = "fedbrainlm"
 """Key of the header of every safetensors file."""
+MAX_RUN_BYTES = 8 * 2**30
+"""Largest uncompressed size of one run's file; what declares more is refused before it is read."""
+MAX_JSON_BYTES = 2**24
+"""Largest JSON file that others made that is read."""
 
 
 def sync(path: Path) -> None:
@@ -24,6 +31,45 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_apart(source: Path, out: Path) -> None:
+    """Refuse to write into what is read from.
+
+    Raises
+    ------
+    CohortError
+        If one lies in the other, by way of links or not.
+    """
+    inner, outer = (Path(os.path.realpath(path)) for path in (out, source))
+    if inner == outer or outer in inner.parents or inner in outer.parents:
+        raise CohortError(
+            f"{out}: is, holds or lies in its source {source}; expected a folder elsewhere, since a source stays as it "
+            "is. Choose another."
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone.
+
+    Raises
+    ------
+    CohortError
+        If another process holds it, or gave it another name in this moment.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = os.path.samestat(os.fstat(descriptor), os.stat(folder))
+        except (BlockingIOError, FileNotFoundError):
+            alone = False
+        if not alone:
+            raise CohortError(f"{folder}: another command is changing it. Wait until it ends.")
+        yield
     finally:
         os.close(descriptor)
 
@@ -77,6 +123,69 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file for reading, and never wait for the other end of a named pipe.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, or is a pipe, a device or a folder.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+    return file
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises
+    ------
+    OSError
+        As `open_regular`.
+    """
+    with open_regular(path) as file:
+        return file.read()
+
+
+def decode_text(content: bytes) -> str:
+    """Text of a file that is UTF-8, with a byte-order mark or without, or UTF-16 with one.
+
+    Raises
+    ------
+    UnicodeError
+        If it is neither.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    if b"\x00" in content[:4096]:
+        raise UnicodeError("UTF-16 without a mark, or no text")
+    return content.decode("utf-8-sig")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that others wrote, as text of any encoding that `decode_text` reads.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or larger than `MAX_JSON_BYTES`.
+    OSError
+        If it cannot be read.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError("too large")
+    try:
+        content = json.loads(decode_text(read_bytes(path)))
+    except RecursionError:
+        raise ValueError("nested without end") from None
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    return content
+
+
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Any = None) -> None:
     """Write arrays and a JSON-able header as safetensors, whole or not at all.
 
@@ -85,7 +194,8 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Any = None
     """
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})
+        # Written by Python, a full disk is the OSError that it is.
+        temporary.write_bytes(save(contiguous, metadata={HEADER: json.dumps(header, sort_keys=True)}))
 
 
 @contextmanager

@@ -1,26 +1,264 @@
-"""Ready matrices into a cohort: an .npz with one array a recording, or a folder of .npy, .tsv or .csv files."""
+"""Ready matrices: an .npz with one array a recording, or a folder of .npy, .csv, .tsv, .mat or .1D files."""
 
+import math
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from cohorts.atlas import Atlas, load_atlas
-from cohorts.cohort import Cohort, Recording, Scale, check_identifier
-from cohorts.errors import CohortError, ParticipantsError, RecordingError
-from cohorts.files import atomic_folder
-from cohorts.participants import read_participants
-from cohorts.quality import QualityRules, check_signal, orient, temporal_snr
+from cohorts.cohort import Scale
+from cohorts.columns import match_columns
+from cohorts.errors import CohortError, RecordingError
+from cohorts.files import require_apart
+from cohorts.matrix_files import Table, npz_keys, read_mat, read_npy, read_npz, read_table
+from cohorts.participants import ParticipantsTable, bare_id, load_participants
+from cohorts.preparation import PreparationReport, prepare_cohort
+from cohorts.quality import QualityRules, orient
+from cohorts.recording import check_identifier
+from cohorts.sources import Reading, Run, check_given_t_r
 
-_SUFFIXES = (".npy", ".tsv", ".csv")
+#: What separates the cells of a table, by its suffix; .1D is what AFNI and the ABIDE derivatives of PCP write.
+_SEPARATORS = {".tsv": "\t", ".csv": ",", ".1d": None}
+MATRIX_SUFFIXES = (".npy", ".mat", *_SEPARATORS)
+_NO_RECORDINGS = ("participants.tsv", "participants.csv")
 _ENUMERATED = re.compile(r"(.*?)(\d+)")
+_DERIVATIVE = re.compile(r"_rois_[a-z]+\d*$")
+# Parts of a name that say which scan it is, as BIDS spells them and as others do: a number in them is nobody's id.
+_ENTITIES = re.compile(r"_(?:ses|task|acq|ce|rec|dir|run|echo|part|space|res|den|atlas|seg|desc|stat)-[A-Za-z0-9]+")
+_COUNTS = re.compile(r"(?:^|(?<=[-_ ]))(?:ses|session|run|scan|visit|wave)[-_ ]?\d+(?=$|[-_ ])", re.IGNORECASE)
+_PLAIN = re.compile(r"[A-Za-z0-9 ._-]+")
 
-#: A recording's name, and a function that reads it into an array [rows, columns].
-Source = tuple[str, Callable[[Atlas], np.ndarray]]
+
+@dataclass(frozen=True)
+class MatrixSource:
+    """Ready matrices of one site, as a `cohorts.sources.Source`.
+
+    A recording belongs to the participant that its name names: the key in an .npz, or the file's name without its
+    suffix. ``sub-01_ses-2_run-1`` is run 1 of session 2 of ``sub-01``.
+
+    Attributes
+    ----------
+    path : Path
+        An .npz file with one array [T, P] a recording, or a folder of .npy, .csv, .tsv, .mat (version 5 to 7) or .1D
+        matrices.
+    atlas : Atlas
+        The atlas of the columns.
+    preprocessing : str
+        Id of the preprocessing, recorded with every result.
+    t_r : float or None
+        Repetition time in seconds of every recording; None if it stands elsewhere.
+    orientation : {"auto", "frames-first", "parcels-first"}
+        How the matrices lie. A table whose header names the parcels shows it by itself.
+    columns : tuple of int or None
+        First and last column to take, counted from 1, where the matrices have more than the atlas's parcels.
+    variable : str
+        Name of the variable in .mat files; empty for the only matrix of numbers in each.
+    participants : tuple of str or None
+        The ids that names are matched with, as the participants table spells them. A name matches an id also without
+        ``sub-``, without leading zeros, and where it stands between other words: ``PITT_0050003_rois_aal`` is
+        ``50003``. None to take each name's own word for it.
+    """
+
+    path: Path
+    atlas: Atlas
+    preprocessing: str = "unspecified"
+    t_r: float | None = None
+    orientation: str = "auto"
+    columns: tuple[int, int] | None = None
+    variable: str = ""
+    participants: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_given_t_r(self.t_r)
+        if self.columns and not 1 <= self.columns[0] <= self.columns[1]:
+            raise CohortError(
+                f"columns {self.columns[0]}-{self.columns[1]}: expected the first and the last one, counted from 1. "
+                "Correct them."
+            )
+
+    def runs(self) -> list[Run]:
+        """List the recordings in order of their names. `participant` is empty where the name fits no known id.
+
+        Raises
+        ------
+        CohortError
+            If `path` is neither an .npz nor a folder of matrices, or names a recording twice.
+        """
+        names = self._names()
+        repeated = _repeated([name for name, _ in names])
+        if repeated is not None:
+            raise CohortError(f"{self.path}: '{repeated}' stands there twice. Leave one matrix a recording.")
+        return [self._run(name, file) for name, file in sorted(names)]
+
+    def read(self, run: Run) -> Reading:
+        """Read one recording, oriented as frames by parcels; NaN and missing parcels stay as they are.
+
+        Raises
+        ------
+        RecordingError
+            With a code of `participant_of` or `cohorts.quality.orient`, ``bad-id``, ``unreadable``, ``too-large``,
+            ``not-a-matrix``, ``variable``, ``separator``, ``ragged``, ``text``, ``wrong-order``,
+            ``repeated-parcel`` or ``wrong-atlas``.
+        """
+        participant_of(run.name, self.participants)
+        check_identifier(run.name, "recording id")
+        path, t_r = run.files[0], math.nan if self.t_r is None else self.t_r
+        columns = slice(self.columns[0] - 1, self.columns[1]) if self.columns else None
+        suffix = path.suffix.lower()
+        if suffix in _SEPARATORS:
+            table = _without_row_numbers(read_table(path, _SEPARATORS[suffix]))
+            named = _by_header(table, columns, path.name, self.atlas)
+            if named is not None:
+                return Reading(named, t_r)
+            matrix = table.matrix
+        elif suffix == ".npz":
+            matrix = read_npz(path, run.part)
+        else:
+            matrix = read_npy(path) if suffix == ".npy" else read_mat(path, self.variable)
+        return Reading(orient(matrix, run.part or path.name, self.atlas, self.orientation, columns), t_r)
+
+    def _names(self) -> list[tuple[str, Path]]:
+        """Name of every recording, and the file that it lies in."""
+        try:
+            if self.path.is_dir():
+                files = [path for path in self.path.iterdir() if path.suffix.lower() in MATRIX_SUFFIXES]
+                names = [
+                    (path.stem, path)
+                    for path in files
+                    if not path.name.startswith(".") and path.name not in _NO_RECORDINGS
+                ]
+                if not names:
+                    raise CohortError(
+                        f"{self.path}: holds no .npy, .csv, .tsv, .mat or .1D file. Name the folder of the matrices."
+                    )
+                return names
+            if self.path.suffix.lower() == ".npz":
+                return [(key, self.path) for key in npz_keys(self.path)]
+            self.path.stat()
+        except FileNotFoundError:
+            raise CohortError(f"{self.path}: no such file or folder. Check the path.") from None
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+            raise CohortError(
+                f"{self.path}: is not a readable .npz file or folder. Check its permissions, or export it again."
+            ) from None
+        raise CohortError(f"{self.path}: expected an .npz file, or a folder of .npy, .csv, .tsv, .mat or .1D matrices.")
+
+    def _run(self, name: str, file: Path) -> Run:
+        try:
+            participant = participant_of(name, self.participants)
+        except RecordingError:
+            participant = ""
+        labels = {key: _label(name, key) for key in ("ses", "task", "run")}
+        part = name if file == self.path else ""
+        return Run(name, participant, labels["ses"], labels["task"], labels["run"], (file,), part)
+
+
+def participant_of(name: str, known: tuple[str, ...] | None) -> str:
+    """Id of the participant that a recording's name names.
+
+    Parameters
+    ----------
+    known : tuple of str or None
+        The ids to choose from. None to take the name's own word: its ``sub-`` entity, or else what is left of it
+        without the parts that say which scan it is.
+
+    Raises
+    ------
+    RecordingError
+        With code ``unknown-participant`` or ``ambiguous-participant``.
+    """
+    entity = re.match(r"sub-[A-Za-z0-9]+", name)
+    own = entity.group() if entity else _ENTITIES.sub("", _DERIVATIVE.sub("", name))
+    if known is None:
+        return own
+    bare = own.removeprefix("sub-")
+    exact, loose = _spellings(known)
+    words = {bare_id(bare)}
+    if not entity and _PLAIN.fullmatch(bare):
+        words |= {bare_id(word) for word in re.split("[ ._-]+", _COUNTS.sub("", bare)) if word}
+    fitting = exact.get(bare) or [one for word in words for one in loose.get(word, ())]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise RecordingError(
+            "ambiguous-participant",
+            f"{name}: fits {len(fitting)} participants of the table; expected one. "
+            "Name it after its participant, such as sub-01_ses-1.",
+        )
+    raise RecordingError(
+        "unknown-participant",
+        f"{name}: no participant of that name is in the participants table. Add the row, or rename it.",
+    )
+
+
+@lru_cache(maxsize=1)
+def _spellings(known: tuple[str, ...]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Ids by what they are without ``sub-``, and by what they are without leading zeros, too."""
+    exact: dict[str, list[str]] = {}
+    loose: dict[str, list[str]] = {}
+    for participant in known:
+        exact.setdefault(participant.removeprefix("sub-"), []).append(participant)
+        loose.setdefault(bare_id(participant), []).append(participant)
+    return exact, loose
+
+
+def _repeated(names: list[str]) -> str | None:
+    """First name that stands more than once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def _label(name: str, entity: str) -> str:
+    found = re.search(rf"(?:^|_){entity}-([A-Za-z0-9]+)", name)
+    return found.group(1) if found else ""
+
+
+def _by_header(table: Table, columns: slice | None, name: str, atlas: Atlas) -> np.ndarray | None:
+    """Order the columns by the parcels that the header names; None if it names none, or only counts.
+
+    Raises
+    ------
+    RecordingError
+        With code ``wrong-order``, or one of `match_columns`.
+    """
+    if table.header is None or (columns and columns.stop > len(table.header)):
+        return None
+    labels, values = list(table.header), table.matrix
+    if columns:
+        labels, values = labels[columns], values[:, columns]
+    counted = [match for label in labels if (match := _ENUMERATED.fullmatch(label))]
+    only_counts = len(counted) == len(labels) and len({match.group(1) for match in counted}) == 1
+    if only_counts and len(set(labels)) == len(labels) and set(labels) != set(atlas.labels):
+        _check_order(labels, [int(match.group(2)) for match in counted], name)
+        return None
+    return np.ascontiguousarray(values[:, match_columns(labels, atlas, name)])
+
+
+def _check_order(labels: list[str], counts: list[int], name: str) -> None:
+    """Refuse columns that were sorted as text: ``roi_1``, ``roi_10``, ``roi_2``."""
+    for index in range(1, len(counts)):
+        if counts[index] <= counts[index - 1]:
+            raise RecordingError(
+                "wrong-order",
+                f"{name}: its header counts the columns out of order ('{labels[index]}' after '{labels[index - 1]}'); "
+                "expected the order of the atlas. Put them in order, or name the parcels.",
+            )
+
+
+def _without_row_numbers(table: Table) -> Table:
+    """Leave out a first column that has no name and only counts the rows, as pandas writes it."""
+    if table.header is None or table.header[0] or table.matrix.shape[1] < 2:
+        return table
+    first = table.matrix[:, 0]
+    if not np.array_equal(first - first[:1], np.arange(len(first))):
+        return table
+    return Table(table.matrix[:, 1:], table.header[1:])
 
 
 @dataclass(frozen=True)
@@ -37,6 +275,8 @@ class MatrixOptions:
         How the matrices lie.
     columns : tuple of int or None
         First and last column to take, counted from 1, where the matrices have more than the atlas's parcels.
+    variable : str
+        Name of the variable in .mat files; empty for the only matrix of numbers in each.
     rules : QualityRules
         Thresholds of the quarantine.
     preprocessing : str
@@ -49,20 +289,10 @@ class MatrixOptions:
     select: tuple[tuple[str, str], ...] = ()
     orientation: str = "auto"
     columns: tuple[int, int] | None = None
+    variable: str = ""
     rules: QualityRules = field(default_factory=QualityRules)
     preprocessing: str = "unspecified"
     scaling: Scale = "raw"
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """What `import_matrices` did."""
-
-    path: Path
-    n_recordings: int
-    n_participants: int
-    quarantined: pd.DataFrame
-    n_not_selected: int
 
 
 def import_matrices(
@@ -74,7 +304,7 @@ def import_matrices(
     name: str | None = None,
     options: MatrixOptions | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> ImportReport:
+) -> PreparationReport:
     """Import the matrices of `source` into a new cohort at `out`.
 
     A recording that is not usable is quarantined with its reason; the others go in. The cohort appears whole, or
@@ -83,8 +313,7 @@ def import_matrices(
     Parameters
     ----------
     source : path
-        An .npz file with one array [T, P] a recording, or a folder of .npy, .tsv or .csv matrices. A recording
-        belongs to the participant that its name names: ``sub-01``, or ``sub-01_ses-2_run-1``.
+        An .npz file or a folder, as `MatrixSource` reads them.
     out : path
         Folder of the new cohort.
     atlas : Atlas or str
@@ -103,90 +332,36 @@ def import_matrices(
     CohortError
         If the source, the table or an option is unusable, or if no recording is left.
     """
+    require_apart(Path(source), Path(out))
     options = options or MatrixOptions()
-    out = Path(out)
     atlas = load_atlas(atlas) if isinstance(atlas, str) else atlas
-    table = read_participants(Path(participants)) if participants else None
+    table = load_participants(Path(participants)) if participants else None
     _check_t_r(options, table)
-    selected = _select(table, options.select)
-    try:
-        with atomic_folder(out) as partial:
-            cohort = Cohort.create(
-                partial,
-                atlas=atlas,
-                name=name or out.name,
-                participants=selected,
-                preprocessing=options.preprocessing,
-                scaling=options.scaling,
-            )
-            skipped = _add_all(cohort, list(_sources(Path(source))), table, selected, options, progress)
-            _require_some(cohort, source, skipped)
-            cohort.save()
-    except FileExistsError:
-        raise CohortError(f"{out}: exists already; expected a new folder. Choose another, or remove it.") from None
-    cohort = Cohort.open(out)
-    return ImportReport(out, len(cohort), cohort.recordings["participant_id"].nunique(), cohort.quarantined, skipped)
-
-
-def _add_all(
-    cohort: Cohort,
-    sources: list[Source],
-    table: pd.DataFrame | None,
-    selected: pd.DataFrame | None,
-    options: MatrixOptions,
-    progress: Callable[[int, int], None],
-) -> int:
-    """Add or quarantine every recording; return how many belong to participants that were not selected."""
-    wanted = None if selected is None else set(selected["participant_id"])
-    skipped = 0
-    for done, (recording_id, read) in enumerate(sources, start=1):
-        try:
-            participant = _participant_of(recording_id, table)
-            if wanted is not None and participant not in wanted:
-                skipped += 1
-            else:
-                cohort.add(_recording(recording_id, participant, read, cohort, options))
-        except RecordingError as fault:
-            cohort.quarantine(recording_id, fault.code, str(fault))
-        progress(done, len(sources))
-    return skipped
-
-
-def _recording(
-    recording_id: str,
-    participant: str,
-    read: Callable[[Atlas], np.ndarray],
-    cohort: Cohort,
-    options: MatrixOptions,
-) -> Recording:
-    """Read and check one recording, with what the participants table says of it."""
-    check_identifier(recording_id, "recording id")
-    columns = slice(options.columns[0] - 1, options.columns[1]) if options.columns else None
-    signal = orient(read(cohort.atlas), recording_id, cohort.atlas, options.orientation, columns)
-    coverage = check_signal(signal, recording_id, cohort.atlas, options.rules)
-    table = cohort.participants.set_index("participant_id")
-    stated = table.loc[participant].to_dict() if participant in table.index else {}
-    t_r = options.t_r if options.t_r is not None else float(stated.get("t_r", np.nan))
-    if not t_r > 0:
-        raise RecordingError(
-            "no-tr",
-            f"{recording_id}: its repetition time is unknown. Give --tr SECONDS, or fill in column t_r of the "
-            "participants table.",
-        )
-    tsnr = float(stated.get("tsnr", np.nan))
-    return Recording(
-        participant_id=participant,
-        recording_id=recording_id,
-        signal=np.where(coverage, signal, np.float32(0)),
-        coverage=coverage,
-        t_r=t_r,
-        mean_fd=float(stated.get("mean_fd", np.nan)),
-        tsnr=tsnr if np.isfinite(tsnr) else temporal_snr(signal[:, coverage]),
+    matrices = MatrixSource(
+        Path(source),
+        atlas,
+        preprocessing=options.preprocessing,
+        t_r=options.t_r,
+        orientation=options.orientation,
+        columns=options.columns,
+        variable=options.variable,
+        participants=None if table is None else tuple(table.participants["participant_id"]),
+    )
+    return prepare_cohort(
+        matrices,
+        out,
+        participants=table,
+        name=name,
+        select=options.select,
+        rules=options.rules,
+        scaling=options.scaling,
+        progress=progress,
     )
 
 
-def _check_t_r(options: MatrixOptions, table: pd.DataFrame | None) -> None:
-    stated = table["t_r"].dropna() if table is not None and "t_r" in table else pd.Series(dtype=float)
+def _check_t_r(options: MatrixOptions, table: ParticipantsTable | None) -> None:
+    people = pd.DataFrame() if table is None else table.participants
+    stated = people["t_r"].dropna() if "t_r" in people else pd.Series(dtype=float)
     if (stated <= 0).any():
         raise CohortError(f"column t_r of the participants table holds {stated.min():g}; expected seconds. Correct it.")
     if options.t_r is None and stated.empty:
@@ -194,146 +369,9 @@ def _check_t_r(options: MatrixOptions, table: pd.DataFrame | None) -> None:
             "The repetition time is missing; it is never guessed. Give --tr SECONDS, or a column t_r in the "
             "participants table."
         )
-    if options.t_r is not None and not 0 < options.t_r <= 20:
-        raise CohortError(
-            f"--tr {options.t_r:g}: expected seconds, above 0 and at most 20. "
-            + (f"If it is in milliseconds, give {options.t_r / 1000:g}." if options.t_r > 20 else "Correct it.")
-        )
+    check_given_t_r(options.t_r)
     if options.t_r is not None and (stated != options.t_r).any():
         raise CohortError(
             f"--tr {options.t_r:g} contradicts column t_r of the participants table ({stated.iloc[0]:g}). "
             "Give only one of them."
         )
-
-
-def _select(table: pd.DataFrame | None, conditions: tuple[tuple[str, str], ...]) -> pd.DataFrame | None:
-    """Rows of `table` that meet every condition."""
-    if table is None:
-        if conditions:
-            raise CohortError("--select needs a participants table. Give --participants FILE.")
-        return None
-    for column, value in conditions:
-        if column not in table:
-            raise ParticipantsError(
-                f"--select {column}={value}: the participants table has no column '{column}' "
-                f"(columns: {', '.join(table.columns)}). Correct the name."
-            )
-        kept = table[table[column].astype("str") == value]
-        if kept.empty:
-            found = ", ".join(sorted(table[column].dropna().astype("str").unique())[:8])
-            raise ParticipantsError(f"--select {column}={value}: no participant has it (found: {found}).")
-        table = kept
-    return table.reset_index(drop=True)
-
-
-def _participant_of(recording_id: str, table: pd.DataFrame | None) -> str:
-    """Participant that a recording's name names."""
-    entity = re.match(r"sub-[A-Za-z0-9]+", recording_id)
-    candidates = [recording_id, entity.group() if entity else recording_id, f"sub-{recording_id}"]
-    if table is None:
-        return candidates[1]
-    known = set(table["participant_id"])
-    for candidate in candidates:
-        if candidate in known:
-            return candidate
-    raise RecordingError(
-        "unknown-participant",
-        f"{recording_id}: no participant of that name is in the participants table. Add the row, or rename it.",
-    )
-
-
-def _require_some(cohort: Cohort, source: str | Path, skipped: int) -> None:
-    if len(cohort):
-        return
-    refused = cohort.quarantined
-    if refused.empty:
-        if not skipped:
-            raise CohortError(f"{source}: holds no recordings; expected one matrix each. Name another file or folder.")
-        raise CohortError(
-            f"{source}: none of its {skipped} recordings belongs to a selected participant. Correct --select."
-        )
-    raise CohortError(
-        f"{source}: none of its {len(refused)} recordings is usable. The first: {refused['message'].iloc[0]}"
-    )
-
-
-def _sources(source: Path) -> Iterator[Source]:
-    """List the recordings of an .npz or of a folder, without reading them."""
-    if source.is_dir():
-        files = sorted(path for path in source.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
-        if not files:
-            raise CohortError(f"{source}: holds no .npy, .tsv or .csv file. Name the folder of the matrices.")
-        repeated = {path.stem for path in files if sum(other.stem == path.stem for other in files) > 1}
-        if repeated:
-            raise CohortError(
-                f"{source}: '{sorted(repeated)[0]}' stands there in two formats. Leave one file a recording."
-            )
-        for path in files:
-            yield path.stem, lambda atlas, path=path: _read_file(path, atlas)
-    elif source.suffix.lower() == ".npz":
-        try:
-            archive = np.load(source, allow_pickle=False)
-        except FileNotFoundError:
-            raise CohortError(f"{source}: no such file. Check the path.") from None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-            raise CohortError(f"{source}: is not a readable .npz file. Export it again.") from None
-        for key in archive.files:
-            yield key, lambda atlas, key=key: _read_key(archive, key)
-    elif source.exists():
-        raise CohortError(f"{source}: expected an .npz file, or a folder of .npy, .tsv or .csv matrices.")
-    else:
-        raise CohortError(f"{source}: no such file or folder. Check the path.")
-
-
-def _read_key(archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
-    try:
-        return archive[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        raise RecordingError("unreadable", f"{key}: cannot be read as an array of numbers. Export it again.") from None
-
-
-def _read_file(path: Path, atlas: Atlas) -> np.ndarray:
-    try:
-        if path.suffix.lower() == ".npy":
-            return np.load(path, allow_pickle=False)
-        table = pd.read_csv(
-            path,
-            sep="\t" if path.suffix.lower() == ".tsv" else ",",
-            header=None,
-            encoding="utf-8-sig",
-            low_memory=False,
-        )
-    except (OSError, ValueError, EOFError, UnicodeDecodeError):
-        raise RecordingError(
-            "unreadable", f"{path.name}: cannot be read as a matrix of numbers. Export it again."
-        ) from None
-    first = pd.to_numeric(table.iloc[0], errors="coerce")
-    if first.notna().all() or table.iloc[0].isna().all():
-        return _numeric(table, path)
-    return _by_header(_numeric(table.iloc[1:], path), [str(label).strip() for label in table.iloc[0]], path, atlas)
-
-
-def _numeric(table: pd.DataFrame, path: Path) -> np.ndarray:
-    """Turn text cells into numbers; n/a is NaN, anything else that is no number refuses the recording."""
-    values = table.replace({"n/a": np.nan}).apply(pd.to_numeric, errors="coerce")
-    if (values.isna() & table.notna() & ~table.isin(["n/a", "nan", "NaN"])).to_numpy().any():
-        raise RecordingError(
-            "text",
-            f"{path.name}: holds text between its numbers; expected numbers and n/a. Check its separator and header.",
-        )
-    return values.to_numpy(np.float32)
-
-
-def _by_header(matrix: np.ndarray, labels: list[str], path: Path, atlas: Atlas) -> np.ndarray:
-    """Order the columns by the parcels that the header names; a header that only counts is taken in order."""
-    if set(labels) == set(atlas.labels) and len(labels) == atlas.n_parcels:
-        return matrix[:, [labels.index(label) for label in atlas.labels]]
-    counted = [_ENUMERATED.fullmatch(label) for label in labels]
-    if all(counted) and len({match.group(1) for match in counted if match}) == 1:
-        return matrix
-    strange = next((label for label in labels if label not in atlas.labels), labels[0])
-    raise RecordingError(
-        "wrong-atlas",
-        f"{path.name}: its header names '{strange}', which is no parcel of {atlas.name}, or leaves parcels out. "
-        "Name the atlas that these matrices were made with.",
-    )

@@ -1,21 +1,339 @@
-"""What makes a recording usable: coverage, length, finite values; and its temporal signal-to-noise ratio."""
+"""What a recording is worth: whether its signal can be used at all, how it measures, and the rules that judge it.
+
+References
+----------
+Nichols TE (2013). Notes on creating a standardized version of DVARS. arXiv:1704.01469.
+Parkes L, et al. (2018). An evaluation of the efficacy, reliability, and sensitivity of motion correction strategies
+for resting-state functional MRI. NeuroImage 171:415-436.
+Power JD, et al. (2012). Spurious but systematic correlations in functional connectivity MRI networks arise from
+subject motion. NeuroImage 59:2142-2154.
+Whitlow CT, et al. (2011). Effect of resting-state functional MR imaging duration on stability of graph theory metrics
+of brain network connectivity. Radiology 259:516-524.
+"""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field
 
 from cohorts.atlas import Atlas
 from cohorts.errors import RecordingError
 from cohorts.settings import Settings
 
+_LARGEST_R = 1 - 1e-6
+"""Correlations are cut here before Fisher's z, which is infinite at 1."""
+_FEWEST_FRAMES = 2
+"""Without a change over time nothing can be measured."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Quality of one recording; NaN where a measure cannot be known from what the source gives.
+
+    Attributes
+    ----------
+    n_acquired, n_censored : int
+        Frames as acquired, and how many of them were dropped or interpolated.
+    mean_fd : float
+        Mean framewise displacement over the acquired frames, mm.
+    fd_over : float
+        Fraction of the acquired frames whose framewise displacement is above the rules' threshold.
+    tsnr : float
+        Median over parcels of mean/sd over time.
+    dvars, dvars_over : float
+        Mean of the standardized DVARS over parcels, and the fraction of frames above the threshold. Changes to or
+        from censored frames do not count.
+    mean_fc : float
+        Mean correlation over all pairs of covered parcels.
+    fc_distance_slope : float
+        Slope of Fisher z of the correlation over the distance of the centroids, per 100 mm.
+    fd_threshold, dvars_threshold : float
+        The thresholds that `fd_over` (mm) and `dvars_over` were counted with.
+    """
+
+    n_acquired: int
+    n_censored: int
+    mean_fd: float
+    fd_over: float
+    tsnr: float
+    dvars: float
+    dvars_over: float
+    mean_fc: float
+    fc_distance_slope: float
+    fd_threshold: float
+    dvars_threshold: float
+
 
 class QualityRules(Settings):
-    """Thresholds below which a recording is quarantined."""
+    """Thresholds beyond which a recording is quarantined.
 
-    min_frames: int = 40
-    """Shortest run. Two patches of 20 frames; a study may ask for more."""
-    min_coverage: float = 0.8
+    As they stand, they ask only what the structure of a recording must fulfil. `published` adds what the literature
+    asks for, and ``configs/quality.yaml`` holds the same values for a site to edit. A measure that is unknown (NaN) is
+    never held against a recording.
+    """
+
+    min_frames: int = Field(40, ge=_FEWEST_FRAMES)
+    """Shortest run, in frames: two patches of 20; a study may ask for more. What is dropped or interpolated does not
+    count."""
+    min_coverage: float = Field(0.8, ge=0, le=1)
     """Smallest fraction of parcels with signal."""
+    min_seconds: float = Field(0.0, ge=0)
+    """Shortest run, in seconds left after censoring. Graph measures of connectivity become stable within 90 to 120 s
+    (Whitlow 2011)."""
+    max_mean_fd: float | None = Field(None, gt=0)
+    """Largest mean framewise displacement in mm: 0.55 is the lenient criterion of Parkes 2018, 0.25 part of their
+    stringent one."""
+    fd_threshold: float = Field(0.5, gt=0)
+    """Framewise displacement above which a frame counts as one of motion, in mm (Power 2012)."""
+    max_fd_over: float | None = Field(None, ge=0, le=1)
+    """Largest fraction of frames of motion. Half is where Li J, et al. (2019), NeuroImage 196:126-141, remove a run."""
+    dvars_threshold: float = Field(1.5, gt=0)
+    """Standardized DVARS (Nichols 2013) above which a frame counts as a spike: that at which fMRIPrep marks a frame as
+    an outlier."""
+    max_dvars_over: float | None = Field(None, ge=0, le=1)
+    """Largest fraction of spikes. No published value for parcels."""
+    min_tsnr: float | None = Field(None, ge=0)
+    """Smallest temporal signal-to-noise ratio. It grows with voxels and parcels, so no published value fits all."""
+    max_mean_fc: float | None = Field(None, ge=-1, le=1)
+    """Largest mean correlation over all pairs of parcels: near 1 one artefact drives the brain as a whole. No
+    published value."""
+
+    @classmethod
+    def published(cls) -> "QualityRules":
+        """Return the rules with the thresholds of the literature, as ``configs/quality.yaml`` has them."""
+        return cls(min_seconds=120, max_mean_fd=0.55, max_fd_over=0.5)
+
+    def faults(
+        self, quality: Quality, n_frames: int, t_r: float, coverage: np.ndarray | float, name: str
+    ) -> list[RecordingError]:
+        """List what the rules hold against a recording, structure first; empty if it is good.
+
+        Parameters
+        ----------
+        quality : Quality
+            As `measure` returns it for the same rules.
+        n_frames : int
+            Frames of the stored signal.
+        t_r : float
+            Repetition time in seconds; NaN if unknown.
+        coverage : numpy.ndarray or float
+            [P] bool, or the fraction of parcels with signal.
+        name : str
+            Begins every message.
+
+        Returns
+        -------
+        list of RecordingError
+            With codes ``too-short``, ``low-coverage``, ``too-short-after-censoring``, ``high-motion``,
+            ``too-many-motion-frames``, ``high-dvars``, ``low-tsnr`` or ``high-connectivity``.
+        """
+        left = min(n_frames, quality.n_acquired - quality.n_censored)
+        found = [self._too_short(name, n_frames), self._low_coverage(name, float(np.mean(coverage)))]
+        if found[0] is None:
+            found.append(self._too_short_after_censoring(name, quality, left, t_r))
+        found += self._measured_faults(name, quality)
+        return [fault for fault in found if fault]
+
+    def _too_short(self, name: str, n_frames: int) -> RecordingError | None:
+        if n_frames >= self.min_frames:
+            return None
+        frames = f"{n_frames} frame" if n_frames == 1 else f"{n_frames} frames"
+        remedy = "Leave it out, or lower min_frames." if n_frames >= _FEWEST_FRAMES else "Leave it out."
+        return RecordingError("too-short", f"{name}: has {frames}; expected at least {self.min_frames}. {remedy}")
+
+    def _low_coverage(self, name: str, covered: float) -> RecordingError | None:
+        if covered >= self.min_coverage:
+            return None
+        return RecordingError(
+            "low-coverage",
+            f"{name}: {covered:.1%} of the parcels have a signal, the others are zero, constant or NaN; expected at "
+            f"least {self.min_coverage:.0%}. Check its field of view and atlas, or lower min_coverage.",
+        )
+
+    def _too_short_after_censoring(self, name: str, quality: Quality, left: int, t_r: float) -> RecordingError | None:
+        if left >= self.min_frames and not left * t_r < self.min_seconds:
+            return None
+        needed = f"at least {self.min_frames} frames" + (f" and {self.min_seconds:g} s" if self.min_seconds else "")
+        frames = f"{left} frames" if math.isnan(t_r) else f"{left} frames ({left * t_r:.0f} s)"
+        if quality.n_censored == 0:
+            return RecordingError(
+                "too-short", f"{name}: has {frames}; expected {needed}. Leave it out, or lower min_seconds."
+            )
+        return RecordingError(
+            "too-short-after-censoring",
+            f"{name}: {frames} of {quality.n_acquired} are left after censoring; expected {needed}. Leave it out, "
+            "censor less, or lower min_frames or min_seconds.",
+        )
+
+    def _measured_faults(self, name: str, quality: Quality) -> list[RecordingError]:
+        """One fault for each measure beyond its threshold."""
+        beyond = (
+            ("high-motion", "mean FD", quality.mean_fd, "max_mean_fd", "{:.3f} mm"),
+            (
+                "too-many-motion-frames",
+                f"the fraction of frames with FD above {self.fd_threshold:g} mm",
+                quality.fd_over,
+                "max_fd_over",
+                "{:.1%}",
+            ),
+            (
+                "high-dvars",
+                f"the fraction of frames with standardized DVARS above {self.dvars_threshold:g}",
+                quality.dvars_over,
+                "max_dvars_over",
+                "{:.1%}",
+            ),
+            ("low-tsnr", "tSNR", quality.tsnr, "min_tsnr", "{:.1f}"),
+            ("high-connectivity", "the mean correlation between parcels", quality.mean_fc, "max_mean_fc", "{:.3f}"),
+        )
+        faults = []
+        for code, what, value, rule, style in beyond:
+            threshold = getattr(self, rule)
+            largest = rule.startswith("max")
+            if threshold is None or not (value > threshold if largest else value < threshold):
+                continue
+            faults.append(
+                RecordingError(
+                    code,
+                    f"{name}: {what} is {style.format(value)}; expected at {'most' if largest else 'least'} "
+                    f"{style.format(threshold)}. Leave it out, or {'raise' if largest else 'lower'} {rule}.",
+                )
+            )
+        return faults
+
+
+def measure(
+    signal: np.ndarray,
+    coverage: np.ndarray,
+    atlas: Atlas,
+    *,
+    framewise_displacement: np.ndarray | None = None,
+    censored: np.ndarray | None = None,
+    mean_fd: float = math.nan,
+    tsnr: float = math.nan,
+    rules: QualityRules,
+) -> Quality:
+    """Measure a recording that `check_signal` let pass. Every measure is finite or NaN.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        [T, P] float32; columns of parcels that are not covered are not looked at.
+    coverage : numpy.ndarray
+        [P] bool, as `check_signal` returns it.
+    atlas : Atlas
+        The parcels of the columns.
+    framewise_displacement : numpy.ndarray, optional
+        [A] in mm over the frames as acquired, the first NaN; empty if unknown.
+    censored : numpy.ndarray, optional
+        [A] bool, True for frames that were dropped or interpolated; empty if none were judged.
+    mean_fd : float
+        Mean framewise displacement in mm, where there is no trace of it.
+    tsnr : float
+        Temporal signal-to-noise ratio before cleaning; that of `signal` if NaN.
+    rules : QualityRules
+        Its thresholds decide which frames are of motion, and which are spikes.
+    """
+    trace = np.empty(0) if framewise_displacement is None else np.asarray(framewise_displacement, np.float64)
+    censored = np.empty(0, bool) if censored is None else censored
+    moved = trace[np.isfinite(trace)]
+    values = signal[:, coverage].astype(np.float64)
+    dvars = standardized_dvars(values)
+    dvars = dvars[_both_kept(len(signal), censored)] if dvars.size else dvars
+    correlations = _pairs(connectivity(values))
+    known = dvars.size > 0
+    return Quality(
+        n_acquired=max(trace.size, censored.size) or len(signal),
+        n_censored=int(censored.sum()),
+        mean_fd=float(moved.mean()) if moved.size else _finite(mean_fd),
+        fd_over=float((moved > rules.fd_threshold).sum() / trace.size) if moved.size else math.nan,
+        tsnr=_finite(tsnr if math.isfinite(tsnr) else temporal_snr(values)),
+        dvars=_finite(dvars.mean()) if known else math.nan,
+        dvars_over=float((dvars > rules.dvars_threshold).mean()) if known else math.nan,
+        mean_fc=float(correlations.mean()) if correlations.size else math.nan,
+        fc_distance_slope=_slope(distances(atlas.coordinates[coverage]) / 100, fisher_z(correlations)),
+        fd_threshold=rules.fd_threshold,
+        dvars_threshold=rules.dvars_threshold,
+    )
+
+
+def standardized_dvars(signal: np.ndarray) -> np.ndarray:
+    """Root mean square over parcels of the change from frame to frame, each in units of what is expected of it.
+
+    A parcel of robust standard deviation s (interquartile range / 1.349) and first autocorrelation r is expected to
+    change by s sqrt(2 (1 - r)) (Nichols 2013), so that a stationary signal has values about 1, whatever its units and
+    filter. Parcels with an interquartile range of 0 are left out.
+
+    Parameters
+    ----------
+    signal : numpy.ndarray
+        [T, P], finite.
+
+    Returns
+    -------
+    numpy.ndarray
+        [T - 1]; empty if no parcel can be measured.
+    """
+    values = signal - signal.mean(axis=0, dtype=np.float64)
+    low, high = np.percentile(values, [25, 75], axis=0, method="lower")
+    values = values[:, high > low]
+    if values.shape[1] == 0:
+        return np.empty(0)
+    spread = (high - low)[high > low] / 1.349
+    values = values / spread
+    autocorrelation = (values[1:] * values[:-1]).sum(axis=0) / (values**2).sum(axis=0)
+    change = np.diff(values, axis=0) ** 2 / (2 * (1 - autocorrelation))
+    return np.sqrt(change.mean(axis=1))
+
+
+def acquired_frames(n_frames: int, censored: np.ndarray) -> np.ndarray:
+    """Place [T] of a signal's frames among those as acquired: with gaps, if the `censored` [A] were dropped."""
+    kept = np.flatnonzero(~censored)
+    return kept if kept.size == n_frames else np.arange(n_frames)
+
+
+def connectivity(signal: np.ndarray) -> np.ndarray:
+    """Pearson correlation [P, P] of the parcels of a signal [T, P]; NaN where a parcel does not change."""
+    values = signal - signal.mean(axis=0, dtype=np.float64)
+    length = np.sqrt((values**2).sum(axis=0))
+    values = np.divide(values, length, out=np.full_like(values, np.nan), where=length > 0)
+    return np.clip(values.T @ values, -1, 1)
+
+
+def fisher_z(correlation: np.ndarray) -> np.ndarray:
+    """Fisher's z of correlations, finite at 1."""
+    return np.arctanh(np.clip(correlation, -_LARGEST_R, _LARGEST_R))
+
+
+def _both_kept(n_frames: int, censored: np.ndarray) -> np.ndarray:
+    """Which changes [T - 1] lead from one frame to the very next, neither of them interpolated."""
+    interpolated = censored if censored.size == n_frames else np.zeros(n_frames, bool)
+    neighbours = np.diff(acquired_frames(n_frames, censored)) == 1
+    return neighbours & ~interpolated[1:] & ~interpolated[:-1]
+
+
+def distances(places: np.ndarray) -> np.ndarray:
+    """Euclidean distance of every pair of places [P, 3], in the order of `_pairs`."""
+    first, second = np.triu_indices(len(places), 1)
+    return np.linalg.norm(places[first] - places[second], axis=1)
+
+
+def _pairs(matrix: np.ndarray) -> np.ndarray:
+    """Every pair of a symmetric matrix once."""
+    return matrix[np.triu_indices(len(matrix), 1)]
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Least-squares slope of y over x; NaN where x does not vary."""
+    if x.size < 2 or np.ptp(x) == 0:
+        return math.nan
+    away = x - x.mean()
+    return float(away @ y / (away @ away))
+
+
+def _finite(value: float) -> float:
+    return float(value) if math.isfinite(value) else math.nan
 
 
 def temporal_snr(signal: np.ndarray) -> float:
@@ -56,12 +374,8 @@ def check_signal(signal: np.ndarray, name: str, atlas: Atlas, rules: QualityRule
             f"{name}: has {n_parcels} columns; expected the {atlas.n_parcels} parcels of {atlas.name}. "
             "Name the right atlas, or pick columns with --columns.",
         )
-    if n_frames < rules.min_frames:
-        raise RecordingError(
-            "too-short",
-            f"{name}: has {n_frames} frames; expected at least {rules.min_frames}. "
-            "Leave it out, or lower --min-frames.",
-        )
+    if fault := rules._too_short(name, n_frames):
+        raise fault
     if np.isinf(signal).any():
         raise RecordingError("infinite", f"{name}: holds infinite values; expected finite ones. Clean it first.")
     nan = np.isnan(signal)
@@ -79,12 +393,8 @@ def check_signal(signal: np.ndarray, name: str, atlas: Atlas, rules: QualityRule
         raise RecordingError(
             "constant", f"{name}: no parcel changes over time; expected BOLD signals. Check how it was extracted."
         )
-    if coverage.mean() < rules.min_coverage:
-        raise RecordingError(
-            "low-coverage",
-            f"{name}: {int((~coverage).sum())} of {atlas.n_parcels} parcels are zero, constant or NaN; expected "
-            f"signal in at least {rules.min_coverage:.0%}. Check its field of view, or lower --min-coverage.",
-        )
+    if fault := rules._low_coverage(name, float(coverage.mean())):
+        raise fault
     return coverage
 
 

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cohorts.errors import SettingsError
+from cohorts.files import read_bytes
 
 
 class Settings(BaseModel):
@@ -28,14 +29,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         If the file is absent, is not UTF-8 YAML, or is not a mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_bytes(path).decode("utf-8"))
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such file. Check the path.") from None
     except IsADirectoryError:
         raise SettingsError(f"{path}: is a folder; expected a YAML file. Name a file inside it.") from None
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (RecursionError, ValueError, yaml.YAMLError) as error:  # ValueError of dates, and of what is no UTF-8
         where = getattr(error, "problem_mark", None)
         line = f" near line {where.line + 1}" if where else ""
         raise SettingsError(f"{path}: is not valid YAML{line}. Correct the file.") from None

@@ -21,10 +21,11 @@ import numpy as np
 import pandas as pd
 
 from cohorts.atlas import Atlas, load_atlas
-from cohorts.cohort import Cohort, Recording
+from cohorts.cohort import Cohort
 from cohorts.errors import CohortError
 from cohorts.files import atomic_folder
 from cohorts.quality import temporal_snr
+from cohorts.recording import Recording
 from cohorts.seeding import derive_seed
 from cohorts.vectors import Vectors, save_vectors
 

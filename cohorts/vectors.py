@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cohorts.cohort import Cohort, check_identifier
+from cohorts.cohort import Cohort
 from cohorts.errors import VectorsError
 from cohorts.files import atomic_path
+from cohorts.recording import check_identifier
 
 _IDS = {"participant_id": "str"}  # zeros in front are part of an id
 _READERS = {

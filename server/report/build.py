@@ -1,77 +1,37 @@
 """From a run's folder to ``report.html``."""
 
-import base64
-import io
 import math
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib as mpl
-import yaml
-from matplotlib.figure import Figure
-
 from brainlm.evaluation import MODEL, SCORES
 from cohorts.files import write_text
+from cohorts.report.page import Table, render, sections
 from server.report.data import RunData
-from server.report.figures import STYLE, draw, predictor_name, variant_name
+from server.report.figures import draw, predictor_name, variant_name
 from server.report.methods import methods_paragraph
 from server.summary import PROBE_SCORES, probe_score
 
 Rows = list[list[str]]
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of text: a header, rows, and a note below."""
-
-    header: list[str]
-    rows: Rows
-    note: str = ""
-
-
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` into a run's folder and return its path. The file needs nothing beside it."""
     data = RunData(folder)
-    files = resources.files("server.report")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string((files / "template.html").read_text(encoding="utf-8"))
-    html = template.render(
+    package = "server.report"
+    methods, references = methods_paragraph(data)
+    html = render(
+        package,
         summary=data.summary,
         headlines=_headlines(data),
-        sections=[_section(section, data) for section in yaml.safe_load((files / "spec.yaml").read_text("utf-8"))],
-        style=(files / "style.css").read_text(encoding="utf-8"),
+        sections=sections(package, lambda name: draw(name, data), lambda name: TABLES[name](data)),
+        methods=methods,
+        references=references,
         simulation=data.is_simulation,
     )
     path = folder / "report.html"
     write_text(path, html)
     return path
-
-
-def _section(spec: dict[str, Any], data: RunData) -> dict[str, Any]:
-    """Fill one section of the specification."""
-    figure = draw(spec["figure"], data) if "figure" in spec else None
-    table = TABLES[spec["table"]](data) if "table" in spec else None
-    absent = dict.fromkeys(("text", "caption", "without", "methods"), "")
-    filled = {
-        **absent,
-        **spec,
-        "figure": _embedded(figure) if figure else "",
-        "table": table if table and table.rows else None,
-    }
-    if spec.get("block") == "methods":
-        filled["methods"], filled["references"] = methods_paragraph(data)
-    return filled
-
-
-def _embedded(figure: Figure) -> str:
-    """Figure as a data address of an SVG."""
-    buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):  # its salt makes the names inside the SVG the same each time
-        figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _headlines(data: RunData) -> list[tuple[str, str, str]]:

@@ -10,24 +10,9 @@ from matplotlib.figure import Figure
 
 from brainlm.evaluation import MODEL
 from cohorts import load_atlas
+from cohorts.report.style import COLOURS, STYLE, brain_views
 from server.report.data import RunData
 from server.summary import PROBE_SCORES, probe_score
-
-#: Okabe & Ito's colours, which colour-blind readers tell apart.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "fedbrainlm",
-}
 
 _VARIANTS = {
     "control": "control, no covariates",
@@ -110,30 +95,7 @@ def parcel_map(data: RunData) -> Figure | None:
     stated = next(atlas for atlas in data.study["cohort"]["atlases"] if load_atlas(atlas).name == name)
     places = load_atlas(stated).coordinates
     values = data.parcels[data.parcels["atlas"] == name]["masked_r2"].to_numpy()
-    spans = np.ptp(places, axis=0) + 20
-    middle = (places.min(axis=0) + places.max(axis=0)) / 2
-    figure = Figure(figsize=(8, 2.9))
-    views = (("from above", 0, 1), ("from behind", 0, 2), ("from the right", 1, 2))
-    panels = figure.subplots(1, 3, width_ratios=[spans[horizontal] for _, horizontal, _ in views])
-    for axes, (title, horizontal, vertical) in zip(panels, views, strict=True):
-        points = axes.scatter(
-            places[:, horizontal],
-            places[:, vertical],
-            c=values,
-            s=22,
-            cmap="viridis",
-            vmin=np.nanquantile(values, 0.02),
-            vmax=np.nanquantile(values, 0.98),
-            linewidths=0.2,
-            edgecolors="white",
-        )
-        # One scale for all three views: the tallest one sets it.
-        tallest = spans[1:].max() / 2
-        axes.set(aspect="equal", xticks=[], yticks=[], ylim=(middle[vertical] - tallest, middle[vertical] + tallest))
-        axes.set_title(title, fontsize=8, fontweight="normal")
-        axes.spines[:].set_visible(False)
-    figure.colorbar(points, ax=figure.axes, label="masked R²", shrink=0.8)
-    return figure
+    return brain_views(places, values, "masked R²", (np.nanquantile(values, 0.02), np.nanquantile(values, 0.98)))
 
 
 def reconstruction(data: RunData) -> Figure | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from client.audit import AuditLog
-from client.errors import ApprovalError, AuditError, SecretError
+from client.errors import ApprovalError, AuditError
 from client.keys import Keyring
+from cohorts.errors import SecretError
 from exchange.refusals import Refusal, RefusalCode
 from exchange.roster import KeyRoster
 
@@ -49,7 +50,7 @@ def test_processes_that_ask_at_a_time_get_one_key(tmp_path):
     program = """
 import sys
 from pathlib import Path
-from client.secrets import key_once
+from cohorts.secrets import key_once
 sys.stdin.readline()
 print(key_once(Path(sys.argv[1])).hex())
 """

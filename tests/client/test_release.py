@@ -11,11 +11,10 @@ from flwr.supercore.task_identity import TaskIdentity
 import client
 from brainlm.errors import DivergenceError
 from client.audit import AuditLog
-from client.errors import SecretError
 from client.ledger import Question, Release
 from client.release import Answer, _kept, _restored, answer
 from client.spending import Spend
-from cohorts.errors import CohortError
+from cohorts.errors import CohortError, SecretError
 from exchange.messages import DescribeRequest, HarmonizeReply, HarmonizeRequest, Step, audit_head_of, join
 from exchange.refusals import Refusal, RefusalCode
 from exchange.ring import RingOverflowError

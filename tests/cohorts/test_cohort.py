@@ -107,3 +107,15 @@ def test_refuses_folders_that_are_not_whole(tmp_path):
     (tmp_path / "c" / "atlas.json").write_text(Cohort.create(tmp_path / "d", atlas="aal116").atlas.to_json())
     with pytest.raises(CohortError, match=r"atlas\.json: differs"):
         Cohort.open(tmp_path / "c")
+
+
+def test_an_id_that_leads_elsewhere_removes_nothing_there(tmp_path):
+    cohort = Cohort.create(tmp_path / "c", atlas="schaefer100")
+    (tmp_path / "c" / "quarantine").mkdir()
+    (tmp_path / "mine.safetensors").write_text("keep")
+
+    for name in ("../../mine", "x" * 300):
+        cohort.quarantine(name, "bad-id", "Rename it.")
+        cohort.forget(name)
+
+    assert (tmp_path / "mine.safetensors").read_text() == "keep"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from client.errors import SecretError
-from cohorts.files import new_path
+from cohorts.errors import SecretError
+from cohorts.files import new_path, read_bytes
 
 
 def secret_once(path: Path, make: Callable[[], str]) -> str:
@@ -25,10 +25,10 @@ def secret_once(path: Path, make: Callable[[], str]) -> str:
         if not path.is_file():
             with suppress(FileExistsError), new_path(path) as temporary:
                 temporary.write_text(make(), encoding="utf-8")
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_bytes(path).decode("utf-8", errors="replace")
     except OSError as error:
         raise SecretError(
-            f"{path}: cannot be read or made ({error.strerror}). Use the SuperNode's user, who must own this secret."
+            f"{path}: cannot be read or made ({error.strerror}). Use the account that owns it, or choose another place."
         ) from None
 
 

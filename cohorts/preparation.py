@@ -1,0 +1,581 @@
+"""A cohort from a source: every run is read in a process of its own, checked, and stored or quarantined.
+
+The work can be killed at any moment and started again: what is stored stays, what is missing is done, and the cohort
+that comes of it is the same to the byte. A cohort appears under its name when it is whole; recordings that a source
+gains later are added to it by the same command.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from cohorts.atlas import Atlas
+from cohorts.cohort import About, Cohort, Scale, measure_recording
+from cohorts.errors import CohortError, NoRecordingsError, ParticipantsError, RecordingError
+from cohorts.files import locked, open_regular, sync
+from cohorts.identities import Identity, Linkage, Names, OwnNames
+from cohorts.participants import MissingRule, ParticipantsTable, apply_missing_rule, bare_id
+from cohorts.processes import in_processes
+from cohorts.quality import QualityRules, check_signal
+from cohorts.recording import Recording, check_identifier, check_recording, save_recording
+from cohorts.settings import read_settings
+from cohorts.sources import Reading, Run, Source
+
+_HEAD = 65_536
+"""Bytes at each end of a file that tell whether it changed; a .gz ends with a checksum of the whole."""
+_NO_OPTIONS = ("participants", "values")
+"""Fields of sources that say who or where, and not how: the ids that names are matched with, the labels of an atlas."""
+_STRUCTURE = QualityRules(min_frames=2, min_coverage=0.0)
+"""What no rule of a site can waive."""
+
+
+@dataclass(frozen=True)
+class PreparationReport:
+    """What `prepare_cohort` did.
+
+    Attributes
+    ----------
+    path : Path
+        The cohort.
+    n_recordings, n_participants : int
+        What the cohort holds now.
+    n_done, n_unchanged, n_not_selected, n_gone : int
+        Runs read now, runs that were there already, runs of participants that were not selected, and recordings that
+        stay though the source has no such run any more.
+    quarantined : pandas.DataFrame
+        recording_id, code, message.
+    """
+
+    path: Path
+    n_recordings: int
+    n_participants: int
+    n_done: int
+    n_unchanged: int
+    n_not_selected: int
+    n_gone: int
+    quarantined: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run to read, with what the participants table says of it."""
+
+    run: Run
+    identity: Identity
+    fingerprint: str
+    stated: dict[str, float]
+    fault: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What every process needs for its jobs."""
+
+    source: Source
+    folder: Path
+    rules: QualityRules
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a run: facts of the stored recording, or a fault."""
+
+    job: _Job
+    facts: dict[str, Any] | None = None
+    fault: tuple[str, str] | None = None
+
+
+def prepare_cohort(
+    source: Source,
+    out: str | Path,
+    *,
+    participants: ParticipantsTable | None = None,
+    names: Names | None = None,
+    name: str | None = None,
+    select: tuple[tuple[str, str], ...] = (),
+    require: tuple[str, ...] = (),
+    missing: MissingRule = "quarantine",
+    rules: QualityRules | None = None,
+    scaling: Scale = "raw",
+    workers: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PreparationReport:
+    """Prepare a cohort from a source, or bring one up to date that was prepared from it before.
+
+    A recording that is not usable is quarantined with its reason; the others go in.
+
+    Parameters
+    ----------
+    source : Source
+        Where the recordings come from.
+    out : path
+        Folder of the cohort; new, or a cohort prepared from this source in the same way.
+    participants : ParticipantsTable, optional
+        As `cohorts.participants.load_participants` returns it. A run of nobody in it is quarantined.
+    names : KeyedNames or OwnNames, optional
+        What runs and participants are called in the cohort; their own names if not given.
+    name : str, optional
+        Name of a new cohort; the folder's name if not given.
+    select : tuple of (column, value)
+        Take only the participants that have these values.
+    require : tuple of str
+        Covariates that are wanted of everybody.
+    missing : {"keep", "quarantine", "refuse"}
+        What becomes of participants who lack one of them.
+    rules : QualityRules, optional
+        Thresholds of the quarantine; if not given, those that the cohort was last judged by, of a new one those of
+        `QualityRules.published`.
+    scaling : {"raw", "zscore"}
+        Whether the signals have kept their units.
+    workers : int
+        Processes that read at a time; 0 to read in this one.
+    progress : callable
+        Called with the runs done and their total.
+
+    Raises
+    ------
+    CohortError
+        If the source, the table or an option is unusable, if no recording is left, or if nothing can be written.
+    """
+    names, out = names or OwnNames(), Path(out)
+    _require_possible(out)
+    selected = _select(participants, select)
+    lacking = apply_missing_rule(_people(selected, require), require, missing) if require else {}
+    runs, n_not_selected = _selected_runs(_with_names(source.runs()), participants, selected)
+    there = read_settings(out / "cohort.yaml", About) if (out / "cohort.yaml").is_file() else None
+    rules = rules or (there.rules if there else QualityRules.published())
+    about = {
+        "name": check_identifier(name or (there.name if there else out.name), "cohort name"),
+        "preprocessing": source.preprocessing,
+        "scaling": scaling,
+        "options": _options(source, names),
+        "pseudonyms": names.check_word,
+    }
+    try:
+        with _workplace(out, source, about, rules) as cohort:
+            jobs = _jobs(runs, selected, names, lacking)
+            pending = [job for job in jobs if cohort.fingerprint_of(job.identity.recording_id) != job.fingerprint]
+            if pending:
+                cohort.begin_changes()
+            for done, outcome in enumerate(_outcomes(pending, _Common(source, cohort.path, rules), workers), start=1):
+                _record(cohort, outcome, names)
+                progress(len(jobs) - len(pending) + done, len(jobs))
+            linkage = Linkage.read(cohort.path).extended(names, (job.run for job in jobs))
+            offered = {job.identity.recording_id for job in jobs}
+            gone = _forget(cohort, offered, selected, names)
+            _require_some(cohort, linkage, n_not_selected)
+            if selected is not None:
+                cohort.describe_participants(_renamed(selected, names))
+            if not isinstance(names, OwnNames):
+                linkage.only(offered | gone).write(cohort.path)
+            cohort.judge(rules)
+    except OSError as error:
+        raise CohortError(
+            f"{out}: cannot be written ({error.strerror}). Make room or choose another place, and repeat the command: "
+            "it goes on where it stopped."
+        ) from error
+    cohort = Cohort.open(out)
+    n_participants = cohort.recordings["participant_id"].nunique()
+    n_unchanged = len(jobs) - len(pending)
+    return PreparationReport(
+        out, len(cohort), n_participants, len(pending), n_unchanged, n_not_selected, len(gone), cohort.quarantined
+    )
+
+
+def _require_possible(out: Path) -> None:
+    """Refuse a place below a file before anything, such as a key, is made beside it."""
+    above = next((folder for folder in out.absolute().parents if os.path.lexists(folder)), None)
+    if above is not None and not above.is_dir():
+        raise CohortError(f"{out}: cannot be made, since {above} is no folder. Choose another place.")
+
+
+def _select(table: ParticipantsTable | None, conditions: tuple[tuple[str, str], ...]) -> ParticipantsTable | None:
+    """Participants that meet every condition."""
+    if table is None:
+        if conditions:
+            raise CohortError("--select needs a participants table. Give --participants FILE.")
+        return None
+    people = table.participants
+    for column, value in conditions:
+        if column not in people:
+            raise ParticipantsError(
+                f"--select {column}={value}: the participants table has no column '{column}' "
+                f"(columns: {', '.join(people.columns)}). Correct the name."
+            )
+        kept = people[people[column].astype("str") == value]
+        if kept.empty:
+            found = ", ".join(sorted(people[column].dropna().astype("str").unique())[:8])
+            raise ParticipantsError(f"--select {column}={value}: no participant has it (found: {found}). Correct it.")
+        people = kept
+    visits = table.sessions[table.sessions["participant_id"].isin(people["participant_id"])]
+    return replace(table, participants=people.reset_index(drop=True), sessions=visits.reset_index(drop=True))
+
+
+def _people(table: ParticipantsTable | None, require: tuple[str, ...]) -> pd.DataFrame:
+    if table is None:
+        raise CohortError(f"--require {', '.join(require)}: needs a participants table. Give --participants FILE.")
+    return table.participants
+
+
+def _selected_runs(
+    runs: list[Run], participants: ParticipantsTable | None, selected: ParticipantsTable | None
+) -> tuple[list[Run], int]:
+    """Call everybody as the table does, and leave out the runs of who was not selected, which are counted."""
+    if participants is None or selected is None:
+        return runs, 0
+    ids = participants.participants["participant_id"].tolist()
+    exact = {one.removeprefix("sub-"): one for one in ids}
+    times = Counter(map(bare_id, ids))
+    loose = {bare_id(one): one for one in ids if times[bare_id(one)] == 1}  # where 1 and 01 are two people, neither
+    named = [replace(run, participant=_spelled(run.participant, exact, loose)) for run in runs]
+    left_out = set(ids) - set(selected.participants["participant_id"])
+    kept = [run for run in named if run.participant not in left_out]
+    return kept, len(runs) - len(kept)
+
+
+def _spelled(participant: str, exact: dict[str, str], loose: dict[str, str]) -> str:
+    """A participant as the table spells it: with ``sub-`` or without and, if one fits, with leading zeros or not."""
+    return exact.get(participant.removeprefix("sub-")) or loose.get(bare_id(participant)) or participant
+
+
+def _with_names(runs: list[Run]) -> list[Run]:
+    """Refuse runs whose names are no text, since no table could hold them."""
+    for run in runs:
+        try:
+            run.name.encode()
+        except UnicodeEncodeError:
+            raise CohortError(f"{run.name!a}: is no name in UTF-8; expected one. Rename the file.") from None
+    return runs
+
+
+def _options(source: Any, names: Names) -> dict[str, Any]:
+    """How a source reads, from its plain fields: what changes in them makes another cohort. No paths, ids or dates."""
+    found: dict[str, Any] = {}
+    for option in fields(source):
+        value = getattr(source, option.name)
+        if is_dataclass(value) and not isinstance(value, Atlas):
+            found[option.name] = _options(value, names)
+        elif option.name in _NO_OPTIONS:
+            continue
+        elif isinstance(value, str | int | float | bool | None):
+            found[option.name] = value
+        elif option.name in ("sessions", "tasks"):
+            found[option.name] = [names.label(label) for label in value]
+        elif isinstance(value, tuple):
+            found[option.name] = list(value)
+    return found
+
+
+@contextmanager
+def _workplace(out: Path, source: Source, about: dict[str, Any], rules: QualityRules) -> Iterator[Cohort]:
+    """Yield the cohort to fill: that at `out`, or one in the making beside it that gets its name when it is whole."""
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        if not (out / "cohort.yaml").is_file():
+            raise CohortError(f"{out}: exists already, and is no cohort; expected a new folder. Choose another.")
+        with locked(out):
+            cohort = Cohort.open(out, repair=True)
+            _require_same(cohort, source, about)
+            _clear_temporary(out)
+            yield cohort
+        return
+    partial = out.with_name(f".{out.name}.partial")
+    if partial.is_symlink():  # what it leads to would be emptied
+        raise CohortError(f"{partial}: is a link; expected a folder that this command makes itself. Remove it.")
+    partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial):
+        _clear_temporary(partial)
+        try:
+            cohort = Cohort.open(partial)
+            _require_same(cohort, source, about)
+        except CohortError:  # nothing in it yet, or begun in another way
+            _empty(partial)
+            cohort = Cohort.create(partial, atlas=source.atlas, rules=rules, **about)
+        try:
+            yield cohort
+        except NoRecordingsError:
+            shutil.rmtree(partial)
+            raise
+        sync(partial)
+        os.rename(partial, out)
+        sync(out.parent)
+
+
+def _require_same(cohort: Cohort, source: Source, about: dict[str, Any]) -> None:
+    """Refuse to mix recordings that were prepared in different ways, or named with different keys."""
+    theirs, ours = cohort.about.model_dump(), {**about, "atlas_sha256": source.atlas.content_hash}
+    different = [key for key, value in ours.items() if theirs[key] != json.loads(json.dumps(value))]
+    if "pseudonyms" in different:
+        had, has = bool(theirs["pseudonyms"]), bool(ours["pseudonyms"])
+        what = "its pseudonyms are of another key" if had and has else f"has {'' if had else 'no '}pseudonyms"
+        remedy = "Give the key that it was prepared with (--key)" if had and has else "Prepare it as before"
+        raise CohortError(f"{cohort.path}: {what}. {remedy}, or choose a new folder.")
+    if different:
+        # The id of the preprocessing says again what the options say.
+        told = dict.fromkeys(change for key in different for change in _changes(key, theirs[key], ours[key]))
+        changes = "; ".join(told)
+        raise CohortError(
+            f"{cohort.path}: was prepared in another way ({changes}). Choose a new folder, or prepare it as before."
+        )
+
+
+def _changes(name: str, before: Any, now: Any) -> list[str]:
+    """Say what differs, down to the single option."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        pairs = [(key, before.get(key), now.get(key)) for key in {**before, **now}]
+        return [change for key, old, new in pairs if old != new for change in _changes(key, old, new)]
+    return [f"{name} was {before or 'none'}, and is {now or 'none'}"]
+
+
+def _clear_temporary(folder: Path) -> None:
+    """Remove what a killed command was writing."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)  # a process of it may just be coming to its end
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _jobs(runs: list[Run], table: ParticipantsTable | None, names: Names, lacking: dict[str, str]) -> list[_Job]:
+    """What is to be done for each run: its identity, its fingerprint, and what is known of it before reading."""
+    known = None if table is None else set(table.participants["participant_id"])
+    stated = _stated(table)
+    identities = [names.of(run) for run in runs]
+    _require_apart(runs, identities)
+    times = Counter(identity.recording_id for identity in identities)
+    fingerprint_of_file = lru_cache(maxsize=64)(_file_fingerprint)  # many runs may lie in one file
+    jobs: dict[str, _Job] = {}
+    for run, identity in zip(runs, identities, strict=True):
+        if identity.recording_id in jobs:  # said of the first
+            continue
+        fault = _known_fault(run, times[identity.recording_id], known, lacking)
+        facts = stated.get((run.participant, run.session)) or stated.get((run.participant, ""), {})
+        files = [fingerprint_of_file(path) for path in run.files]
+        fingerprint = _fingerprint(files, identity, run, facts, fault)
+        jobs[identity.recording_id] = _Job(run, identity, fingerprint, facts, fault)
+    return list(jobs.values())
+
+
+def _require_apart(runs: list[Run], identities: list[Identity]) -> None:
+    """Refuse two participants of one pseudonym, whose recordings would become one person's."""
+    whose: dict[str, str] = {}
+    for run, identity in zip(runs, identities, strict=True):
+        label = run.participant.removeprefix("sub-")
+        other = whose.setdefault(identity.participant_id, label)
+        if other != label:
+            raise CohortError(
+                f"participants '{other}' and '{label}': differ in leading zeros alone; expected one spelling of one "
+                "person. Rename one of them, or keep the ids as they are (--keep-ids)."
+            )
+
+
+def _known_fault(run: Run, times: int, known: set[str] | None, lacking: dict[str, str]) -> tuple[str, str] | None:
+    """Code and message of what is wrong with a run before it is read."""
+    if times > 1:
+        return "duplicate", f"{run.name}: is there more than once; expected one file a run. Leave one of them."
+    if known is not None and run.participant and run.participant not in known:
+        return (
+            "unknown-participant",
+            f"{run.name}: no participant of that name is in the participants table. Add the row, or rename it.",
+        )
+    if run.participant in lacking:
+        return "missing-covariate", f"{run.name}: its participant {lacking[run.participant]}"
+    return None
+
+
+def _fingerprint(
+    files: list[str], identity: Identity, run: Run, stated: dict[str, float], fault: tuple[str, str] | None
+) -> str:
+    """Tell whether anything changed that a recording was made from, or whose it is. Says nothing of names or places."""
+    known = {key: repr(value) for key, value in sorted(stated.items())}
+    faulty = (fault[0], fault[1].removeprefix(run.name)) if fault else ()
+    said = json.dumps([files, identity.participant_id, run.part, known, faulty])
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+
+
+def _file_fingerprint(path: Path) -> str:
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.blake2b(f"{size}:".encode() + file.read(_HEAD), digest_size=16)
+            file.seek(max(_HEAD, size - _HEAD))
+            digest.update(file.read(_HEAD))
+    except OSError as error:
+        return f"unreadable:{error.errno}"
+    return digest.hexdigest()
+
+
+def _outcomes(jobs: list[_Job], common: _Common, workers: int) -> Iterator[_Outcome]:
+    """Read what can be read; say of the others what is known already."""
+    for job in jobs:
+        if job.fault:
+            yield _Outcome(job, fault=job.fault)
+    yield from in_processes(_prepare, common, (job for job in jobs if not job.fault), workers=workers, died=_died)
+
+
+def _prepare(common: _Common, job: _Job) -> _Outcome:
+    """Read, check, measure and store one run. Only writing may raise: that is no fault of the recording."""
+    try:
+        # One thread, since sums over several come out differently in their last digits.
+        with threadpool_limits(1):
+            recording = _recording(common, job)
+        quality = measure_recording(recording, common.source.atlas, common.rules)
+    except RecordingError as fault:
+        return _Outcome(job, fault=(fault.code, str(fault)))
+    except CohortError:  # the atlas's image is gone, say: no recording's fault
+        raise
+    except MemoryError:
+        return _died(job)
+    except Exception as error:
+        said = (
+            f"{job.run.name}: could not be read ({type(error).__name__}); expected a whole file of its kind. Export it "
+            "again."
+        )
+        return _Outcome(job, fault=("unreadable", said))
+    faults = common.rules.faults(quality, recording.signal.shape[0], recording.t_r, recording.coverage, job.run.name)
+    folder = common.folder / ("quarantine" if faults else "recordings")
+    facts = save_recording(folder / f"{recording.recording_id}.safetensors", recording, quality, job.fingerprint)
+    return _Outcome(job, facts, (faults[0].code, str(faults[0])) if faults else None)
+
+
+def _recording(common: _Common, job: _Job) -> Recording:
+    """Read and check one run, with what the participants table says of it."""
+    run, atlas = job.run, common.source.atlas
+    reading = common.source.read(run)
+    coverage = check_signal(reading.signal, run.name, atlas, _STRUCTURE)
+    recording = Recording(
+        participant_id=job.identity.participant_id,
+        recording_id=job.identity.recording_id,
+        session=job.identity.session,
+        task=job.identity.task,
+        run=job.identity.run,
+        signal=np.where(coverage, reading.signal, np.float32(0)),
+        coverage=coverage,
+        t_r=_t_r(reading, job),
+        mean_fd=job.stated.get("mean_fd", np.nan),
+        tsnr=reading.tsnr if np.isfinite(reading.tsnr) else job.stated.get("tsnr", np.nan),
+        framewise_displacement=reading.framewise_displacement,
+        censored=reading.censored,
+    )
+    check_recording(recording, atlas.n_parcels, atlas.name)
+    return recording
+
+
+def _t_r(reading: Reading, job: _Job) -> float:
+    stated = job.stated.get("t_r", np.nan)
+    if not reading.t_r > 0 and not stated > 0:
+        raise RecordingError(
+            "no-tr",
+            f"{job.run.name}: its repetition time is unknown; it is never guessed. Give --tr SECONDS, or fill in "
+            "column t_r of the participants table.",
+        )
+    if reading.t_r > 0 and stated > 0 and abs(reading.t_r - stated) > 0.01 * stated:
+        raise RecordingError(
+            "tr-contradicts",
+            f"{job.run.name}: its repetition time is {reading.t_r:g} s, and {stated:g} s in the participants table; "
+            "expected one. Correct the table.",
+        )
+    return reading.t_r if reading.t_r > 0 else stated
+
+
+def _died(job: _Job) -> _Outcome:
+    said = (
+        f"{job.run.name}: the process that read it ran out of memory or was killed; expected a run that fits. Give "
+        "more memory or fewer --workers, or check the file."
+    )
+    return _Outcome(job, fault=("died", said))
+
+
+def _record(cohort: Cohort, outcome: _Outcome, names: Names) -> None:
+    """Enter what became of a run. What it was before, stored or quarantined, it is no more."""
+    recording_id = outcome.job.identity.recording_id
+    if outcome.fault is None and outcome.facts is not None:
+        cohort.enter(outcome.facts)
+        return
+    code, message = outcome.fault or ("", "")
+    message = names.redact(message, outcome.job.run)
+    cohort.quarantine(recording_id, code, message, outcome.job.fingerprint, set_aside=outcome.facts is not None)
+
+
+def _forget(cohort: Cohort, offered: set[str], table: ParticipantsTable | None, names: Names) -> set[str]:
+    """Forget recordings that the source does not offer now, of people who are not, or no longer, to be in the cohort.
+
+    So is what was refused and holds no signal: its file was corrected under another name, or left out.
+
+    Returns
+    -------
+    set of str
+        Ids of recordings of other people that the source offers no more. They stay: a disk may be missing.
+    """
+    gone = {one: whose for one, whose in cohort.held().items() if one not in offered}
+    wanted = None if table is None else {names.participant(one) for one in table.participants["participant_id"]}
+    staying = {one for one, whose in gone.items() if wanted is None or whose in wanted}
+    forgotten = (gone.keys() | set(cohort.quarantined["recording_id"])) - offered - staying
+    if forgotten:
+        cohort.begin_changes()
+    for recording_id in sorted(forgotten):
+        cohort.forget(recording_id)
+    return staying
+
+
+def _require_some(cohort: Cohort, linkage: Linkage, n_not_selected: int) -> None:
+    """Refuse a cohort without recordings, saying why there are none."""
+    if len(cohort):
+        return
+    refused = cohort.quarantined.sort_values("recording_id", key=lambda ids: ids.map(linkage.name))
+    if refused.empty and n_not_selected:
+        raise NoRecordingsError(
+            f"{cohort.name}: none of its {n_not_selected} recordings belongs to a selected participant. Correct "
+            "--select."
+        )
+    if refused.empty:
+        raise NoRecordingsError(f"{cohort.name}: its source offers no recordings. Name another file or folder.")
+    raise NoRecordingsError(
+        f"{cohort.name}: none of its {len(refused)} recordings is usable ({_counted(refused['code'])}). The first: "
+        f"{linkage.told(*refused[['recording_id', 'message']].iloc[0])}"
+    )
+
+
+def _counted(codes: pd.Series) -> str:
+    return ", ".join(f"{count} {code}" for code, count in codes.value_counts().sort_index().items())
+
+
+def _stated(table: ParticipantsTable | None) -> dict[tuple[str, str], dict[str, float]]:
+    """What the table says of recordings: (participant, session, or empty for all) → TR, mean FD, tSNR."""
+    stated: dict[tuple[str, str], dict[str, float]] = {}
+    if table is None:
+        return stated
+    for rows in (table.participants.assign(session_id=""), table.sessions):
+        columns = [column for column in ("t_r", "mean_fd", "tsnr") if column in rows]
+        for key, row in rows.set_index(["participant_id", "session_id"])[columns].to_dict("index").items():
+            stated[key] = {str(name): float(value) for name, value in row.items() if np.isfinite(value)}
+    return stated
+
+
+def _renamed(table: ParticipantsTable, names: Names) -> ParticipantsTable:
+    """Call everybody as the cohort does. Pseudonyms come in an order of their own, which tells nothing."""
+    if isinstance(names, OwnNames):
+        return table
+    people, visits = (
+        rows.assign(participant_id=[names.participant(name) for name in rows["participant_id"]])
+        for rows in (table.participants, table.sessions)
+    )
+    visits["session_id"] = [names.label(label) for label in visits["session_id"]]
+    return replace(
+        table,
+        participants=people.sort_values("participant_id", ignore_index=True),
+        sessions=visits.sort_values(["participant_id", "session_id"], ignore_index=True),
+    )

@@ -1,0 +1,193 @@
+"""One recording, and its file: safetensors with signal [T, P] and coverage [P], and a header of facts."""
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from cohorts.errors import CohortError, RecordingError
+from cohorts.files import HEADER, save_arrays
+from cohorts.quality import Quality
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run of one participant: the mean BOLD signal of every parcel over time.
+
+    Attributes
+    ----------
+    participant_id : str
+        As in ``participants.tsv``.
+    signal : numpy.ndarray
+        [T, P] float32, frames by parcels, in the order of the cohort's atlas.
+    t_r : float
+        Repetition time in seconds.
+    recording_id : str
+        Unique in the cohort; the participant's id where a participant has one recording.
+    coverage : numpy.ndarray
+        [P] bool, False where a parcel carries no signal. Derived from the signal if not given.
+    mean_fd : float
+        Mean framewise displacement in millimetres, NaN if unknown.
+    tsnr : float
+        Median over parcels of mean/sd over time, NaN where the signal has lost its mean.
+    session, task, run : str
+        Labels after BIDS; empty where there are none.
+    framewise_displacement : numpy.ndarray
+        [A] float32 in millimetres, over the frames as acquired, the first NaN; empty if unknown.
+    censored : numpy.ndarray
+        [A] bool, True for frames that were dropped from the signal or interpolated in it; empty if none were judged.
+    """
+
+    participant_id: str
+    signal: np.ndarray
+    t_r: float
+    recording_id: str = ""
+    coverage: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    mean_fd: float = math.nan
+    tsnr: float = math.nan
+    session: str = ""
+    task: str = ""
+    run: str = ""
+    framewise_displacement: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    censored: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+
+    def __post_init__(self) -> None:
+        if not self.recording_id:
+            object.__setattr__(self, "recording_id", self.participant_id)
+        if self.coverage.size == 0:
+            object.__setattr__(self, "coverage", np.ptp(self.signal, axis=0) > 0)
+
+
+def is_identifier(text: str) -> bool:
+    """Whether `text` is safe as a file name: letters, digits, ``.``, ``_`` and ``-``, and not too long."""
+    return _IDENTIFIER.fullmatch(text) is not None
+
+
+def check_identifier(text: str, what: str) -> str:
+    """Return `text` if it is safe as a file name.
+
+    Raises
+    ------
+    RecordingError
+        If it holds anything but letters, digits, ``.``, ``_`` and ``-``.
+    """
+    if not is_identifier(text):
+        raise RecordingError(
+            "bad-id",
+            f"{what} {text!r}: expected letters, digits, '.', '_' or '-', starting with a letter or digit. Rename it.",
+        )
+    return text
+
+
+def check_recording(recording: Recording, n_parcels: int, atlas: str) -> None:
+    """Check that a recording can be stored in a cohort of that atlas.
+
+    Raises
+    ------
+    RecordingError
+        If its ids, shape, values or TR do not fit.
+    """
+    name = check_identifier(recording.recording_id, "recording id")
+    check_identifier(recording.participant_id, "participant id")
+    signal = recording.signal
+    if signal.ndim != 2 or signal.shape[1] != n_parcels or recording.coverage.shape != (n_parcels,):
+        raise RecordingError(
+            "wrong-shape", f"{name}: has shape {signal.shape}; expected [frames, {n_parcels}] for atlas {atlas}."
+        )
+    if not np.isfinite(signal).all():
+        raise RecordingError("not-finite", f"{name}: holds NaN or infinite values. Clean it first.")
+    if not 0 < recording.t_r < math.inf:
+        raise RecordingError("bad-tr", f"{name}: TR is {recording.t_r}; expected seconds above 0.")
+
+
+def save_recording(path: Path, recording: Recording, quality: Quality, source: str = "") -> dict[str, Any]:
+    """Write a recording's file, whole or not at all; return its facts, as `read_facts` would.
+
+    Parameters
+    ----------
+    source : str
+        Fingerprint of the files that it was made from.
+    """
+    facts = {
+        "recording_id": recording.recording_id,
+        "participant_id": recording.participant_id,
+        "session": recording.session,
+        "task": recording.task,
+        "run": recording.run,
+        "n_frames": recording.signal.shape[0],
+        "t_r": float(recording.t_r),
+        "n_missing_parcels": int((~recording.coverage).sum()),
+        **asdict(quality),
+        "source": source,
+    }
+    arrays = {
+        "signal": recording.signal.astype(np.float32, copy=False),
+        "coverage": recording.coverage.astype(bool, copy=False),
+        "framewise_displacement": recording.framewise_displacement.astype(np.float32, copy=False),
+        "censored": recording.censored.astype(bool, copy=False),
+    }
+    facts["digest"] = digest_of(recording)
+    save_arrays(path, {name: array for name, array in arrays.items() if array.size}, facts)
+    return facts
+
+
+def digest_of(recording: Recording) -> str:
+    """Return a checksum (BLAKE2b) of a recording's signal and coverage, by which a change on the disk is seen."""
+    digest = hashlib.blake2b(np.ascontiguousarray(recording.signal, np.float32).tobytes(), digest_size=8)
+    digest.update(np.ascontiguousarray(recording.coverage, bool).tobytes())
+    return digest.hexdigest()
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Read a recording's facts (ids, length, TR, quality) without its signal.
+
+    Raises
+    ------
+    CohortError
+        If the file is damaged.
+    """
+    with _opened(path) as file:
+        return dict(json.loads(file.metadata()[HEADER]))
+
+
+def load_recording(path: Path) -> Recording:
+    """Read a recording.
+
+    Raises
+    ------
+    CohortError
+        If the file is damaged.
+    """
+    with _opened(path) as file:
+        facts = json.loads(file.metadata()[HEADER])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    return Recording(
+        participant_id=facts["participant_id"],
+        recording_id=facts["recording_id"],
+        t_r=facts["t_r"],
+        mean_fd=facts["mean_fd"],
+        tsnr=facts["tsnr"],
+        session=facts["session"],
+        task=facts["task"],
+        run=facts["run"],
+        **arrays,
+    )
+
+
+def _opened(path: Path) -> safe_open:
+    try:
+        # Of a pipe, safetensors would wait for the other end.
+        opened = safe_open(path, framework="numpy") if path.is_file() else None
+        if opened and HEADER in (opened.metadata() or {}):
+            return opened
+        raise FileNotFoundError
+    except (SafetensorError, OSError):
+        raise CohortError(f"{path}: cannot be read. Restore the file, or import again.") from None

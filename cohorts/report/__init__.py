@@ -1,0 +1,5 @@
+"""The quality report of a cohort: one HTML file that stays at the site."""
+
+from cohorts.report.build import write_quality_report
+
+__all__ = ["write_quality_report"]

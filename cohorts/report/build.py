@@ -1,0 +1,209 @@
+"""From a cohort to its quality report."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cohorts.cohort import Cohort
+from cohorts.files import write_text
+from cohorts.quality import QualityRules
+from cohorts.report import figures
+from cohorts.report.group import MEASURES, Group, read_group, with_lengths, with_unit, worth_a_look
+from cohorts.report.page import Table, embedded, render, sections
+from cohorts.report.style import STYLE
+
+_PACKAGE = "cohorts.report"
+_RECORDING_DPI = 115
+"""What a screen shows of a figure as wide as the page. More would double the file for nothing."""
+_MOST_PARCELS = 10
+"""Rows of the table of parcels that are often missing."""
+
+
+def write_quality_report(
+    cohort: Cohort, path: str | Path, *, rules: QualityRules | None = None, recordings: int = 12
+) -> Path:
+    """Write a cohort's quality report as one HTML file that needs nothing beside it.
+
+    It shows single recordings and so stays at the site. Recordings are read one at a time; of a cohort of more than
+    1000, a sample of the participants is, and the report says so.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        Is only read.
+    path : path
+        The file to write.
+    rules : QualityRules, optional
+        Whose thresholds are drawn; the published ones if not given. Their fd_threshold and dvars_threshold must be
+        those that the cohort was measured with.
+    recordings : int
+        How many single recordings to show, those first that are worst by some measure.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    report = _Report(cohort, rules or QualityRules.published(), recordings)
+    write_text(Path(path), report.html())
+    return Path(path)
+
+
+class _Report:
+    """What the page is made of."""
+
+    def __init__(self, cohort: Cohort, rules: QualityRules, most: int) -> None:
+        self.cohort, self.rules, self.most = cohort, rules, most
+        self.table = with_lengths(cohort.recordings, cohort.atlas.n_parcels)
+
+    @cached_property
+    def group(self) -> Group:
+        return read_group(self.table, self.cohort.read, self.cohort.atlas)
+
+    @cached_property
+    def beyond(self) -> pd.DataFrame:
+        """Whether a recording (row) is beyond the threshold of a measure (column)."""
+        ids = self.table["recording_id"]
+        return pd.DataFrame(
+            {measure.column: measure.is_beyond(self.table[measure.column], self.rules) for measure in MEASURES}
+        ).set_index(ids)
+
+    def html(self) -> str:
+        """Draw everything into one page."""
+        with mpl.rc_context(STYLE):
+            return render(
+                _PACKAGE,
+                cohort=self.cohort,
+                atlas=self.cohort.atlas,
+                t_rs=[f"{t_r:g}" for t_r in sorted(self.table["t_r"].unique())],
+                headlines=self._headlines(),
+                sample=self._sample(),
+                sections=sections(_PACKAGE, self._figure, lambda name: getattr(self, f"_{name}_table")()),
+                recordings=[self._recording(*chosen) for chosen in worth_a_look(self.table, self.most).items()],
+            )
+
+    def _figure(self, name: str) -> Figure | None:
+        """Draw a figure that ``spec.yaml`` names."""
+        if self.table.empty:
+            return None
+        atlas, group = self.cohort.atlas, self.group
+        match name:
+            case "distributions":
+                return figures.distributions(self.table, self.rules)
+            case "coverage_map":
+                return figures.coverage_map(atlas.coordinates, group.coverage)
+            case "mean_connectivity":
+                return figures.mean_connectivity(group.connectivity, group.distance, atlas.networks)
+            case "qc_fc":
+                return figures.qc_fc(group.qc_fc, group.distance, group.n_qc_fc)
+        raise KeyError(name)
+
+    def _headlines(self) -> list[tuple[str, str, str]]:
+        minutes, codes = self.table["minutes"], self.cohort.quarantined["code"]
+        lengths = dict.fromkeys(f"{end:.1f}" for end in (minutes.min(), minutes.max()) if len(minutes))
+        return [
+            (f"{self.table['participant_id'].nunique():,}", "participants", f"{len(self.table):,} recordings"),
+            (f"{minutes.sum() / 60:,.1f} h", "of signal after censoring", f"{' to '.join(lengths) or 0} min each"),
+            (f"{self.beyond.any(axis=1).sum():,}", "beyond a threshold", "of the recordings that were kept"),
+            (f"{len(codes):,}", "quarantined", f"most often: {codes.mode()[0]}" if len(codes) else "none"),
+        ]
+
+    def _sample(self) -> str:
+        if self.table.empty or self.group.n_recordings == len(self.table):
+            return ""
+        group = self.group
+        return (
+            f"Coverage, connectivity and QC-FC are of {group.n_recordings:,} of the {len(self.table):,} recordings: "
+            f"those of {group.n_participants:,} participants drawn at random."
+        )
+
+    def _quarantine_table(self) -> Table:
+        """Reasons with their counts, and one message of each, which says what to do."""
+        quarantined = self.cohort.quarantined
+        counts = quarantined["code"].value_counts()
+        example = quarantined.groupby("code")["message"].first()
+        rows = [
+            [code, str(count), example[code]] for code, count in sorted(counts.items(), key=lambda c: (-c[1], c[0]))
+        ]
+        return Table(["reason", "recordings", "for example, and what to do"], rows)
+
+    def _measures_table(self) -> Table:
+        """Median and spread of every measure beside its threshold."""
+        rows = []
+        for measure in MEASURES:
+            values = self.table[measure.column].dropna()
+            limit, sign = measure.limit(self.rules), "≤" if measure.worse == "high" else "≥"
+            within = " to ".join(measure.number(value) for value in values.quantile([0.05, 0.95]))
+            rows.append(
+                [
+                    measure.title,
+                    measure.text(values.median()),
+                    with_unit(within, measure.unit) if len(values) else "",
+                    "none" if limit is None else f"{sign} {with_unit(f'{limit:g}', measure.unit)}",
+                    str(self.beyond[measure.column].sum()) if limit is not None and len(values) else "",
+                    f"{len(values)} of {len(self.table)}",
+                ]
+            )
+        note = (
+            f"A frame of motion has a framewise displacement above {self.rules.fd_threshold:g} mm, a spike a "
+            f"standardized DVARS above {self.rules.dvars_threshold:g}. Recordings in quarantine are not counted."
+        )
+        return Table(["measure", "median", "5% to 95%", "threshold", "beyond it", "known in"], rows, note)
+
+    def _parcels_table(self) -> Table:
+        """The parcels that are missing most often."""
+        if self.table.empty:
+            return Table([], [])
+        coverage = self.group.coverage
+        lowest = [parcel for parcel in np.argsort(coverage, kind="stable") if coverage[parcel] < 1]
+        columns = {"parcel": self.cohort.atlas.labels, "network": self.cohort.atlas.networks}
+        columns["recordings with a signal"] = tuple(f"{fraction:.1%}" for fraction in coverage)
+        known = {title: values for title, values in columns.items() if values}
+        rows = [[values[parcel] for values in known.values()] for parcel in lowest[:_MOST_PARCELS]]
+        left = len(lowest) - len(rows)
+        return Table(list(known), rows, f"And {left} more." if left else "")
+
+    def _qc_fc_table(self) -> Table:
+        """QC-FC in three numbers."""
+        if self.table.empty or not np.isfinite(self.group.qc_fc).any():
+            return Table([], [])
+        found = figures.qc_fc_numbers(self.group.qc_fc, self.group.distance, self.group.n_qc_fc)
+        rows = [
+            ["median size of the correlation", _signed(found["median"])],
+            ["pairs with p < 0.05, uncorrected (5% by chance)", f"{found['significant']:.1%}"],
+            ["Spearman's ρ of the correlation with distance", _signed(found["distance"])],
+        ]
+        return Table([f"over {self.group.n_qc_fc} participants", ""], rows)
+
+    def _recording(self, recording_id: str, reasons: list[str]) -> dict[str, Any]:
+        """One recording: its names, why it is shown, its numbers and its figure."""
+        row = self.table.set_index("recording_id").loc[recording_id]
+        recording = self.cohort.read(recording_id)
+        figure = figures.recording(
+            recording.signal,
+            recording.coverage,
+            recording.t_r,
+            recording.framewise_displacement,
+            recording.censored,
+            self.cohort.atlas.networks,
+            self.rules,
+        )
+        beyond = self.beyond.loc[recording_id]
+        numbers = [
+            (measure.title, measure.text(row[measure.column]), bool(beyond[measure.column])) for measure in MEASURES
+        ]
+        return {
+            "name": recording_id,
+            "reasons": "; ".join(reasons),
+            "numbers": numbers,
+            "figure": embedded(figure, _RECORDING_DPI),
+        }
+
+
+def _signed(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")

@@ -1,0 +1,135 @@
+"""What a site's recordings come from: each kind of source lists its runs and reads one of them at a time."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from cohorts.atlas import Atlas
+from cohorts.errors import CohortError
+
+LONGEST_T_R = 20.0
+"""Longest repetition time in seconds that is believed; 2000 is one in milliseconds."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recording that a source offers, before anything of it is read.
+
+    Attributes
+    ----------
+    name : str
+        As the source names it, such as ``sub-01_ses-1_task-rest_run-1``; unique in the source, known at the site alone.
+    participant : str
+        Whose it is, as in the participants table: ``sub-01``.
+    session, task, run : str
+        Labels after BIDS, without ``ses-``, ``task-`` and ``run-``; empty where the name has none.
+    files : tuple of Path
+        Every file that decides what reading it gives. What changes in them means reading it again.
+    part : str
+        Which part of the first file, where one file holds several recordings: the key in an .npz.
+    """
+
+    name: str
+    participant: str
+    session: str = ""
+    task: str = ""
+    run: str = ""
+    files: tuple[Path, ...] = ()
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a source gives for one run.
+
+    Attributes
+    ----------
+    signal : numpy.ndarray
+        [T, P] float32 in the order of the atlas; NaN throughout where a parcel is missing.
+    t_r : float
+        Repetition time in seconds; NaN where the source does not know it.
+    tsnr : float
+        Median over parcels of mean/sd over time before cleaning; NaN if unknown.
+    framewise_displacement : numpy.ndarray
+        [A] float32 in millimetres, over the frames as acquired, the first NaN; empty if unknown.
+    censored : numpy.ndarray
+        [A] bool, True for frames that were dropped from `signal` or interpolated in it; empty if none were judged.
+    """
+
+    signal: np.ndarray
+    t_r: float = math.nan
+    tsnr: float = math.nan
+    framewise_displacement: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    censored: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+
+
+class Source(Protocol):
+    """A place where recordings come from. It is small and can be pickled, since other processes read the runs."""
+
+    @property
+    def atlas(self) -> Atlas:
+        """The parcels of every reading's columns."""
+        ...
+
+    @property
+    def preprocessing(self) -> str:
+        """What was done to the signals, in a short id that goes with every result."""
+        ...
+
+    def runs(self) -> list[Run]:
+        """List the runs in order of their names, without reading them.
+
+        Raises
+        ------
+        CohortError
+            If the source as a whole is unusable.
+        """
+        ...
+
+    def read(self, run: Run) -> Reading:
+        """Read one run.
+
+        Raises
+        ------
+        RecordingError
+            If it is not usable. The message begins with the name of the file at fault (no folders) and a colon.
+        """
+        ...
+
+
+def check_given_t_r(t_r: float | None) -> None:
+    """Check the repetition time that somebody gives for all runs of a source.
+
+    Raises
+    ------
+    CohortError
+        If it cannot be one in seconds.
+    """
+    if t_r is not None and not 0 < t_r <= LONGEST_T_R:
+        raise CohortError(
+            f"--tr {t_r:g}: expected seconds, above 0 and at most {LONGEST_T_R:g}. "
+            + (f"If it is in milliseconds, give {t_r / 1000:g}." if t_r > LONGEST_T_R else "Correct it.")
+        )
+
+
+def in_order(runs: Iterable[Run]) -> list[Run]:
+    """Sort runs by their names.
+
+    Raises
+    ------
+    CohortError
+        If two have one name.
+    """
+    named: dict[str, Run] = {}
+    for run in runs:
+        other = named.setdefault(run.name, run)
+        if other is not run:
+            raise CohortError(
+                f"{run.files[0]}: stands there twice, since {other.files[0]} is of {run.name}, too. Leave one image a "
+                "run."
+            )
+    return [named[name] for name in sorted(named)]

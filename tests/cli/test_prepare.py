@@ -1,0 +1,209 @@
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli.main import run_command
+from cohorts import Cohort
+from cohorts.files import locked
+from tests.support.derivatives import KnownTree, make_fmriprep_tree, make_xcpd_tree
+from tests.support.programs import processes_of, start, wait_until
+
+OWN_ID = re.compile(rb"sub-0\d(?![0-9a-f])")
+"""An id of the trees; a pseudonym may begin like one, but goes on."""
+FAST = ("--workers", "0", "--no-report")
+
+
+@pytest.fixture
+def fmriprep(tmp_path) -> KnownTree:
+    """A tree of 3 people and 2 runs each."""
+    return make_fmriprep_tree(tmp_path / "fmriprep", runs=2, n_frames=80)
+
+
+def of_images(tree: KnownTree, out: Path, *more: str) -> list[str]:
+    labels = ["--atlas-image", str(tree.label_image.path), "--atlas-labels", str(tree.label_table)]
+    return ["cohort", "prepare", str(tree.root), str(out), *labels, "--atlas-space", "MNI152NLin6Asym", *more]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_an_fmriprep_tree_becomes_a_cohort_and_a_second_time_nothing_is_read(fmriprep, tmp_path, capsys):
+    command = of_images(fmriprep, tmp_path / "data" / "oslo", *FAST, "--confounds", "none", "--keep-ids")
+    assert run_command(command) == 0
+    assert "6 recordings of 3 participants, from fmriprep" in capsys.readouterr().out
+
+    cohort = Cohort.open(tmp_path / "data" / "oslo")
+    for name, run in fmriprep.runs.items():
+        np.testing.assert_allclose(cohort.read(name).signal, run.signal, rtol=1e-5)
+    assert cohort.covariates()["age"].notna().all()
+    assert run_command(command) == 0
+    assert "Read now: 0; there already: 6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("generation", ["0.6", "0.7", "26"])
+@pytest.mark.parametrize("kind", ["nifti", "cifti"])
+def test_xcpd_trees_of_every_generation_become_cohorts(tmp_path, generation, kind):
+    tree = make_xcpd_tree(tmp_path / "xcpd", generation=generation, kind=kind, n_frames=80)
+    (tmp_path / "atlas.json").write_text(tree.atlas.to_json())
+    command = ["cohort", "prepare", str(tree.root), str(tmp_path / "oslo"), "--atlas", str(tmp_path / "atlas.json")]
+
+    assert run_command([*command, *FAST, "--keep-ids"]) == 0
+
+    cohort = Cohort.open(tmp_path / "oslo")
+    assert cohort.recordings["recording_id"].tolist() == sorted(tree.runs)
+    assert cohort.preprocessing.startswith("xcp_d-")
+
+
+def test_ids_stay_at_the_site_and_messages_speak_of_them_there(fmriprep, tmp_path, capsys):
+    bad = next(fmriprep.root.rglob("sub-02*run-2*confounds*.tsv"))
+    bad.write_text("a,b\n1,2\n")
+
+    assert run_command(of_images(fmriprep, tmp_path / "data" / "oslo", *FAST)) == 0
+
+    assert "1 quarantined:\n  sub-02_task-rest_run-2_desc-confounds" in capsys.readouterr().out
+    told = [path for path, data in contents(tmp_path / "data" / "oslo").items() if OWN_ID.search(data)]
+    assert told in ([], ["site-only/linkage.tsv"])
+    assert run_command(["cohort", "show", str(tmp_path / "data" / "oslo")]) == 0
+    assert "  sub-02_task-rest_run-2_desc-confounds" in capsys.readouterr().out
+
+
+def test_the_report_is_written_and_names_nobody(fmriprep, tmp_path):
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", "--workers", "0", "--confounds", "scrubbing")) == 0
+
+    page = (tmp_path / "oslo" / "site-only" / "quality.html").read_text()
+    assert "Recordings worth a look" in page
+    assert not OWN_ID.search(page.encode())
+
+
+def test_stricter_thresholds_set_aside_and_looser_ones_take_back(fmriprep, tmp_path, capsys):
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST)) == 0
+    fd = Cohort.open(tmp_path / "oslo").recordings["mean_fd"]
+    before = contents(tmp_path / "oslo")
+    (tmp_path / "strict.yaml").write_text(f"max_mean_fd: {fd.median()}\n")
+    check = ["cohort", "check", str(tmp_path / "oslo"), "--no-report", "--quality"]
+
+    assert run_command([*check, str(tmp_path / "strict.yaml")]) == 0
+    assert "3 quarantined, 0 taken back" in capsys.readouterr().out
+    assert len(Cohort.open(tmp_path / "oslo")) == 3
+    assert run_command([*check, str(Path(__file__).parents[2] / "configs" / "quality.yaml")]) == 0
+    assert "0 quarantined, 3 taken back" in capsys.readouterr().out
+    assert contents(tmp_path / "oslo") == before
+
+
+def test_check_finds_what_was_damaged(fmriprep, tmp_path, capsys):
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--keep-ids")) == 0
+    path = tmp_path / "oslo" / "recordings" / "sub-01_task-rest_run-1.safetensors"
+    other = path.with_name("sub-02_task-rest_run-1.safetensors")
+    path.write_bytes(path.read_bytes()[:-8])
+    other.write_bytes(path.with_name("sub-02_task-rest_run-2.safetensors").read_bytes())
+    bits = path.with_name("sub-03_task-rest_run-1.safetensors")
+    data = bytearray(bits.read_bytes())
+    data[-100] ^= 1  # in the signal, which comes last
+    bits.write_bytes(data)
+
+    assert run_command(["cohort", "check", str(tmp_path / "oslo")]) == 2
+
+    said = capsys.readouterr().err
+    assert "sub-01_task-rest_run-1.safetensors: cannot be read" in said
+    assert "2 more are damaged" in said
+
+
+def test_what_was_lost_or_damaged_is_read_again(fmriprep, tmp_path):
+    command = of_images(fmriprep, tmp_path / "oslo", *FAST, "--keep-ids")
+    assert run_command(command) == 0
+    before = contents(tmp_path / "oslo")
+    (tmp_path / "oslo" / "recordings" / "sub-01_task-rest_run-1.safetensors").unlink()
+    assert run_command(["cohort", "show", str(tmp_path / "oslo")]) == 2
+
+    assert run_command(command) == 0
+
+    assert contents(tmp_path / "oslo") == before
+
+
+def test_a_lost_key_is_not_replaced(fmriprep, tmp_path, capsys):
+    command = of_images(fmriprep, tmp_path / "oslo", *FAST)
+    assert run_command(command) == 0
+    (tmp_path / "pseudonyms.key").rename(tmp_path / "moved.key")
+
+    assert run_command(command) == 2
+
+    assert "pseudonyms.key: is not there" in capsys.readouterr().err
+    assert not (tmp_path / "pseudonyms.key").exists()
+    assert run_command([*command, "--key", str(tmp_path / "moved.key")]) == 0
+
+
+def test_what_differs_from_before_is_named(fmriprep, tmp_path, capsys):
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--high-pass", "0.01")) == 0
+
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--high-pass", "0.02")) == 2
+
+    assert "high_pass was 0.01, and is 0.02" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format_", ["bids", "huggingface"])
+def test_exports_hold_no_own_id(fmriprep, tmp_path, format_):
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--keep-ids")) == 0
+
+    assert run_command(["cohort", "export", str(tmp_path / "oslo"), str(tmp_path / "out"), "--format", format_]) == 0
+
+    assert not [path for path, data in contents(tmp_path / "out").items() if OWN_ID.search(data + path.encode())]
+
+
+def test_options_of_no_effect_are_refused(fmriprep, tmp_path, capsys):
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", "--orientation", "parcels-first")) == 2
+
+    assert "--orientation: has no meaning for a source of kind fmriprep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recordings", [0, 2, 5])
+def test_killed_with_its_processes_at_work_it_goes_on_to_the_same_bytes(fmriprep, tmp_path, recordings):
+    out = tmp_path / "b" / "oslo"
+    command = of_images(fmriprep, out, "--workers", "2", "--no-report", "--key", str(tmp_path / "key"))
+    process = start("fedbrainlm", *command, folder=tmp_path)
+    assert wait_until(lambda: len(list(out.parent.glob(".*/recordings/*.safetensors"))) >= recordings, 60)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert wait_until(lambda: not processes_of(tmp_path), 30)
+
+    assert run_command(command) == 0
+
+    assert run_command(of_images(fmriprep, tmp_path / "a" / "oslo", *FAST, "--key", str(tmp_path / "key"))) == 0
+    assert contents(out) == contents(tmp_path / "a" / "oslo")
+
+
+def test_a_key_in_the_cohort_is_refused(fmriprep, tmp_path, capsys):
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--key", str(tmp_path / "oslo" / "key"))) == 2
+
+    assert "lies in the cohort" in capsys.readouterr().err
+    assert not (tmp_path / "oslo").exists()
+
+
+def test_names_of_files_do_not_reach_the_terminal_as_orders(tmp_path, capsys):
+    folder = tmp_path / "matrices"
+    folder.mkdir()
+    np.save(folder / "sub-01.npy", np.random.default_rng(0).normal(size=(90, 100)))
+    np.save(folder / "a\x1b[2J\nb.npy", np.zeros((90, 100)))
+    command = ["cohort", "prepare", str(folder), str(tmp_path / "oslo"), "--atlas", "schaefer100", "--tr", "2", *FAST]
+
+    assert run_command(command) == 0
+    said = capsys.readouterr().out
+    (folder / "sub-01.npy").unlink()
+    assert run_command([*command[:3], str(tmp_path / "bergen"), *command[4:]]) == 2
+    said += capsys.readouterr().err
+
+    assert "\x1b" not in said
+    assert said.count("\N{REPLACEMENT CHARACTER}[2J") == 2
+
+
+def test_thresholds_are_not_changed_while_another_command_prepares_the_cohort(fmriprep, tmp_path, capsys):
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST)) == 0
+    quality = Path(__file__).parents[2] / "configs" / "quality.yaml"
+
+    with locked(tmp_path / "oslo"):
+        assert run_command(["cohort", "check", str(tmp_path / "oslo"), "--no-report", "--quality", str(quality)]) == 2
+
+    assert "another command is changing it" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cohorts import Recording, load_atlas
+from cohorts.atlas import Atlas
+from cohorts.quality import Quality, QualityRules, measure
+
+ABOUT = ["recording_id", "participant_id", "t_r", "n_frames", "n_missing_parcels"]
+
+
+@dataclass
+class Shelf:
+    """What a report reads of a cohort, in memory."""
+
+    stored: Sequence[Recording]
+    atlas: Atlas
+    quarantined: pd.DataFrame
+    name: str = "bergen"
+    preprocessing: str = "fmriprep-24.1"
+
+    @property
+    def recordings(self) -> pd.DataFrame:
+        columns = ABOUT + [field.name for field in fields(Quality)]
+        return pd.DataFrame([self._row(recording) for recording in self.stored], columns=columns)
+
+    def read(self, recording_id: str) -> Recording:
+        return next(recording for recording in self.stored if recording.recording_id == recording_id)
+
+    def _row(self, recording: Recording) -> dict[str, object]:
+        quality = measure(
+            recording.signal,
+            recording.coverage,
+            self.atlas,
+            framewise_displacement=recording.framewise_displacement,
+            censored=recording.censored,
+            mean_fd=recording.mean_fd,
+            rules=QualityRules(),
+        )
+        counts = (len(recording.signal), int((~recording.coverage).sum()))
+        about = (recording.recording_id, recording.participant_id, recording.t_r, *counts)
+        return dict(zip(ABOUT, about, strict=True)) | asdict(quality)
+
+
+@pytest.fixture(scope="session")
+def shelf() -> Callable[..., Shelf]:
+    """Makes a shelf of recordings, and of refused ones as (recording_id, code, message)."""
+
+    def make(stored: Sequence[Recording], refused: Sequence[tuple[str, str, str]] = (), atlas: str = "schaefer100"):
+        table = pd.DataFrame(list(refused), columns=["recording_id", "code", "message"])
+        return Shelf(stored, load_atlas(atlas), table)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def recorded() -> Callable[..., Recording]:
+    """Makes a recording of noise about 1000, with a common signal, in schaefer100."""
+
+    def make(name: str, n_frames: int = 120, common: float = 0.5, **fields: object) -> Recording:
+        rng = np.random.default_rng(list(name.encode()))
+        signal = 1000 + 10 * (rng.normal(size=(n_frames, 100)) + common * rng.normal(size=(n_frames, 1)))
+        return Recording(**{"participant_id": name, "signal": signal.astype(np.float32), "t_r": 2.0, **fields})
+
+    return make

@@ -1,0 +1,339 @@
+"""Every kind of thing that a file of matrices can be instead of a matrix."""
+
+import io
+import os
+import pickle
+import struct
+import tracemalloc
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.io import savemat
+
+from cohorts import Atlas, CohortError, RecordingError, load_atlas
+from cohorts.matrices import MatrixSource, participant_of
+from cohorts.sources import Run
+
+ATLAS = load_atlas("schaefer100")
+SIGNAL = np.random.default_rng(0).normal(size=(60, 100)).astype(np.float32)
+
+
+def table(
+    values: np.ndarray = SIGNAL,
+    separator: str = "\t",
+    header: list[str] | None = None,
+    end: str = "\n",
+    point: str = ".",
+) -> str:
+    rows = [separator.join(str(value).replace(".", point) for value in row) for row in values.tolist()]
+    return end.join(([separator.join(header)] if header else []) + rows) + end
+
+
+def npy(values: np.ndarray, **options: bool) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values, **options)
+    return file.getvalue()
+
+
+def npy_header(shape: str, descr: str = "'<f8'", more: str = "") -> bytes:
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}{more}}}".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+
+
+def mat(compressed: bool = False, **variables: object) -> bytes:
+    file = io.BytesIO()
+    savemat(file, variables, do_compression=compressed)
+    return file.getvalue()
+
+
+def read(folder: Path, name: str, content: bytes | str, **options: object) -> np.ndarray:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    source = MatrixSource(folder, ATLAS, **options)
+    (run,) = source.runs()
+    return pickle.loads(pickle.dumps(source)).read(run).signal
+
+
+NAMED = list(ATLAS.labels)
+READ = {
+    "npy": ("a.npy", npy(SIGNAL)),
+    "npy in Fortran order": ("a.npy", npy(np.asfortranarray(SIGNAL))),
+    "npy, big-endian": ("a.npy", npy(SIGNAL.astype(">f8"))),
+    "mat": ("a.mat", mat(x=SIGNAL, tr=2.0)),
+    "mat, compressed": ("a.mat", mat(True, x=SIGNAL, label="rest")),
+    "tsv": ("a.tsv", table()),
+    "tsv with Windows line ends": ("a.tsv", table(end="\r\n")),
+    "tsv with a header": ("a.tsv", table(header=NAMED)),
+    "tsv in another order": ("a.tsv", table(SIGNAL[:, ::-1], header=NAMED[::-1])),
+    "tsv in UTF-16": ("a.tsv", table(header=NAMED).encode("utf-16")),
+    "tsv with a byte-order mark": ("a.tsv", table(header=NAMED).encode("utf-8-sig")),
+    "csv": ("a.csv", table(separator=",")),
+    "csv in quotes": ("a.csv", table(separator=",", header=[f'"{label}"' for label in NAMED])),
+    "csv that counts its columns from 0": ("a.csv", pd.DataFrame(SIGNAL.astype(float)).to_csv(index=False)),
+    "csv that counts its rows": ("a.csv", pd.DataFrame(SIGNAL.astype(float)).to_csv()),
+    "csv of named columns that counts its rows": ("a.csv", pd.DataFrame(SIGNAL.astype(float), columns=NAMED).to_csv()),
+    "1D of ABIDE": ("a.1D", table(header=[f"#{code}" for code in range(2001, 2101)])),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), READ.values(), ids=READ)
+def test_what_holds_a_matrix_is_read_exactly(tmp_path, name, content):
+    np.testing.assert_array_equal(read(tmp_path, name, content), SIGNAL)
+
+
+def test_missing_parcels_come_as_nan(tmp_path):
+    rows = [line.split("\t") for line in table().splitlines()]
+    for row in rows:
+        row[0], row[7] = "n/a", ""
+    content = "\n".join("\t".join(row) for row in rows)
+
+    values = read(tmp_path, "a.tsv", content)
+
+    assert np.flatnonzero(np.isnan(values).all(axis=0)).tolist() == [0, 7]
+    np.testing.assert_array_equal(values[:, 8:], SIGNAL[:, 8:])
+
+
+def test_options_say_how_matrices_lie(tmp_path):
+    wide = np.hstack([np.zeros((60, 3), np.float32), SIGNAL])
+    labels = ["x", "y", "z", *NAMED]
+    for number, (name, content, options) in enumerate(
+        [
+            ("a.npy", npy(SIGNAL.T), {"orientation": "parcels-first"}),
+            ("a.tsv", table(header=NAMED), {"orientation": "parcels-first"}),  # its header knows better
+            ("a.npy", npy(wide), {"columns": (4, 103)}),
+            ("a.tsv", table(wide, header=labels), {"columns": (4, 103)}),
+            ("a.mat", mat(x=SIGNAL, y=SIGNAL + 1), {"variable": "x"}),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        np.testing.assert_array_equal(read(folder, name, content, **options), SIGNAL)
+
+    with pytest.raises(CohortError, match="columns 0-3"):
+        MatrixSource(tmp_path, ATLAS, columns=(0, 3))
+
+
+def test_counted_names_are_names_where_the_atlas_has_them(tmp_path):
+    atlas = Atlas("own", tuple(f"p{number}" for number in (3, 1, 2)), np.eye(3))
+    (tmp_path / "a.tsv").write_text("p1\tp2\tp3\n1\t2\t3\n1\t2\t3\n")
+    matrices = MatrixSource(tmp_path, atlas)
+    [run] = matrices.runs()
+    assert matrices.read(run).signal.tolist() == [[3, 1, 2]] * 2
+
+
+SEVENTEEN = [label.replace("7Networks", "17Networks") for label in NAMED]
+REFUSED = {
+    "pickled": ("a.npy", npy(np.array([{"a": 1}], dtype=object), allow_pickle=True), "unreadable", "pickled"),
+    "a pickle": ("a.npy", pickle.dumps([1, 2]), "unreadable", "no array"),
+    "empty": ("a.npy", b"", "unreadable", "is empty"),
+    "text as npy": ("a.npy", table(), "unreadable", "no array"),
+    "truncated npy": ("a.npy", npy(SIGNAL)[:-9], "unreadable", "ends before"),
+    "huge dimensions": ("a.npy", npy_header("(10000000, 1000000)"), "too-large", "GiB"),
+    "dimensions beyond the file": ("a.npy", npy_header("(1000, 100)"), "unreadable", "ends before"),
+    "negative dimensions": ("a.npy", npy_header("(-4, 100)"), "not-a-matrix", "shape"),
+    "a header that nests": ("a.npy", npy_header("(" * 300), "unreadable", "no array"),
+    "a header of negations": ("a.npy", npy_header("(" + "-" * 9000 + "1, 2)"), "unreadable", "no array"),
+    "a header with a list as key": ("a.npy", npy_header("(2, 2)", more=", []: 1"), "unreadable", "no array"),
+    "a type that is none": ("a.npy", npy_header("(2, 2)", "'<q99'"), "unreadable", "no array"),
+    "complex numbers": ("a.npy", npy(SIGNAL.astype(complex)), "not-a-matrix", "complex128"),
+    "strings": ("a.npy", npy(SIGNAL.astype("U4")), "not-a-matrix", "<U4"),
+    "booleans": ("a.npy", npy(SIGNAL > 0), "not-a-matrix", "bool"),
+    "one dimension": ("a.npy", npy(SIGNAL[0]), "not-a-matrix", "shape"),
+    "three dimensions": ("a.npy", npy(SIGNAL[None]), "not-a-matrix", "shape"),
+    "transposed": ("a.npy", npy(SIGNAL.T), "transposed", "parcels-first"),
+    "mat 7.3": ("a.mat", b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF", "unreadable", "save -v7"),
+    "HDF5 as mat": ("a.mat", b"\x89HDF\r\n\x1a\n" + bytes(600), "unreadable", "save -v7"),
+    "text as mat": ("a.mat", table(), "unreadable", "MATLAB"),
+    "truncated mat": ("a.mat", mat(x=SIGNAL)[:-100], "unreadable", "MATLAB"),
+    "two matrices": ("a.mat", mat(x=SIGNAL, y=SIGNAL), "variable", "x, y"),
+    "no matrix": ("a.mat", mat(name="rest", tr=2.0), "not-a-matrix", "no two-dimensional"),
+    "complex mat": ("a.mat", mat(x=SIGNAL + 1j), "not-a-matrix", "real numbers"),
+    "binary as tsv": ("a.tsv", npy(SIGNAL), "unreadable", "UTF-8"),
+    "UTF-16 without a mark": ("a.tsv", table().encode("utf-16-le"), "unreadable", "UTF-8"),
+    "only a comment": ("a.csv", "# nothing\n\n", "unreadable", "no numbers"),
+    "only a header": ("a.tsv", table(SIGNAL[:0], header=NAMED), "unreadable", "no numbers"),
+    "commas in a tsv": ("a.tsv", table(separator=","), "separator", "commas; expected tabs"),
+    "semicolons": ("a.csv", table(separator=";"), "separator", "semicolons"),
+    "decimal commas": ("a.tsv", table(point=","), "separator", "decimal"),
+    "semicolons and decimal commas": ("a.csv", table(separator=";", point=","), "separator", "decimal"),
+    "ragged rows": ("a.csv", "1.5,2,3\n1,2,3\n4,5\n", "ragged", "row 3 has 2 values"),
+    "text among numbers": (
+        "a.tsv",
+        table() + "\t".join(["bad"] * 100),
+        "text",
+        "text between its numbers, first in column 1",
+    ),
+    "17 networks": ("a.tsv", table(header=SEVENTEEN), "wrong-atlas", "17-network order"),
+    "a parcel left out": ("a.tsv", table(SIGNAL[:, 1:], header=NAMED[1:]), "wrong-atlas", "1 of the 100 parcels"),
+    "a column twice": ("a.tsv", table(header=[*NAMED[:99], NAMED[0]]), "repeated-parcel", "twice"),
+    "columns sorted as text": (
+        "a.tsv",
+        table(header=sorted(f"roi_{number}" for number in range(100))),
+        "wrong-order",
+        "'roi_2' after 'roi_19'",
+    ),
+    "a name that climbs": ("..a.npy", npy(SIGNAL), "bad-id", "Rename"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "code", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_holds_none_is_refused_with_its_reason(tmp_path, name, content, code, said):
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    with pytest.raises(RecordingError, match=said) as fault:
+        MatrixSource(tmp_path, ATLAS).read(Run(path.stem, "a", files=(path,)))
+
+    assert fault.value.code == code
+    assert str(fault.value).startswith(f"{name}: ") or code == "bad-id"
+    assert str(tmp_path) not in str(fault.value)
+
+
+def bomb_npz(path: Path) -> None:
+    """64 MB of zeros in 64 kB."""
+    np.savez_compressed(path, a=np.zeros((80_000, 100)))
+
+
+def bomb_mat(path: Path) -> None:
+    """A variable that declares six numbers, and inflates to 64 MB."""
+    whole = bytearray(mat(x=np.zeros((8_000_000, 1))))
+    whole[160:168] = struct.pack("<ii", 2, 3)
+    packed = zlib.compress(bytes(whole[128:]))
+    path.write_bytes(bytes(whole[:128]) + struct.pack("<II", 15, len(packed)) + packed)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "code"), [(bomb_npz, "a.npz", "too-large"), (bomb_mat, "a.mat", "unreadable")]
+)
+def test_a_bomb_takes_no_memory(tmp_path, monkeypatch, make, name, code):
+    path = tmp_path / name
+    make(path)
+    monkeypatch.setattr("cohorts.matrix_files.MAX_MATRIX_BYTES", 2**20)
+    source = MatrixSource(path if name.endswith("npz") else tmp_path, ATLAS)
+    (run,) = source.runs()
+
+    tracemalloc.start()
+    with pytest.raises(RecordingError) as fault:
+        source.read(run)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert fault.value.code == code
+    assert peak < 2**20
+
+
+def test_members_of_an_npz_stand_or_fall_alone(tmp_path):
+    path = tmp_path / "all.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for key, content in {"sub-1": npy(SIGNAL), "../x": npy(SIGNAL), "sub-2": npy(SIGNAL), "sub-3": b"text"}.items():
+            archive.writestr(f"{key}.npy", content)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"sub-2.npy") + 400] ^= 1  # a flipped bit that only the checksum knows
+    path.write_bytes(content)
+    source, outcomes = MatrixSource(path, ATLAS, t_r=2.0), {}
+
+    for run in source.runs():
+        try:
+            reading = source.read(run)
+            outcomes[run.name] = "read"
+            np.testing.assert_array_equal(reading.signal, SIGNAL)
+            assert reading.t_r == 2.0
+        except RecordingError as fault:
+            outcomes[run.name] = fault.code
+
+    assert outcomes == {"../x": "bad-id", "sub-1": "read", "sub-2": "unreadable", "sub-3": "unreadable"}
+
+
+def test_what_is_no_file_is_refused_alone(tmp_path):
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "loop.npy").symlink_to("loop.npy")
+    os.mkfifo(tmp_path / "pipe.npy")
+    (tmp_path / "gone.npy").write_bytes(npy(SIGNAL))
+    (tmp_path / "shut.npy").write_bytes(npy(SIGNAL))
+    (tmp_path / "._mac.npy").write_bytes(b"resource fork")
+    (tmp_path / "participants.tsv").write_text("participant_id\nsub-01\n")
+    source = MatrixSource(tmp_path, ATLAS)
+    runs = source.runs()
+    (tmp_path / "gone.npy").unlink()
+    (tmp_path / "shut.npy").chmod(0)
+    refused = {}
+
+    for run in runs:
+        if run.name == "shut" and os.access(tmp_path / "shut.npy", os.R_OK):
+            continue  # an administrator reads what is shut
+        with pytest.raises(RecordingError) as fault:
+            source.read(run)
+        refused[run.name] = str(fault.value)
+
+    assert [run.name for run in runs] == ["folder", "gone", "loop", "pipe", "shut"]
+    assert "is a folder" in refused["folder"]
+    assert "device" in refused["pipe"]
+    assert "no longer there" in refused["gone"]
+    assert "symbolic links" in refused["loop"]
+
+
+def test_sources_that_are_none_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "a.npy").write_bytes(npy(SIGNAL))
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    (twice / "a.npy").write_bytes(npy(SIGNAL))
+    (twice / "a.tsv").write_text(table())
+    for name, said in {
+        "empty": "holds no",
+        "loop": "not a readable",
+        "text.npz": "not a readable",
+        "a.npy": "expected an .npz file, or a folder",
+        "none": "no such file",
+        "twice": "'a' stands there twice",
+    }.items():
+        with pytest.raises(CohortError, match=said):
+            MatrixSource(tmp_path / name, ATLAS).runs()
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "expected"),
+    [
+        ("sub-01_ses-2_run-1", None, "sub-01"),
+        ("PITT_0050003_rois_aal", None, "PITT_0050003"),
+        ("sub-01_ses-2_run-1", ("sub-01", "sub-02"), "sub-01"),
+        ("01", ("sub-01", "sub-1"), "sub-01"),
+        ("sub-01", ("01", "02"), "01"),
+        ("0050003", ("sub-0050003",), "sub-0050003"),
+        ("0050003", ("50003", "50004"), "50003"),
+        ("PITT_0050003_rois_aal", ("50003", "50004"), "50003"),
+        ("UM_1_0050272_rois_cc200", ("50272", "50273"), "50272"),
+        ("PITT_0050003_rois_aal", ("PITT_0050003",), "PITT_0050003"),
+        ("sub-1_ses-2", ("sub-2",), "unknown-participant"),
+        ("patientX_session_2", ("2", "3"), "unknown-participant"),
+        ("../sub-02", ("sub-02",), "unknown-participant"),
+        ("01", ("001", "1"), "ambiguous-participant"),
+        ("a_b", ("a", "b"), "ambiguous-participant"),
+    ],
+)
+def test_a_name_names_one_participant_or_none(name, known, expected):
+    try:
+        found = participant_of(name, known)
+    except RecordingError as fault:
+        found = fault.code
+
+    assert found == expected
+
+
+def test_runs_carry_the_labels_of_their_names(tmp_path):
+    for name in ("sub-01_ses-2_task-rest_run-1", "sub-01_ses-10", "other"):
+        (tmp_path / f"{name}.npy").write_bytes(npy(SIGNAL))
+
+    runs = MatrixSource(tmp_path, ATLAS, participants=("sub-01",)).runs()
+
+    assert [(run.participant, run.session, run.task, run.run) for run in runs] == [
+        ("", "", "", ""),
+        ("sub-01", "10", "", ""),
+        ("sub-01", "2", "rest", "1"),
+    ]

@@ -1,0 +1,264 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cohorts import ParticipantsError
+from cohorts.participants import (
+    apply_missing_rule,
+    load_participants,
+    read_participants,
+    write_participants,
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "participants.tsv"
+
+
+def describe(path, **columns):
+    path.with_suffix(".json").write_text(json.dumps(columns))
+
+
+PLAIN = "participant_id\tage\tsex\nsub-01\t30.5\tF\nsub-02\tn/a\tmale\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PLAIN.encode(),
+        PLAIN.encode("utf-8-sig"),
+        PLAIN.encode("utf-16"),
+        PLAIN.replace("\n", "\r\n").encode(),
+        PLAIN.replace("\n", "\r").encode(),
+        (PLAIN + "\n\n").encode(),
+        PLAIN.replace("age", " Age ").replace("participant_id", "Participant_ID").encode(),
+    ],
+)
+def test_what_programs_make_of_a_table_is_read_alike(path, content):
+    path.write_bytes(content)
+
+    table = read_participants(path)
+
+    expected = pd.DataFrame({"participant_id": ["sub-01", "sub-02"], "age": [30.5, np.nan], "sex": ["F", "M"]})
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False)
+
+
+REFUSED = {
+    "commas in a tsv": (PLAIN.replace("\t", ","), "separates its columns by commas; expected tabs"),
+    "semicolons": (PLAIN.replace("\t", ";"), "semicolons"),
+    "UTF-16 without a mark": (PLAIN.encode("utf-16-le"), "cannot be read as a table"),
+    "Latin-1": ("participant_id\tsite\nsub-01\tKöln\n".encode("latin-1"), "UTF-8"),
+    "zeros": (bytes(1000), "cannot be read as a table"),
+    "a column twice": ("participant_id\tage\tage\nsub-01\t3\t4\n", "more than one column 'age'"),
+    "a cell too many": ("participant_id\tage\nsub-01\t3\nsub-02\t4\t5\n", "row 3 has 3 cells"),
+    "a cell too few": ("participant_id\tage\tsex\nsub-01\t3\n", "row 2 has 2 cells"),
+    "a tab after each row": ("participant_id\tage\nsub-01\t3\t\n", "row 2 has 3 cells"),
+    "one person, two spellings": ("participant_id\tage\n01\t3\nsub-01\t4\n", r"'01' stands twice \(again in row 3\)"),
+    "age in words": ("participant_id\tage\nsub-01\t35 years\n", "'35 years'.*Write the number alone"),
+    "age as a duration": ("participant_id\tage\nsub-01\tP35Y\n", "'P35Y'.*Write the number alone"),
+    "age with a comma": ("participant_id\tage\nsub-01\t35,5\n", "decimal point"),
+    "age at the top": ("participant_id\tage\nsub-01\t89+\n", "Write 89 .* or n/a"),
+    "age in months": ("participant_id\tage\nsub-01\t360\n", "if ages are in months"),
+    "age below zero": ("participant_id\tage\nsub-01\t-1\n", "from 0 to 120"),
+    "sex as a number": ("participant_id\tsex\nsub-01\t1\n", "cannot be guessed"),
+    "no id": ("participant_id\tage\n \t3\n", "row 2 has no participant_id"),
+    "only a header": ("\n", "cannot be read as a table"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), REFUSED.values(), ids=REFUSED)
+def test_broken_tables_are_refused_with_their_reason(path, content, said):
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    for read in (read_participants, load_participants):
+        with pytest.raises(ParticipantsError, match=said):
+            read(path)
+
+
+@pytest.mark.parametrize(("unit", "value"), [("months", 366), ("Week", 30.5 * 365.25 / 7), ("days", 30.5 * 365.25)])
+def test_ages_in_another_unit_become_years_if_the_json_says_so(path, unit, value):
+    path.write_text(f"participant_id\tage\nsub-01\t{value}\n")
+    describe(path, age={"Units": unit, "Description": "Age at the scan"})
+
+    loaded = load_participants(path)
+
+    assert loaded.participants["age"].tolist() == [pytest.approx(30.5)]
+    assert "converted to years" in loaded.notices[0]
+    assert loaded.descriptions["age"] == {"Units": "year", "Description": "Age at the scan"}
+
+
+@pytest.mark.parametrize("female", ["female", "F", {"Description": "Female"}])
+def test_sex_by_code_is_read_if_the_json_says_which(path, female):
+    path.write_text("participant_id\tsex\nsub-01\t2\nsub-02\t1\nsub-03\tn/a\n")
+    describe(path, sex={"Levels": {"1": "male", "2": female}})
+
+    sex = read_participants(path)["sex"]
+
+    assert sex[:2].tolist() == ["F", "M"]
+    assert sex.isna()[2]
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "[" * 100_000])
+def test_a_broken_json_is_refused(path, content):
+    path.write_text(PLAIN)
+    path.with_suffix(".json").write_text(content)
+
+    with pytest.raises(ParticipantsError, match="expected a JSON object"):
+        read_participants(path)
+
+    describe(path, age={"Units": "decades"})
+    with pytest.raises(ParticipantsError, match="'decades'; expected year"):
+        read_participants(path)
+
+
+def test_what_tells_who_somebody_is_stays_out(path):
+    table = pd.DataFrame(
+        {
+            "participant_id": ["sub-0050003", "sub-0050004", "sub-0050005"],
+            "SUB_ID": [50003, 50004, 50005],
+            "FILE_ID": ["PITT_0050003", "PITT_0050004", "PITT_0050005"],
+            "mother": ["sub-0050004", "sub-0050003", "n/a"],
+            "First Name": ["A", "B", "C"],
+            "DOB": ["2001-01-01"] * 3,
+            "e-mail": ["a@b", "c@d", "e@f"],
+            "MRN": [7, 8, 9],
+            "age": [20, 30, 40],
+            "visit": [1, 2, 3],
+            "scanner": ["x", "x", "y"],
+        }
+    )
+    table.to_csv(path, sep="\t", index=False)
+
+    loaded = load_participants(path)
+
+    assert loaded.left_out == ("SUB_ID", "FILE_ID", "mother", "First Name", "DOB", "e-mail", "MRN")
+    assert list(loaded.participants) == ["participant_id", "age", "visit", "scanner"]
+
+
+def test_small_numbers_that_happen_to_be_ids_stay(path):
+    path.write_text("participant_id\tscore\tgroup\nsub-01\t1\t2\nsub-02\t5\t1\nsub-03\t9\t1\n")
+
+    assert load_participants(path).left_out == ()
+
+
+def test_sessions_give_a_row_each_and_one_for_the_participant(path):
+    path.write_text(
+        "participant_id\tsession_id\tage\tsex\tscore\n"
+        "sub-01\tses-2\t32\tF\t5\nsub-01\tses-1\t30\tF\t4\n01\t3\tn/a\tn/a\t6\nsub-02\tses-1\t50\tM\t7\n"
+    )
+
+    loaded = load_participants(path)
+
+    assert loaded.participants.to_dict("records") == [
+        {"participant_id": "sub-01", "age": 30.0, "sex": "F"},
+        {"participant_id": "sub-02", "age": 50.0, "sex": "M"},
+    ]
+    assert loaded.sessions["session_id"].tolist() == ["2", "1", "3", "1"]
+    assert loaded.sessions["participant_id"].tolist() == ["sub-01"] * 3 + ["sub-02"]
+    assert loaded.sessions["score"].tolist() == [5, 4, 6, 7]
+    with pytest.raises(ParticipantsError, match="'sub-01' stands twice"):
+        read_participants(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("sub-01\tses-1\nsub-01\t1\n", "'sub-01' stands twice with session '1'"),
+        ("sub-01\tses-1\nsub-01\tn/a\n", "row 3 has no session_id"),
+    ],
+)
+def test_sessions_that_cannot_be_told_apart_are_refused(path, rows, said):
+    path.write_text("participant_id\tsession_id\n" + rows)
+
+    with pytest.raises(ParticipantsError, match=said):
+        load_participants(path)
+
+
+def test_what_columns_mean_goes_along(path, tmp_path):
+    path.write_text(
+        "participant_id\tsex\tiq\tsite\tdx\nsub-01\t1\t101\tA\t1\nsub-02\t2\t99\tA\t2\nsub-03\t2\t9\tB\t2\n"
+    )
+    describe(
+        path,
+        sex={"Levels": {"1": "M", "2": "F"}, "Description": "Sex at birth"},
+        iq={"Description": "Full-scale IQ", "Units": "points", "Path": "secret"},
+        dx={"Levels": {"1": "autism", "2": "control"}},
+        gone={"Description": "no such column"},
+    )
+    loaded = load_participants(path)
+    out = tmp_path / "out"
+
+    write_participants(loaded.participants, out, loaded.descriptions)
+    first = (out / "participants.json").read_bytes()
+    write_participants(read_participants(out / "participants.tsv"), out)  # what stands there already is kept
+
+    described = json.loads(first)
+    assert (out / "participants.json").read_bytes() == first
+    assert described["sex"] == {"Description": "Sex at birth", "Levels": {"F": "female", "M": "male"}}
+    assert described["iq"] == {"Description": "Full-scale IQ", "Units": "points"}
+    assert described["dx"] == {"Levels": {"1": "autism", "2": "control"}}
+    assert set(described) == {"participant_id", "sex", "iq", "dx"}
+
+
+def test_columns_of_a_few_texts_list_their_levels(tmp_path):
+    table = pd.DataFrame({"participant_id": list("abcd"), "site": ["B", "A", None, "A"], "note": list("wxyz")})
+
+    write_participants(table, tmp_path)
+
+    described = json.loads((tmp_path / "participants.json").read_text())
+    assert described["site"]["Levels"] == {"A": "A", "B": "B"}
+    assert "note" not in described
+
+
+def test_numbers_come_back_exactly(tmp_path):
+    values = np.random.default_rng(0).uniform(0, 100, 500)
+    table = pd.DataFrame({"participant_id": [f"p{n}" for n in range(500)], "age": values, "other": values})
+
+    write_participants(table, tmp_path)
+
+    back = read_participants(tmp_path / "participants.tsv")
+    np.testing.assert_array_equal(back["age"], values)
+    np.testing.assert_array_equal(back["other"], values)
+
+
+def test_a_rule_says_what_becomes_of_missing_values():
+    table = pd.DataFrame({"participant_id": ["a", "b", "c"], "age": [1.0, np.nan, np.nan], "sex": ["F", "M", None]})
+
+    assert apply_missing_rule(table, ["age", "sex"], "keep") == {}
+    quarantined = apply_missing_rule(table, ["age", "sex"], "quarantine")
+    assert set(quarantined) == {"b", "c"}
+    assert quarantined["c"].startswith("has no age")
+    with pytest.raises(ParticipantsError, match="2 of 3 participants have no age"):
+        apply_missing_rule(table, ["age", "sex"], "refuse")
+    with pytest.raises(ParticipantsError, match="no column 'height'"):
+        apply_missing_rule(table, ["height"], "keep")
+    assert apply_missing_rule(table.iloc[:1], ["age", "sex"], "refuse") == {}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "left_out"),
+    [
+        ("Nachname", list("aabbccdd"), True),
+        ("MRI_ID", list("aabbccdd"), True),
+        ("free", ["1952-02-03", *["n/a"] * 7], True),
+        ("when", [f"{day}.3.2019" for day in range(1, 9)], True),
+        ("contact", [f"+47 9212345{number}" for number in range(8)], True),
+        ("number", list(range(10_0001, 10_0009)), True),
+        ("remark", ["came late", "left handed", "tall", "short", "n/a", "a scar", "none", "none"], True),
+        ("group", list("ababcdcd"), False),
+        ("clinic", ["north", "south"] * 4, False),
+        ("score", [1.25, 3.5, 2.0, 7.75, 8.0, 9.5, 1.0, 0.5], False),
+        ("volume_mm3", [1_200_000.5 + number for number in range(8)], False),
+    ],
+)
+def test_columns_that_single_people_out_are_left_out(tmp_path, column, values, left_out):
+    rows = [f"sub-x{number}y\t{value}" for number, value in enumerate(values)]
+    (tmp_path / "participants.tsv").write_text("\n".join([f"participant_id\t{column}", *rows, ""]))
+
+    table = load_participants(tmp_path / "participants.tsv")
+
+    assert table.left_out == ((column,) if left_out else ())
+    assert (column in table.participants) != left_out
