@@ -25,8 +25,10 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
 
 
-def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module, *, round_number: int) -> None:
-    """Write what an optimizer remembers of each weight after a round, whole or not at all.
+def save_optimizer(
+    folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module, *, round_number: int, run: str = ""
+) -> None:
+    """Write what an optimizer remembers of each weight after a round of a run, whole or not at all.
 
     The file of the round before stays, so that this round can be done again; all others are deleted.
     """
@@ -35,7 +37,7 @@ def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Mod
         for name, parameter in model.named_parameters()
         for moment, values in optimizer.state.get(parameter, {}).items()
     }
-    header = {"optimizer": type(optimizer).__name__, "model": _describe(model)}
+    header = {"optimizer": type(optimizer).__name__, "model": _describe(model), "run": run}
     with atomic_path(folder / f"optimizer-{round_number:04d}.safetensors") as temporary:
         save_file(tensors, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})
     earlier = [number for number in _kept(folder) if number < round_number]
@@ -50,13 +52,16 @@ def forget_optimizers(folder: Path) -> None:
         path.unlink()
 
 
-def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module, *, round_number: int) -> None:
+def restore_optimizer(
+    folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module, *, round_number: int, run: str = ""
+) -> None:
     """Put what `save_optimizer` wrote last before this round into a fresh optimizer, where the model's weights are.
 
     Raises
     ------
     CheckpointError
-        If there is none, or it is damaged, or of another optimizer or model. The optimizer is as fresh as before then.
+        If there is none, or it is damaged, or of another run, optimizer or model. The optimizer is as fresh as before
+        then.
     """
     earlier = [path for number, path in _kept(folder).items() if number < round_number]
     if not earlier:
@@ -71,6 +76,8 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer, model: nn.
     kind = type(optimizer).__name__
     if header.get("optimizer") != kind:
         raise CheckpointError(f"{path}: is of {header.get('optimizer')}, not of {kind}.")
+    if header.get("run", "") != run:
+        raise CheckpointError(f"{path}: is of another run.")
     if header["model"] != _describe(model):
         raise CheckpointError(f"{path}: is of a model with other weights.")
     parameters, states = dict(model.named_parameters()), {}

@@ -1,4 +1,4 @@
-"""`fedbrainlm federation`: what the sites of a federation agree on."""
+"""`fedbrainlm federation`: a coordinator's certificates, sites and programs, and the roster that sites agree on."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,19 +7,135 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cli import federation_checks, serving
+from cli.authority import days_left, read_certificate
+from cli.checks import report
+from cli.coordinator import Federation, FederationSettings, Member
+from cli.errors import InputError
 from cli.output import write_once
+from cli.rosters import show_roster
+from cohorts.settings import check_settings
+from exchange.bundle import SiteBundle
 from exchange.roster import KeyRoster, read_json
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="What the sites of a federation agree on: the roster of their keys.",
+    help="The coordinator: certificates, sites, the SuperLink, and the roster of the sites' keys.",
 )
 
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The federation's folder.")]
+Site = Annotated[str, typer.Argument(metavar="SITE", help="Name of the site.")]
 
-@app.callback()
-def _group() -> None:
-    """Keep `roster` a command of its own name while it is the only one."""
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder for the federation.")],
+    name: Annotated[str, typer.Option(help="Name of the federation.")],
+    host: Annotated[str, typer.Option(help="Host name by which hospitals reach this machine.")],
+    port: Annotated[int, typer.Option(help="Port that hospitals reach; below 1024 only root may listen.")] = 443,
+) -> None:
+    """Make a federation: its authority, certificates, secrets and settings. What is there already stays."""
+    settings = check_settings({"name": name, "host": host, "port": port}, FederationSettings, "federation init")
+    federation = Federation.make(folder, settings)
+    typer.echo(f"Federation {federation.name} at {federation.settings.host}:{federation.settings.port}")
+    typer.echo(f"fingerprint of its authority: {federation.package().fingerprint}")
+    typer.echo(f"Settings: {folder / 'federation.yaml'}")
+
+
+@app.command()
+def add_site(
+    folder: Folder,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What 'fedbrainlm site init' wrote.")],
+) -> None:
+    """Add a hospital; it is registered now, or when the federation starts."""
+    federation = Federation(folder)
+    given = SiteBundle.read(bundle)
+    member = federation.admit(given)
+    typer.echo(f"site: {given.site}")
+    typer.echo(f"fingerprint: {given.fingerprint}")
+    typer.echo(f"supernode fingerprint: {given.supernode_fingerprint}")
+    member = serving.register(federation, member) if serving.is_up(federation) else federation.keep(member)
+    where = "Registered." if member.node else "Noted: it is registered when the federation starts."
+    typer.echo(f"{where} Compare both fingerprints with the hospital, by telephone.")
+
+
+@app.command()
+def revoke_site(folder: Folder, site: Site) -> None:
+    """Shut a hospital out. The others should take back their approval of the roster that lists it."""
+    federation = Federation(folder)
+    member = federation.member(site)
+    if member.node is not None:
+        if not serving.is_up(federation):
+            raise InputError(
+                f"{site}: is registered with the SuperLink, which is not running. Start the federation, then repeat."
+            )
+        serving.unregister(federation, member)
+    federation.revoke(site)
+    typer.echo(f"Revoked {site}. Send the others a new package, and let them revoke the roster that lists it.")
+
+
+@app.command()
+def package(
+    folder: Folder, out: Annotated[Path, typer.Option(help="New file for the package, which goes to every hospital.")]
+) -> None:
+    """Write what hospitals join with: address, authority, and the roster once there are three."""
+    made = Federation(folder).package()
+    write_once(out, made.to_json().encode())
+    typer.echo(f"address: {made.address}")
+    typer.echo(f"fingerprint of the authority: {made.fingerprint}")
+    if made.roster:
+        show_roster(made.roster)
+    else:
+        typer.echo("No roster: secure sums need three sites. Add them, and write another package.")
+
+
+@app.command()
+def start(folder: Folder) -> None:
+    """Start the SuperLink, its SuperExec and the edge, and register hospitals that wait for it."""
+    federation = Federation(folder)
+    federation.write_configuration()
+    if not serving.start(federation):
+        typer.echo("Running already.")
+    for member in federation.active():
+        if member.node is None:
+            serving.register(federation, member)
+            typer.echo(f"Registered {member.bundle.site}.")
+    typer.echo(f"Federation {federation.name} serves at {federation.settings.host}:{federation.settings.port}.")
+
+
+@app.command()
+def stop(folder: Folder) -> None:
+    """End what 'start' started; a run that goes on ends as failed."""
+    typer.echo("Stopped." if serving.stop(Federation(folder)) else "Was not running.")
+
+
+@app.command()
+def status(folder: Folder) -> None:
+    """Show programs, certificates, and which hospitals are online."""
+    federation = Federation(folder)
+    for name, process in serving.processes(federation).items():
+        typer.echo(f"{name}: " + (f"running (process {process.pid})" if process else "not running"))
+    for path in (federation.authority.ca_certificate, federation.authority.server_certificate):
+        certificate = read_certificate(path)
+        left = days_left(certificate)
+        ends = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+        typer.echo(f"{path.name}: " + (f"expires {ends}, in {left} days" if left >= 0 else f"EXPIRED {ends}"))
+    _show_sites(federation)
+
+
+@app.command()
+def check(folder: Folder) -> None:
+    """Check everything that the federation needs. Exit code 0 if nothing fails."""
+    report(federation_checks.checks(Federation(folder)))
+
+
+@app.command()
+def renew(folder: Folder) -> None:
+    """Sign the edge's certificate anew. Hospitals need nothing; the federation must be restarted."""
+    federation = Federation(folder)
+    ends = federation.authority.renew(federation.settings.host)
+    typer.echo(f"server.crt: expires {ends:%Y-%m-%d}. Restart: 'fedbrainlm federation stop', then 'start'.")
 
 
 @app.command()
@@ -34,12 +150,35 @@ def roster(
     show_roster(made)
 
 
-def show_roster(roster: KeyRoster) -> None:
-    """Print whose keys a roster lists, and its hash."""
-    table = Table(title=f"Roster {roster.name}", title_justify="left")
-    table.add_column("site")
-    table.add_column("fingerprint of its key", no_wrap=True)
-    for site in roster.sites:
-        table.add_row(site.name, site.fingerprint)
+def _show_sites(federation: Federation) -> None:
+    members = federation.members()
+    if not members:
+        typer.echo("No sites yet: see 'fedbrainlm federation add-site'.")
+        return
+    seen = serving.heartbeats(federation)
+    nodes = serving.nodes(federation) if serving.is_up(federation) else {}
+    table = Table(title="Sites", title_justify="left")
+    for column in ("site", "state", "last seen (UTC)", "Flower", "clock"):
+        table.add_column(column, no_wrap=True)
+    for member in members:
+        beat = seen.get(member.bundle.site)
+        table.add_row(
+            member.bundle.site,
+            _state(member, nodes),
+            f"{beat.time:%Y-%m-%d %H:%M:%S}" if beat else "never",
+            beat.version if beat else "",
+            f"{beat.skew_s:+.0f} s" if beat else "",
+        )
     Console().print(table)
-    typer.echo(f"hash: {roster.hash}")
+    typer.echo("fingerprints (secure sums; SuperNode):")
+    for member in members:
+        bundle = member.bundle
+        typer.echo(f"  {bundle.site}: {bundle.fingerprint}; {bundle.supernode_fingerprint}")
+
+
+def _state(member: Member, nodes: dict[str, str]) -> str:
+    if member.revoked:
+        return f"revoked {member.revoked[:10]}"
+    if member.node is None:
+        return "waits for start"
+    return nodes.get(member.node, "not known: no SuperLink")

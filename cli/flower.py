@@ -5,22 +5,21 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from cli.errors import InputError, RunFailedError
+from cli.guardian import is_guarded
 
-PROJECT = Path(__file__).parents[1]
-"""The source tree: Flower ships an app as its sources."""
-_PACKAGES = ("cohorts", "brainlm", "harmonization", "exchange", "client", "server")
 _START_S = 60
 _POLL_S = 0.3
 _TRIES = 20
@@ -43,21 +42,6 @@ class Outcome:
     details: str
 
 
-def stage_app(folder: Path) -> Path:
-    """Copy the app's sources to `folder`, so that neither .venv nor a later edit gets into the run."""
-    if not (PROJECT / "pyproject.toml").is_file():
-        raise InputError(
-            "FedBrainLM was not installed from its source tree, which Flower needs to ship the app. "
-            "Clone the repository and use 'make install'."
-        )
-    folder.mkdir(parents=True)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(PROJECT / name, folder / name)
-    for package in _PACKAGES:
-        shutil.copytree(PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "report"))
-    return folder
-
-
 @contextmanager
 def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[str]:
     """Run a SuperLink for simulations on a free port of this machine; yield the name of the connection to it.
@@ -65,25 +49,26 @@ def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[st
     It is stopped with everything that it started, however the block or this process ends: see `cli.guardian`.
     """
     home.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    _wait_for_earlier(home)
+    port = free_port()
     address = f"127.0.0.1:{port}"
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "simulation"\n\n[superlink.simulation]\naddress = "{address}"\ninsecure = true\n'
     )
     command = [sys.executable, "-P", "-m", "cli.guardian", str(home.resolve())]
-    command += [_program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+    command += [program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with (home / "superlink.log").open("wb") as log:
         guardian = subprocess.Popen(
             command,
-            env=_environment(None, environment),
+            env=environment_of(None, environment),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
-        _wait_until_up(guardian, address, home / "superlink.log")
+        wait_until_up(f"http://{address}/health", lambda: guardian.poll() is None, home / "superlink.log")
         yield "simulation"
     finally:
         assert guardian.stdin is not None  # asked for above
@@ -115,14 +100,14 @@ def flwr_run(
     simulated_sites : int
         Nodes of a simulation; 0 for a deployed federation.
     """
-    command = [_program("flwr"), "run", str(app), connection, "--stream"]
+    command = [program("flwr"), "run", str(app), connection, "--stream"]
     command += ["--run-config", f'run-directory="{run_directory.resolve()}"']
     if simulated_sites:
         command += ["--federation-config", f"num-supernodes={simulated_sites} client-resources-num-cpus=1"]
     log = run_directory / "flower.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, env=_environment(home, {}), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=environment_of(home, {}), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         while process.poll() is None:
@@ -130,12 +115,12 @@ def flwr_run(
             time.sleep(_POLL_S)
         watch()
         if not (run_id := _run_id(log)):
-            raise RunFailedError(f"'flwr run' did not start. Its last words: {_last_words(log)} (all of them: {log})")
+            raise RunFailedError(f"'flwr run' did not start. Its last words: {last_words(log)} (all of them: {log})")
         # `flwr run` exits with 0 even when the ServerApp crashed: the outcome is in the list of runs.
         return _outcome(connection, run_id, home, watch)
     except KeyboardInterrupt:  # the SuperLink would go on without us
         if run_id := _run_id(log):
-            _flwr(home, "stop", run_id, connection)
+            flwr(home, "stop", run_id, connection)
         raise
     finally:
         if process.poll() is None:
@@ -143,10 +128,14 @@ def flwr_run(
             process.wait()
 
 
+def flower_home() -> Path:
+    """The user's own FLWR_HOME."""
+    return Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr"))
+
+
 def connections(home: Path | None = None) -> list[str]:
     """Names of the SuperLink connections in Flower's configuration."""
-    folder = home or Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr"))
-    path = folder / "config.toml"
+    path = (home or flower_home()) / "config.toml"
     if not path.is_file():
         return []
     content = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
@@ -157,7 +146,7 @@ def _outcome(connection: str, run_id: str, home: Path | None, watch: Callable[[]
     """Ask the SuperLink until the run has ended: the stream of its logs may break before."""
     unanswered = 0
     while unanswered < _TRIES:
-        listed = _flwr(home, "list", connection, "--run-id", run_id, "--format", "json")
+        listed = flwr(home, "list", connection, "--run-id", run_id, "--format", "json")
         try:
             (run,) = json.loads(listed.stdout)["runs"]
             outcome = Outcome(run["status"], run.get("status-details") or "")
@@ -177,48 +166,71 @@ def _run_id(log: Path) -> str | None:
     return started.group(1) if started else None
 
 
-def _flwr(home: Path | None, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [_program("flwr"), *arguments]
-    return subprocess.run(command, env=_environment(home, {}), capture_output=True, text=True, check=False)
+def flwr(home: Path | None, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command of Flower's own to its end."""
+    command = [program("flwr"), *arguments]
+    return subprocess.run(command, env=environment_of(home, {}), capture_output=True, text=True, check=False)
 
 
-def _environment(home: Path | None, extra: dict[str, str]) -> dict[str, str]:
+def environment_of(home: Path | None, extra: dict[str, str]) -> dict[str, str]:
+    """Environment of Flower's programs."""
     flower_home = {"FLWR_HOME": str(home.resolve())} if home else {}
     # Flower's programs start each other by name: let them find those beside this Python.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {**os.environ, **QUIET, **flower_home, **extra, "PATH": path}
 
 
-def _program(name: str) -> str:
-    """Path of a program beside this Python; else from the PATH."""
+def program(name: str, remedy: str = "Use 'make install', or pip install 'flwr[simulation]'.") -> str:
+    """Path of a program beside this Python; else from the PATH, and where Debian keeps those of root.
+
+    Raises
+    ------
+    InputError
+        If it is not installed.
+    """
     beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name)
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    found = str(beside) if beside.is_file() else shutil.which(name, path=path)
     if not found:
-        raise InputError(f"'{name}' is not installed. Use 'make install', or pip install 'flwr[simulation]'.")
+        raise InputError(f"'{name}' is not installed. {remedy}")
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
-def _wait_until_up(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
+def _wait_for_earlier(home: Path) -> None:
+    """Wait until all that a killed command had started has been ended: its guardian ends whatever has this home."""
     deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            if httpx.get(f"http://{address}/health", timeout=2).is_success:
-                return
-        except httpx.HTTPError:
-            pass
+    while is_guarded(str(home.resolve())):
+        if time.monotonic() > deadline:
+            raise RunFailedError(f"{home}: the SuperLink of an earlier command is still there. Try again later.")
         time.sleep(_POLL_S)
-    raise RunFailedError(f"Flower's SuperLink did not start. Its last words: {_last_words(log)} (all of them: {log})")
 
 
-def _last_words(log: Path) -> str:
+def wait_until_up(url: str, alive: Callable[[], bool], log: Path, authority: Path | None = None) -> None:
+    """Wait until a program answers at `url`.
+
+    Raises
+    ------
+    RunFailedError
+        If it ended or took too long, with what it said last.
+    """
+    verify = ssl.create_default_context(cafile=str(authority)) if authority else True
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and alive():
+        with suppress(httpx.HTTPError):
+            if httpx.get(url, timeout=2, verify=verify).is_success:
+                return
+        time.sleep(_POLL_S)
+    raise RunFailedError(f"Flower's SuperLink did not start. Its last words: {last_words(log)} (all of them: {log})")
+
+
+def last_words(log: Path) -> str:
     """The last three lines of a log that say something, without the boxes that Flower draws."""
     lines = [re.sub(r"[\u2500-\u257f]|\s+", " ", line).strip() for line in log.read_text(errors="replace").splitlines()]
     return " ".join([line for line in lines if line not in ("", "Error")][-3:]) or "none"

@@ -22,7 +22,7 @@ def main() -> None:
     while superlink.poll() is None and not select.select([sys.stdin], [], [], _POLL_S)[0]:
         pass
     while remaining := processes_of(home):
-        _end(remaining)
+        end(remaining)
     superlink.wait()
 
 
@@ -41,7 +41,16 @@ def processes_of(home: str) -> list[psutil.Process]:
     return list(found)
 
 
-def _end(processes: list[psutil.Process]) -> None:
+def is_guarded(home: str) -> bool:
+    """Whether a guardian of a command is still at work for `home`."""
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if "cli.guardian" in command and home in command:
+            return True
+    return False
+
+
+def end(processes: list[psutil.Process]) -> None:
     """Ask, wait, then insist."""
     for process in processes:
         try:

@@ -18,10 +18,12 @@ from cli.errors import UNWRITABLE, InternalError, RunFailedError, UnwritableErro
 COMMANDS = {
     "cohort": ("cli.cohort", "app"),
     "model": ("cli.model", "app"),
+    "study": ("cli.study", "app"),
     "site": ("cli.site", "app"),
     "federation": ("cli.federation", "app"),
     "demo": ("cli.run", "demo"),
     "run": ("cli.run", "run"),
+    "watch": ("cli.watch", "watch"),
     "report": ("cli.run", "report"),
     "evaluate": ("cli.evaluate", "evaluate"),
 }

@@ -1,8 +1,9 @@
 """`fedbrainlm demo`, `run` and `report`."""
 
+import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -13,36 +14,41 @@ import yaml
 from brainlm.windows import usable_recordings
 from cli.display import console, counter
 from cli.errors import InputError, RunFailedError
-from cli.flower import PROJECT, Outcome, connections, flwr_run, simulation_superlink, stage_app
-from cli.watching import print_summary, watching
+from cli.fab import PROJECT, pack_fab, stage_app
+from cli.flower import Outcome, connections, flwr_run, simulation_superlink
+from cli.watch import AS_JSON, RUNS, find_run
+from cli.watching import end_of, print_event, print_summary, watching
 from client.keys import agree
 from client.policy import EVERYTHING, SHOWS_ONE_SITE
 from client.site import SIMULATED_SITES, load_site
 from cohorts import Cohort
-from cohorts.files import write_text
+from cohorts.files import atomic_folder, write_text
 from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
+from server.errors import ServerError
 from server.journal import Journal
 from server.report import write_report
 from server.study import Study, load_study
 from server.summary import write_summary
 
-_RUNS = Annotated[Path, typer.Option("--runs", help="Folder that the run's own folder is made in.")]
+_WHERE = "where"
+"""Fact of the journal: the connection to the federation that a run is on; ``simulation``, or its name after a colon."""
 
 
-def demo(runs: _RUNS = Path("runs")) -> None:
+def demo(runs: RUNS = Path("runs")) -> None:
     """Four simulated hospitals, from recordings to a report, in a real Flower simulation: about three minutes."""
     study = load_study(PROJECT / "configs" / "studies" / "demo.yaml")
-    folder = _new_run(runs, study)
-    with counter("Simulating four hospitals") as progress:
-        hospitals = simulated_hospitals(4, 40, minutes=8)
-        atlas = study.cohort.atlases[0]
-        paths = simulate_cohorts(folder / "cohorts", hospitals, atlas=atlas, seed=study.seed, progress=progress)
-    _simulate(study, [Cohort.open(path) for path in paths], folder)
+    with _new_run(runs, study, "simulation") as folder:
+        with counter("Simulating four hospitals") as progress:
+            hospitals = simulated_hospitals(4, 40, minutes=8)
+            atlas = study.cohort.atlases[0]
+            paths = simulate_cohorts(folder / "cohorts", hospitals, atlas=atlas, seed=study.seed, progress=progress)
+        _write_sites(study, [Cohort.open(path) for path in paths], folder)
+        _run_to_its_end(study, folder, as_json=False)
 
 
 def run(
-    study: Annotated[Path, typer.Argument(help="The study's YAML file.")],
+    study: Annotated[Path | None, typer.Argument(help="The study's YAML file; not with --resume.")] = None,
     simulate: Annotated[
         list[Path] | None, typer.Option(help="Folder of a cohort; once for each simulated site.")
     ] = None,
@@ -50,27 +56,35 @@ def run(
     federation: Annotated[
         str | None, typer.Option(help="Name of a SuperLink connection: run on a deployed federation.")
     ] = None,
-    runs: _RUNS = Path("runs"),
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a run that did not come to its end: its folder, or its id.")
+    ] = None,
+    as_json: AS_JSON = False,
+    runs: RUNS = Path("runs"),
 ) -> None:
     """Run a study over local cohorts, one simulated site each (--simulate DIR...), or deployed (--federation NAME)."""
-    loaded = load_study(study)
     folders = [*(simulate or []), *(more or [])]
+    if resume is not None:
+        if study is not None or folders or federation:
+            raise InputError(
+                "--resume goes on with the study and the sites that the run began with. Name nothing else."
+            )
+        _resume(find_run(resume, runs), as_json)
+        return
+    if study is None:
+        raise InputError("Name a study's YAML file, or a run to go on with: --resume RUN.")
+    loaded = load_study(study)
     if bool(folders) == bool(federation):
         raise InputError("Say where to run: either --simulate COHORT_DIR... or --federation NAME.")
     if federation:
-        if federation not in connections():
-            raise InputError(
-                f"--federation {federation}: Flower's configuration has no such connection "
-                f"(found: {', '.join(connections()) or 'none'}). Add [superlink.{federation}] to its config.toml."
-            )
-        folder = _new_run(runs, loaded)
-        app = stage_app(folder / "flower" / "app")
-        with _end_noted(folder), watching(Journal(folder)) as watch:
-            outcome = flwr_run(app, federation, folder, None, watch=watch)
-        _finish(loaded, folder, outcome)
+        _check_connection(federation)
+        with _new_run(runs, loaded, f"federation:{federation}") as folder:
+            _run_to_its_end(loaded, folder, as_json)
         return
     cohorts = _open_all(loaded, folders)
-    _simulate(loaded, cohorts, _new_run(runs, loaded))
+    with _new_run(runs, loaded, "simulation") as folder:
+        _write_sites(loaded, cohorts, folder)
+        _run_to_its_end(loaded, folder, as_json)
 
 
 def report(
@@ -84,19 +98,80 @@ def report(
     typer.echo(f"Report: {write_report(folder)}")
 
 
-def _simulate(study: Study, cohorts: list[Cohort], folder: Path) -> None:
-    """Run a study with one simulated site a cohort, and write its report."""
-    for cohort in cohorts:
-        _write_site(study, cohort, folder / "sites" / cohort.name)
-    agree("simulation", [load_site(folder / "sites" / cohort.name / "site.yaml").keys for cohort in cohorts])
-    app, home = stage_app(folder / "flower" / "app"), folder / "flower"
-    with (
-        _end_noted(folder),
-        watching(Journal(folder)) as watch,
-        simulation_superlink(home, {SIMULATED_SITES: str((folder / "sites").resolve())}) as connection,
-    ):
-        outcome = flwr_run(app, connection, folder, home, simulated_sites=len(cohorts), watch=watch)
-    _finish(study, folder, outcome)
+def _resume(folder: Path, as_json: bool) -> None:
+    """Go on with a run where it was.
+
+    Raises
+    ------
+    InputError
+        If it is completed, still going on, or of an earlier version.
+    """
+    journal = Journal(folder)
+    facts = journal.facts()
+    if facts.get("status") == "completed":
+        raise InputError(f"{folder}: the run is completed. Its report: fedbrainlm report {folder}")
+    if _WHERE not in facts:
+        raise InputError(f"{folder}: the run was begun by an earlier version. Begin it again with its study.yaml.")
+    if journal.is_worked_on:
+        raise InputError(f"{folder}: the run is still going on. See 'fedbrainlm watch {folder}'.")
+    with journal.at_work("command"):
+        journal.note(status="starting", stage="", reason="")
+        journal.say("resumed")
+        console.print(f"Run: {folder}", highlight=False, markup=False)
+        _run_to_its_end(load_study(folder / "study.yaml"), folder, as_json)
+
+
+def _write_sites(study: Study, cohorts: list[Cohort], folder: Path) -> None:
+    """Set up one simulated site a cohort, all at once: a run is resumed with all of its sites or begun again."""
+    with atomic_folder(folder / "sites") as sites:
+        for cohort in cohorts:
+            _write_site(study, cohort, sites / cohort.name)
+        agree("simulation", [load_site(sites / cohort.name / "site.yaml").keys for cohort in cohorts])
+
+
+def _run_to_its_end(study: Study, folder: Path, as_json: bool) -> None:
+    """Run a study in its folder, on the federation that its journal names, and write its report."""
+    journal = Journal(folder)
+    where, _, federation = journal.facts()[_WHERE].partition(":")
+    with _end_shown(journal, as_json):
+        with _end_noted(folder), watching(journal, as_json=as_json) as watch:
+            if where == "simulation":
+                outcome = _simulate(study, folder, watch)
+            else:
+                _check_connection(federation)
+                app = stage_app(folder / "flower" / "app", study)
+                console.print(f"App: {hashlib.sha256(pack_fab(app)).hexdigest()}", highlight=False, soft_wrap=True)
+                outcome = flwr_run(app, federation, folder, None, watch=watch)
+        _finish(study, folder, outcome, quiet=as_json)
+
+
+def _simulate(study: Study, folder: Path, watch: Callable[[], None]) -> Outcome:
+    """Run with one simulated site for each that was set up."""
+    sites = folder / "sites"
+    if not sites.is_dir():
+        raise RunFailedError(f"{folder}: the run was killed before its sites were set up. Begin it again.")
+    app, home = stage_app(folder / "flower" / "app", study), folder / "flower"
+    n_sites = len(list(sites.glob("*/site.yaml")))
+    with simulation_superlink(home, {SIMULATED_SITES: str(sites.resolve())}) as connection:
+        return flwr_run(app, connection, folder, home, simulated_sites=n_sites, watch=watch)
+
+
+def _check_connection(federation: str) -> None:
+    if federation not in connections():
+        raise InputError(
+            f"--federation {federation}: Flower's configuration has no such connection "
+            f"(found: {', '.join(connections()) or 'none'}). Add [superlink.{federation}] to its config.toml."
+        )
+
+
+@contextmanager
+def _end_shown(journal: Journal, as_json: bool) -> Iterator[None]:
+    """Tell a script how the run ended, however it did."""
+    try:
+        yield
+    finally:
+        if as_json:
+            print_event(end_of(journal.progress(), journal.folder))
 
 
 @contextmanager
@@ -112,7 +187,7 @@ def _end_noted(folder: Path) -> Iterator[None]:
         raise
 
 
-def _finish(study: Study, folder: Path, outcome: Outcome) -> None:
+def _finish(study: Study, folder: Path, outcome: Outcome, *, quiet: bool) -> None:
     """Write the report, print the headlines, and raise if the run failed.
 
     Raises
@@ -125,13 +200,18 @@ def _finish(study: Study, folder: Path, outcome: Outcome) -> None:
     # The journal knows of a completed study even where Flower could not be asked.
     if facts.get("status") != "completed" or outcome.status not in ("finished:completed", "unknown"):
         reason = facts.get("reason") or outcome.details or f"Flower ended the run as {outcome.status}"
-        journal.note(status="failed", reason=reason)
-        if not (folder / "summary.json").is_file():  # the ServerApp died before it could say anything
-            write_summary(study, journal, {}, None)
-        raise RunFailedError(f"{reason}\nLogs: {folder / 'flower.log'}" + _site_logs(folder))
+        with suppress(ServerError, OSError):  # a full disk takes no reason: it is said all the same
+            journal.note(status="failed", reason=reason)
+            if facts.get("status") != "failed":  # the ServerApp died before it could say anything
+                write_summary(study, journal, {}, None)
+        raise RunFailedError(
+            f"{reason}\nGo on with it: fedbrainlm run --resume {folder}\nLogs: {folder / 'flower.log'}"
+            + _site_logs(folder)
+        )
     path = write_report(folder)
-    print_summary(json.loads((folder / "summary.json").read_text()))
-    typer.echo(f"Report: {path}")
+    if not quiet:
+        print_summary(json.loads((folder / "summary.json").read_text()))
+        typer.echo(f"Report: {path}")
 
 
 def _site_logs(folder: Path) -> str:
@@ -139,8 +219,9 @@ def _site_logs(folder: Path) -> str:
     return f" and {folder / 'sites'}/*/state/site.log" if logs else ""
 
 
-def _new_run(runs: Path, study: Study) -> Path:
-    """Make the run's folder, named after the time, with the resolved study in it."""
+@contextmanager
+def _new_run(runs: Path, study: Study, where: str) -> Iterator[Path]:
+    """Make the run's folder, named after the time, with the resolved study in it, and hold it."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     for attempt in range(1, 100):
         folder = runs / study.study / (stamp if attempt == 1 else f"{stamp}-{attempt}")
@@ -153,9 +234,12 @@ def _new_run(runs: Path, study: Study) -> Path:
                 f"{folder}: cannot be made ({error.strerror}). Choose another place with --runs."
             ) from None
         write_text(folder / "study.yaml", study.to_yaml())
-        Journal(folder).note(status="starting", stage="")
-        console.print(f"Run: {folder}", highlight=False, markup=False)
-        return folder
+        journal = Journal(folder)
+        with journal.at_work("command"):
+            journal.note(status="starting", stage="", **{_WHERE: where})
+            console.print(f"Run: {folder}", highlight=False, markup=False)
+            yield folder
+        return
     raise InputError(f"{runs / study.study}: too many runs were started this second. Try again.")
 
 

@@ -1,6 +1,5 @@
-"""`fedbrainlm site`: a hospital's own key, the rosters that it approves, and its audit log."""
+"""`fedbrainlm site`: a hospital's keys, what it approves, its SuperNode, and its audit log."""
 
-import getpass
 import json
 import re
 from collections import deque
@@ -12,39 +11,43 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cli import approving, setting_up, starting
 from cli.errors import InputError, printable
-from cli.federation import show_roster
 from cli.output import write_once
+from cli.rosters import show_roster
+from cli.site_files import By, SettingsFile, login, open_site
 from client.audit import AuditLog
 from client.keys import Keyring
-from client.site import Site, SiteSettings
-from cohorts.settings import read_settings
 from exchange.refusals import Refusal
 from exchange.roster import KeyRoster
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="A hospital's own key, the rosters it approves, and its audit log."
+    no_args_is_help=True,
+    add_completion=False,
+    help="A hospital: its keys, the apps and rosters it approves, its SuperNode, and its audit log.",
 )
 audit = typer.Typer(no_args_is_help=True, help="What left the hospital and what it refused, line by line.")
 app.add_typer(audit, name="audit")
+for command in (setting_up.init, setting_up.join, starting.check, starting.start):
+    app.command()(command)
+for command in (approving.approve, approving.approved, approving.withdraw):
+    app.command()(command)
 
 _IN_COLUMNS = ("number", "time", "event")
 _NOT_SHOWN = ("previous", "salt", "hex")
 _HASH = re.compile(r"^([0-9a-f]{12})[0-9a-f]{52}$")
 
-SettingsFile = Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The hospital's settings.")]
 LogFile = Annotated[Path, typer.Argument(metavar="SITE.yaml|FILE", help="The hospital's settings, or an audit log.")]
-By = Annotated[str | None, typer.Option(help="Who decides it, for the audit log; your login name if not given.")]
 
 
 @app.command()
 def key(
     settings: SettingsFile,
     out: Annotated[
-        Path | None, typer.Option(help="New file for the public key, which goes to the coordinator.")
+        Path | None, typer.Option(help="New file for the public keys, which goes to the coordinator.")
     ] = None,
 ) -> None:
-    """Show the hospital's public key; make the key pair the first time."""
+    """Show the hospital's public keys; make the pairs the first time."""
     bundle = _keyring(settings).public_bundle()
     for name, value in bundle.items():
         typer.echo(f"{name.replace('_', ' ')}: {value}")
@@ -65,7 +68,7 @@ def approve_roster(
     show_roster(given)
     if not yes and not typer.confirm("Did you compare each fingerprint with its site, by telephone?"):
         raise InputError("the roster is not approved. Call the sites, compare, and repeat the command.")
-    ring.approve(given, by or _login())
+    ring.approve(given, by or login())
     typer.echo(f"Approved for {ring.name}.")
 
 
@@ -93,7 +96,7 @@ def revoke_roster(
 ) -> None:
     """Take the approval of a roster back."""
     ring = _keyring(settings)
-    ring.revoke(roster_hash, by or _login())
+    ring.revoke(roster_hash, by or login())
     typer.echo(f"Revoked for {ring.name}.")
 
 
@@ -136,20 +139,12 @@ def export(source: LogFile, out: Annotated[Path, typer.Argument(help="New file."
     _report(AuditLog(out), None)
 
 
-def _site(settings: Path) -> Site:
-    try:
-        return Site(read_settings(settings, SiteSettings), settings.parent)
-    except OSError as error:
-        raise InputError(f"{settings}: its state folder cannot be made ({error.strerror}). Correct 'state'.") from None
-
-
 def _keyring(settings: Path) -> Keyring:
-    site = _site(settings)
-    return Keyring(site.name, site.state, site.audit)
+    return open_site(settings).keys
 
 
 def _log(source: Path) -> AuditLog:
-    log = _site(source).audit if source.suffix in (".yaml", ".yml") else AuditLog(source)
+    log = open_site(source).audit if source.suffix in (".yaml", ".yml") else AuditLog(source)
     if not log.path.is_file():
         raise InputError(f"{log.path}: no such audit log. Check the path; a new site has none yet.")
     return log
@@ -160,13 +155,6 @@ def _report(log: AuditLog, head: str | None) -> None:
     typer.echo(f"{log.path}: {verdict}")
     if not verdict.intact:
         raise typer.Exit(1)
-
-
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        raise InputError("your login has no name. Say with --by who decides it.") from None
 
 
 def _scalars(line: dict[str, Any]) -> str:

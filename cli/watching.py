@@ -1,44 +1,151 @@
-"""A run on the terminal: where it is, and what came out."""
+"""A run on the terminal: what is new, where it is, and what came out."""
 
+import json
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from cli.display import console, live
-from server.journal import Journal
+from server.journal import Journal, Progress
 from server.summary import PROBE_SCORES, probe_score
+
+_RECENT_NOTES = 3
+
+
+class News:
+    """What has happened in a run since one last looked.
+
+    Parameters
+    ----------
+    journal : Journal
+        The run's.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._stage = ""
+        self._round = 0
+        self._notes = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the events, JSON-able: stages that began, rounds that ended, and notes."""
+        now = self._journal.progress()
+        events = [*self._rounds(now), *self._new_notes()]
+        if now.stage not in ("", "done", self._stage):
+            events.append({"event": "stage", "stage": now.stage, "sites": now.sites})
+        self._stage = now.stage
+        return events
+
+    def _rounds(self, now: Progress) -> Iterator[dict[str, Any]]:
+        metrics = self._journal.table("metrics")
+        exchanges, outcomes = self._journal.table("exchanges"), self._journal.table("outcomes")
+        for number in range(self._round + 1, self._journal.rounds_done() + 1):
+            of_round = exchanges[exchanges["round"] == number]
+            said = outcomes[outcomes["exchange"].isin(of_round["id"])].groupby("site")["outcome"].last()
+            numbers = metrics[(metrics["round"] == number) & (metrics["site"] == "all")].set_index("name")["value"]
+            self._round = number
+            yield {
+                "event": "round",
+                "round": number,
+                "rounds": now.rounds,
+                "sites": {str(site): outcome for site, outcome in said.items()},
+                "loss": float(numbers["loss"]) if math.isfinite(numbers.get("loss", math.nan)) else None,
+                "seconds": float((of_round["ended"] - of_round["started"]).sum()),
+                "bytes_down": int(of_round["bytes_down"].sum()),
+                "bytes_up": int(of_round["bytes_up"].fillna(0).sum()),
+            }
+
+    def _new_notes(self) -> Iterator[dict[str, Any]]:
+        for row in self._journal.table("notes").iloc[self._notes :].itertuples():
+            self._notes += 1
+            yield {"event": "note", "text": row.text}
 
 
 @contextmanager
-def watching(journal: Journal) -> Iterator[Callable[[], None]]:
-    """Yield a function that shows where a run is; without a terminal it prints a line whenever the stage changes."""
-    if not live():
-        said: list[str] = []
+def watching(journal: Journal, out: Console = console, *, as_json: bool = False) -> Iterator[Callable[[], None]]:
+    """Yield a function that shows what is new in a run.
+
+    As a table that changes on a terminal, in lines elsewhere, or as a line of JSON for each event on standard output.
+    """
+    news = News(journal)
+    if as_json or not (live() and out.is_terminal):
 
         def say() -> None:
-            line = _line(journal)
-            if line and line not in said[-1:]:
-                said.append(line)
-                console.print(line, highlight=False, markup=False)
+            for event in news.read():
+                if as_json:
+                    print_event(event)
+                else:
+                    out.print(_line(event), highlight=False, markup=False, soft_wrap=True)
 
         yield say
+        say()
         return
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console
-    ) as bar:
-        task = bar.add_task("starting Flower", total=None)
+    with Live(_view(journal), console=out, refresh_per_second=2) as shown:
+        yield lambda: shown.update(_view(journal))
+        shown.update(_view(journal))
 
-        def move() -> None:
-            now = journal.progress()
-            if now.stage == "pretraining":
-                bar.update(task, completed=now.round_number, total=now.rounds, description=_line(journal))
-            elif now.stage:
-                bar.update(task, description=_line(journal), total=None)
 
-        yield move
+def print_event(event: dict[str, Any]) -> None:
+    """Print a line of JSON for a script that waits for it."""
+    print(json.dumps(event), flush=True)
+
+
+def end_of(progress: Progress, folder: object) -> dict[str, Any]:
+    """Return the last event of a run."""
+    return {"event": "end", "status": progress.status, "reason": progress.reason, "folder": str(folder)}
+
+
+def _line(event: dict[str, Any]) -> str:
+    if event["event"] == "note":
+        return f"note: {event['text']}"
+    if event["event"] == "stage":
+        return f"{event['stage']}: {event['sites']} sites" if event["sites"] else str(event["stage"])
+    missing = [f"{site}: {said}" for site, said in event["sites"].items() if said != "ok"]
+    loss = "" if event["loss"] is None else f", loss {event['loss']:.4f}"
+    answered = f"{len(event['sites']) - len(missing)} of {len(event['sites'])} sites"
+    return f"pretraining: round {event['round']} of {event['rounds']}, {answered}{loss}" + "".join(
+        f"; {one}" for one in missing
+    )
+
+
+def _view(journal: Journal) -> RenderableType:
+    """Show where a run is: its rounds, its sites with their last answers, and its latest notes."""
+    now, exchanges, outcomes = journal.progress(), journal.table("exchanges"), journal.table("outcomes")
+    done = journal.rounds_done()
+    up, down = exchanges["bytes_up"].fillna(0).sum(), exchanges["bytes_down"].sum()
+    head = Table.grid(padding=(0, 2))
+    head.add_row(f"{now.status}", now.stage, f"round {done} of {now.rounds}", ProgressBar(max(1, now.rounds), done, 30))
+    head.add_row("", _eta(now, done, exchanges), f"up {_size(up)}", f"down {_size(down)}")
+    sites = Table("site", "last answer", "to", "ago", box=None)
+    said = outcomes.merge(exchanges, left_on="exchange", right_on="id")
+    # Nodes that said what they are go by their site's name from then on.
+    last = said[(said["stage"] != "describe") | (said["outcome"] != "ok")].groupby("site").last()
+    for site, row in last.iterrows():
+        ago = timedelta(seconds=max(0, round(time.time() - row["ended"])))
+        sites.add_row(str(site), row["outcome"], row["stage"], str(ago))
+    notes = [f"note: {text}" for text in journal.table("notes")["text"].iloc[-_RECENT_NOTES:]]
+    return Group(head, sites, *notes, *([now.reason] if now.reason else []))
+
+
+def _eta(now: Progress, done: int, exchanges: Any) -> str:
+    """How long the rounds that are left take, if they take as long as those before."""
+    if now.status != "running" or not 0 < done < now.rounds:
+        return ""
+    trained = exchanges[(exchanges["round"] > 0) & exchanges["ended"].notna()]
+    seconds = (trained["ended"] - trained["started"]).sum() / done * (now.rounds - done)
+    return f"{timedelta(seconds=round(seconds))} of training left"
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e6:.1f} MB"
 
 
 def print_summary(summary: dict[str, object]) -> None:
@@ -76,10 +183,3 @@ def _change(values: dict[str, float]) -> str:
 
 def _number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3f}"
-
-
-def _line(journal: Journal) -> str:
-    now = journal.progress()
-    if now.stage == "pretraining":
-        return f"pretraining: round {now.round_number} of {now.rounds}, {now.sites} sites"
-    return now.stage

@@ -144,7 +144,7 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
     people, held_out = split_site(site, model.config.window, request.holdout, request.seed)
     set_linear_path(site, model, moments, people)
     recipe = find_recipe(request.recipe)
-    store = FeatureStore(site.folder_of(request.study))
+    store = FeatureStore(site.folder_of(request.study), request.run)
     about: dict[str, Any] = {
         "study": request.study,
         "recipe": recipe.id,
@@ -189,7 +189,7 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
 
 def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:
     site.policy.permit(request.study, [step.transform for step in request.steps])
-    store = FeatureStore(site.folder_of(request.study))
+    store = FeatureStore(site.folder_of(request.study), request.run)
     tally: Arrays = {}
     shown: Arrays = {}
     pseudonyms: list[str] = []

@@ -10,4 +10,8 @@ class AuditError(ClientError):
 
 
 class ApprovalError(ClientError):
-    """A roster cannot be approved or revoked as asked. Ask the coordinator for the right one."""
+    """A roster or an app cannot be approved or revoked as asked. Ask the coordinator for the right one."""
+
+
+class JoinError(ClientError):
+    """The site has not joined a federation, or another one. Join it with the coordinator's package."""

@@ -59,10 +59,13 @@ class FeatureStore:
     ----------
     folder : Path
         The study's folder in the site's state.
+    run : str, optional
+        The run that asks: feature sets of others are not mixed with its own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run: str = "") -> None:
         self.folder = folder
+        self._run = run
         self._read: dict[str, FeatureSet] = {}
 
     def write(self, name: str, features: FeatureSet) -> None:
@@ -79,6 +82,7 @@ class FeatureStore:
             "participants": features.participants,
             "sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
             "wide": wide,
+            "run": self._run,
             "about": features.about,
         }
         write_text(path, json.dumps(about, indent=1) + "\n")
@@ -89,7 +93,8 @@ class FeatureStore:
         Raises
         ------
         Refusal
-            If it was never made (the coordinator asked out of order), or a kill left it half written.
+            If it was never made (the coordinator asked out of order), another run made it, or a kill left it half
+            written.
         """
         if name in self._read:
             return self._read[name]
@@ -97,6 +102,10 @@ class FeatureStore:
         if not path.is_file():
             raise Refusal(RefusalCode.PROTOCOL, f"feature set '{name}' was not made yet.")
         about = json.loads(path.read_text(encoding="utf-8"))
+        if self._run and about.get("run") not in (None, "", self._run):
+            raise Refusal(
+                RefusalCode.PROTOCOL, f"feature set '{name}' was made by another run of the study. Run the study again."
+            )
         data = _data(path, about["wide"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != about["sha256"]:  # killed between the two files
             raise Refusal(RefusalCode.PROTOCOL, f"feature set '{name}' was half written. Run the study again.")

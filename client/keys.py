@@ -13,8 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from client.audit import AuditLog
 from client.errors import ApprovalError
+from client.nodekey import NodeKey
 from cohorts.files import atomic_path, write_text
 from cohorts.secrets import key_once
+from exchange.bundle import ssh_fingerprint
 from exchange.refusals import Refusal, RefusalCode
 from exchange.roster import MIN_SITES, KeyRoster, RosterError, SiteKey, read_json
 
@@ -46,7 +48,8 @@ class Keyring:
     name : str
         Name of the site.
     state : Path
-        Its state folder. ``x25519.key`` holds the private key, ``rosters/`` the approved rosters by their hash.
+        Its state folder. ``x25519.key`` holds the private key for sums, ``supernode.key`` that of the SuperNode, and
+        ``rosters/`` the approved rosters by their hash.
     audit : AuditLog
         Approvals and revocations are written there.
     """
@@ -55,6 +58,7 @@ class Keyring:
         self.name = name
         self.audit = audit
         self._path = state / "x25519.key"
+        self._node = NodeKey(state)
         self._rosters = state / "rosters"
 
     @cached_property
@@ -74,9 +78,15 @@ class Keyring:
         return SiteKey(name=self.name, public_key=self.private_key.public_key().public_bytes_raw().hex())
 
     def public_bundle(self) -> dict[str, str]:
-        """Return what the site sends to the coordinator: ``site``, ``public_key`` and ``fingerprint``."""
-        own = self.public
-        return {"site": own.name, "public_key": own.public_key, "fingerprint": own.fingerprint}
+        """Return what the site sends to the coordinator, its public keys, as `SiteBundle` has them."""
+        own, line = self.public, self._node.public(self.name)
+        return {
+            "site": own.name,
+            "public_key": own.public_key,
+            "fingerprint": own.fingerprint,
+            "supernode_key": line,
+            "supernode_fingerprint": ssh_fingerprint(line),
+        }
 
     def check(self, roster: KeyRoster) -> None:
         """Refuse a roster that does not list this site with its own key.

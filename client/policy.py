@@ -18,6 +18,8 @@ class Policy(Settings):
 
     studies: tuple[str, ...] = ()
     """Studies that may run here, by name; ``"*"`` for any."""
+    approvers: int = Field(default=1, ge=1, le=2, strict=True)
+    """How many people must approve an app, by its hash, before the SuperNode runs it."""
     analyses: tuple[str, ...] = (EVERYTHING,)
     """What they may compute: ``pretraining``, ``embedding`` and names of analyses. ``"*"`` for all but
     ``leave_one_site_out``, which shows each site's own sums, and ``reference_site``, which shows the means of the site

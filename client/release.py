@@ -1,12 +1,14 @@
 """The one door. Every reply of a hospital is made here: policy, then masks, then audit, then out.
 
-Only this module makes messages. A handler computes and returns a payload; whatever goes wrong on the way leaves as a
-stable code without data, and as a full sentence in the site's own log.
+Only this module makes messages; where no app may run, the SuperNode refuses with a code (`client.supernode`). A handler
+computes and returns a payload; whatever goes wrong on the way leaves as a stable code without data, and as a full
+sentence in the site's own log.
 """
 
 import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -19,6 +21,7 @@ from client.site import Site, find_site
 from client.spending import Spend
 from client.sums import Kept
 from cohorts.errors import CohortError, RecordingError, SettingsError, VectorsError
+from cohorts.settings import read_yaml
 from exchange.adding import own_parts, seal
 from exchange.messages import (
     DescribeRequest,
@@ -36,6 +39,10 @@ from exchange.refusals import Refusal, RefusalCode
 from exchange.ring import RingError
 from exchange.secure_sum import Masker, SecureSumError
 from harmonization.errors import HarmonizationError, SmallGroupError
+
+SHIPPED_STUDY = "study.yaml"
+"""The study that an app was built for, beside its packages; the source tree has none."""
+_APP = Path(__file__).parents[1]
 
 AnyRequest = TypeVar("AnyRequest", bound="DescribeRequest | SumRequest")
 
@@ -112,8 +119,11 @@ def answer(
         return Message(_error(error.code if isinstance(error, Refusal) else RefusalCode.SETUP), reply_to=message)
     try:
         request = cast(AnyRequest, kind.from_records(message.content))
+        run = request.run or str(message.metadata.run_id)
+        request = cast(AnyRequest, request.model_copy(update={"run": run}))
         site.policy.permit(request.study)
-        answered, question = _answer_once(site, str(message.metadata.run_id), request, lambda: handle(site, request))
+        _permit_shipped(request.study)
+        answered, question = _answer_once(site, request, lambda: handle(site, request))
         return Message(_release(site, message, request, answered, question), reply_to=message)
     except Exception as error:
         code = _code_of(error)
@@ -121,9 +131,20 @@ def answer(
         return Message(_error(code), reply_to=message)
 
 
-def _answer_once(
-    site: Site, run: str, request: DescribeRequest | SumRequest, handle: Callable[[], Answer]
-) -> tuple[Answer, str]:
+def _permit_shipped(study: str, app: Path = _APP) -> None:
+    """Refuse another study than the one that was approved together with this app.
+
+    Raises
+    ------
+    Refusal
+        Naming both.
+    """
+    shipped = app / SHIPPED_STUDY
+    if shipped.is_file() and (name := read_yaml(shipped).get("study")) != study:
+        raise Refusal(RefusalCode.CODE, f"the app was built for study '{name}', and the message is of '{study}'.")
+
+
+def _answer_once(site: Site, request: DescribeRequest | SumRequest, handle: Callable[[], Answer]) -> tuple[Answer, str]:
     """Compute the answer, and hash what it answers; under masks take the stored one, if there is one.
 
     Nothing is stored that the policy or the ledger does not let out.
@@ -131,17 +152,17 @@ def _answer_once(
     secure = request.secure if isinstance(request, SumRequest) else None
     if not isinstance(request, SumRequest) or secure is None:
         question = request.question if isinstance(request, SumRequest) else ""
-        return _permitted(site, run, request, handle()), question
+        return _permitted(site, request, handle()), question
     _permit_sum(site, request)
-    if (kept := site.sums.find(run, request)) is not None:
-        return _permitted(site, run, request, _restored(kept)), kept.question
+    if (kept := site.sums.find(request.run, request)) is not None:
+        return _permitted(site, request, _restored(kept)), kept.question
     question = request.question
-    answered = _permitted(site, run, request, handle())
-    site.sums.keep(run, request, _kept(answered, question))
+    answered = _permitted(site, request, handle())
+    site.sums.keep(request.run, request, _kept(answered, question))
     return answered, question
 
 
-def _permitted(site: Site, run: str, request: DescribeRequest | SumRequest, answered: Answer) -> Answer:
+def _permitted(site: Site, request: DescribeRequest | SumRequest, answered: Answer) -> Answer:
     """Ask the policy about an answer, and enter it into the ledger."""
     secure = request.secure if isinstance(request, SumRequest) else None
     site.policy.permit_release(
@@ -150,7 +171,7 @@ def _permitted(site: Site, run: str, request: DescribeRequest | SumRequest, answ
     _permit_shown(site, answered.payload)
     site.ledger.enter(
         study=request.study,
-        run=run,
+        run=request.run,
         releases=[told for release in answered.releases for told in _told(site, request, answered.payload, release)],
         policy=site.policy,
         rounds=answered.rounds,
@@ -206,10 +227,10 @@ def _permit_sum(site: Site, request: SumRequest) -> None:
 
 def _release(site: Site, message: Message, request: AnyRequest, answered: Answer, question: str) -> RecordDict:
     """Mask what is about to leave, and write it down."""
-    run, payload = str(message.metadata.run_id), answered.payload
+    run, payload = request.run, answered.payload
     secure = request.secure if isinstance(request, SumRequest) else None
     if isinstance(request, SumRequest) and isinstance(payload, SumReply):
-        payload = _masked(site, run, request, payload, question)
+        payload = _masked(site, request, payload, question)
     spending = site.spending(request.study)
     # An answer in the clear is computed anew for every question, and costs each time.
     spending.commit(answered.spends, f"{run}/{secure.step}" if secure else secrets.token_hex(16))
@@ -244,17 +265,17 @@ def _asked(request: DescribeRequest | SumRequest) -> dict[str, Any]:
     return {}
 
 
-def _masked(site: Site, run: str, request: SumRequest, reply: SumReply, question: str) -> SumReply:
+def _masked(site: Site, request: SumRequest, reply: SumReply, question: str) -> SumReply:
     """Mask what would be added, unless the request is for an answer in the clear."""
     if request.secure is None:
         return own_parts(reply, request, site.name)
     masker = Masker(site.name, site.keys.private_key, site.keys.approved(request.secure.roster))
     try:
-        sealed = seal(reply, request, masker, site=site.name, run=run, question=question)
+        sealed = seal(reply, request, masker, site=site.name, run=request.run, question=question)
     except RingError:
         site.sums.note_overflow(request.study)
         raise
-    site.sums.use(run, request)
+    site.sums.use(request.run, request)
     return sealed
 
 

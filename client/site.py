@@ -5,19 +5,20 @@ import os
 import secrets
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
 from flwr.app import Context
-from pydantic import Field, field_validator, model_validator
 
 from brainlm.errors import BrainLMError
 from brainlm.parallel import count_devices
+from client.approvals import Approvals
 from client.audit import AuditLog
 from client.keys import Keyring
 from client.ledger import ReleaseLedger
-from client.policy import Policy
+from client.logs import site_log
+from client.settings import SiteSettings
 from client.spending import PrivacyLedger
 from client.sums import SumStore
 from cohorts import Cohort
@@ -26,42 +27,11 @@ from cohorts.pseudonyms import Pseudonyms
 from cohorts.recording import check_identifier
 from cohorts.secrets import secret_once
 from cohorts.seeding import derive_seed
-from cohorts.settings import Settings, read_settings
+from cohorts.settings import read_settings
 from exchange.refusals import Refusal, RefusalCode
 
 SIMULATED_SITES = "FEDBRAINLM_SIMULATED_SITES"
 """Environment variable that names the folder of a simulation's sites. No message can set it."""
-
-
-class SiteSettings(Settings):
-    """``site.yaml``. Relative paths start from its folder."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Name of the site in studies and reports; not ``all``, which stands for all sites."""
-    cohort: Path
-    """Folder of the cohort."""
-    state: Path
-    """Folder for what the site makes and keeps: embeddings, audit log, log, its private seed."""
-    policy: Policy = Policy()
-    device: str = "cpu"
-    """``cpu``, ``cuda``, or ``cuda:1``."""
-    devices: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
-    """GPUs of ``device: cuda`` that share the training; ``auto``: all that are visible. On a CPU, processes."""
-    threads: int = Field(1, ge=1)
-    """CPU threads. Changing them changes the weights in the last digits, so they are recorded."""
-
-    @field_validator("name")
-    @classmethod
-    def _is_one_site(cls, name: str) -> str:
-        if name == "all":
-            raise ValueError("'all' stands for all sites in reports. Choose another name.")
-        return name
-
-    @model_validator(mode="after")
-    def _one_gpu_or_several(self) -> "SiteSettings":
-        if ":" in self.device and self.devices not in (1, "auto"):
-            raise ValueError(f"device {self.device} is one GPU, and devices is {self.devices}. Set device to cuda.")
-        return self
 
 
 class Site:
@@ -123,6 +93,11 @@ class Site:
         """The site's key for secure sums, and the rosters that its administrator approved."""
         return Keyring(self.name, self.state, self.audit)
 
+    @cached_property
+    def approvals(self) -> Approvals:
+        """The apps that its administrators approved."""
+        return Approvals(self.state, self.audit, self.policy.approvers)
+
     @property
     def sums(self) -> SumStore:
         """What the site gave out under masks."""
@@ -141,15 +116,7 @@ class Site:
     @cached_property
     def log(self) -> logging.Logger:
         """The site's own log, where details go that must not leave."""
-        logger = logging.getLogger(f"fedbrainlm.site.{self.name}")
-        logger.propagate = False
-        logger.setLevel(logging.INFO)
-        handler = logging.FileHandler(self.state / "site.log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        for older in logger.handlers:  # of an earlier message, where one process answers many
-            older.close()
-        logger.handlers = [handler]
-        return logger
+        return site_log(self.name, self.state)
 
     def pseudonym(self, participant_id: str) -> str:
         """Return what a participant is called where an id must be shown."""

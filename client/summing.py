@@ -22,7 +22,7 @@ def summarize(site: Site, request: SummarizeRequest) -> Answer:
     sums: dict[str, Arrays] = {}
     releases: list[Release] = []
     spends: list[Spend] = []
-    store = FeatureStore(site.folder_of(request.study))
+    store = FeatureStore(site.folder_of(request.study), request.run)
     for name, job in request.jobs.items():
         if isinstance(job.table, FrameSpec) and job.table.atlas != site.cohort.atlas.name:
             continue

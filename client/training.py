@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,8 +79,7 @@ def _train_round(
     site: Site, model: AnyModel, training: TrainingConfig, request: TrainRequest, windows: WindowSet
 ) -> tuple[TrainingOutcome, tuple[Spend, ...]]:
     """Train for one round, privately if the study says so; return what that costs of the site's privacy budget."""
-    kept = site.folder_of(request.study)
-    optimizer = _optimizer(site, model, training, kept, request.round_number)
+    optimizer = _optimizer(site, model, training, request)
     place: dict[str, Any] = {"round_number": request.round_number, "rounds": request.rounds}
     place |= {"device": site.device, "devices": site.devices, "optimizer": optimizer}
     spends: tuple[Spend, ...] = ()
@@ -91,7 +89,8 @@ def _train_round(
     else:
         outcome = train_round(model, windows, training, seed=derive_seed(request.seed, site.name), **place)
     if training.keep_optimizer_state:
-        save_optimizer(kept, optimizer, model, round_number=request.round_number)
+        kept = site.folder_of(request.study)
+        save_optimizer(kept, optimizer, model, round_number=request.round_number, run=request.run)
     return outcome, spends
 
 
@@ -133,16 +132,15 @@ def _tally(outcome: TrainingOutcome) -> Arrays:
     }
 
 
-def _optimizer(
-    site: Site, model: AnyModel, training: TrainingConfig, kept: Path, round_number: int
-) -> torch.optim.Optimizer:
+def _optimizer(site: Site, model: AnyModel, training: TrainingConfig, request: TrainRequest) -> torch.optim.Optimizer:
     """Make the round's optimizer, with the moments that the site kept of earlier rounds if the study wants them."""
     optimizer = make_optimizer(model.to(site.device), training)
+    kept, round_number = site.folder_of(request.study), request.round_number
     if round_number == 1:
         forget_optimizers(kept)  # of an earlier run of the study
     elif training.keep_optimizer_state:
         try:
-            restore_optimizer(kept, optimizer, model, round_number=round_number)
+            restore_optimizer(kept, optimizer, model, round_number=round_number, run=request.run)
         except CheckpointError as error:
             site.log.warning("round %d begins with a fresh optimizer. %s", round_number, error)
     return optimizer

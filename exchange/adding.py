@@ -30,7 +30,7 @@ def seal(reply: AnySumReply, request: SumRequest, masker: Masker, *, site: str, 
     masker : Masker
         The site's masks.
     site, run : str
-        Name of the site, and Flower's number of the run.
+        Name of the site, and what the run is called.
     question : str
         What the first attempt asked (`SumRequest.question`); later ones do not say it again.
 

@@ -14,8 +14,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the messages. Coordinator and sites must have the same."""
+
+RUN = r"^[A-Za-z0-9-]{0,64}$"
+"""What a run may be called."""
 
 _AUDIT_HEAD = "audit_head"
 
@@ -163,6 +166,9 @@ class SumRequest(Payload):
     ----------
     study : str
         Name of the study.
+    run : str
+        What the run is called, however often it was killed and resumed; empty for Flower's number of it. Sites keep
+        books on it, and it takes nothing back that they wrote: what a run had answered, it had answered.
     groups : list of Group
         Parts that not all sites send.
     secure : SecureSum or None
@@ -170,13 +176,14 @@ class SumRequest(Payload):
     """
 
     study: str
+    run: str = Field("", pattern=RUN)
     groups: list[Group] = []
     secure: SecureSum | None = None
 
     @property
     def question(self) -> str:
-        """Hash of all that is asked, but for whom the answer is masked among."""
-        header = self.model_dump_json(exclude={"secure", "groups"})
+        """Hash of all that is asked, but for the run, and for whom the answer is masked among."""
+        header = self.model_dump_json(exclude={"secure", "groups", "run"})
         return hashlib.sha256(f"{header}{hash_arrays(self.arrays)}".encode()).hexdigest()
 
     def sites_of(self, array: str, sites: Sequence[str]) -> list[str]:
@@ -232,8 +239,8 @@ class DescribeRequest(Payload):
 
     Attributes
     ----------
-    study : str
-        Name of the study.
+    study, run : str
+        Names of the study, and of the run (as in `SumRequest`).
     contract : dict
         What the cohort must be like (`cohorts.contract.CohortContract`).
     window : dict
@@ -251,7 +258,7 @@ class DescribeRequest(Payload):
     columns : list of str
         Covariates and targets that the study uses.
     rounds : int
-        Rounds of training.
+        Rounds of training that are to come.
     secure_sums : bool
         Whether answers will be masked.
     privacy : dict or None
@@ -261,6 +268,7 @@ class DescribeRequest(Payload):
     message: ClassVar[str] = "query.describe"
 
     study: str
+    run: str = Field("", pattern=RUN)
     contract: dict[str, Any]
     window: dict[str, Any]
     analyses: list[str]

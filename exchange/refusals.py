@@ -37,6 +37,7 @@ class RefusalCode(StrEnum):
     WINDOWS = "contract.no-usable-recordings"
     DIVERGED = "training.diverged"
     ANALYSIS_FAILED = "analysis.not-possible"
+    CODE = "site.code-not-approved"
     SETUP = "site.not-set-up"
     INTERNAL = "site.internal-error"
 
@@ -102,6 +103,7 @@ _ABOUT = {
     RefusalCode.WINDOWS: (1009, "no recording of the cohort is as long as the study's window"),
     RefusalCode.DIVERGED: (1010, "the local loss became NaN or infinite"),
     RefusalCode.ANALYSIS_FAILED: (1011, "the site's data do not allow an analysis; its log says why"),
+    RefusalCode.CODE: (1033, "the site's administrator has not approved the app that the run brings"),
     RefusalCode.SETUP: (1012, "the site is not set up; its log says why"),
     RefusalCode.INTERNAL: (1013, "an error at the site; its log has the details"),
 }

@@ -90,7 +90,7 @@ class KeyRoster(BaseModel):
 
     @classmethod
     def from_bundles(cls, name: str, bundles: list[Mapping[str, Any]]) -> Self:
-        """Make a roster of what the sites' ``fedbrainlm site key`` wrote: ``site``, ``public_key``, ``fingerprint``.
+        """Make a roster of the ``site``, ``public_key`` and ``fingerprint`` that ``fedbrainlm site key`` wrote.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class KeyRoster(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise RosterError(f"{source}: {_explain(error)}. {remedy}.") from None
+            raise RosterError(f"{source}: {explain(error)}. {remedy}.") from None
 
     def write(self, path: Path) -> None:
         """Write the roster. The SHA-256 of the file is the roster's hash."""
@@ -181,7 +181,7 @@ def _site_of(bundle: Mapping[str, Any]) -> SiteKey:
     try:
         site = SiteKey(name=name, public_key=bundle.get("public_key"))  # type: ignore[arg-type]  # checked there
     except ValidationError as error:
-        raise RosterError(f"key bundle of {name}: {_explain(error)}. Ask the site for a right one.") from None
+        raise RosterError(f"key bundle of {name}: {explain(error)}. Ask the site for a right one.") from None
     if bundle.get("fingerprint") != site.fingerprint:
         raise RosterError(
             f"key bundle of {name}: its fingerprint is not its key's ({site.fingerprint}), so it was changed on its "
@@ -190,8 +190,8 @@ def _site_of(bundle: Mapping[str, Any]) -> SiteKey:
     return site
 
 
-def _explain(error: ValidationError) -> str:
-    """Say the first fault in the file's own field names."""
+def explain(error: ValidationError) -> str:
+    """Say the first fault of a file in its own field names."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"])
     said = str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{first['input']!r}: {first['msg']}"

@@ -103,7 +103,7 @@ class Context:
     study : str
         Name of the study.
     run : str
-        Flower's number of the run.
+        What the run is called (`exchange.messages.SumRequest`).
     step : int
         Number of the exchange in the run.
     attempt : int

@@ -1,5 +1,8 @@
 """The coordinator's Flower ServerApp: the stages of a study, in order."""
 
+import errno
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import Context
@@ -7,35 +10,61 @@ from flwr.serverapp import Grid, ServerApp
 
 from brainlm.evaluation import MODEL
 from exchange.messages import Arrays, DescribeRequest, EmbedReply, EmbedRequest, join
+from server.answers import Answers
 from server.averaging import evaluation_groups, measure_reconstruction, pretrain
+from server.errors import JournalError
 from server.harmonizing import Findings, Harmonizing
 from server.journal import Journal
 from server.measuring import Measures, measure
 from server.reconstruction import baselines_of, write_reconstruction
-from server.roster import Answers, Roster
+from server.roster import Roster
 from server.study import Study, load_study
 from server.summary import write_parcels, write_summary
+from server.tracking import tracking
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the study that lies in the run's folder, and leave a summary there however it ends."""
+    """Run the study that lies in the run's folder, and leave a summary there however it ends.
+
+    A run that did not come to its end goes on where it was: see `server.answers`.
+    """
     folder = Path(str(context.run_config["run-directory"]))
     journal = Journal(folder)
-    study = load_study(folder / "study.yaml")
-    roster = Roster(grid, journal, study.averaging, study.privacy)
-    journal.note(status="running", study=study.study, rounds=study.averaging.rounds, flower_run=str(context.run_id))
-    try:
-        findings = run_study(study, roster, journal)
-    except Exception as error:
-        # Flower ends a run whose ServerApp raises as failed; the journal and the summary say why.
-        journal.note(status="failed", reason=str(error) or type(error).__name__)
+    with journal.at_work():
+        study = load_study(folder / "study.yaml")
+        roster = Roster(grid, journal, study.averaging, study.privacy)
+        journal.note(
+            status="running",
+            reason="",
+            study=study.study,
+            rounds=study.averaging.rounds,
+            flower_run=str(context.run_id),
+        )
+        try:
+            findings = run_study(study, roster, journal)
+        except Exception as error:
+            _fail(study, roster, journal, error)
+            raise
+        journal.note(status="completed", stage="done")
+        write_summary(study, journal, roster.about, findings)
+        shutil.rmtree(folder / "answers", ignore_errors=True)
+
+
+def _fail(study: Study, roster: Roster, journal: Journal, error: Exception) -> None:
+    """Leave the reason in the journal and a summary; in the log, too, where the disk takes no more.
+
+    Flower ends a run whose ServerApp raises as failed, but does not say why.
+    """
+    reason = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason = f"the disk is full at {journal.folder}. Free some of it; then go on with 'fedbrainlm run --resume'."
+    print(f"fedbrainlm: {reason}", flush=True)
+    with suppress(JournalError, OSError):
+        journal.note(status="failed", reason=reason)
         write_summary(study, journal, roster.about, None)
-        raise
-    journal.note(status="completed", stage="done")
-    write_summary(study, journal, roster.about, findings)
 
 
 def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
@@ -47,13 +76,15 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
         If a stage cannot end well; the message is the reason.
     """
     journal.note(stage="gathering the sites")
-    roster.gather(_describe(study))
+    roster.gather(_describe(study, journal))
     journal.note(stage="measuring the recordings", sites=len(roster.members))
     measures = measure(study, roster, journal)
     journal.note(stage="pretraining", sites=len(roster.members))
-    weights = pretrain(study, roster, journal, measures)
-    journal.note(stage="embedding")
-    answers = _embed(study, roster, journal, weights, measures)
+    with tracking(journal) as track:
+        weights = pretrain(study, roster, journal, measures, track)
+        journal.note(stage="embedding")
+        answers = _embed(study, roster, journal, weights, measures)
+        track()
     journal.note(stage="harmonization")
     # Connectivity of another atlas has other edges: sites measure together only what has the same size everywhere.
     described = [reply.dimensions for reply in answers.replies.values()]
@@ -62,7 +93,7 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
     return Harmonizing(study, roster, journal, dimensions, n_participants).run()
 
 
-def _describe(study: Study) -> DescribeRequest:
+def _describe(study: Study, journal: Journal) -> DescribeRequest:
     return DescribeRequest(
         study=study.study,
         contract=study.contract().model_dump(mode="json"),
@@ -73,7 +104,7 @@ def _describe(study: Study) -> DescribeRequest:
         folds=study.analyses.folds,
         vectors=study.association.vectors if study.association else None,
         columns=study.columns,
-        rounds=study.averaging.rounds,
+        rounds=study.averaging.rounds - journal.last_round(),
         secure_sums=study.privacy.secure_sums,
         privacy=study.training.privacy.model_dump(mode="json") if study.training.privacy else None,
     )

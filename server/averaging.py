@@ -1,6 +1,6 @@
 """Federated averaging of the pretraining, on Flower's strategies."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +15,70 @@ from brainlm.evaluation import MODEL, ReconstructionSums
 from brainlm.pretraining import initial_model, largest_change
 from cohorts.seeding import derive_seed
 from exchange.messages import Arrays, EmbedReply, Group, TrainReply, TrainRequest, join, part_of
+from server.answers import Answers
 from server.errors import ServerError
 from server.journal import Journal
 from server.measuring import Measures
 from server.outer import WEIGHT, OuterOptimizer, to_record
 from server.reconstruction import OTHERS
 from server.robust import robust_centre
-from server.roster import Answers, Roster
+from server.roster import Roster
 from server.study import RoundsConfig, Study
 
+STAGE = "pretraining"
+_ORIGIN = ("start", "licence")
+"""What the header of a checkpoint says of where round 0 came from."""
 
-def pretrain(study: Study, roster: Roster, journal: Journal, measures: Measures) -> Arrays:
-    """Run all rounds and return the final weights.
+
+def pretrain(
+    study: Study, roster: Roster, journal: Journal, measures: Measures, after_round: Callable[[], None] = lambda: None
+) -> Arrays:
+    """Run all rounds, calling `after_round` after each, and return the final weights.
 
     Each round a quorum of sites trains the model; their weights are averaged by the number of windows that they hold,
     in the order of names, so that the sums are the same whoever answers first, and Flower's strategies take the outer
     step. The model is saved after every round, with the scaling in its header, so that recordings can be scaled as the
-    model saw them; so is what the outer optimizer remembers.
+    model saw them; so is what the outer optimizer remembers. A run that is resumed goes on after the last round of
+    which both are whole.
     """
-    model, origin = starting_model(study)
-    weights = {name: values.numpy().copy() for name, values in model.state_dict().items()}
-    save_round(study, journal, 0, weights, measures, origin)
     outer = OuterOptimizer(study.averaging)
-    for number in range(1, study.averaging.rounds + 1):
+    done = find_last_round(study, journal, outer)
+    if done is None:
+        done, (model, origin) = 0, starting_model(study)
+    else:
+        model, about = load_checkpoint(journal.checkpoint(done))
+        origin = {name: about[name] for name in _ORIGIN if name in about}
+        if done:
+            outer.load(journal.outer_state(done))
+    weights = {name: values.numpy().copy() for name, values in model.state_dict().items()}
+    if not done:
+        save_round(study, journal, 0, weights, measures, origin)
+    for number in range(done + 1, study.averaging.rounds + 1):
         request = _train_request(study, roster, measures, weights, number)
-        answers = roster.ask(request, TrainReply, "pretraining", number, bound=_bound(study, weights, number))
+        answers = roster.ask(request, TrainReply, STAGE, number, bound=_bound(study, weights, number))
         outer.begin(weights)
         weights = average(study.averaging, outer.strategy, request, answers)
         _measure_training(journal, number, answers)
         measure_reconstruction(journal, number - 1, answers)
         outer.save(journal.outer_state(number))  # before the model: whoever finds a round's model can go on from it
+        if outer.remembers:
+            journal.seal(journal.outer_state(number))
         save_round(study, journal, number, weights, measures, origin)
+        # The answers behind the last two checkpoints stay: should those be damaged, the rounds are averaged again.
+        journal.answers(STAGE, number - 2).unlink(missing_ok=True)
+        after_round()
     return weights
+
+
+def find_last_round(study: Study, journal: Journal, outer: OuterOptimizer) -> int | None:
+    """Find the last round whose checkpoint is whole; None before round 0 is. The journal notes damaged ones."""
+    for number in range(study.averaging.rounds, -1, -1):
+        files = [journal.checkpoint(number), *([journal.outer_state(number)] if outer.remembers and number else [])]
+        if all(map(journal.is_whole, files)):
+            return number
+        if journal.checkpoint(number).exists():
+            journal.say(f"the checkpoint of round {number} is not whole: going on from the one before it")
+    return None
 
 
 def evaluation_groups(roster: Roster) -> list[Group]:
@@ -212,3 +244,4 @@ def save_round(
     }
     tensors = {name: torch.from_numpy(np.asarray(values, order="C")) for name, values in weights.items()}
     save_checkpoint(journal.checkpoint(round_number), tensors, study.model, about)
+    journal.seal(journal.checkpoint(round_number))

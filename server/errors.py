@@ -11,3 +11,7 @@ class StudyError(ServerError):
 
 class QuorumError(ServerError):
     """Too few sites answered. Look at the named sites, or lower the quorum."""
+
+
+class JournalError(ServerError):
+    """The run's journal cannot be written or read. Do what the message says; then resume the run."""

@@ -4,7 +4,8 @@
 
     runs/<study>/<run-id>/
       study.yaml                            the study, with everything resolved
-      journal.sqlite                        status, exchanges, metrics
+      journal.sqlite                        status, exchanges, metrics; what a resumed run must know
+      answers/<stage>-0003.safetensors      what the sites answered, until the run is completed
       checkpoints/round-0007.safetensors    the model after each round; round 0 is the initial one
       checkpoints/outer-0007.safetensors    what the outer optimizer remembered then, if it remembers anything
       scaling/<atlas>.safetensors           medians and interquartile ranges, where scaling is robust
@@ -16,15 +17,22 @@
       report.html                           made from these by `fedbrainlm report`
 """
 
+import fcntl
+import hashlib
+import json
+import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
+
+from server.errors import JournalError
 
 Status = Literal["starting", "running", "completed", "failed", "stopped"]
 
@@ -32,11 +40,43 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS exchanges (
     id INTEGER PRIMARY KEY, stage TEXT NOT NULL, message TEXT NOT NULL, round INTEGER, asked INTEGER NOT NULL,
-    answered INTEGER, started REAL NOT NULL, ended REAL, bytes_down INTEGER NOT NULL, bytes_up INTEGER);
+    answered INTEGER, started REAL NOT NULL, ended REAL, bytes_down INTEGER NOT NULL, bytes_up INTEGER,
+    number INTEGER, question TEXT, step INTEGER, attempt INTEGER, sites TEXT);
 CREATE TABLE IF NOT EXISTS outcomes (
     exchange INTEGER NOT NULL REFERENCES exchanges (id), site TEXT NOT NULL, outcome TEXT NOT NULL, audit_head TEXT);
-CREATE TABLE IF NOT EXISTS metrics (round INTEGER NOT NULL, site TEXT NOT NULL, name TEXT NOT NULL, value REAL);
+CREATE TABLE IF NOT EXISTS metrics (
+    round INTEGER NOT NULL, site TEXT NOT NULL, name TEXT NOT NULL, value REAL, PRIMARY KEY (round, site, name));
+CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, time REAL NOT NULL, text TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL);
 """
+_PATIENCE_S = 30
+"""Seconds to wait for another process that holds the database."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at an answer of all sites, which is the same however often a site has to be asked.
+
+    Attributes
+    ----------
+    stage, number : str, int
+        The question's place in the run: the stage, and which of its questions, or rounds, it is.
+    question : str
+        Hash of what is asked (`exchange.messages.SumRequest.question`).
+    step : int
+        Number of the question in the run.
+    attempt : int
+        1, or more where a site fell silent.
+    sites : tuple of str
+        Whom it is among.
+    """
+
+    stage: str
+    number: int
+    question: str
+    step: int
+    attempt: int
+    sites: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -80,6 +120,58 @@ class Journal:
         with self._connected() as database:
             database.executescript(f"PRAGMA journal_mode=WAL; {_TABLES}")
 
+    @property
+    def run(self) -> str:
+        """What the sites know the run by: drawn once, and the same when the run is resumed as another of Flower's."""
+        with self._connected() as database:
+            database.execute("INSERT OR IGNORE INTO facts VALUES ('run', ?)", (secrets.token_hex(16),))
+            (run,) = database.execute("SELECT value FROM facts WHERE name = 'run'").fetchone()
+        return str(run)
+
+    @contextmanager
+    def at_work(self, who: Literal["server", "command"] = "server") -> Iterator[None]:
+        """Hold the run for this process, until the block or the process ends, however that ends.
+
+        Raises
+        ------
+        JournalError
+            If another process holds it.
+        """
+        with self._lock(who).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise JournalError(
+                    f"{self.folder}: the run is still going on. Wait for its end with 'fedbrainlm watch', or stop it."
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))  # for whoever wants to know which process it is
+            file.flush()
+            if who == "server":
+                self._clear()
+            yield
+
+    def _clear(self) -> None:
+        """Delete files that a kill left half-written, under the names that they had until they were whole."""
+        for folder in ("", "checkpoints", "answers", "scaling", "moments", "harmonization", "shown/*"):
+            for path in self.folder.glob(f"{folder}/.*.tmp" if folder else ".*.tmp"):
+                path.unlink()
+
+    @property
+    def is_worked_on(self) -> bool:
+        """Whether a process holds the run."""
+        for who in ("server", "command"):
+            if self._lock(who).exists():
+                with self._lock(who).open("r") as file:
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        return True
+        return False
+
+    def _lock(self, who: str) -> Path:
+        return self.folder / f".{who}.lock"
+
     def note(self, **facts: str | int) -> None:
         """Write facts of the run, replacing those of the same name: status, stage, reason, rounds, sites."""
         with self._connected() as database:
@@ -92,20 +184,52 @@ class Journal:
         with self._connected() as database:
             return dict(database.execute("SELECT name, value FROM facts").fetchall())
 
-    def begin_exchange(self, stage: str, message: str, round_number: int | None, asked: int, bytes_down: int) -> int:
-        """Write that a question went out; return the exchange's id."""
+    def say(self, text: str) -> None:
+        """Write down what somebody who looks at the run should know."""
+        with self._connected() as database:
+            database.execute("INSERT INTO notes (time, text) VALUES (?, ?)", (time.time(), text))
+
+    def begin_exchange(
+        self,
+        stage: str,
+        message: str,
+        round_number: int | None,
+        asked: int,
+        bytes_down: int,
+        attempt: Attempt | None = None,
+    ) -> int:
+        """Write that a question went out, and which attempt at an answer it is; return the exchange's id."""
+        place = (None,) * 5
+        if attempt is not None:
+            among = json.dumps(attempt.sites)
+            place = (attempt.number, attempt.question, attempt.step, attempt.attempt, among)
         with self._connected() as database:
             row = database.execute(
-                "INSERT INTO exchanges (stage, message, round, asked, started, bytes_down) VALUES (?, ?, ?, ?, ?, ?)",
-                (stage, message, round_number, asked, time.time(), bytes_down),
+                "INSERT INTO exchanges (stage, message, round, asked, started, bytes_down, number, question, step, "
+                "attempt, sites) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (stage, message, round_number, asked, time.time(), bytes_down, *place),
             )
             return int(row.lastrowid or 0)
 
-    def next_step(self) -> int:
-        """Number that no exchange has had yet, for a secure sum."""
+    def attempt(self, stage: str, number: int, question: str, sites: tuple[str, ...]) -> Attempt:
+        """Return the attempt at a question that a kill cut off, to be made again; else the first one.
+
+        A question that was asked before the run's last one is a new one to the sites, which forget what is over.
+        """
         with self._connected() as database:
-            (last,) = database.execute("SELECT MAX(id) FROM exchanges").fetchone()
-        return int(last or 0) + 1
+            last = database.execute(
+                "SELECT stage, number, question, step, attempt, sites FROM exchanges WHERE step IS NOT NULL "
+                "ORDER BY id DESC LIMIT 1"
+            ).fetchone()
+        if last is not None and last[:3] == (stage, number, question):
+            return Attempt(*last[:5], tuple(json.loads(last[5])))
+        return Attempt(stage, number, question, 1 if last is None else last[3] + 1, 1, sites)
+
+    def last_round(self) -> int:
+        """Last round of training that sites were asked for; 0 before the first."""
+        with self._connected() as database:
+            (last,) = database.execute("SELECT MAX(round) FROM exchanges").fetchone()
+        return int(last or 0)
 
     def end_exchange(
         self, exchange: int, outcomes: dict[str, str], bytes_up: int, audit_heads: Mapping[str, str] | None = None
@@ -130,9 +254,30 @@ class Journal:
         """Write metrics of a round: site → name → value; site ``all`` is the federation."""
         rows = [(round_number, site, name, value) for site, named in metrics.items() for name, value in named.items()]
         with self._connected() as database:
-            database.executemany("INSERT INTO metrics VALUES (?, ?, ?, ?)", rows)
+            database.executemany(
+                "INSERT INTO metrics VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (round, site, name) DO UPDATE SET value = excluded.value",  # a round that is done again
+                rows,
+            )
 
-    def table(self, name: Literal["exchanges", "outcomes", "metrics"]) -> pd.DataFrame:
+    def seal(self, path: Path) -> None:
+        """Write down that a file of the run is whole."""
+        with self._connected() as database:
+            database.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (self._name(path), _sha256(path)))
+
+    def is_whole(self, path: Path) -> bool:
+        """Whether a file is as it was when it was sealed."""
+        with self._connected() as database:
+            row = database.execute("SELECT sha256 FROM files WHERE name = ?", (self._name(path),)).fetchone()
+        try:
+            return row is not None and _sha256(path) == row[0]
+        except OSError:
+            return False
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def table(self, name: Literal["exchanges", "outcomes", "metrics", "notes"]) -> pd.DataFrame:
         """Return a whole table, in the order of writing."""
         with self._connected() as database:
             return pd.read_sql_query(f"SELECT * FROM {name} ORDER BY rowid", database)
@@ -151,6 +296,23 @@ class Journal:
             reason=facts.get("reason", ""),
         )
 
+    def end(self) -> Progress | None:
+        """Return how the run ended; None while it goes on.
+
+        Whoever was killed could not say so: a run that nobody holds any more has failed.
+        """
+        worked_on, now = self.is_worked_on, self.progress()  # in this order: the end is noted before it is let go
+        if now.status not in ("starting", "running"):
+            return now
+        killed = f"its process was killed. Go on with 'fedbrainlm run --resume {self.folder}'"
+        return None if worked_on else replace(now, status="failed", reason=killed)
+
+    def rounds_done(self) -> int:
+        """Rounds of training whose checkpoints were written."""
+        with self._connected() as database:
+            (last,) = database.execute("SELECT MAX(name) FROM files WHERE name LIKE 'checkpoints/round-%'").fetchone()
+        return int(Path(last).stem.partition("-")[2]) if last else 0
+
     def checkpoint(self, round_number: int) -> Path:
         """Path of the model after a round."""
         return self.folder / "checkpoints" / f"round-{round_number:04d}.safetensors"
@@ -159,11 +321,26 @@ class Journal:
         """Path of what the outer optimizer remembered after a round."""
         return self.folder / "checkpoints" / f"outer-{round_number:04d}.safetensors"
 
+    def answers(self, stage: str, number: int) -> Path:
+        """Path of what the sites answered to one question of a stage."""
+        return self.folder / "answers" / f"{stage}-{number:04d}.safetensors"
+
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        database = sqlite3.connect(self._path, timeout=30)
         try:
-            with database:
-                yield database
-        finally:
-            database.close()
+            database = sqlite3.connect(self._path, timeout=_PATIENCE_S)
+            try:
+                with database:
+                    yield database
+            finally:
+                database.close()
+        except sqlite3.DatabaseError as error:  # locked, full, damaged, or not to be written
+            raise JournalError(
+                f"{self._path}: cannot be used ({error}). Free the disk, or end the program that holds the file; then "
+                "go on with 'fedbrainlm run --resume'."
+            ) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

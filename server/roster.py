@@ -1,9 +1,11 @@
 """The sites of a run: who they are, and how to ask them all something and wait no longer than allowed."""
 
+import json
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import Message
@@ -27,42 +29,25 @@ from exchange.messages import (
 )
 from exchange.refusals import RefusalCode
 from exchange.roster import MIN_SITES
+from server.answers import Answers, AnySumReply, read_answers
 from server.errors import QuorumError, ServerError
-from server.journal import Journal
+from server.journal import Attempt, Journal
 from server.study import ProtectionConfig, RoundsConfig
 
 AnyReply = TypeVar("AnyReply", bound=Payload)
-AnySumReply = TypeVar("AnySumReply", bound=SumReply)
-
 _NO_REPLY = "no reply"
 _POLL_S = 0.5
+_LONGEST_PAUSE_S = 30
+_MATTERS = ("n_participants", "n_windows", "n_parcels", "atlas", "preprocessing")
+"""What a site must say of itself again when a run is resumed: sums of other people or recordings do not add."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A site that takes part: Flower's number of its node, and what it said of itself."""
+    """A site that takes part: Flower's number of its node, if it was seen online, and what it said of itself."""
 
-    node: int
+    node: int | None
     about: DescribeReply
-
-
-@dataclass(frozen=True)
-class Answers(Generic[AnySumReply]):
-    """What the sites answered to one question.
-
-    Attributes
-    ----------
-    replies : dict
-        Site → reply, in the order of names. Under masks only what is public of it can be read.
-    total : dict
-        Name → sum over the sites that send it.
-    masked : bool
-        Whether it was a secure sum.
-    """
-
-    replies: dict[str, AnySumReply]
-    total: Arrays
-    masked: bool
 
 
 class Roster:
@@ -86,6 +71,9 @@ class Roster:
         self._limits = limits
         self._protection = protection
         self._keys = ""  # hash of the roster of keys that all members approved
+        self._introduction = DescribeRequest.model_construct()  # what a node is asked before it is known
+        self._known: set[int] = set()  # nodes that were asked
+        self._asked: Counter[str] = Counter()  # questions by stage
         self.members: dict[str, Member] = {}
 
     @property
@@ -100,26 +88,30 @@ class Roster:
     def gather(self, request: DescribeRequest) -> None:
         """Wait for a quorum of nodes, ask each what it is, and enter those that take part.
 
+        When a run is resumed, these are the sites with which it began.
+
         Raises
         ------
         QuorumError
             If too few are online in time, or too few take part; the message says why each did not.
         """
-        nodes = self._wait_for_nodes()
-        names = {node: f"node {node}" for node in nodes}
-        answers, outcomes = self._exchange(request, DescribeReply, names, "describe", None)
-        for node, name in names.items():
-            if name not in answers:
-                continue
-            site = answers[name].site
-            if site in self.members:
-                raise QuorumError(f"two sites call themselves '{site}'. Give each its own name in its site.yaml.")
-            self.members[site] = Member(node, answers[name])
+        self._introduction = request.model_copy(update={"run": self._journal.run})
+        facts = self._journal.facts()
+        if "members" in facts:
+            self._keys = facts.get("roster", "")
+            self._gather_again(json.loads(facts["members"]), facts.get("left_out", "").split(", "))
+            return
+        answers, outcomes = self._introduce(self._wait_for_nodes())
+        for node, about in answers.items():
+            if about.site in self.members:
+                raise QuorumError(f"two sites call themselves '{about.site}'. Give each its own name in its site.yaml.")
+            self.members[about.site] = Member(node, about)
         self.members = dict(sorted(self.members.items()))
         self._require_quorum(len(self.members), outcomes, "describe")
         if self._protection.secure_sums:
-            self._keys = self._common_keys()
-            self._journal.note(roster=self._keys)
+            self._agree_on_keys()
+        members = {site: about.model_dump(mode="json") for site, about in self.about.items()}
+        self._journal.note(members=json.dumps(members), **({"roster": self._keys} if self._keys else {}))
 
     def ask(
         self,
@@ -145,25 +137,69 @@ class Roster:
         QuorumError
             If fewer sites than the quorum, or than a secure sum needs, answered before the deadline.
         """
+        self._asked[stage] += 1
+        number = self._asked[stage] if round_number is None else round_number
         where = stage if round_number is None else f"{stage}, round {round_number}"
-        step, sites, attempt = self._journal.next_step(), self.sites, 0
-        while True:
-            attempt += 1
-            asked = self._masked(request, sites, step, attempt, bound) if self._keys else request
-            names = {self.members[site].node: site for site in sites}
-            answers, outcomes = self._exchange(asked, kind, names, stage, round_number)
-            self._require_quorum(len(answers), outcomes, where)
-            replies = {site: answers[site] for site in sites if site in answers}
-            if not self._keys or len(replies) == len(sites):
-                return Answers(replies, _added(asked, replies, where), masked=bool(self._keys))
-            self._require_another_attempt(attempt, outcomes, where)
-            sites = list(replies)
+        path = self._journal.answers(stage, number)
+        if self._journal.is_whole(path) and (known := read_answers(path, request.question, kind)) is not None:
+            return known
+        attempt = self._journal.attempt(stage, number, request.question, tuple(self.sites))
+        answers = self._attempt(request, kind, attempt, where, round_number, bound)
+        answers.save(path, request.question)
+        self._journal.seal(path)
+        return answers
 
-    def _masked(self, request: AnySumRequest, sites: list[str], step: int, attempt: int, bound: float) -> AnySumRequest:
+    def _attempt(
+        self,
+        request: AnySumRequest,
+        kind: type[AnySumReply],
+        attempt: Attempt,
+        where: str,
+        round_number: int | None,
+        bound: float,
+    ) -> Answers[AnySumReply]:
+        """Ask until the sites of an attempt have answered, or those that are left of them."""
+        while True:
+            asked = request.model_copy(update={"run": self._journal.run})
+            if self._keys:
+                asked = self._masked(asked, attempt, bound)
+            replies, outcomes = self._ask_until_quorum(asked, kind, attempt, where, round_number)
+            if not self._keys or len(replies) == len(attempt.sites):
+                return Answers(replies, _added(asked, replies, where), masked=bool(self._keys))
+            self._require_another_attempt(attempt.attempt, outcomes, where)
+            attempt = replace(attempt, attempt=attempt.attempt + 1, sites=tuple(replies))
+
+    def _ask_until_quorum(
+        self, asked: AnySumRequest, kind: type[AnySumReply], attempt: Attempt, where: str, round_number: int | None
+    ) -> tuple[dict[str, AnySumReply], dict[str, str]]:
+        """Ask the sites of an attempt; below the quorum wait for those that are missing, and ask them again.
+
+        A site answers the same question of an attempt as often as it is asked, and with the same.
+        """
+        answers: dict[str, AnySumReply] = {}
+        outcomes: dict[str, str] = {}
+        give_up, pause = None, _POLL_S
+        while True:
+            missing = {site: self.members[site].node for site in attempt.sites if site not in answers}
+            outcomes |= self._exchange(asked, kind, missing, attempt.stage, round_number, answers, attempt)
+            if len(answers) >= self._limits.quorum:
+                break
+            give_up = give_up or time.monotonic() + self._limits.quorum_deadline_s
+            if time.monotonic() >= give_up or not any(map(_may_change, outcomes.values())):
+                self._require_quorum(len(answers), outcomes, where)
+            silent = ", ".join(site for site, said in outcomes.items() if said != "ok")
+            self._journal.say(f"{where}: below the quorum of {self._limits.quorum}; waiting for {silent}")
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            self._look_for_members()
+        return {site: answers[site] for site in attempt.sites if site in answers}, outcomes
+
+    def _masked(self, request: AnySumRequest, attempt: Attempt, bound: float) -> AnySumRequest:
         """Ask for an answer under masks; after the first attempt for the one that the sites kept."""
+        sites = list(attempt.sites)
         groups = [Group(parts=group.parts, sites=self.together(group.sites, sites)) for group in request.groups]
-        secure = SecureSum(roster=self._keys, step=step, attempt=attempt, sites=sites, bound=bound)
-        arrays = request.arrays if attempt == 1 else {}
+        secure = SecureSum(roster=self._keys, step=attempt.step, attempt=attempt.attempt, sites=sites, bound=bound)
+        arrays = request.arrays if attempt.attempt == 1 else {}
         return request.model_copy(update={"groups": groups, "secure": secure, "arrays": arrays})
 
     def together(self, sites: Collection[str], among: Collection[str] | None = None) -> list[str]:
@@ -178,32 +214,36 @@ class Roster:
             having.setdefault(about.atlas, []).append(site)
         return {atlas: self.together(sites) for atlas, sites in sorted(having.items())}
 
-    def _common_keys(self) -> str:
-        """Find the roster of keys that all members approved.
+    def _agree_on_keys(self) -> None:
+        """Go on with the sites that approved one roster of keys: the study's, or the one that most approved.
 
         Raises
         ------
         QuorumError
-            If there is none, or not the one that the study names.
+            If they are fewer than the quorum.
         """
         approved = {site: set(about.rosters) for site, about in self.about.items()}
-        common, named = set.intersection(*approved.values()), self._protection.roster
+        counts, named = Counter(keys for hashes in approved.values() for keys in hashes), self._protection.roster
+        keys = named or min(counts, key=lambda one: (-counts[one], one), default="")
+        having = [site for site, hashes in approved.items() if keys in hashes]
         listed = "; ".join(
             f"{site}: {', '.join(sorted(h[:12] for h in hashes)) or 'none'}" for site, hashes in approved.items()
         )
-        if named is not None and named not in common:
+        if len(having) < self._limits.quorum and named is not None:
             raise QuorumError(
-                f"the study names roster {named[:12]}, which not all sites have approved ({listed}). Correct "
-                "privacy.roster, or set it to null for the one that they have in common."
+                f"the study names roster {named[:12]}, which fewer sites than the quorum of {self._limits.quorum} have "
+                f"approved ({listed}). Correct privacy.roster, or set it to null for the one that most have approved."
             )
-        if named is not None:
-            return named
-        if not common:
+        if len(having) < self._limits.quorum:
             raise QuorumError(
-                f"the sites have approved no roster of keys in common ({listed}). Let each administrator approve one "
-                "roster with 'fedbrainlm site approve-roster', or set privacy.secure_sums: false."
+                f"fewer sites than the quorum of {self._limits.quorum} have approved a roster of keys in common "
+                f"({listed}). Let each administrator approve one roster with 'fedbrainlm site approve-roster', or set "
+                "privacy.secure_sums: false."
             )
-        return min(common)
+        self._keys = keys
+        if without := sorted(set(self.members) - set(having)):
+            self._journal.say(f"left out, not having approved roster {keys[:12]}: {', '.join(without)} ({listed})")
+        self.keep(having)
 
     def keep(self, sites: Collection[str]) -> None:
         """Go on with these sites alone; the journal notes the others."""
@@ -228,28 +268,94 @@ class Roster:
             time.sleep(_POLL_S)
         return nodes
 
+    def _gather_again(self, members: Mapping[str, object], left_out: Collection[str]) -> None:
+        """Wait for the sites with which the run began, and at the deadline make do with a quorum of them.
+
+        Nobody waits for those that the run left out since; what they answered before is among what is known.
+
+        Raises
+        ------
+        QuorumError
+            Naming those that are missing.
+        """
+        self.members = {site: Member(None, DescribeReply.model_validate(about)) for site, about in members.items()}
+        deadline = time.monotonic() + self._limits.start_deadline_s
+        while True:
+            self._look_for_members()
+            expected = {site: member for site, member in self.members.items() if site not in left_out}
+            missing = [site for site, member in expected.items() if member.node is None]
+            if not missing:
+                return
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_S)
+        if len(expected) - len(missing) < self._limits.quorum:
+            raise QuorumError(
+                f"{len(expected) - len(missing)} of {len(expected)} sites of the run were back after "
+                f"{self._limits.start_deadline_s:g} s; the quorum is {self._limits.quorum}. Missing: "
+                f"{', '.join(missing)}. Start them; then resume the run again."
+            )
+        self._journal.say(f"going on without {', '.join(missing)} until they are back")
+
+    def _look_for_members(self) -> None:
+        """Ask nodes that were not seen before what they are: a site that was started again may be another node."""
+        nodes = sorted(set(self._grid.get_node_ids()) - self._known)
+        if not nodes:
+            return
+        answers, outcomes = self._introduce(nodes)
+        for node, about in answers.items():
+            if (member := self.members.get(about.site)) is None:
+                self._journal.say(f"{about.site} did not take part when the run began, and is left out")
+            elif changed := [name for name in _MATTERS if getattr(about, name) != getattr(member.about, name)]:
+                self._journal.say(f"{about.site} is left out: its {', '.join(changed)} changed since the run began")
+            elif self._keys and self._keys not in about.rosters:
+                self._journal.say(f"{about.site} is left out: it takes roster {self._keys[:12]} no more")
+            else:
+                self.members[about.site] = replace(member, node=node)
+        for name, said in outcomes.items():
+            if said != "ok":
+                self._journal.say(f"{name} does not take part: {_explained(said)}")
+
+    def _introduce(self, nodes: list[int]) -> tuple[dict[int, DescribeReply], dict[str, str]]:
+        """Ask nodes what they are."""
+        names: dict[str, int | None] = {f"node {node}": node for node in nodes}
+        answers: dict[str, DescribeReply] = {}
+        outcomes = self._exchange(self._introduction, DescribeReply, names, "describe", None, answers)
+        self._known |= set(nodes)
+        return {node: answers[name] for name, node in names.items() if node is not None and name in answers}, outcomes
+
     def _exchange(
-        self, request: Request, kind: type[AnyReply], names: dict[int, str], stage: str, round_number: int | None
-    ) -> tuple[dict[str, AnyReply], dict[str, str]]:
-        """Send one question to all nodes; return the good answers, and what came of each node."""
+        self,
+        request: Request,
+        kind: type[AnyReply],
+        nodes: Mapping[str, int | None],
+        stage: str,
+        round_number: int | None,
+        answers: dict[str, AnyReply],
+        attempt: Attempt | None = None,
+    ) -> dict[str, str]:
+        """Send one question to nodes, by name; add the good answers to `answers`, and return what came of each."""
         records = request.to_records()
         deadline = self._limits.deadline_s
+        names = {node: name for name, node in nodes.items() if node is not None}
         messages = [Message(records, node, request.message, ttl=deadline + 60) for node in sorted(names)]
         exchange = self._journal.begin_exchange(
-            stage, request.message, round_number, len(messages), size_of(records) * len(messages)
+            stage, request.message, round_number, len(messages), size_of(records) * len(messages), attempt
         )
-        answers: dict[str, AnyReply] = {}
-        outcomes = dict.fromkeys(names.values(), _NO_REPLY)
+        outcomes = dict.fromkeys(nodes, _NO_REPLY)
         heads: dict[str, str] = {}
         bytes_up = 0
         for reply in self._grid.send_and_receive(messages, timeout=deadline):
             name = names.get(reply.metadata.src_node_id)
             if name is None:  # Flower's own word that a node is gone
                 continue
+            bytes_up += size_of(reply.content) if reply.has_content() else 0
+            if outcomes[name] != _NO_REPLY:
+                self._journal.say(f"{stage}: {name} answered twice; the second answer was dropped")
+                continue
             if reply.has_error():
                 outcomes[name] = _said(reply)
                 continue
-            bytes_up += size_of(reply.content)
             try:
                 answers[name] = _sound(kind.from_records(reply.content), request)
                 outcomes[name] = "ok"
@@ -260,7 +366,7 @@ class Roster:
             outcomes[name] = str(RefusalCode.PROTOCOL)
             del answers[name]
         self._journal.end_exchange(exchange, outcomes, bytes_up, heads)
-        return answers, outcomes
+        return outcomes
 
     def _require_another_attempt(self, attempt: int, outcomes: dict[str, str], stage: str) -> None:
         answered = sum(said == "ok" for said in outcomes.values())
@@ -312,6 +418,11 @@ def _sound(answer: AnyReply, request: Request) -> AnyReply:
     if not finite or (clear and came != sent):
         raise MessageError("an answer does not fit its question.")
     return answer
+
+
+def _may_change(said: str) -> bool:
+    """Whether a site that is asked again may answer: a refusal stays one."""
+    return said != "ok" and said not in list(RefusalCode)
 
 
 def _said(reply: Message) -> str:

@@ -87,13 +87,15 @@ class RoundsConfig(Settings):
     byzantine: int = Field(1, ge=1)
     """Sites that may answer wrongly without harm, in any way and together."""
     quorum: int = Field(3, ge=1)
-    """Sites that must answer every exchange; fewer end the run."""
+    """Sites that must answer every exchange; the run waits for them as long as quorum_deadline_s, and then fails."""
     sites: int | None = Field(None, ge=1)
     """Sites to wait for at the start, as long as start_deadline_s; a quorum may then go on. Null: the quorum."""
     deadline_s: float = Field(3600, gt=0)
     """Seconds that an exchange may take."""
     start_deadline_s: float = Field(600, gt=0)
-    """Seconds to wait for the sites at the start."""
+    """Seconds to wait for the sites at the start, and when a run is resumed."""
+    quorum_deadline_s: float = Field(600, ge=0)
+    """Seconds after a question in which sites that fell silent are asked again while fewer than the quorum answered."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "RoundsConfig":

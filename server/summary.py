@@ -47,6 +47,7 @@ def write_summary(
         "title": study.title,
         "status": facts["status"],
         "reason": facts.get("reason", ""),
+        "run": journal.run,
         "flower_run": facts.get("flower_run", ""),
         "rounds": int(metrics["round"].max()) if len(metrics) else 0,
         "sites": {site: about.model_dump() for site, about in sites.items()},

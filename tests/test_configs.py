@@ -9,7 +9,7 @@ import torch
 from brainlm import load_model_config
 from brainlm.config import ModelConfig
 from brainlm.model import BrainLM, count_parameters
-from client.site import SiteSettings
+from client.settings import SiteSettings
 from cohorts.settings import read_settings
 from exchange.refusals import Refusal
 from server.study import load_study
@@ -35,7 +35,8 @@ def test_studies(path):
 def test_the_example_of_a_hospital_names_every_setting_and_lets_nothing_out():
     settings = read_settings(CONFIGS / "sites" / "hospital.yaml", SiteSettings)
     assert settings.model_fields_set == set(SiteSettings.model_fields)
-    assert settings.policy.model_fields_set == set(type(settings.policy).model_fields)
+    for part in (settings.policy, settings.supernode):
+        assert part.model_fields_set == set(type(part).model_fields)
     for study in ("demo", "abide"):
         with pytest.raises(Refusal):
             settings.policy.permit(study)

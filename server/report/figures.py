@@ -161,7 +161,8 @@ def effects(data: RunData) -> Figure | None:
         {features: {v: m["balanced_accuracy"] for v, m in effect.items()} for features, effect in site_effect.items()},
     )
     chance = next(iter(site_effect.values()))["raw"]
-    panels[0].axvspan(chance["null_mean"], chance["null_95"], color="0.9", zorder=0)
+    if chance["null_mean"] is not None:  # too few people for a permutation that every site lets out
+        panels[0].axvspan(chance["null_mean"], chance["null_95"], color="0.9", zorder=0)
     panels[0].set(title="Site recognised", xlabel="balanced accuracy (grey: by chance)", xlim=(0, 1.03))
     for panel, target in zip(panels[1:], targets, strict=True):
         score = probe_score(next(iter(probes.values()))[target]["raw"])
@@ -260,6 +261,8 @@ def _dots(axes: Axes, values: dict[str, dict[str, float | None]]) -> None:
     rows = list(values)
     for row, features in enumerate(rows):
         known = {variant: value for variant, value in values[features].items() if value is not None}
+        if not known:
+            continue
         axes.plot([min(known.values()), max(known.values())], [row, row], color="0.85", linewidth=2, zorder=0)
         for variant, value in known.items():
             colour, marker = styles[variant]

@@ -77,7 +77,7 @@ class Federation:
         self.truth = sum(features_of(site).sum(axis=0) for site in coordinator.sites.values())
         self.grid = LocalGrid(list(coordinator.sites.values()))
         self.journal = Journal(folder)
-        limits = RoundsConfig(quorum=3, deadline_s=5, start_deadline_s=1)
+        limits = RoundsConfig(quorum=3, deadline_s=5, start_deadline_s=1, quorum_deadline_s=0)
         self.roster = Roster(self.grid, self.journal, limits, ProtectionConfig())
         window = MODEL.window.model_dump(mode="json")
         (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))

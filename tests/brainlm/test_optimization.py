@@ -61,6 +61,8 @@ def test_a_state_that_does_not_belong_here_is_refused_and_changes_nothing(config
     refused(deeper, FAST, "is of a model with other weights")
     refused(model, sgd, "is of AdamW, not of SGD")
     refused(model, FAST, "holds no optimizer of a round before 2", round_number=2)
+    with pytest.raises(CheckpointError, match="is of another run"):
+        restore_optimizer(tmp_path, make_optimizer(model, FAST), model, round_number=9, run="another")
     path.write_bytes(path.read_bytes()[:-100])
     refused(model, FAST, "is damaged")
     save_file({"w": torch.zeros(2)}, path)

@@ -86,3 +86,17 @@ def test_a_federation_that_cannot_be_reached_is_a_failed_run(capsys, tmp_path, s
     assert "Connection to the SuperLink is unavailable" in capsys.readouterr().err
     (folder,) = (tmp_path / "runs" / "small").iterdir()
     assert Journal(folder).progress().status == "failed"
+
+
+def test_only_a_run_that_did_not_end_well_is_resumed(capsys, tmp_path, study, finished_run):
+    assert "is no run's folder" in refused(capsys, tmp_path, "--resume", "20260101-000000")
+    assert "Name nothing else" in refused(capsys, tmp_path, study, "--resume", finished_run.folder)
+    assert "Name a study's YAML file" in refused(capsys, tmp_path)
+    assert "is completed" in refused(capsys, tmp_path, "--resume", finished_run.folder)
+
+    journal = Journal(tmp_path)
+    journal.note(status="failed")
+    assert "begun by an earlier version" in refused(capsys, tmp_path, "--resume", tmp_path)
+    journal.note(where="simulation")
+    with journal.at_work():
+        assert "is still going on" in refused(capsys, tmp_path, "--resume", tmp_path)

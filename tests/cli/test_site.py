@@ -59,12 +59,8 @@ def test_a_key_is_shown_the_same_whenever_asked(sites, capsys):
 
     bundle = json.loads((sites / "b.json").read_text())
     assert said[0] == said[1]
-    expected = [
-        f"site: {bundle['site']}",
-        f"public key: {bundle['public_key']}",
-        f"fingerprint: {bundle['fingerprint']}",
-    ]
-    assert said[0].splitlines() == expected
+    assert list(bundle) == ["site", "public_key", "fingerprint", "supernode_key", "supernode_fingerprint"]
+    assert said[0].splitlines() == [f"{name.replace('_', ' ')}: {value}" for name, value in bundle.items()]
 
     (sites / "b.json").write_text("{}")
     assert "holds something else" in refused(capsys, *command)

@@ -14,10 +14,11 @@ from flwr.cli.build import build_fab_from_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.flower import stage_app
+from cli.fab import PROJECT, stage_app
 from client.audit import AuditLog, app_hash, describe_records
 from client.errors import AuditError
 from exchange.messages import EmbedReply
+from server.study import load_study
 
 N_LINES = 9
 
@@ -262,7 +263,7 @@ def test_every_array_is_described_by_what_crosses_the_wire():
 
 
 def test_the_app_has_the_same_hash_here_and_where_flower_unpacks_it(tmp_path):
-    fab = build_fab_from_disk(stage_app(tmp_path / "staged"))
+    fab = build_fab_from_disk(stage_app(tmp_path / "staged", load_study(PROJECT / "configs" / "studies" / "demo.yaml")))
     zipfile.ZipFile(BytesIO(fab)).extractall(tmp_path / "installed")
 
     assert app_hash(tmp_path / "installed") == app_hash()
@@ -270,7 +271,7 @@ def test_the_app_has_the_same_hash_here_and_where_flower_unpacks_it(tmp_path):
     changed = tmp_path / "staged" / "client" / "policy.py"
     changed.write_text(changed.read_text() + "\n")
     assert app_hash(tmp_path / "staged") != app_hash()
-    command = "find brainlm client cohorts exchange harmonization server -name '*.py' -not -path 'server/report/*' | "
+    command = "find brainlm client cohorts exchange harmonization server -name '*.py' -not -path '*/report/*' | "
     command += "LC_ALL=C sort | xargs sha256sum | sha256sum"
     said = subprocess.run(command, shell=True, cwd=tmp_path / "installed", capture_output=True, text=True, check=True)
     assert said.stdout.split()[0] == app_hash()

@@ -44,6 +44,14 @@ def test_feature_sets_come_back_the_same(tmp_path, p):
         store.read("y")
 
 
+def test_a_run_does_not_take_what_another_one_made(tmp_path):
+    FeatureStore(tmp_path, "one").write("x", FeatureSet(["sub-0"], np.eye(1)))
+
+    np.testing.assert_array_equal(FeatureStore(tmp_path, "one").read("x").features, np.eye(1))
+    with pytest.raises(Refusal, match="was made by another run of the study"):
+        FeatureStore(tmp_path, "two").read("x")
+
+
 def test_people_without_a_covariate_drop_out(site):
     rows, matrix = complete_rows(site, ["sub-3", "sub-1", "sub-0", "sub-2"], AGE)
 

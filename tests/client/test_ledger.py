@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from client.ledger import PRETRAINING, Question, Release, ReleaseLedger, question_of_job
 from client.policy import Policy
-from client.site import Site, SiteSettings
+from client.settings import SiteSettings
+from client.site import Site
 from exchange.messages import FrameSpec, Job, TableSpec
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Design

@@ -1,8 +1,13 @@
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 
+from client.approvals import Approvals
+from client.audit import AuditLog
 from client.disclosure import permit_in_clear
 from client.ledger import Question, Release, ReleaseLedger
 from client.policy import Policy
@@ -73,6 +78,14 @@ def gram(policy: Policy) -> None:
     permit_in_clear(policy, Projection(2), {"moment": np.ones((12, 12))}, 12)
 
 
+def start_app(policy: Policy) -> None:
+    """Start an app that one person approved."""
+    with TemporaryDirectory() as folder:
+        approvals = Approvals(Path(folder), AuditLog(Path(folder) / "audit.jsonl"), policy.approvers)
+        approvals.approve(hashlib.sha256(b"app").hexdigest(), "Anna")
+        approvals.check(b"app")
+
+
 CASES: dict[str, tuple[object, object, Callable[[Policy], None], RefusalCode]] = {
     "studies": (["s"], ["t"], lambda p: p.permit("s"), RefusalCode.STUDY),
     "analyses": (["combat"], ["ridge"], lambda p: p.permit("s", ["combat"]), RefusalCode.ANALYSIS),
@@ -102,6 +115,7 @@ CASES: dict[str, tuple[object, object, Callable[[Policy], None], RefusalCode]] =
     "privacy_required": (False, True, lambda p: p.permit_privacy(None), RefusalCode.PRIVACY),
     "epsilon": (8.0, 7.9, lambda p: p.permit_epsilon(8.0), RefusalCode.BUDGET),
     "delta": (1e-5, 1e-6, lambda p: p.permit_privacy(1e-5), RefusalCode.PRIVACY),
+    "approvers": (1, 2, start_app, RefusalCode.CODE),
     "share_metrics": (True, False, lambda p: p.permit_sharing("metrics"), RefusalCode.ANALYSIS),
     "share_parameters": (True, False, lambda p: p.permit_sharing("parameters"), RefusalCode.ANALYSIS),
     "share_embeddings": (True, False, lambda p: p.permit_sharing("embeddings"), RefusalCode.ANALYSIS),

@@ -12,7 +12,7 @@ import client
 from brainlm.errors import DivergenceError
 from client.audit import AuditLog
 from client.ledger import Question, Release
-from client.release import Answer, _kept, _restored, answer
+from client.release import Answer, _kept, _permit_shipped, _restored, answer
 from client.spending import Spend
 from cohorts.errors import CohortError, SecretError
 from exchange.messages import DescribeRequest, HarmonizeReply, HarmonizeRequest, Step, audit_head_of, join
@@ -165,10 +165,25 @@ def test_settings_that_cannot_be_read_do_not_leave_their_path(tmp_path, capfd):
 
 
 def test_no_other_module_of_the_client_makes_messages():
-    makers = set()
-    for path in Path(client.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "Message":
-                makers.add(path.name)
+    """But the SuperNode, where no app runs that could: it makes one, of an error, which holds a code alone."""
+    calls = [
+        (path.name, node)
+        for path in Path(client.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "Message"
+    ]
 
-    assert makers == {"release.py"}
+    made = [(name, ast.unparse(call.args[0])) for name, call in calls if name != "release.py"]
+    assert made == [("supernode.py", "Error(refusal.code.number, str(refusal.code))")]
+    assert len(calls) > 1
+
+
+def test_an_app_answers_about_the_study_that_it_was_built_for_and_no_other(tmp_path):
+    _permit_shipped("any", tmp_path)  # the source tree has no study
+
+    (tmp_path / "study.yaml").write_text("study: small\n")
+
+    _permit_shipped("small", tmp_path)
+    with pytest.raises(Refusal) as refused:
+        _permit_shipped("other", tmp_path)
+    assert refused.value.code is RefusalCode.CODE

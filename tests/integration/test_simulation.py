@@ -1,6 +1,7 @@
 """The real thing: `fedbrainlm run` starts a SuperLink, Ray and `flwr run`."""
 
 import json
+import os
 import signal
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from brainlm import load_checkpoint
 from server.journal import Journal
 from tests.support.federation import PLAIN, STUDY
-from tests.support.programs import processes_of, start_run, wait_until
+from tests.support.programs import processes_of, start, start_run, wait_until
 
 
 def test_a_simulation_equals_the_same_study_in_one_process(tmp_path, small_cohorts, finished_run):
@@ -66,3 +67,34 @@ def test_a_killed_command_leaves_nothing_running(tmp_path, small_cohorts, kill):
     if kill is not signal.SIGKILL:
         assert process.returncode == 130
         assert Journal(folder).progress().status == "stopped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretraining", "harmonization"])
+def test_a_run_whose_server_is_killed_is_resumed_to_the_same_weights(tmp_path, small_cohorts, finished_run, stage):
+    """By the process that the run's folder names; Flower takes a minute to miss it."""
+    process = start_run(STUDY, tmp_path, "--simulate", *small_cohorts)
+    begun = {"pretraining": "checkpoints/round-0001*", "harmonization": "answers/harmonization-0001*"}[stage]
+    assert wait_until(lambda: list(tmp_path.glob(f"runs/small/*/{begun}")), 240)
+    (folder,) = (tmp_path / "runs" / "small").iterdir()
+    os.kill(int((folder / ".server.lock").read_text()), signal.SIGKILL)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 1
+    assert f"fedbrainlm run --resume {folder.relative_to(tmp_path)}" in err
+    watched = start("fedbrainlm", "watch", folder.name, folder=tmp_path)
+    assert "the run failed" in watched.communicate(timeout=60)[1]
+
+    resumed = start("fedbrainlm", "run", "--resume", folder.name, "--json", folder=tmp_path)
+    out, err = resumed.communicate(timeout=600)
+
+    assert resumed.returncode == 0, err
+    events = [json.loads(line) for line in out.splitlines()]
+    assert {"event": "note", "text": "resumed"} in events
+    assert [event["round"] for event in events if event["event"] == "round"] == [1, 2]
+    end = {"event": "end", "status": "completed", "reason": "", "folder": str(folder.relative_to(tmp_path))}
+    assert events[-1] == end
+    for number in range(3):
+        checkpoint = Journal(folder).checkpoint(number)
+        assert checkpoint.read_bytes() == finished_run.journal.checkpoint(number).read_bytes()
+    assert (folder / "report.html").is_file()
+    assert processes_of(tmp_path) == []

@@ -81,7 +81,7 @@ def test_the_same_study_and_seed_give_the_same_checkpoints(finished_run, tmp_pat
         assert other.checkpoint(number).read_bytes() != first
     first, second = (summary_of(folder) for folder in (finished_run.folder, tmp_path / "run"))
     for summary in (first, second):  # keys, and so rosters and masks, are drawn anew; what comes out is the same
-        del summary["privacy"]["roster"], summary["privacy"]["audit_heads"]
+        del summary["run"], summary["privacy"]["roster"], summary["privacy"]["audit_heads"]
         for site in summary["sites"].values():
             del site["rosters"]
     assert first == second

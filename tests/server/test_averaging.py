@@ -5,10 +5,10 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from exchange.adding import add_replies
 from exchange.messages import TrainReply, TrainRequest, join
+from server.answers import Answers
 from server.averaging import average, measure_reconstruction
 from server.errors import ServerError
 from server.journal import Journal
-from server.roster import Answers
 from server.study import RoundsConfig
 
 

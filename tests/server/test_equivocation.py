@@ -57,6 +57,7 @@ def test_one_question_in_one_message_among_many_sets_of_sites_is_refused(tmp_pat
     groups = [Group(parts=[f"without {left}"], sites=[name for name in names if name != left]) for left in names]
     request = SummarizeRequest(
         study="small",
+        run=journal.run,
         groups=groups,
         secure=SecureSum(roster=journal.facts()["roster"], step=900, sites=names),
         jobs={"all": job, **{f"without {left}": job for left in names}},

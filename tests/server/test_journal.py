@@ -1,6 +1,12 @@
+import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 
+import pytest
+
+from server import journal as module
+from server.errors import JournalError
 from server.journal import Journal, Progress
 
 
@@ -54,3 +60,66 @@ def test_checkpoints_sort_by_round(tmp_path):
 
     assert journal.checkpoint(7).name == "round-0007.safetensors"
     assert sorted([journal.checkpoint(10), journal.checkpoint(9)]) == [journal.checkpoint(9), journal.checkpoint(10)]
+
+
+def test_a_journal_that_another_program_locks_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE_S", 0.1)
+    journal = Journal(tmp_path)
+    other = sqlite3.connect(tmp_path / "journal.sqlite")
+    other.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(JournalError, match=r"database is locked.*end the program that holds the file"):
+        journal.note(stage="embedding")
+
+    other.close()
+    journal.note(stage="embedding")
+    assert journal.progress().stage == "embedding"
+
+
+def test_a_run_is_one_to_the_sites_however_often_it_is_resumed(tmp_path):
+    assert Journal(tmp_path).run == Journal(tmp_path).run
+    assert len(Journal(tmp_path).run) == 32
+
+
+def test_a_question_that_was_cut_off_is_asked_again_as_it_was(tmp_path):
+    journal, sites = Journal(tmp_path), ("a", "b", "c", "d")
+    first = journal.attempt("x", 1, "q1", sites)
+    journal.begin_exchange("x", "m", None, 4, 0, first)
+    second = replace(first, attempt=2, sites=sites[:3])
+    journal.begin_exchange("x", "m", None, 3, 0, second)
+    journal.begin_exchange("describe", "query.describe", None, 4, 0)
+
+    assert (first.step, first.attempt) == (1, 1)
+    assert journal.attempt("x", 1, "q1", sites) == second
+    assert journal.attempt("x", 1, "q2", sites).step == 2  # another question has another number
+    later = journal.attempt("x", 2, "q3", sites)
+    journal.begin_exchange("x", "m", None, 4, 0, later)
+    assert (later.step, later.attempt, later.sites) == (2, 1, sites)
+    assert journal.attempt("x", 1, "q1", sites).step == 3  # sites forget what is over
+
+
+def test_a_file_is_whole_as_long_as_it_is_what_was_sealed(tmp_path):
+    journal = Journal(tmp_path)
+    path = journal.checkpoint(1)
+    path.parent.mkdir()
+    path.write_bytes(b"weights")
+    assert not journal.is_whole(path)
+    journal.seal(path)
+    assert journal.is_whole(path)
+    assert journal.rounds_done() == 1
+
+    path.write_bytes(b"weight!")
+    assert not journal.is_whole(path)
+    path.unlink()
+    assert not journal.is_whole(path)
+
+
+def test_a_run_that_nobody_holds_any_more_has_failed(tmp_path):
+    journal = Journal(tmp_path)
+    journal.note(status="running")
+    with journal.at_work():
+        assert journal.end() is None
+    assert journal.end().status == "failed"
+    assert "--resume" in journal.end().reason
+    journal.note(status="completed")
+    assert journal.end().status == "completed"

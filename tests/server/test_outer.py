@@ -4,10 +4,10 @@ import torch
 from flwr.supercore.task_identity import TaskIdentity
 
 from exchange.messages import Arrays, TrainReply, TrainRequest, join
+from server.answers import Answers
 from server.averaging import average
 from server.errors import ServerError
 from server.outer import OuterOptimizer
-from server.roster import Answers
 from server.study import RoundsConfig
 
 SHAPES = {"b.weight": (4, 3), "a.bias": (3,), "c": ()}

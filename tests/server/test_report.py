@@ -1,10 +1,11 @@
+import json
 import re
 import shutil
 from html.parser import HTMLParser
 
 import pytest
 
-from cli.flower import PROJECT
+from cli.fab import PROJECT
 from server.journal import Journal
 from server.report import write_report
 from server.report.data import RunData
@@ -98,6 +99,17 @@ def test_the_report_is_the_same_when_made_again(run_folder):
     assert write_report(run_folder).read_bytes() == first
 
 
+def test_a_report_without_chance_or_probes_is_made_all_the_same(run_folder):
+    """As where the sites' policies let out no sums over groups as small as theirs."""
+    summary = json.loads((run_folder / "summary.json").read_text())
+    for effect in summary["harmonization"]["site_effect"].values():
+        effect["raw"] |= {"null_mean": None, "null_95": None}
+    summary["probes"] = {features: {} for features in summary["probes"]}
+    (run_folder / "summary.json").write_text(json.dumps(summary))
+
+    assert outline_of(write_report(run_folder).read_text()).images == len(FIGURES)
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn(run_folder, name):
     figure = draw(name, RunData(run_folder))
@@ -117,8 +129,6 @@ def test_the_methods_paragraph_states_the_run_s_own_numbers(run_folder):
 
 
 def test_names_are_escaped(run_folder):
-    import json
-
     summary = json.loads((run_folder / "summary.json").read_text())
     summary["title"] = "<script>alert(1)</script>"
     (run_folder / "summary.json").write_text(json.dumps(summary))

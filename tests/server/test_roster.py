@@ -1,5 +1,9 @@
+from collections.abc import Iterable, Iterator
+
+import numpy as np
 import pytest
 from flwr.app import Error, Message
+from flwr.common.serde import message_from_proto, message_to_proto
 
 from exchange.messages import DescribeRequest, HarmonizeReply, HarmonizeRequest, Step
 from exchange.refusals import RefusalCode
@@ -38,7 +42,7 @@ CLEAR = ProtectionConfig(secure_sums=False)
 
 
 def limits(**changes: object) -> RoundsConfig:
-    return RoundsConfig(**{"quorum": 2, "deadline_s": 5, "start_deadline_s": 0.1, **changes})
+    return RoundsConfig(**{"quorum": 2, "deadline_s": 5, "start_deadline_s": 0.1, "quorum_deadline_s": 0, **changes})
 
 
 ASK = HarmonizeRequest(study="small", steps=[Step(source="a", result="b", transform="projection")])
@@ -107,10 +111,10 @@ def test_the_start_makes_do_with_a_quorum_when_hoped_for_sites_stay_away(tmp_pat
     assert roster.sites == ["aalborg", "bergen"]
 
 
-def gathered(tmp_path, small_cohorts, journal, request_, tamper) -> Roster:
+def gathered(tmp_path, small_cohorts, journal, request_, tamper, **changes: object) -> Roster:
     """A roster of three sites whose answers are tampered with after they joined."""
     grid = LocalGrid(write_sites(tmp_path / "s", small_cohorts))
-    roster = Roster(grid, journal, limits(), CLEAR)
+    roster = Roster(grid, journal, limits(**changes), CLEAR)
     roster.gather(request_)
     grid.tamper = tamper
     return roster
@@ -152,3 +156,104 @@ def test_damaged_answers_do_not_count(tmp_path, small_cohorts, journal, request_
 
     assert list(roster.ask(ASK, HarmonizeReply, "x").replies) == ["bergen", "coimbra"]
     assert "protocol.unreadable" in journal.table("outcomes")["outcome"].tolist()
+
+
+def test_below_the_quorum_the_run_waits_and_asks_only_those_who_are_missing(tmp_path, small_cohorts, journal, request_):
+    asked = []
+
+    def late(node: int, message: Message) -> Message | bool:
+        asked.append(node)
+        return not (node > 1 and asked.count(node) == 1) and Message(HarmonizeReply().to_records(), reply_to=message)
+
+    roster = gathered(tmp_path, small_cohorts, journal, request_, late, quorum_deadline_s=30)
+
+    assert list(roster.ask(ASK, HarmonizeReply, "x").replies) == ["aalborg", "bergen", "coimbra"]
+    assert asked == [1, 2, 3, 2, 3]
+    assert list(journal.table("notes")["text"]) == ["x: below the quorum of 2; waiting for bergen, coimbra"]
+    assert journal.table("exchanges")["step"].tolist()[-2:] == [1, 1]  # the same question to the sites
+
+
+def test_nobody_waits_for_a_site_that_refuses(tmp_path, small_cohorts, journal, request_):
+    refusal = Error(code=RefusalCode.BUDGET.number, reason=str(RefusalCode.BUDGET))
+
+    def refuse(node: int, message: Message) -> Message:
+        return Message(refusal, reply_to=message)
+
+    roster = gathered(tmp_path, small_cohorts, journal, request_, refuse, quorum_deadline_s=600)
+
+    with pytest.raises(QuorumError, match=r"x: 0 of 3 sites answered.*coimbra: privacy\.budget-spent"):
+        roster.ask(ASK, HarmonizeReply, "x")
+
+
+def test_a_site_that_comes_back_as_another_node_is_known_by_its_name(tmp_path, small_cohorts, journal, request_):
+    def gone(node: int, message: Message) -> Message | bool | None:
+        if message.metadata.message_type == DescribeRequest.message:
+            return None
+        if node in (2, 3):  # the hospitals restart their SuperNodes, which get new numbers
+            grid.sites[node + 10] = grid.sites.pop(node)
+        return node in (1, 12) and Message(HarmonizeReply().to_records(), reply_to=message)
+
+    roster = gathered(tmp_path, small_cohorts, journal, request_, gone, quorum_deadline_s=30)
+    grid = roster._grid
+
+    assert list(roster.ask(ASK, HarmonizeReply, "x").replies) == ["aalborg", "bergen"]
+    assert [member.node for member in roster.members.values()] == [1, 12, 13]
+
+
+def test_a_slow_site_misses_its_deadline_and_takes_part_in_the_next_round(tmp_path, small_cohorts, journal, request_):
+    slow = [True]
+
+    def late(node: int, message: Message) -> Message | bool:
+        return not (node == 2 and slow[0]) and Message(HarmonizeReply().to_records(), reply_to=message)
+
+    roster = gathered(tmp_path, small_cohorts, journal, request_, late)
+
+    assert list(roster.ask(ASK, HarmonizeReply, "x", 1).replies) == ["aalborg", "coimbra"]
+    slow.clear()
+    slow.append(False)
+    assert list(roster.ask(ASK, HarmonizeReply, "x", 2).replies) == ["aalborg", "bergen", "coimbra"]
+
+
+class Repeating(LocalGrid):
+    """A grid that delivers every answer twice, the second one changed, and one of a node that was not asked."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        for reply in list(super().send_and_receive(messages, timeout=timeout)):
+            yield reply
+            if reply.content["header"]["kind"] == "HarmonizeReply":
+                again = HarmonizeReply(arrays={"tally/b": np.array(99)}).to_records()
+                changed = message_from_proto(message_to_proto(reply))
+                changed.content = again
+                yield changed
+
+
+def test_an_answer_that_comes_twice_counts_once(tmp_path, small_cohorts, journal, request_):
+    def reply(node: int, message: Message) -> Message | None:
+        if message.metadata.message_type == DescribeRequest.message:
+            return None
+        return Message(HarmonizeReply(arrays={"tally/b": np.array(node)}).to_records(), reply_to=message)
+
+    roster = Roster(Repeating(write_sites(tmp_path / "s", small_cohorts), reply), journal, limits(), CLEAR)
+    roster.gather(request_)
+
+    assert roster.ask(ASK, HarmonizeReply, "x").total["tally/b"] == 1 + 2 + 3
+    notes = list(journal.table("notes")["text"])
+    assert notes == [f"x: {name} answered twice; the second answer was dropped" for name in roster.sites]
+
+
+def test_a_resumed_run_does_not_wait_for_a_site_that_it_had_left_out(tmp_path, small_cohorts, journal, request_):
+    sites = write_sites(tmp_path / "s", small_cohorts)
+    begun = Roster(LocalGrid(sites), journal, limits(), CLEAR)
+    begun.gather(request_)
+    begun.keep(["aalborg", "coimbra"])
+
+    resumed = Roster(LocalGrid([sites[2], sites[0]]), journal, limits(start_deadline_s=3600), CLEAR)
+    resumed.gather(request_)
+
+    # It is still known: what was asked before it fell silent is gone through again.
+    assert {site: member.node for site, member in resumed.members.items()} == {
+        "aalborg": 2,
+        "bergen": None,
+        "coimbra": 1,
+    }
+    assert resumed.about == {**begun.about, "bergen": resumed.about["bergen"]}

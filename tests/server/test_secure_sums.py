@@ -148,8 +148,20 @@ def test_sites_that_approved_other_rosters_do_not_begin(tmp_path, small_cohorts)
     absent = write_site(tmp_path / "absent", "absent", small_cohorts[0])
     agree("all-but-coimbra", [load_site(site).keys for site in (*sites[:2], absent)])
 
-    with pytest.raises(QuorumError, match=r"no roster of keys in common.*coimbra: none"):
+    with pytest.raises(QuorumError, match=r"fewer sites than the quorum of 3 .*coimbra: none"):
         run_study(tmp_path / "run", LocalGrid(sites), STUDY)
+
+
+def test_a_site_without_the_roster_of_the_others_is_left_out(tmp_path, four_cohorts):
+    sites = write_sites(tmp_path / "s", four_cohorts[:3])
+    sites.append(write_site(tmp_path / "s" / "delft", "delft", four_cohorts[3]))
+
+    journal = run_study(tmp_path / "run", LocalGrid(sites), SHORT)
+
+    facts = journal.facts()
+    assert (facts["status"], facts["left_out"]) == ("completed", "delft")
+    (said,) = journal.table("notes")["text"]
+    assert said.startswith(f"left out, not having approved roster {facts['roster'][:12]}: delft")
 
 
 def test_an_answer_that_does_not_fit_counts_as_none(tmp_path, four_cohorts):

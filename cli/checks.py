@@ -1,0 +1,81 @@
+"""Preflight checks: each line says pass, warn or fail, and what to do."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cli.errors import InputError
+
+Verdict = Literal["pass", "warn", "fail"]
+_STYLE = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found of one thing.
+
+    Attributes
+    ----------
+    what : str
+        The thing.
+    verdict : {"pass", "warn", "fail"}
+        Whether it is as it should be; a warning does not fail.
+    said : str
+        What was found, with the remedy where something is wrong.
+    """
+
+    what: str
+    verdict: Verdict
+    said: str
+
+
+def passed(what: str, said: str) -> Check:
+    return Check(what, "pass", said)
+
+
+def warned(what: str, said: str) -> Check:
+    return Check(what, "warn", said)
+
+
+def failed(what: str, said: str) -> Check:
+    return Check(what, "fail", said)
+
+
+def attempt(what: str, look: Callable[[], Check], *errors: type[Exception]) -> Check:
+    """Look at a thing; what goes wrong on the way in one of these manners is a failure with its message."""
+    try:
+        return look()
+    except (InputError, OSError, *errors) as error:
+        return failed(what, getattr(error, "detail", "") or str(error))
+
+
+def expiry(what: str, days: int, remedy: str) -> Check:
+    """Judge the days until a certificate expires."""
+    if days < 0:
+        return failed(what, f"expired {-days} days ago. {remedy}")
+    if days < 30:
+        return warned(what, f"expires in {days} days. {remedy}")
+    return passed(what, f"expires in {days} days")
+
+
+def report(checks: Iterable[Check]) -> None:
+    """Print the checks as they come; exit code 1 if one failed."""
+    console, found = Console(), []
+    for check in checks:
+        found.append(check)
+        verdict = Text(check.verdict, style=_STYLE[check.verdict])
+        table = Table.grid(padding=(0, 1))
+        table.add_column(width=4)
+        table.add_column(width=16)
+        table.add_column(overflow="fold")
+        table.add_row(verdict, Text(check.what), Text(check.said))
+        console.print(table)
+    if bad := sum(check.verdict == "fail" for check in found):
+        typer.echo(f"{bad} of {len(found)} checks failed.")
+        raise typer.Exit(1)
+    typer.echo(f"All {len(found)} checks passed.")

@@ -1,0 +1,206 @@
+"""A federation at work: start and stop its programs, register its sites, and see who is online."""
+
+import json
+import ssl
+import subprocess
+import sys
+import time
+from base64 import b64encode
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import psutil
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+
+from cli import probes
+from cli.authority import days_left, read_certificate
+from cli.coordinator import Federation, Member
+from cli.errors import InputError, RunFailedError
+from cli.flower import environment_of, flwr, last_words, wait_until_up
+from cli.supervisor import SUPERVISOR, end_programs, running
+
+_STOP_S = 40
+_EDGE_S = 15
+_POLL_S = 0.3
+_LOG_END = 2**20
+"""Bytes at the end of the edge's log that are read: a day of heartbeats of three sites, and hours of fifty."""
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The last that was seen of a site.
+
+    Attributes
+    ----------
+    time : datetime
+        When.
+    version : str
+        Its version of Flower.
+    skew_s : float
+        Seconds that its clock was ahead, less the way that the message took.
+    """
+
+    time: datetime
+    version: str
+    skew_s: float
+
+
+def start(federation: Federation) -> bool:
+    """Start the federation's programs; False if they run already.
+
+    Raises
+    ------
+    InputError
+        If nginx is not installed, or the certificate has expired.
+    RunFailedError
+        If the SuperLink or the edge does not come up; then nothing runs.
+    """
+    if running(federation, SUPERVISOR) is not None:
+        return False
+    federation.programs()  # what is not installed is said before anything starts
+    if days_left(read_certificate(federation.authority.server_certificate)) < 0:
+        raise InputError(
+            f"{federation.authority.server_certificate}: has expired. Use 'fedbrainlm federation renew', then repeat."
+        )
+    end_programs(federation)  # what a supervisor left that was killed
+    with (federation.logs / "supervisor.log").open("ab") as log:
+        command = [sys.executable, "-P", "-m", "cli.supervisor", str(federation.folder)]
+        process = subprocess.Popen(
+            command,
+            env=environment_of(None, {}),
+            cwd=federation.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        url = f"https://{federation.superlink}/health"
+        log_of_it = federation.logs / "superlink.log"
+        wait_until_up(url, lambda: process.poll() is None, log_of_it, federation.authority.ca_certificate)
+        _wait_for_edge(federation)
+    except BaseException:
+        process.terminate()  # it may not have written down yet who it is
+        process.wait(_STOP_S)
+        stop(federation)
+        raise
+    return True
+
+
+def _wait_for_edge(federation: Federation) -> None:
+    port, log, deadline = federation.settings.port, federation.logs / "edge.log", time.monotonic() + _EDGE_S
+    while federation.settings.run_edge and not _listens(port):
+        if time.monotonic() > deadline:
+            said = last_words(log) if log.is_file() else "none"
+            raise RunFailedError(
+                f"the edge does not answer at port {port}. Its last words: {said} (all of them: {log})"
+            )
+        time.sleep(_POLL_S)
+
+
+def _listens(port: int) -> bool:
+    try:
+        probes.connect("127.0.0.1", port)
+    except OSError:
+        return False
+    return True
+
+
+def stop(federation: Federation) -> bool:
+    """End what `start` started; False if nothing ran."""
+    supervisor = running(federation, SUPERVISOR)
+    if supervisor is not None:
+        with suppress(psutil.Error):
+            supervisor.terminate()
+            supervisor.wait(_STOP_S)
+    (federation.run / f"{SUPERVISOR}.json").unlink(missing_ok=True)
+    return end_programs(federation) or supervisor is not None
+
+
+def processes(federation: Federation) -> dict[str, psutil.Process | None]:
+    """The federation's programs, by name: their processes, if they run."""
+    return {name: running(federation, name) for name in (SUPERVISOR, *federation.programs())}
+
+
+def is_up(federation: Federation) -> bool:
+    """Whether the SuperLink answers."""
+    try:
+        context = ssl.create_default_context(cafile=str(federation.authority.ca_certificate))
+        return httpx.get(f"https://{federation.superlink}/health", timeout=5, verify=context).is_success
+    except (httpx.HTTPError, OSError):
+        return False
+
+
+def register(federation: Federation, member: Member) -> Member:
+    """Let the SuperLink know a site's SuperNode by its key; nothing is done if it does."""
+    if member.node is not None:
+        return member
+    path = federation.run / f"{member.bundle.site}.pub"
+    path.write_text(member.bundle.supernode_key + "\n", encoding="utf-8")
+    said = _ask(federation, "register", str(path), "--name", member.bundle.site)
+    path.unlink()
+    return federation.keep(replace(member, node=str(said["node-id"])))
+
+
+def unregister(federation: Federation, member: Member) -> None:
+    """Let the SuperLink forget a site's SuperNode, which it then no longer answers."""
+    if member.node is not None and nodes(federation).get(member.node) != "unregistered":
+        _ask(federation, "unregister", member.node)
+
+
+def nodes(federation: Federation) -> dict[str, str]:
+    """What the SuperLink says of each SuperNode: ``registered``, ``online``, ``offline`` or ``unregistered``."""
+    return {node["node-id"]: node["status"] for node in _ask(federation, "list")["nodes"]}
+
+
+def heartbeats(federation: Federation) -> dict[str, Heartbeat]:
+    """The last heartbeat of each site that the edge let through, by the site's name."""
+    path = federation.logs / "heartbeats.log"
+    if not path.is_file():
+        return {}
+    sites = {sent_key(member.bundle.supernode_key): member.bundle.site for member in federation.members()}
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - _LOG_END))
+        lines = log.read().splitlines()
+    found = {}
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):  # the first line may be cut, and a stranger may send anything
+            event = json.loads(line)
+            if event["status"] == 200 and event["key"] in sites:
+                found[sites[event["key"]]] = _heartbeat(event)
+    return found
+
+
+def _heartbeat(event: dict[str, Any]) -> Heartbeat:
+    seen = datetime.fromtimestamp(float(event["time"]), UTC)
+    signed = datetime.fromisoformat(event["signed"])
+    return Heartbeat(seen, str(event["version"])[:20], (signed - seen).total_seconds())
+
+
+def sent_key(line: str) -> str:
+    """A public key as a SuperNode sends it."""
+    key = load_ssh_public_key(line.encode())
+    return b64encode(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).decode()
+
+
+def _ask(federation: Federation, what: str, *arguments: str) -> Any:
+    """Run ``flwr supernode``, and return what it answers.
+
+    Raises
+    ------
+    RunFailedError
+        With what it says instead.
+    """
+    options = [federation.name] if what == "list" else [*arguments[:1], federation.name, *arguments[1:]]
+    done = flwr(None, "supernode", what, *options, "--format", "json")
+    try:
+        said = json.loads(done.stdout)
+    except ValueError:
+        said = {}
+    if not said.get("success"):
+        reason = said.get("error-message") or (done.stderr or done.stdout).strip()
+        raise RunFailedError(f"the SuperLink refuses 'supernode {what}': {reason}")
+    return said

@@ -1,0 +1,201 @@
+"""What a hospital needs before it takes part, thing by thing."""
+
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from cli import probes
+from cli.authority import days_left
+from cli.checks import Check, attempt, expiry, failed, passed, warned
+from client.errors import ClientError
+from client.joining import authority_path, joined
+from client.nodekey import NodeKey
+from client.settings import SiteSettings
+from client.site import Site
+from client.supernode import FLOWER_VERSION, authentication
+from cohorts.errors import CohortError
+from cohorts.settings import read_settings
+from exchange.bundle import JoinPackage
+from exchange.refusals import Refusal
+from exchange.roster import RosterError
+from server.errors import ServerError
+from server.study import load_study
+
+CLOCK_S = 300
+"""The SuperLink refuses requests that are signed by a clock more than this behind its own, and a few seconds ahead."""
+AHEAD_S = 5
+_DISK_GB = 5
+
+
+def checks(settings: Path, study: Path | None) -> Iterator[Check]:
+    """Yield each check as it is made; those that need what failed are left out."""
+    try:
+        site = Site(read_settings(settings, SiteSettings), settings.parent)
+    except (CohortError, OSError) as error:
+        yield failed("settings", str(error))
+        return
+    yield passed("settings", f"site {site.name}, state in {site.state}")
+    yield _versions()
+    for what, look in _AT_HOME.items():
+        yield attempt(what, partial(look, site), *_FAULTS)
+    if study is not None:
+        yield attempt("study", partial(_study, site, study), *_FAULTS)
+    yield from _connection(site)
+
+
+def _versions() -> Check:
+    found = version("flwr")
+    said = f"FedBrainLM {version('fedbrainlm')}, Flower {found}"
+    if found != FLOWER_VERSION:
+        return failed("versions", f"{said}: this version needs Flower {FLOWER_VERSION}. Use 'make install'.")
+    return passed("versions", said)
+
+
+def _cohort(site: Site) -> Check:
+    cohort = site.cohort
+    participants = cohort.covariates()["participant_id"].nunique()
+    said = f"{participants} participants, {len(cohort)} recordings, atlas {cohort.atlas.name}"
+    if participants < site.policy.min_participants:
+        return failed("cohort", f"{said}; policy.min_participants is {site.policy.min_participants}. Import more.")
+    return passed("cohort", said)
+
+
+def _policy(site: Site) -> Check:
+    if not site.policy.studies:
+        return warned("policy", "policy.studies is empty, so that every study is refused. Name those that may run.")
+    said = f"studies: {', '.join(site.policy.studies)}; secure sums "
+    if not site.policy.secure_sum_required:
+        return warned("policy", f"{said}NOT required: this site's own sums may leave. Set secure_sum_required: true.")
+    return passed("policy", f"{said}required; {site.policy.approvers} must approve an app")
+
+
+def _keys(site: Site) -> Check:
+    bundle = site.keys.public_bundle()
+    if stat.S_IMODE(site.state.stat().st_mode) & 0o077:
+        return failed("keys", f"{site.state}: others may read it. Run 'chmod 700 {site.state}'.")
+    return passed("keys", f"sums {bundle['fingerprint']}; SuperNode {bundle['supernode_fingerprint']}")
+
+
+def _audit(site: Site) -> Check:
+    if not site.audit.path.is_file():
+        return passed("audit log", "none yet")
+    verdict = site.audit.verify()
+    return (
+        passed("audit log", f"{verdict.n_lines} lines, head {verdict.head}")
+        if verdict.intact
+        else failed("audit log", f"{verdict} Find out who changed it: docs/privacy.md.")
+    )
+
+
+def _disk(site: Site) -> Check:
+    free = shutil.disk_usage(site.state).free / 1e9
+    if free < _DISK_GB:
+        return failed("disk", f"{free:.1f} GB free at {site.state}; expected {_DISK_GB}. Make room.")
+    return passed("disk", f"{free:.0f} GB free")
+
+
+def _device(site: Site) -> Check:
+    import torch
+
+    if site.device.type == "cuda" and not torch.cuda.is_available():
+        return failed("device", f"device is {site.device}, and no GPU is visible. Install its driver, or use cpu.")
+    return passed("device", f"{site.device}, {site.devices} at a time, {site.settings.threads} threads")
+
+
+def _roster(site: Site) -> Check:
+    usable = site.keys.usable()
+    if not usable:
+        return warned("roster", "none is approved, so that secure sums are refused. See 'fedbrainlm site join'.")
+    return passed("roster", ", ".join(usable))
+
+
+def _apps(site: Site) -> Check:
+    ready = [app for app in site.approvals.listed() if site.approvals.may_run(app)]
+    if not ready:
+        return warned("approved apps", "none, so that every run is refused. See 'fedbrainlm site approve'.")
+    return passed("approved apps", ", ".join(f"{app.study or 'study not known'} {app.hash[:12]}…" for app in ready))
+
+
+_AT_HOME: dict[str, Callable[[Site], Check]] = {
+    "cohort": _cohort,
+    "policy": _policy,
+    "keys": _keys,
+    "audit log": _audit,
+    "disk": _disk,
+    "device": _device,
+    "roster": _roster,
+    "approved apps": _apps,
+}
+_FAULTS = (CohortError, ClientError, RosterError, ServerError, Refusal)
+
+
+def _study(site: Site, path: Path) -> Check:
+    study = load_study(path)
+    site.policy.permit(study.study, study.asks_for(), study.recipe)
+    site.policy.permit_columns(study.columns, site.covariates.columns)
+    for mismatch in study.contract().mismatches(site.cohort):
+        return failed("study", mismatch.message)
+    return passed("study", f"{study.study}: cohort and policy fit")
+
+
+def _connection(site: Site) -> Iterator[Check]:
+    """The way to the coordinator, step by step: a step that fails ends it."""
+    try:
+        package = joined(site.state)
+    except ClientError as error:
+        yield failed("federation", str(error))
+        return
+    yield passed("federation", f"{package.federation} at {package.address}")
+    for step in (_dns, _tcp, _tls, _clock, _authentication):
+        found = step(site, package)
+        yield found
+        if found.verdict == "fail":
+            return
+
+
+def _dns(_site: Site, package: JoinPackage) -> Check:
+    try:
+        return passed("DNS", f"{package.host} is {', '.join(probes.resolve(package.host))}")
+    except OSError as error:
+        return failed("DNS", f"{package.host}: {error}. Ask the network's administrator, or add it to /etc/hosts.")
+
+
+def _tcp(_site: Site, package: JoinPackage) -> Check:
+    try:
+        probes.connect(package.host, package.port)
+    except OSError as error:
+        remedy = f"Let this machine reach port {package.port} of {package.host} through the firewall."
+        return failed("TCP", f"{package.address}: {error}. {remedy}")
+    return passed("TCP", f"port {package.port} is open")
+
+
+def _tls(site: Site, package: JoinPackage) -> Check:
+    try:
+        shown = probes.certificate(package.host, package.port, authority_path(site.state))
+    except OSError as error:
+        remedy = "If a proxy of the hospital opens TLS, except this host; else ask the coordinator."
+        return failed("TLS", f"the coordinator's certificate is refused: {error}. {remedy}")
+    return expiry("TLS", days_left(shown), "Ask the coordinator to renew it: 'fedbrainlm federation renew'.")
+
+
+def _clock(site: Site, package: JoinPackage) -> Check:
+    try:
+        skew = probes.get(f"https://{package.address}/", authority_path(site.state)).skew_s
+    except OSError as error:
+        return failed("clock", f"{package.address}: {error}. Ask the coordinator whether it is running.")
+    if skew is None:
+        return warned("clock", "the coordinator sends no date, so that clocks cannot be compared")
+    if not -CLOCK_S < skew < AHEAD_S:
+        return failed("clock", f"this clock is {skew:+.0f} s from the coordinator's. Switch time synchronisation on.")
+    return passed("clock", f"{skew:+.1f} s from the coordinator's")
+
+
+def _authentication(site: Site, package: JoinPackage) -> Check:
+    try:
+        authentication(package.address, authority_path(site.state), NodeKey(site.state).private)
+    except (ClientError, CohortError) as error:
+        return failed("authentication", str(error))
+    return passed("authentication", "the coordinator knows this site's SuperNode key")

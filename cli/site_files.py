@@ -1,0 +1,31 @@
+"""A hospital's settings on the command line, and who is at the keyboard."""
+
+import getpass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.errors import InputError
+from client.settings import SiteSettings
+from client.site import Site
+from cohorts.settings import read_settings
+
+SettingsFile = Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The hospital's settings.")]
+By = Annotated[str | None, typer.Option(help="Who decides it, for the audit log; your login name if not given.")]
+
+
+def open_site(settings: Path) -> Site:
+    """Open the site of a ``site.yaml``; its state folder is made if it is not there."""
+    try:
+        return Site(read_settings(settings, SiteSettings), settings.parent)
+    except OSError as error:
+        raise InputError(f"{settings}: its state folder cannot be made ({error.strerror}). Correct 'state'.") from None
+
+
+def login() -> str:
+    """Name of the user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        raise InputError("your login has no name. Say with --by who decides it.") from None

@@ -1,0 +1,225 @@
+"""The site's SuperNode, which runs approved apps and no others.
+
+Flower's SuperNode fetches whatever app a run names and executes it. Here one private function of Flower is wrapped: the
+one that takes a message in. Everything of Flower that this rests on is in this file, and
+``tests/client/test_supernode.py`` holds the source of each by its hash, so that an upgrade cannot change it unseen.
+
+Run as ``python -m client.supernode SITE.yaml``, as ``fedbrainlm site start`` does.
+"""
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from flwr.app import Error, Message
+from flwr.common.config import get_fab_config, get_metadata_from_config
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.run import Run
+from flwr.supernode import start_client_internal as flower
+from flwr.supernode.cli.flower_supernode import flower_supernode
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from client.approvals import Approvals
+from client.audit import AuditLog
+from client.errors import JoinError
+from client.joining import authority_path, joined
+from client.logs import site_log
+from client.nodekey import NodeKey
+from client.settings import SiteSettings
+from cohorts.secrets import secret_once
+from cohorts.settings import read_settings
+from exchange.refusals import Refusal, RefusalCode
+
+FLOWER_VERSION = "1.41.0"
+"""The version whose private functions are wrapped."""
+
+
+class ApprovedAppsOnly:
+    """Stands in for Flower's ``_pull_and_store_message``: takes a message in only if the app of its run is approved.
+
+    Parameters
+    ----------
+    settings : SiteSettings
+        What ``site.yaml`` says.
+    state : Path
+        The site's state folder.
+    """
+
+    def __init__(self, settings: SiteSettings, state: Path) -> None:
+        self.audit = AuditLog(state / "audit.jsonl", settings.name)
+        self.approvals = Approvals(state, self.audit, settings.policy.approvers)
+        self.log = site_log(settings.name, state)
+        self._pull = flower._pull_and_store_message
+
+    def __call__(
+        self,
+        state: Any,
+        object_store: Any,
+        node_config: Any,
+        receive: Callable[[], Any],
+        get_run: Callable[[int], Run],
+        get_fab: Callable[[str, int], Fab],
+        **others: Any,
+    ) -> int | None:
+        """Take one message in, or answer it with a refusal; return its run, or None if there was no message."""
+        messages: list[Message] = []
+        runs: dict[int, Run] = {}
+
+        def receive_if_approved() -> Any:
+            received = receive()
+            if received is not None:
+                messages.append(received[0])
+                self._check_known(state, received[0].metadata.run_id)
+            return received
+
+        def get_and_keep_run(run_id: int) -> Run:
+            runs[run_id] = get_run(run_id)
+            return runs[run_id]
+
+        def get_approved_fab(fab_hash: str, run_id: int) -> Fab:
+            fab = get_fab(fab_hash, run_id)
+            self._check(fab, runs[run_id])
+            return fab
+
+        try:
+            return self._pull(
+                state, object_store, node_config, receive_if_approved, get_and_keep_run, get_approved_fab, **others
+            )
+        except Refusal as refusal:
+            (message,) = messages
+            self._write_down(message, refusal)
+            reply = Message(Error(refusal.code.number, str(refusal.code)), reply_to=message)
+            flower._insert_message(reply, state, object_store)
+            return int(message.metadata.run_id)
+
+    def _check_known(self, state: Any, run_id: int) -> None:
+        """Check the app of a run that has begun once more: its approval may have been withdrawn."""
+        run = state.get_run(run_id)
+        if run is None:
+            return
+        fab = state.get_fab(run.fab_hash)
+        if fab is None:
+            raise Refusal(RefusalCode.CODE, f"the app of run {run_id} is no longer at hand.")
+        self._check(fab, run)
+
+    def _check(self, fab: Fab, run: Run) -> None:
+        """Refuse an app that is not approved, or that the coordinator calls by what it is not.
+
+        Flower runs the app from the folder that the run's own id, version and hash lead to.
+
+        Raises
+        ------
+        Refusal
+            Saying which.
+        """
+        code_hash = self.approvals.check(fab.content)
+        said = (run.fab_id, run.fab_version, run.fab_hash, fab.hash_str)
+        if said != (*get_metadata_from_config(get_fab_config(fab.content)), code_hash, code_hash):
+            raise Refusal(RefusalCode.CODE, f"the coordinator calls app {code_hash} by other names: {said}.")
+
+    def _write_down(self, message: Message, refusal: Refusal) -> None:
+        """Log and audit a refusal; nothing may be raised from here, lest the SuperNode end."""
+        run, kind = str(message.metadata.run_id), message.metadata.message_type
+        try:
+            self.log.error("%s %s: %s", kind, refusal.code, refusal.detail)
+            self.audit.append("refusal", run=run, message=kind, code=str(refusal.code), detail=refusal.detail)
+        except Exception as broken:
+            print(f"fedbrainlm: the state folder cannot be written: {broken}", flush=True)
+
+
+def command(settings_path: Path, settings: SiteSettings, state: Path) -> list[str]:
+    """Arguments of ``flower-supernode`` for a site that has joined a federation.
+
+    Raises
+    ------
+    JoinError
+        If it has not.
+    SecretError
+        If its key cannot be used.
+    """
+    _ = NodeKey(state).private
+    arguments = ["flower-supernode", "--superlink", joined(state).address]
+    arguments += ["--root-certificates", str(authority_path(state))]
+    arguments += ["--auth-supernode-private-key", str(NodeKey(state).path)]
+    arguments += ["--node-config", f'site-config="{settings_path.resolve()}"']
+    arguments += ["--isolation", "process", "--superexec-auth-secret-file", str(_superexec_secret(state))]
+    arguments += ["--port", str(settings.supernode.port)]
+    if settings.supernode.health:
+        arguments += ["--health-server-address", settings.supernode.health]
+    return arguments
+
+
+def authentication(address: str, authority: Path, key: EllipticCurvePrivateKey) -> None:
+    """Ask the SuperLink whether it knows a SuperNode key, without activating anything.
+
+    An activation with a heartbeat of no length is refused for that only once key, clock and registration are accepted.
+
+    Raises
+    ------
+    JoinError
+        If the SuperLink does not accept the key, or another answer comes.
+    """
+    version, signature = RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())
+    request = ActivateNodeRequest(public_key=public_key_to_bytes(key.public_key()), heartbeat_interval=0)
+    try:
+        with FleetHttpClient.from_server_address(address, False, str(authority), [version, signature]) as client:
+            client.ActivateNode(request)
+    except httpx.HTTPStatusError as error:
+        said = FlowerError.from_json(error.response.text)
+        code = said.code if said else error.response.status_code
+        if code == ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL:
+            return
+        raise JoinError(_NOT_KNOWN.get(int(code), f"the coordinator answers with {code}. Ask it why.")) from None
+    except httpx.HTTPError as error:
+        raise JoinError(f"{address}: {error}. Ask the coordinator whether it is running.") from None
+
+
+_NOT_KNOWN = {
+    401: "the coordinator refuses this site's signature. Compare the clocks, and that the key is the site's own.",
+    403: "the coordinator's edge refuses the request. Ask the coordinator for a package of this version.",
+    int(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED): "the coordinator does not know this site's SuperNode key, or has "
+    "revoked it. Send it the bundle that 'fedbrainlm site init' wrote.",
+}
+
+
+def main() -> None:
+    """Run the SuperNode until it is told to end."""
+    path = Path(sys.argv[1])
+    settings = read_settings(path, SiteSettings)
+    state = (path.parent / settings.state).resolve()
+    sys.argv = command(path, settings, state)
+    os.environ["FLWR_HOME"] = str(state / "flower")
+    # Flower never replaces an installed app: whatever lies there from before must not be taken for an approved one.
+    shutil.rmtree(state / "flower" / "apps", ignore_errors=True)
+    flower._pull_and_store_message = ApprovedAppsOnly(settings, state)  # type: ignore[assignment]
+    _start_superexec(settings, state)
+    flower_supernode()
+
+
+def _start_superexec(settings: SiteSettings, state: Path) -> None:
+    """Start what starts the apps. With a secret: any other program of this machine could take an app's place."""
+    arguments = ["flower-superexec", "--runtime-api-address", f"127.0.0.1:{settings.supernode.port}", "--insecure"]
+    arguments += ["--superexec-auth-secret-file", str(_superexec_secret(state)), "--parent-pid", str(os.getpid())]
+    subprocess.Popen(arguments)
+
+
+def _superexec_secret(state: Path) -> Path:
+    path = state / "superexec.secret"
+    secret_once(path, lambda: secrets.token_hex(32))
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""What a hospital and the coordinator send each other once, by mail: public keys one way, the way in the other.
+
+Nothing here is secret. Both files are read aloud in part, over the telephone: whoever could change them on their way
+could otherwise put himself between the two.
+"""
+
+import hashlib
+import json
+from base64 import b64decode, b64encode
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from exchange.roster import KeyRoster, Name, RosterError, SiteKey, explain, read_json
+
+Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?:[1-9][0-9]{0,4}$")]
+"""Host name or IPv4 address, and port."""
+AnyFile = TypeVar("AnyFile", bound=BaseModel)
+
+
+def ssh_fingerprint(public_key: str) -> str:
+    """Return what ``ssh-keygen -lf`` shows of a public key in OpenSSH's format.
+
+    Raises
+    ------
+    ValueError
+        If it is not an ECDSA P-384 key.
+    """
+    try:
+        key = load_ssh_public_key(public_key.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP384R1):
+        raise ValueError("this is no ECDSA P-384 public key of OpenSSH's format")
+    digest = hashlib.sha256(b64decode(public_key.split()[1])).digest()
+    return "SHA256:" + b64encode(digest).decode().rstrip("=")
+
+
+class SiteBundle(BaseModel):
+    """A hospital's public keys, for the coordinator.
+
+    Attributes
+    ----------
+    site : str
+        Name of the site.
+    public_key, fingerprint : str
+        Its X25519 key for secure sums, as `SiteKey` has them.
+    supernode_key : str
+        ECDSA P-384 key that its SuperNode signs requests with: one line of OpenSSH's format.
+    supernode_fingerprint : str
+        As ``ssh-keygen -lf`` shows it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    site: Name
+    public_key: str
+    fingerprint: str
+    supernode_key: str = Field(max_length=400)
+    supernode_fingerprint: str
+
+    @model_validator(mode="after")
+    def _fingerprints_fit(self) -> Self:
+        if self.fingerprint != SiteKey(name=self.site, public_key=self.public_key).fingerprint:
+            raise ValueError("its fingerprint is not its public_key's, so it was changed on its way")
+        if self.supernode_fingerprint != ssh_fingerprint(self.supernode_key):
+            raise ValueError("its supernode_fingerprint is not its supernode_key's, so it was changed on its way")
+        return self
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a bundle's JSON file.
+
+        Raises
+        ------
+        RosterError
+            If there is none, or it is damaged.
+        """
+        return _checked(cls, read_json(path), f"{path}: no bundle of a site", "Ask the site to send it again")
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(), indent=2) + "\n"
+
+
+class JoinPackage(BaseModel):
+    """How a hospital reaches the coordinator, and whom it will sum with.
+
+    Attributes
+    ----------
+    federation : str
+        Name of the federation.
+    address : str
+        Host and port of the coordinator's edge.
+    ca_certificate : str
+        PEM of the authority that signs the edge's certificate.
+    roster : KeyRoster or None
+        The sites' keys; None while they are fewer than three.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    federation: Name
+    address: Address
+    ca_certificate: str = Field(max_length=10_000)
+    roster: KeyRoster | None = None
+
+    @field_validator("ca_certificate")
+    @classmethod
+    def _is_an_authority(cls, pem: str) -> str:
+        try:
+            constraints = x509.load_pem_x509_certificate(pem.encode()).extensions.get_extension_for_class(
+                x509.BasicConstraints
+            )
+        except (ValueError, x509.ExtensionNotFound):
+            raise ValueError("this is no certificate of an authority") from None
+        if not constraints.value.ca:
+            raise ValueError("this is no certificate of an authority")
+        return pem
+
+    @property
+    def host(self) -> str:
+        return self.address.rpartition(":")[0]
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    @property
+    def fingerprint(self) -> str:
+        """The authority's, for the telephone: the start of what ``openssl x509 -fingerprint -sha256`` shows."""
+        return certificate_fingerprint(x509.load_pem_x509_certificate(self.ca_certificate.encode()))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a package's JSON file.
+
+        Raises
+        ------
+        RosterError
+            If there is none, or it is damaged.
+        """
+        return _checked(cls, read_json(path), f"{path}: no join package", "Ask the coordinator to send it again")
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(), indent=2) + "\n"
+
+
+def certificate_fingerprint(certificate: x509.Certificate) -> str:
+    """Return 16 bytes of a certificate's SHA-256, in groups of four digits."""
+    digits = certificate.fingerprint(SHA256()).hex()[:32]
+    return " ".join(digits[start : start + 4] for start in range(0, 32, 4))
+
+
+def _checked(model: type[AnyFile], content: dict[str, Any], source: str, remedy: str) -> AnyFile:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise RosterError(f"{source}: {explain(error)}. {remedy}.") from None

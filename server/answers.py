@@ -1,0 +1,68 @@
+"""What the sites answered to a question: added, and kept on the disk until the run is completed.
+
+A run that was killed goes through its stages again, and finds here what was answered before; so it knows again all that
+it had solved, and asks the sites only for what is missing.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from cohorts.files import HEADER, save_arrays
+from exchange.messages import Arrays, SumReply, join, part_of
+
+AnySumReply = TypeVar("AnySumReply", bound=SumReply)
+
+
+@dataclass(frozen=True)
+class Answers(Generic[AnySumReply]):
+    """What the sites answered to one question.
+
+    Attributes
+    ----------
+    replies : dict
+        Site → reply, in the order of names. Under masks only what is public of it can be read.
+    total : dict
+        Name → sum over the sites that send it.
+    masked : bool
+        Whether it was a secure sum.
+    """
+
+    replies: dict[str, AnySumReply]
+    total: Arrays
+    masked: bool
+
+    def save(self, path: Path, question: str) -> None:
+        """Write the answers, whole or not at all; of masked ones the words are left out, which are of no more use."""
+        parts = {f"replies/{site}": self._readable(reply) for site, reply in self.replies.items()}
+        header = {
+            "question": question,
+            "masked": self.masked,
+            # As text: what is asked next must not depend on the order of names, which a header sorts.
+            "replies": {site: reply.model_dump_json() for site, reply in self.replies.items()},
+        }
+        save_arrays(path, join(total=self.total, **parts), header)
+
+    def _readable(self, reply: AnySumReply) -> Arrays:
+        return join(shown=reply.part("shown")) if self.masked else reply.arrays
+
+
+def read_answers(path: Path, question: str, kind: type[AnySumReply]) -> Answers[AnySumReply] | None:
+    """Read what `Answers.save` wrote; None if the file is absent or damaged, or answers another question."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header: dict[str, Any] = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            arrays = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no iterator)
+    except (SafetensorError, OSError):
+        return None
+    if header.get("question") != question:
+        return None
+    replies = {
+        site: kind(**json.loads(fields), arrays=part_of(arrays, f"replies/{site}"))
+        for site, fields in header["replies"].items()
+    }
+    return Answers(dict(sorted(replies.items())), part_of(arrays, "total"), header["masked"])

@@ -1,0 +1,209 @@
+"""Preflight: each fault has its line and its remedy, and none makes it hang."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import yaml
+
+from cli import probes
+from cli.authority import Authority
+from cli.checks import attempt, expiry
+from cli.coordinator import Federation
+from cli.errors import InputError
+from cli.federation_checks import checks as federation_checks
+from cli.main import run_command
+from cli.site_checks import checks
+from client.joining import authority_path, join
+from client.site import load_site
+from exchange.bundle import JoinPackage
+from tests.support.federation import STUDY
+from tests.support.programs import free_port
+
+
+class Edge(BaseHTTPRequestHandler):
+    """An edge that answers 403 to all."""
+
+    date = ""
+
+    def do_GET(self) -> None:
+        self.send_response_only(403)
+        self.send_header("Date", self.date or self.date_time_string())
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_GET  # noqa: N815 (names of the standard library)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def authority(tmp_path) -> Authority:
+    made = Authority(tmp_path / "keys")
+    made.make("north", "localhost")
+    return made
+
+
+@pytest.fixture
+def site(tmp_path, small_cohorts, monkeypatch):
+    """A site that is ready but for the federation."""
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["site", "init", "aalborg", "--name", "aalborg", "--cohort", str(small_cohorts[0])]) == 0
+    change(tmp_path / "aalborg" / "site.yaml", policy={"studies": ["small"]})
+    return tmp_path / "aalborg" / "site.yaml"
+
+
+def change(path, **parts: object) -> None:
+    settings = yaml.safe_load(path.read_text())
+    for name, value in parts.items():
+        settings[name] = {**settings[name], **value} if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(settings))
+
+
+def serve(authority: Authority, handler: type[BaseHTTPRequestHandler] = Edge) -> Iterator[int]:
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.server_certificate, authority.server_key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def edge(authority) -> Iterator[int]:
+    yield from serve(authority)
+
+
+def joined(site, authority: Authority, address: str) -> None:
+    at = load_site(site)
+    pem = authority.ca_certificate.read_text()
+    join(at.state, at.audit, JoinPackage(federation="north", address=address, ca_certificate=pem), "Anna")
+
+
+def found(site, study=None) -> dict[str, str]:
+    return {check.what: f"{check.verdict} {check.said}" for check in checks(site, study)}
+
+
+def test_a_site_that_is_ready_passes_up_to_the_key_that_this_edge_does_not_know(site, authority, edge, tmp_path):
+    joined(site, authority, f"localhost:{edge}")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+
+    said = found(site, tmp_path / "study.yaml")
+
+    at_home = ["settings", "versions", "cohort", "policy", "keys", "disk", "device", "study"]
+    expected = [*at_home, "federation", "DNS", "TCP", "TLS", "clock"]
+    assert [name for name in expected if not said[name].startswith("pass")] == []
+    assert said["roster"].startswith("warn none is approved")
+    assert said["approved apps"].startswith("warn none")
+    assert said["authentication"].startswith("fail the coordinator's edge refuses the request")
+    assert list(said)[-1] == "authentication"
+
+
+def test_faults_at_home_are_said_with_their_remedy(site, tmp_path):
+    assert "has joined no federation" in found(site)["federation"]
+
+    change(site, policy={"min_participants": 100, "studies": [], "secure_sum_required": False})
+    (tmp_path / "aalborg" / "state" / "supernode.key").chmod(0o644)
+    (tmp_path / "aalborg" / "state" / "audit.jsonl").write_text("none\n")
+    said = found(site)
+    assert said["cohort"].startswith("fail 21 participants")
+    assert said["policy"].startswith("warn policy.studies is empty")
+    assert "chmod 600" in said["keys"]
+    assert said["audit log"].startswith("fail broken")
+
+    change(site, device="cuda", cohort="nowhere", policy={"studies": ["*"]})
+    said = found(site)
+    assert said["device"].startswith("fail")
+    assert said["cohort"].startswith("fail")
+    assert "NOT required" in said["policy"]
+    site.write_text("nme: x")
+    assert list(found(site)) == ["settings"]
+    assert run_command(["site", "check", str(site)]) == 1
+
+
+def test_a_study_that_the_policy_or_the_cohort_does_not_fit_is_said(site, tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "study": "other"}))
+    assert "study 'other' is not in policy.studies" in found(site, tmp_path / "study.yaml")["study"]
+
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "cohort": {"atlases": ["aal116"]}}))
+    assert "has atlas schaefer100; the study allows aal116" in found(site, tmp_path / "study.yaml")["study"]
+
+
+def test_the_way_to_the_coordinator_ends_at_the_first_fault(site, authority, edge, tmp_path, monkeypatch):
+    monkeypatch.setattr(probes, "WAIT_S", 0.5)
+    joined(site, authority, "no-such-host.invalid:443")
+    assert last(site) == ("DNS", "fail")
+    joined(site, authority, f"127.0.0.1:{free_port()}")
+    assert last(site) == ("TCP", "fail")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        joined(site, authority, f"127.0.0.1:{silent.getsockname()[1]}")
+        assert last(site) == ("TLS", "fail")
+
+    other = Authority(tmp_path / "other")
+    other.make("north", "localhost")
+    joined(site, authority, f"localhost:{edge}")
+    authority_path(load_site(site).state).write_text(other.ca_certificate.read_text())
+    assert last(site) == ("TLS", "fail")
+
+
+@pytest.mark.parametrize(
+    ("life", "expected"),
+    [(timedelta(seconds=-1), "fail the coordinator's"), (timedelta(days=5), "warn expires in 4 days")],
+)
+def test_a_certificate_that_ends_is_said(site, authority, life, expected):
+    authority.renew("localhost", life)
+    for port in serve(authority):
+        joined(site, authority, f"localhost:{port}")
+        assert found(site)["TLS"].startswith(expected)
+
+
+def test_a_clock_that_is_wrong_is_said(site, authority):
+    class Later(Edge):
+        date = "Fri, 01 Jan 2100 00:00:00 GMT"
+
+    for port in serve(authority, Later):
+        joined(site, authority, f"localhost:{port}")
+        assert "Switch time synchronisation on" in found(site)["clock"]
+
+
+def last(site) -> tuple[str, str]:
+    *_, check = checks(site, None)
+    return check.what, check.verdict
+
+
+def test_a_federation_at_rest_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["federation", "init", "north", "--name", "north", "--host", "localhost"]) == 0
+    federation = Federation(tmp_path / "north")
+    federation.authority.ca_key.chmod(0o644)
+    federation.authority.renew("localhost", timedelta(seconds=-1))
+
+    said = {check.what: f"{check.verdict} {check.said}" for check in federation_checks(federation)}
+
+    assert "chmod 600" in said["keys"]
+    assert said["certificate"].startswith("fail expired")
+    assert "federation renew" in said["certificate"]
+    assert said["sites"].startswith("warn 0; secure sums need 3")
+    assert said["SuperLink"].startswith("fail does not answer")
+    assert run_command(["federation", "check", "north"]) == 1
+
+
+def test_an_expected_error_is_a_failure_and_another_one_is_not_hidden():
+    def wrong() -> None:
+        raise InputError("no. Do this.")
+
+    assert attempt("x", wrong).said == "no. Do this."
+    with pytest.raises(ZeroDivisionError):
+        attempt("x", lambda: 1 / 0)
+
+
+def test_certificates_warn_a_month_before_they_end():
+    assert [expiry("x", days, "Renew.").verdict for days in (-1, 0, 29, 30)] == ["fail", "warn", "warn", "pass"]

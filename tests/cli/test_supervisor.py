@@ -1,0 +1,77 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from cli.coordinator import Federation, FederationSettings
+from cli.flower import environment_of
+from cli.supervisor import _Program, end_programs, record, running
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def federation(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    federation = Federation.make(tmp_path / "north", FederationSettings(name="north", host="localhost"))
+    yield federation
+    end_programs(federation)
+
+
+def test_a_process_is_known_by_its_number_and_its_beginning(federation):
+    process = subprocess.Popen(SLEEP)
+    record(federation, "superlink", process.pid)
+    assert running(federation, "superlink") == psutil.Process(process.pid)
+
+    path = federation.run / "superlink.json"
+    path.write_text(json.dumps({"pid": process.pid, "began": 1.0}))  # another one has the number now
+    assert running(federation, "superlink") is None
+    assert end_programs(federation) is False
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+
+
+def test_everything_that_was_started_is_ended_and_nothing_else(federation):
+    text = f"import subprocess, time; subprocess.Popen({SLEEP!r}); time.sleep(60)"
+    parent = subprocess.Popen([sys.executable, "-c", text], env=environment_of(federation.home, {}))
+    orphan = subprocess.Popen(SLEEP, env=environment_of(federation.home, {}))  # of a program that was started again
+    other = subprocess.Popen(SLEEP, env=environment_of(None, {}))
+    record(federation, "superexec", parent.pid)
+    children = wait_for(lambda: psutil.Process(parent.pid).children())
+
+    assert end_programs(federation) is True
+
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert not any(psutil.pid_exists(process.pid) for process in (parent, orphan))
+    assert other.poll() is None
+    assert list(federation.run.glob("*.json")) == []
+    other.kill()
+    other.wait()
+
+
+def test_a_program_that_ends_is_started_again_after_a_pause_that_grows(federation, capsys):
+    program = _Program("superlink", [sys.executable, "-c", "print('said')"])
+    program.keep(federation)
+    program.process.wait()
+
+    program.keep(federation)
+
+    assert program.process is None
+    assert program.pause == 2
+    assert "superlink ended with code 0; again in 2 s" in capsys.readouterr().out
+    program.began -= 3
+    program.keep(federation)
+    program.process.wait()
+    assert (federation.logs / "superlink.log").read_text() == "said\nsaid\n"
+
+
+def wait_for(look):
+    deadline = time.monotonic() + 10
+    while not (found := look()) and time.monotonic() < deadline:
+        os.sched_yield()
+    return found

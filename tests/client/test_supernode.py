@@ -1,0 +1,208 @@
+"""The SuperNode over Flower's real node state; a coordinator that may lie."""
+
+import hashlib
+import importlib.metadata
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.cli import install
+from flwr.cli.build import build_fab_from_files
+from flwr.common import config
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode import start_client_internal as flower
+from flwr.supernode.cli.flower_supernode import flower_supernode
+from flwr.supernode.nodestate import NodeStateFactory
+from flwr.supernode.runtime import run_clientapp
+
+from client.audit import AuditLog
+from client.settings import SiteSettings
+from client.supernode import FLOWER_VERSION, ApprovedAppsOnly
+from exchange.refusals import RefusalCode
+
+RUN = 77
+
+SOURCES = {
+    flower._pull_and_store_message: "eaf5d0e36dc34e4c",
+    flower._insert_message: "a0c6f4605e993f04",
+    flower._push_messages: "00bb86faffdec114",
+    flower.start_client_internal: "9e89a6eb68fbec68",
+    flower_supernode: "e263e10452076b00",
+    run_clientapp.run_clientapp: "6ce09559f3a2f5dc",
+    install.install_from_fab: "481bd04cde582322",
+    install.validate_and_install: "628b69fb852ae858",
+    config.get_project_dir: "155c70517e73e598",
+}
+"""Start of the SHA-256 of the source of everything that `client.supernode` wraps, calls or rests on."""
+
+
+def app(text: str) -> bytes:
+    """A FAB whose ClientApp is `text`."""
+    project = b"""
+[project]
+name = "app"
+version = "1.0.0"
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "us"
+[tool.flwr.app.components]
+serverapp = "server:app"
+clientapp = "client:app"
+"""
+    files = {"pyproject.toml": project, "client.py": text.encode(), "server.py": b"app = None\n"}
+    return build_fab_from_files(files)[0]
+
+
+GOOD, EVIL = app("app = 'reviewed'\n"), app("app = 'not reviewed'\n")
+
+
+def sha256(fab: bytes) -> str:
+    return hashlib.sha256(fab).hexdigest()
+
+
+class Coordinator:
+    """What a SuperNode gets from its SuperLink: the run says one thing, and `fab` is what is sent."""
+
+    def __init__(self, fab: bytes, **run: str) -> None:
+        self.fab = fab
+        said = {"fab_id": "us/app", "fab_version": "1.0.0", "fab_hash": sha256(fab), **run}
+        self.run = replace(Run.create_empty(RUN), **said)
+        self.fetched = 0
+
+    def message(self) -> Message:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, 0, 0
+        message = Message(RecordDict(), dst_node_id=5, message_type="query.describe")
+        message.metadata.__dict__["_message_id"] = message.object_id
+        return message
+
+    def get_fab(self, fab_hash: str, run_id: int) -> Fab:
+        self.fetched += 1
+        return Fab(self.run.fab_hash, self.fab, {})
+
+
+class Node:
+    """A site's SuperNode up to the app: what was sent back, and whether an app would have been started."""
+
+    def __init__(self, tmp_path) -> None:
+        self.folder = tmp_path / "state"
+        self.folder.mkdir()
+        stores = ObjectStoreFactory()
+        self.state, self.store = NodeStateFactory(objectstore_factory=stores).state(), stores.store()
+        self.state.set_node_id(5)
+        settings = SiteSettings(name="aalborg", cohort="cohort", state="state")
+        self.pull = ApprovedAppsOnly(settings, self.folder)
+
+    def take(self, coordinator: Coordinator) -> str | None:
+        """Take one message in; return the code of the reply that leaves, None if the app was handed the message."""
+        message = coordinator.message()
+        objects = get_all_nested_objects(message)
+        tasks = len(self.state.get_tasks())
+        run = self.pull(
+            state=self.state,
+            object_store=self.store,
+            node_config={},
+            receive=lambda: (message, get_object_tree(message)),
+            get_run=lambda run_id: coordinator.run,
+            get_fab=coordinator.get_fab,
+            pull_object=lambda run_id, object_id: objects[object_id].deflate(),
+            confirm_message_received=lambda run_id, object_id: None,
+            trusted_entities=None,
+        )
+        assert run == RUN
+        if len(self.state.get_tasks()) > tasks:
+            return None
+        return self._sent()
+
+    def _sent(self) -> str:
+        """Let Flower send the reply that waits, as the SuperNode's loop does next."""
+        sent: list[Message] = []
+
+        def send(message: Message, tree: object, seconds: float) -> tuple[set[str], str]:
+            sent.append(message)
+            return set(), ""
+
+        flower._push_messages(self.state, self.store, send, lambda *_: None)
+        (reply,) = sent
+        assert reply.metadata.dst_node_id == 0
+        assert reply.error.code == RefusalCode.CODE.number
+        return str(reply.error.reason)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "site.log").read_text()
+
+
+@pytest.fixture
+def node(tmp_path) -> Node:
+    return Node(tmp_path)
+
+
+def test_an_approved_app_is_handed_the_message(node):
+    node.pull.approvals.approve(sha256(GOOD), "Anna")
+
+    assert node.take(Coordinator(GOOD)) is None
+    assert node.state.get_fab(sha256(GOOD)).content == GOOD
+
+
+def test_an_app_that_nobody_approved_is_answered_with_a_code_and_never_stored(node):
+    assert node.take(Coordinator(EVIL)) == "site.code-not-approved"
+
+    assert node.state.get_fab(sha256(EVIL)) is None
+    assert f"app {sha256(EVIL)} ({len(EVIL)} bytes) is not approved. Read it" in node.log
+    (event,) = AuditLog(node.folder / "audit.jsonl").read()
+    assert (event["event"], event["code"], event["message"]) == ("refusal", str(RefusalCode.CODE), "query.describe")
+
+
+def test_what_counts_are_the_bytes_and_not_what_the_coordinator_says_of_them(node):
+    node.pull.approvals.approve(sha256(GOOD), "Anna")
+
+    assert node.take(Coordinator(EVIL, fab_hash=sha256(GOOD))) == "site.code-not-approved"
+    assert f"app {sha256(EVIL)}" in node.log
+    assert node.take(Coordinator(GOOD, fab_hash=sha256(EVIL))) == "site.code-not-approved"
+    assert node.take(Coordinator(GOOD, fab_version="../../elsewhere")) == "site.code-not-approved"
+    assert node.take(Coordinator(GOOD, fab_id="../elsewhere")) == "site.code-not-approved"
+    assert "by other names" in node.log
+
+
+def test_an_approval_that_was_withdrawn_ends_the_run_at_its_next_message(node):
+    node.pull.approvals.approve(sha256(GOOD), "Anna")
+    coordinator = Coordinator(GOOD)
+    assert node.take(coordinator) is None
+    node.pull.approvals.withdraw(sha256(GOOD), "Bo")
+
+    assert node.take(coordinator) == "site.code-not-approved"
+    assert coordinator.fetched == 1  # known before: it is the message that is checked
+
+
+def test_a_refused_run_may_go_on_once_its_app_is_approved(node):
+    coordinator = Coordinator(GOOD)
+    assert node.take(coordinator) == "site.code-not-approved"
+
+    node.pull.approvals.approve(sha256(GOOD), "Anna")
+
+    assert node.take(coordinator) is None
+
+
+def test_a_state_folder_that_cannot_be_written_still_answers(node, capsys):
+    (node.folder / "audit.jsonl").mkdir()
+
+    assert node.take(Coordinator(EVIL)) == "site.code-not-approved"
+    assert "the state folder cannot be written" in capsys.readouterr().out
+
+
+def test_flower_is_the_version_that_was_read():
+    """After an upgrade: read these functions again, then write their new hashes here."""
+    assert importlib.metadata.version("flwr") == FLOWER_VERSION
+    assert {function.__name__: source_of(function) for function in SOURCES} == {
+        function.__name__: expected for function, expected in SOURCES.items()
+    }
+
+
+def source_of(function: Callable[..., object]) -> str:
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
