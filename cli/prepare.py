@@ -12,6 +12,7 @@ from cli.display import counter, show_quarantine
 from cli.errors import InputError
 from cli.options import ATLAS_HELP, Orientation, Scaling, column_range, condition, finite
 from cohorts import Cohort, load_atlas
+from cohorts.cohort import About
 from cohorts.derivatives import kind_of
 from cohorts.files import require_apart
 from cohorts.identities import KeyedNames, OwnNames
@@ -210,7 +211,8 @@ def _key(path: Path | None, out: Path) -> Path:
     if path is not None and Path(os.path.realpath(out)) in Path(os.path.realpath(path)).parents:
         raise InputError(f"--key {path}: lies in the cohort, and would go wherever that goes. Choose another place.")
     key = path or default_key(out)
-    if (out / "cohort.yaml").is_file() and Cohort.open(out).about.pseudonyms and not key.is_file():
+    about = out / "cohort.yaml"  # alone: a cohort that lost recordings does not open, and is to be repaired
+    if about.is_file() and read_settings(about, About).pseudonyms and not key.is_file():
         raise InputError(
             f"{key}: is not there, and the pseudonyms of {out} were made with a key. Put it back, or name it with "
             "--key; if it is lost, prepare a new cohort in another folder."
