@@ -157,8 +157,19 @@ class Federation:
         write_text(self.folder / "nginx.conf", content)
         _connect(self.name, self.superlink, self.authority.ca_certificate)
 
+    @property
+    def program_names(self) -> tuple[str, ...]:
+        """Names of the programs that serve the federation, in the order in which they start."""
+        return ("superlink", "superexec", "edge") if self.settings.run_edge else ("superlink", "superexec")
+
     def programs(self) -> dict[str, list[str]]:
-        """Commands of the programs that serve the federation, in the order in which they start."""
+        """Commands of the programs, by name.
+
+        Raises
+        ------
+        InputError
+            If one is not installed.
+        """
         keys, secret = self.authority, str(self.superexec_secret)
         link = [program("flower-superlink"), "--host", "127.0.0.1", "--port", str(self.settings.superlink_port)]
         link += ["--ssl-ca-certfile", str(keys.ca_certificate), "--ssl-certfile", str(keys.server_certificate)]

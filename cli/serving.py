@@ -122,7 +122,7 @@ def stop(federation: Federation) -> bool:
 
 def processes(federation: Federation) -> dict[str, psutil.Process | None]:
     """The federation's programs, by name: their processes, if they run."""
-    return {name: running(federation, name) for name in (SUPERVISOR, *federation.programs())}
+    return {name: running(federation, name) for name in (SUPERVISOR, *federation.program_names)}
 
 
 def is_up(federation: Federation) -> bool:

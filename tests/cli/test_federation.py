@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from cli.coordinator import Federation
+from cli.errors import InputError
 from cli.main import run_command
 from cli.serving import heartbeats, sent_key
 from exchange.bundle import JoinPackage
@@ -94,7 +95,7 @@ def test_the_superlink_listens_on_loopback_with_all_its_locks(federation, monkey
     for option in ("--superexec-auth-secret-file", "--database", "--disable-runtime-dependency-installation"):
         assert option in link
     assert "--insecure" not in " ".join(map(" ".join, programs.values()))
-    assert list(programs) == ["superlink", "superexec", "edge"]
+    assert tuple(programs) == federation.program_names == ("superlink", "superexec", "edge")
 
 
 def test_a_hospital_makes_its_keys_once_and_safe_settings(home, bundles, capsys):
@@ -132,6 +133,15 @@ def test_sites_are_added_and_make_the_roster_of_the_package(federation, bundles,
     assert "superlink: not running" in said
     assert "waits for start" in " ".join(said.split())
     assert "server.crt: expires" in said
+
+
+def test_status_needs_no_program_installed(federation, monkeypatch, capsys):
+    def missing(name, *_):
+        raise InputError(f"'{name}' is not installed.")
+
+    monkeypatch.setattr("cli.coordinator.program", missing)
+    assert run_command(["federation", "status", "north"]) == 0
+    assert "edge: not running" in capsys.readouterr().out
 
 
 def test_other_keys_under_a_known_name_and_revoked_ones_are_refused(federation, bundles, capsys):
