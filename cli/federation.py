@@ -12,6 +12,7 @@ from cli.authority import days_left, read_certificate
 from cli.checks import report
 from cli.coordinator import Federation, FederationSettings, Member
 from cli.errors import InputError
+from cli.metrics import metrics
 from cli.output import write_once
 from cli.rosters import show_roster
 from cohorts.settings import check_settings
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     help="The coordinator: certificates, sites, the SuperLink, and the roster of the sites' keys.",
 )
+app.command()(metrics)
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The federation's folder.")]
 Site = Annotated[str, typer.Argument(metavar="SITE", help="Name of the site.")]

@@ -13,7 +13,9 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -105,7 +107,10 @@ def flwr_run(
     if simulated_sites:
         command += ["--federation-config", f"num-supernodes={simulated_sites} client-resources-num-cpus=1"]
     log = run_directory / "flower.log"
-    with log.open("wb") as file:
+    with log.open("ab") as file:  # a run that is resumed is submitted once more: what was said before stays
+        file.write(f"=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: submitted to {connection} ===\n".encode())
+        file.flush()
+        begun = file.tell()
         process = subprocess.Popen(
             command, env=environment_of(home, {}), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -114,12 +119,13 @@ def flwr_run(
             watch()
             time.sleep(_POLL_S)
         watch()
-        if not (run_id := _run_id(log)):
-            raise RunFailedError(f"'flwr run' did not start. Its last words: {last_words(log)} (all of them: {log})")
+        if not (run_id := _run_id(log, begun)):
+            said = last_words(log, begun)
+            raise RunFailedError(f"'flwr run' did not start. Its last words: {said} (all of them: {log})")
         # `flwr run` exits with 0 even when the ServerApp crashed: the outcome is in the list of runs.
         return _outcome(connection, run_id, home, watch)
     except KeyboardInterrupt:  # the SuperLink would go on without us
-        if run_id := _run_id(log):
+        if run_id := _run_id(log, begun):
             flwr(home, "stop", run_id, connection)
         raise
     finally:
@@ -133,13 +139,13 @@ def flower_home() -> Path:
     return Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr"))
 
 
-def connections(home: Path | None = None) -> list[str]:
-    """Names of the SuperLink connections in Flower's configuration."""
+def connections(home: Path | None = None) -> dict[str, dict[str, Any]]:
+    """The SuperLink connections in Flower's configuration, by name."""
     path = (home or flower_home()) / "config.toml"
     if not path.is_file():
-        return []
+        return {}
     content = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
-    return sorted(name for name, value in content.items() if isinstance(value, dict))
+    return {name: value for name, value in sorted(content.items()) if isinstance(value, dict)}
 
 
 def _outcome(connection: str, run_id: str, home: Path | None, watch: Callable[[], None]) -> Outcome:
@@ -161,8 +167,9 @@ def _outcome(connection: str, run_id: str, home: Path | None, watch: Callable[[]
     return Outcome("unknown", "the SuperLink did not say how the run ended")
 
 
-def _run_id(log: Path) -> str | None:
-    started = re.search(r"Successfully started run (\d+)", log.read_text(errors="replace"))
+def _run_id(log: Path, begun: int) -> str | None:
+    """Flower's number of the run that was submitted at this place of the log."""
+    started = re.search(r"Successfully started run (\d+)", _said(log, begun))
     return started.group(1) if started else None
 
 
@@ -230,7 +237,11 @@ def wait_until_up(url: str, alive: Callable[[], bool], log: Path, authority: Pat
     raise RunFailedError(f"Flower's SuperLink did not start. Its last words: {last_words(log)} (all of them: {log})")
 
 
-def last_words(log: Path) -> str:
-    """The last three lines of a log that say something, without the boxes that Flower draws."""
-    lines = [re.sub(r"[\u2500-\u257f]|\s+", " ", line).strip() for line in log.read_text(errors="replace").splitlines()]
+def last_words(log: Path, begun: int = 0) -> str:
+    """The last three lines of a log, from some byte on, that say something, without the boxes that Flower draws."""
+    lines = [re.sub(r"[\u2500-\u257f]|\s+", " ", line).strip() for line in _said(log, begun).splitlines()]
     return " ".join([line for line in lines if line not in ("", "Error")][-3:]) or "none"
+
+
+def _said(log: Path, begun: int) -> str:
+    return log.read_bytes()[begun:].decode(errors="replace")

@@ -2,6 +2,8 @@
 
 import math
 from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -9,6 +11,8 @@ from cli.errors import InputError
 from cohorts import atlas_names
 
 ATLAS_HELP = f"Atlas of the columns: {', '.join(atlas_names())}, or a table file (.json, .csv, .tsv)."
+
+RUNS = Annotated[Path, typer.Option("--runs", help="Folder that holds the folders of runs.")]
 
 
 def finite(value: float | None) -> float | None:

@@ -16,7 +16,9 @@ from cli.display import console, counter
 from cli.errors import InputError, RunFailedError
 from cli.fab import PROJECT, pack_fab, stage_app
 from cli.flower import Outcome, connections, flwr_run, simulation_superlink
-from cli.watch import AS_JSON, RUNS, find_run
+from cli.names import registered_names
+from cli.options import RUNS
+from cli.watch import AS_JSON, find_run
 from cli.watching import end_of, print_event, print_summary, watching
 from client.keys import agree
 from client.policy import EVERYTHING, SHOWS_ONE_SITE
@@ -141,6 +143,7 @@ def _run_to_its_end(study: Study, folder: Path, as_json: bool) -> None:
                 _check_connection(federation)
                 app = stage_app(folder / "flower" / "app", study)
                 console.print(f"App: {hashlib.sha256(pack_fab(app)).hexdigest()}", highlight=False, soft_wrap=True)
+                journal.note(nodes=json.dumps(registered_names(federation)))
                 outcome = flwr_run(app, federation, folder, None, watch=watch)
         _finish(study, folder, outcome, quiet=as_json)
 

@@ -8,12 +8,12 @@ import typer
 from rich.console import Console
 
 from cli.errors import InputError, RunFailedError
+from cli.options import RUNS
 from cli.watching import end_of, print_event, watching
 from server.journal import Journal
 
 _POLL_S = 1.0
 
-RUNS = Annotated[Path, typer.Option("--runs", help="Folder that holds the folders of runs.")]
 AS_JSON = Annotated[bool, typer.Option("--json", help="Print a line of JSON for each event, for scripts.")]
 
 

@@ -88,7 +88,10 @@ _ABOUT = {
     RefusalCode.NOT_PRIVATE: (1026, "what the study asks for cannot be given with differential privacy"),
     RefusalCode.ROSTER: (1027, "the site's administrator has not approved the roster of this secure sum"),
     RefusalCode.FEW_SITES: (1028, "a secure sum over so few sites would show too much of each"),
-    RefusalCode.CONTEXT: (1029, "a secure sum of that name was answered before, and the question was another"),
+    RefusalCode.CONTEXT: (
+        1029,
+        "a secure sum of that name was answered before, and its answer is gone or the question was another",
+    ),
     RefusalCode.ATTEMPT: (1030, "a further attempt at a secure sum must follow the one before, among fewer sites"),
     RefusalCode.OVERFLOW: (1031, "a number is too large for the secure sum"),
     RefusalCode.AUDIT: (1032, "the site's audit log is damaged, and nothing leaves until it is mended"),

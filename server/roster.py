@@ -74,6 +74,7 @@ class Roster:
         self._introduction = DescribeRequest.model_construct()  # what a node is asked before it is known
         self._known: set[int] = set()  # nodes that were asked
         self._asked: Counter[str] = Counter()  # questions by stage
+        self._names: dict[str, str] = {}  # sites by the numbers of their nodes, where the coordinator registered them
         self.members: dict[str, Member] = {}
 
     @property
@@ -97,6 +98,7 @@ class Roster:
         """
         self._introduction = request.model_copy(update={"run": self._journal.run})
         facts = self._journal.facts()
+        self._names = json.loads(facts.get("nodes", "{}"))
         if "members" in facts:
             self._keys = facts.get("roster", "")
             self._gather_again(json.loads(facts["members"]), facts.get("left_out", "").split(", "))
@@ -108,6 +110,7 @@ class Roster:
             self.members[about.site] = Member(node, about)
         self.members = dict(sorted(self.members.items()))
         self._require_quorum(len(self.members), outcomes, "describe")
+        self._note_left_out(set(self._names.values()) - set(self.members))
         if self._protection.secure_sums:
             self._agree_on_keys()
         members = {site: about.model_dump(mode="json") for site, about in self.about.items()}
@@ -247,11 +250,13 @@ class Roster:
 
     def keep(self, sites: Collection[str]) -> None:
         """Go on with these sites alone; the journal notes the others."""
-        silent = set(self.members) - set(sites)
-        if silent:
-            left_out = {*self._journal.facts().get("left_out", "").split(", "), *silent} - {""}
-            self._journal.note(left_out=", ".join(sorted(left_out)))
+        self._note_left_out(set(self.members) - set(sites))
         self.members = {site: member for site, member in self.members.items() if site in sites}
+
+    def _note_left_out(self, sites: Collection[str]) -> None:
+        if sites:
+            left_out = {*self._journal.facts().get("left_out", "").split(", "), *sites} - {""}
+            self._journal.note(left_out=", ".join(sorted(left_out)))
 
     def _wait_for_nodes(self) -> list[int]:
         """Wait for the nodes that are hoped for, and at the deadline make do with a quorum."""
@@ -261,12 +266,19 @@ class Roster:
             if time.monotonic() > deadline:
                 if len(nodes) >= self._limits.quorum:
                     break
+                missing = f" Missing: {', '.join(absent)}." if (absent := self._absent(nodes)) else ""
                 raise QuorumError(
                     f"{len(nodes)} sites were online after {self._limits.start_deadline_s:g} s; the quorum is "
-                    f"{self._limits.quorum}. Start the sites, or lower averaging.quorum."
+                    f"{self._limits.quorum}.{missing} Start the sites, or lower averaging.quorum."
                 )
             time.sleep(_POLL_S)
+        if absent := self._absent(nodes):
+            self._journal.say(f"not online when the run began, and left out: {', '.join(absent)}")
         return nodes
+
+    def _absent(self, nodes: Collection[int]) -> list[str]:
+        """Name the sites that the coordinator registered and that are not among these nodes."""
+        return sorted(name for node, name in self._names.items() if int(node) not in nodes)
 
     def _gather_again(self, members: Mapping[str, object], left_out: Collection[str]) -> None:
         """Wait for the sites with which the run began, and at the deadline make do with a quorum of them.
@@ -318,7 +330,7 @@ class Roster:
 
     def _introduce(self, nodes: list[int]) -> tuple[dict[int, DescribeReply], dict[str, str]]:
         """Ask nodes what they are."""
-        names: dict[str, int | None] = {f"node {node}": node for node in nodes}
+        names: dict[str, int | None] = {self._names.get(str(node), f"node {node}"): node for node in nodes}
         answers: dict[str, DescribeReply] = {}
         outcomes = self._exchange(self._introduction, DescribeReply, names, "describe", None, answers)
         self._known |= set(nodes)

@@ -97,7 +97,9 @@ def _sites(data: RunData) -> Table:
         for site, about in data.summary["sites"].items()
     ]
     left_out = data.summary["left_out"]
-    return Table(header, rows, f"Fell silent and was left out of the analyses: {left_out}." if left_out else "")
+    return Table(
+        header, rows, f"Away, silent or refusing, and left out of the analyses: {left_out}." if left_out else ""
+    )
 
 
 def _baselines(data: RunData) -> Table:

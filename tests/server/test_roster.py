@@ -257,3 +257,29 @@ def test_a_resumed_run_does_not_wait_for_a_site_that_it_had_left_out(tmp_path, s
         "coimbra": 1,
     }
     assert resumed.about == {**begun.about, "bergen": resumed.about["bergen"]}
+
+
+def test_sites_that_the_coordinator_registered_are_named_before_they_say_what_they_are(
+    tmp_path, small_cohorts, journal, request_
+):
+    sites = write_sites(tmp_path / "s", small_cohorts)
+    sites[0].write_text(sites[0].read_text().replace("min_participants: 2", "min_participants: 99"))
+    journal.note(nodes='{"1": "aalborg", "2": "bergen", "3": "coimbra", "4": "oslo"}')
+
+    Roster(LocalGrid(sites), journal, limits(), CLEAR).gather(request_)
+
+    assert journal.table("outcomes").set_index("site")["outcome"].to_dict() == {
+        "aalborg": "policy.too-few-participants",
+        "bergen": "ok",
+        "coimbra": "ok",
+    }
+    assert journal.facts()["left_out"] == "aalborg, oslo"
+    assert "not online when the run began, and left out: oslo" in journal.table("notes")["text"].tolist()
+
+
+def test_too_few_at_the_start_names_the_others(tmp_path, small_cohorts, journal, request_):
+    journal.note(nodes='{"1": "aalborg", "2": "bergen", "3": "coimbra"}')
+    grid = LocalGrid(write_sites(tmp_path / "s", small_cohorts[:1]))
+
+    with pytest.raises(QuorumError, match=r"1 sites were online .* Missing: bergen, coimbra\. Start the sites"):
+        Roster(grid, journal, limits(), CLEAR).gather(request_)
