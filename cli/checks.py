@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Literal
 
 import typer
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.errors import InputError
+from client.supernode import FLOWER_VERSION
 
 Verdict = Literal["pass", "warn", "fail"]
 _STYLE = {"pass": "green", "warn": "yellow", "fail": "bold red"}
@@ -61,6 +63,15 @@ def expiry(what: str, days: int, remedy: str) -> Check:
     if days < 30:
         return warned(what, f"expires in {days} days. {remedy}")
     return passed(what, f"expires in {days} days")
+
+
+def versions() -> Check:
+    """Judge whether Flower is the version whose inner parts the SuperNode's guard is made for."""
+    found = version("flwr")
+    said = f"FedBrainLM {version('fedbrainlm')}, Flower {found}"
+    if found != FLOWER_VERSION:
+        return failed("versions", f"{said}: this version needs Flower {FLOWER_VERSION}. Use 'make install'.")
+    return passed("versions", said)
 
 
 def report(checks: Iterable[Check]) -> None:

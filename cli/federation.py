@@ -1,5 +1,6 @@
 """`fedbrainlm federation`: a coordinator's certificates, sites and programs, and the roster that sites agree on."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -93,7 +94,12 @@ def package(
 
 
 @app.command()
-def start(folder: Folder) -> None:
+def start(
+    folder: Folder,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay until told to end, then end all: for containers.")
+    ] = False,
+) -> None:
     """Start the SuperLink, its SuperExec and the edge, and register hospitals that wait for it."""
     federation = Federation(folder)
     federation.write_configuration()
@@ -104,6 +110,10 @@ def start(folder: Folder) -> None:
             serving.register(federation, member)
             typer.echo(f"Registered {member.bundle.site}.")
     typer.echo(f"Federation {federation.name} serves at {federation.settings.host}:{federation.settings.port}.")
+    if foreground:
+        sys.stdout.flush()  # into a log, too
+        serving.stay(federation)
+        typer.echo("Stopped.")
 
 
 @app.command()
@@ -158,7 +168,7 @@ def _show_sites(federation: Federation) -> None:
         typer.echo("No sites yet: see 'fedbrainlm federation add-site'.")
         return
     seen = serving.heartbeats(federation)
-    nodes = serving.nodes(federation) if serving.is_up(federation) else {}
+    nodes = serving.nodes(federation) if serving.is_up(federation) else None
     table = Table(title="Sites", title_justify="left")
     for column in ("site", "state", "last seen (UTC)", "Flower", "clock"):
         table.add_column(column, no_wrap=True)
@@ -178,9 +188,11 @@ def _show_sites(federation: Federation) -> None:
         typer.echo(f"  {bundle.site}: {bundle.fingerprint}; {bundle.supernode_fingerprint}")
 
 
-def _state(member: Member, nodes: dict[str, str]) -> str:
+def _state(member: Member, nodes: dict[str, str] | None) -> str:
     if member.revoked:
         return f"revoked {member.revoked[:10]}"
     if member.node is None:
         return "waits for start"
-    return nodes.get(member.node, "not known: no SuperLink")
+    if nodes is None:
+        return "not known: no SuperLink"
+    return nodes.get(member.node, "not known to the SuperLink")

@@ -6,7 +6,6 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -14,10 +13,9 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from cli import probes, serving
 from cli.authority import days_left, read_certificate
-from cli.checks import Check, attempt, expiry, failed, passed, warned
+from cli.checks import Check, attempt, expiry, failed, passed, versions, warned
 from cli.coordinator import Federation
 from cli.errors import RunFailedError
-from client.supernode import FLOWER_VERSION
 from cohorts.errors import CohortError
 from exchange.roster import MIN_SITES, RosterError
 
@@ -27,6 +25,7 @@ _FAULTS = (CohortError, RosterError, RunFailedError)
 
 def checks(federation: Federation) -> Iterator[Check]:
     """Yield each check as it is made; those that need a running SuperLink are left out where there is none."""
+    yield versions()
     for what, look in _AT_REST.items():
         yield attempt(what, partial(look, federation), *_FAULTS)
     if not serving.is_up(federation):
@@ -34,14 +33,6 @@ def checks(federation: Federation) -> Iterator[Check]:
         return
     for what, look in _AT_WORK.items():
         yield attempt(what, partial(look, federation), *_FAULTS)
-
-
-def _versions(_federation: Federation) -> Check:
-    found = version("flwr")
-    said = f"FedBrainLM {version('fedbrainlm')}, Flower {found}"
-    if found != FLOWER_VERSION:
-        return failed("versions", f"{said}: this version needs Flower {FLOWER_VERSION}. Use 'make install'.")
-    return passed("versions", said)
 
 
 def _keys(federation: Federation) -> Check:
@@ -164,7 +155,6 @@ def _own_addresses() -> set[str]:
 
 
 _AT_REST: dict[str, Callable[[Federation], Check]] = {
-    "versions": _versions,
     "keys": _keys,
     "authority": _authority,
     "certificate": _certificate,

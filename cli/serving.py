@@ -90,6 +90,25 @@ def start(federation: Federation) -> bool:
     return True
 
 
+def stay(federation: Federation) -> None:
+    """Wait until this process is told to end, or the supervisor has ended, and then end the federation's programs.
+
+    Raises
+    ------
+    RunFailedError
+        If the supervisor ended by itself.
+    """
+    try:
+        supervisor = running(federation, SUPERVISOR)
+        if supervisor is not None:
+            supervisor.wait()
+        raise RunFailedError(f"the supervisor ended. Its log: {federation.logs / 'supervisor.log'}")
+    except KeyboardInterrupt:
+        return
+    finally:
+        stop(federation)
+
+
 def _wait_for_edge(federation: Federation) -> None:
     port, log, deadline = federation.settings.port, federation.logs / "edge.log", time.monotonic() + _EDGE_S
     while federation.settings.run_edge and not _listens(port):

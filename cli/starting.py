@@ -1,4 +1,4 @@
-"""`fedbrainlm site start` and `check`: a hospital's SuperNode, and what it needs."""
+"""`fedbrainlm site start`, `execute` and `check`: a hospital's SuperNode, its apps, and what both need."""
 
 import os
 import sys
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cli.checks import report
+from cli.checks import report, versions
+from cli.errors import InputError
 from cli.flower import environment_of
 from cli.site_checks import checks
 from cli.site_files import SettingsFile, open_site
@@ -17,10 +18,20 @@ from client.joining import joined
 def start(settings: SettingsFile) -> None:
     """Start the SuperNode, in the foreground: it runs the apps that this site approved, and no others."""
     site = open_site(settings)
+    if (found := versions()).verdict == "fail":  # another Flower might pass the guard by
+        raise InputError(found.said)
     _ = joined(site.state), site.keys.public_bundle()  # what is missing is said here, before Flower starts
-    command = [sys.executable, "-P", "-m", "client.supernode", str(settings.resolve())]
-    sys.stdout.flush()
-    os.execve(command[0], command, environment_of(None, {}))
+    _become("client.supernode", settings)
+
+
+def execute(settings: SettingsFile) -> None:
+    """Start the apps of a SuperNode that runs in another container, in the foreground; see supernode.executor."""
+    if open_site(settings).settings.supernode.executor == "here":
+        raise InputError(
+            f"{settings}: supernode.executor is here, so that 'fedbrainlm site start' starts the apps itself. "
+            "Set it to elsewhere, or leave this command out."
+        )
+    _become("client.executor", settings)
 
 
 def check(
@@ -31,3 +42,10 @@ def check(
 ) -> None:
     """Check everything that the site needs to take part. Exit code 0 if nothing fails."""
     report(checks(settings, study))
+
+
+def _become(module: str, settings: Path) -> None:
+    """Go on as another program, under the same process number: that is what systemd and containers watch."""
+    command = [sys.executable, "-P", "-m", module, str(settings.resolve())]
+    sys.stdout.flush()
+    os.execve(command[0], command, environment_of(None, {}))

@@ -13,5 +13,9 @@ class ApprovalError(ClientError):
     """A roster or an app cannot be approved or revoked as asked. Ask the coordinator for the right one."""
 
 
+class RelayError(ClientError):
+    """The way between the SuperNode and its apps cannot be made. End what is in its way, or correct ``site.yaml``."""
+
+
 class JoinError(ClientError):
     """The site has not joined a federation, or another one. Join it with the coordinator's package."""

@@ -16,6 +16,9 @@ class SuperNodeSettings(Settings):
     """Port on this machine between the SuperNode and the apps that it starts."""
     health: str | None = None
     """Address of a gRPC health service, such as ``127.0.0.1:9095``; None for none."""
+    executor: Literal["here", "elsewhere"] = "here"
+    """Where the apps are started: by the SuperNode's own process, or by ``fedbrainlm site execute`` in a container
+    without a network, which shares the state folder. There, too, the health service is at `health`."""
 
 
 class SiteSettings(Settings):

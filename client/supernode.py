@@ -8,10 +8,8 @@ Run as ``python -m client.supernode SITE.yaml``, as ``fedbrainlm site start`` do
 """
 
 import os
-import secrets
-import shutil
-import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,14 +29,15 @@ from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from client import relay
 from client.approvals import Approvals
 from client.audit import AuditLog
 from client.errors import JoinError
+from client.executor import SuperExec, flower_home, secret_path, socket_path
 from client.joining import authority_path, joined
 from client.logs import site_log
 from client.nodekey import NodeKey
 from client.settings import SiteSettings
-from cohorts.secrets import secret_once
 from cohorts.settings import read_settings
 from exchange.refusals import Refusal, RefusalCode
 
@@ -154,7 +153,7 @@ def command(settings_path: Path, settings: SiteSettings, state: Path) -> list[st
     arguments += ["--root-certificates", str(authority_path(state))]
     arguments += ["--auth-supernode-private-key", str(NodeKey(state).path)]
     arguments += ["--node-config", f'site-config="{settings_path.resolve()}"']
-    arguments += ["--isolation", "process", "--superexec-auth-secret-file", str(_superexec_secret(state))]
+    arguments += ["--isolation", "process", "--superexec-auth-secret-file", str(secret_path(state))]
     arguments += ["--port", str(settings.supernode.port)]
     if settings.supernode.health:
         arguments += ["--health-server-address", settings.supernode.health]
@@ -200,25 +199,13 @@ def main() -> None:
     settings = read_settings(path, SiteSettings)
     state = (path.parent / settings.state).resolve()
     sys.argv = command(path, settings, state)
-    os.environ["FLWR_HOME"] = str(state / "flower")
-    # Flower never replaces an installed app: whatever lies there from before must not be taken for an approved one.
-    shutil.rmtree(state / "flower" / "apps", ignore_errors=True)
+    os.environ["FLWR_HOME"] = str(flower_home(state))
     flower._pull_and_store_message = ApprovedAppsOnly(settings, state)  # type: ignore[assignment]
-    _start_superexec(settings, state)
+    if settings.supernode.executor == "elsewhere":
+        relay.start(socket_path(state), settings.supernode.port)
+    else:
+        threading.Thread(target=SuperExec(settings, state).keep, name="superexec", daemon=True).start()
     flower_supernode()
-
-
-def _start_superexec(settings: SiteSettings, state: Path) -> None:
-    """Start what starts the apps. With a secret: any other program of this machine could take an app's place."""
-    arguments = ["flower-superexec", "--runtime-api-address", f"127.0.0.1:{settings.supernode.port}", "--insecure"]
-    arguments += ["--superexec-auth-secret-file", str(_superexec_secret(state)), "--parent-pid", str(os.getpid())]
-    subprocess.Popen(arguments)
-
-
-def _superexec_secret(state: Path) -> Path:
-    path = state / "superexec.secret"
-    secret_once(path, lambda: secrets.token_hex(32))
-    return path
 
 
 if __name__ == "__main__":

@@ -128,6 +128,23 @@ def test_faults_at_home_are_said_with_their_remedy(site, tmp_path):
     assert run_command(["site", "check", str(site)]) == 1
 
 
+def test_of_two_containers_each_looks_at_what_it_has(site, authority, edge, tmp_path):
+    joined(site, authority, f"localhost:{edge}")
+    change(site, supernode={"executor": "elsewhere"})
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    said = found(site, tmp_path / "study.yaml")
+    assert said["cohort"].startswith("pass")
+    assert said["study"].startswith("pass")
+    assert said["federation"].startswith("warn not looked at: no network")
+    assert "DNS" not in said
+
+    change(site, cohort="nowhere")
+    said = found(site, tmp_path / "study.yaml")
+    assert said["cohort"].startswith("warn not here")
+    assert "study" not in said
+    assert said["TLS"].startswith("pass")
+
+
 def test_a_study_that_the_policy_or_the_cohort_does_not_fit_is_said(site, tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "study": "other"}))
     assert "study 'other' is not in policy.studies" in found(site, tmp_path / "study.yaml")["study"]

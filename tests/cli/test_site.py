@@ -174,3 +174,16 @@ def test_the_audit_log_is_exported(sites, log, capsys):
     assert "expected 64 hexadecimal digits" in refused(capsys, "site", "audit", "verify", site, "--head", "12")
     out.write_text("nothing of ours\n")
     assert "line 1 is damaged" in refused(capsys, "site", "audit", "show", out)
+
+
+def test_apps_are_started_by_one_program_alone(sites, capsys):
+    said = refused(capsys, "site", "execute", sites / "aalborg" / "site.yaml")
+    assert "supernode.executor is here" in said
+
+
+def test_a_supernode_is_not_started_with_another_flower(sites, monkeypatch, capsys):
+    """Whose inner parts the guard was not made for."""
+    monkeypatch.setattr("cli.checks.version", lambda _name: "1.40.0")
+    monkeypatch.setattr("os.execve", lambda *_: pytest.fail("it was started"))
+    said = refused(capsys, "site", "start", sites / "aalborg" / "site.yaml")
+    assert "this version needs Flower 1.41.0. Use 'make install'" in " ".join(said.split())
