@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow benchmark-demo images lint format lock clean
+.PHONY: help install demo test test-slow test-containers benchmark-demo images lint format lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -30,11 +30,15 @@ test-slow: install  ## tests that take minutes: a deployed federation of real pr
 benchmark-demo: install  ## time the demo's stages
 	$(BIN)/python benchmarks/demo.py
 
-# ENGINE=docker where that is what you have.
+# ENGINE=docker where that is what you have. podman keeps health checks in Docker's format alone.
 ENGINE ?= $(shell command -v podman || command -v docker)
-images:  ## build the images of coordinator and site
-	$(ENGINE) build --file docker/Dockerfile --target coordinator --tag fedbrainlm-coordinator .
-	$(ENGINE) build --file docker/Dockerfile --target site --tag fedbrainlm-site .
+BUILD = $(ENGINE) build $(if $(findstring podman,$(ENGINE)),--format docker) $(BUILD_OPTIONS) --file docker/Dockerfile
+images:  ## build the images of coordinator and site; BUILD_OPTIONS="--build-arg PIP_EXTRA_INDEX_URL=" for GPUs
+	$(BUILD) --target coordinator --tag fedbrainlm-coordinator .
+	$(BUILD) --target site --tag fedbrainlm-site .
+
+test-containers: install $(if $(ENGINE),images)  ## a federation in containers; skipped where there is no engine
+	$(BIN)/pytest -m 'slow or not slow' -rs tests/docker
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

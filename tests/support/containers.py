@@ -81,12 +81,9 @@ class Container:
 
     def processes(self, part: str) -> list[int]:
         """Processes inside whose command has `part` in it, in the order in which they began."""
-        look = f"{part!r} in ' '.join(p.cmdline()) and p.pid != os.getpid()"
-        return list(
-            map(
-                int, self.python(f"import os, psutil; print(*(p.pid for p in psutil.process_iter() if {look}))").split()
-            )
-        )
+        look = f"{part!r} in ' '.join(p.info['cmdline'] or []) and p.pid != os.getpid()"
+        found = self.python(f"import os, psutil; print(*(p.pid for p in psutil.process_iter(['cmdline']) if {look}))")
+        return list(map(int, found.split()))
 
     def signal(self, name: str, part: str) -> None:
         """Send a signal to the first process whose command has `part` in it."""
