@@ -96,6 +96,7 @@ class Federation:
         self.name = self.settings.name
         self.authority = Authority(self.folder / "keys")
         self.home = self.folder / "flower"
+        self.database = self.folder / "superlink.sqlite"
         self.run = self.folder / "run"
         self.logs = self.folder / "logs"
         self._sites = self.folder / "sites"
@@ -174,7 +175,7 @@ class Federation:
         link = [program("flower-superlink"), "--host", "127.0.0.1", "--port", str(self.settings.superlink_port)]
         link += ["--ssl-ca-certfile", str(keys.ca_certificate), "--ssl-certfile", str(keys.server_certificate)]
         link += ["--ssl-keyfile", str(keys.server_key), "--enable-supernode-auth"]
-        link += ["--database", str(self.folder / "superlink.sqlite"), "--disable-runtime-dependency-installation"]
+        link += ["--database", str(self.database), "--disable-runtime-dependency-installation"]
         link += ["--isolation", "process", "--superexec-auth-secret-file", secret]
         link += ["--health-server-address", f"127.0.0.1:{self.settings.health_port}"]
         executor = [program("flower-superexec"), "--runtime-api-address", self.superlink]

@@ -34,6 +34,8 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """Nothing phones home, and nothing is installed behind the user's back."""
+_PROMPT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25"}
+"""Seconds between a SuperExec's looks for an app to start; Flower's own are 1."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def environment_of(home: Path | None, extra: dict[str, str]) -> dict[str, str]:
     flower_home = {"FLWR_HOME": str(home.resolve())} if home else {}
     # Flower's programs start each other by name: let them find those beside this Python.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **QUIET, **flower_home, **extra, "PATH": path}
+    return {**os.environ, **QUIET, **_PROMPT, **flower_home, **extra, "PATH": path}
 
 
 def program(name: str, remedy: str = "Use 'make install', or pip install 'flwr[simulation]'.") -> str:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from cli import probes
 from cli.authority import days_left, read_certificate
+from cli.compacting import compact
 from cli.coordinator import Federation, Member
 from cli.errors import InputError, RunFailedError
 from cli.flower import environment_of, flwr, last_words, wait_until_up
@@ -66,6 +67,7 @@ def start(federation: Federation) -> bool:
             f"{federation.authority.server_certificate}: has expired. Use 'fedbrainlm federation renew', then repeat."
         )
     end_programs(federation)  # what a supervisor left that was killed
+    compact(federation.database)
     with (federation.logs / "supervisor.log").open("ab") as log:
         command = [sys.executable, "-P", "-m", "cli.supervisor", str(federation.folder)]
         process = subprocess.Popen(

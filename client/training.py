@@ -1,6 +1,7 @@
 """A round of training at the site: what leaves of it is made here, and let out by `client.release`."""
 
 import math
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,7 @@ from exchange.refusals import Refusal, RefusalCode
 
 def train(site: Site, request: TrainRequest) -> Answer:
     """Evaluate the incoming model on held-out participants, and train it on the others."""
+    began = time.monotonic()
     site.policy.permit(request.study, ["pretraining"])
     training = check_settings(request.training, TrainingConfig, "the study's training")
     site.policy.permit_privacy(training.privacy.delta if training.privacy else None)
@@ -47,7 +49,14 @@ def train(site: Site, request: TrainRequest) -> Answer:
     set_linear_path(site, model, moments, people)
     evaluation = evaluate_held_out(site, model, held_out, seed, scale)[MODEL]
     windows = WindowSet(site.cohort, model.config.window, people, scale)
+    evaluated = time.monotonic()
     outcome, spends = _train_round(site, model, training, request, windows)
+    site.log.info(
+        "round %d: model evaluated in %.2f s, trained in %.2f s",
+        request.round_number,
+        evaluated - began,
+        time.monotonic() - evaluated,
+    )
     weights = {name: values.detach().cpu().numpy() for name, values in model.state_dict().items()}
     reply = TrainReply(
         arrays=join(

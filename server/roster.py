@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -38,6 +38,8 @@ AnyReply = TypeVar("AnyReply", bound=Payload)
 _NO_REPLY = "no reply"
 _POLL_S = 0.5
 _LONGEST_PAUSE_S = 30
+_FIRST_LOOK_S, _LOOK_S = 0.05, 1.0
+"""Pauses between looks for replies: short ones at first, for sites of a simulation."""
 _MATTERS = ("n_participants", "n_windows", "n_parcels", "atlas", "preprocessing")
 """What a site must say of itself again when a run is resumed: sums of other people or recordings do not add."""
 
@@ -348,16 +350,15 @@ class Roster:
     ) -> dict[str, str]:
         """Send one question to nodes, by name; add the good answers to `answers`, and return what came of each."""
         records = request.to_records()
-        deadline = self._limits.deadline_s
         names = {node: name for name, node in nodes.items() if node is not None}
-        messages = [Message(records, node, request.message, ttl=deadline + 60) for node in sorted(names)]
+        messages = [Message(records, node, request.message, ttl=self._limits.deadline_s + 60) for node in sorted(names)]
         exchange = self._journal.begin_exchange(
             stage, request.message, round_number, len(messages), size_of(records) * len(messages), attempt
         )
         outcomes = dict.fromkeys(nodes, _NO_REPLY)
         heads: dict[str, str] = {}
         bytes_up = 0
-        for reply in self._grid.send_and_receive(messages, timeout=deadline):
+        for reply in self._replies(messages):
             name = names.get(reply.metadata.src_node_id)
             if name is None:  # Flower's own word that a node is gone
                 continue
@@ -379,6 +380,20 @@ class Roster:
             del answers[name]
         self._journal.end_exchange(exchange, outcomes, bytes_up, heads)
         return outcomes
+
+    def _replies(self, messages: list[Message]) -> Iterator[Message]:
+        """Send messages, and yield the replies as they arrive, until all did or the deadline is over.
+
+        Flower's own way of doing so looks for them every three seconds only.
+        """
+        waiting = set(self._grid.push_messages(messages))
+        give_up, pause = time.monotonic() + self._limits.deadline_s, _FIRST_LOOK_S
+        while waiting and time.monotonic() < give_up:
+            time.sleep(pause)
+            pause = min(1.25 * pause, _LOOK_S)
+            for reply in self._grid.pull_messages(list(waiting)):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                yield reply
 
     def _require_another_attempt(self, attempt: int, outcomes: dict[str, str], stage: str) -> None:
         answered = sum(said == "ok" for said in outcomes.values())

@@ -5,7 +5,6 @@ this is about two things: no request makes a site crash or say more, and what of
 A word with a flipped bit is a wrong number and nothing more: nobody can tell it from a number that a site got wrong.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -156,13 +155,16 @@ def test_replies_of_two_sites_that_are_swapped_add_to_the_same(federation):
     """Who sent a part does not matter to the sum, and nothing else of it is read."""
     swapped = {2: 3, 3: 2}
 
-    def between(messages: list[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        content = {m.metadata.dst_node_id: federation.grid._answer(m.metadata.dst_node_id, m).content for m in messages}
-        for message in messages:
-            node = message.metadata.dst_node_id
-            yield Message(content[swapped.get(node, node)], reply_to=message)
+    answers = federation.grid.pull_messages
 
-    federation.grid.send_and_receive = between
+    def between(message_ids: list[str]) -> list[Message]:
+        replies = {reply.metadata.src_node_id: reply for reply in answers(message_ids)}
+        content = {node: reply.content for node, reply in replies.items()}
+        for node, reply in replies.items():
+            reply.content = content[swapped.get(node, node)]
+        return list(replies.values())
+
+    federation.grid.pull_messages = between
     np.testing.assert_allclose(federation.ask(), federation.truth)
 
 

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
@@ -182,3 +182,21 @@ def test_size_counts_arrays_and_header():
     small, large = (size_of(TrainReply(arrays={"weights/a": np.zeros(n, np.float32)}).to_records()) for n in (10, 1010))
 
     assert large - small == 4000
+
+
+@pytest.mark.parametrize("arrays", [{}, ARRAYS, {f"weights/{n}": np.zeros(3) for n in range(200)}])
+def test_a_request_is_one_array_on_the_wire_however_many_it_has(arrays):
+    request = SummarizeRequest(arrays=arrays, study="s", jobs={})
+
+    assert len(over_the_wire(request.to_records())["arrays"]) == 1
+
+
+def test_arrays_of_a_request_that_are_not_packed_are_refused():
+    request = SummarizeRequest(arrays=ARRAYS, study="s", jobs={})
+    header, packed = request.to_records()["header"], request.to_records()["arrays"]["safetensors"]
+    cut = Array(packed.dtype, packed.shape, packed.stype, packed.data[:-1])
+    unpacked = {name: Array(np.ascontiguousarray(values)) for name, values in ARRAYS.items()}
+
+    for arrays in ({}, unpacked, {"safetensors": Array(np.zeros(3))}, {"safetensors": cut}):
+        with pytest.raises(MessageError):
+            SummarizeRequest.from_records(RecordDict({"header": header, "arrays": ArrayRecord(arrays)}))

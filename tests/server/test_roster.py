@@ -217,8 +217,8 @@ def test_a_slow_site_misses_its_deadline_and_takes_part_in_the_next_round(tmp_pa
 class Repeating(LocalGrid):
     """A grid that delivers every answer twice, the second one changed, and one of a node that was not asked."""
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        for reply in list(super().send_and_receive(messages, timeout=timeout)):
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        for reply in list(super().pull_messages(message_ids)):
             yield reply
             if reply.content["header"]["kind"] == "HarmonizeReply":
                 again = HarmonizeReply(arrays={"tally/b": np.array(99)}).to_records()

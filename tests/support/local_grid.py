@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import yaml
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
@@ -34,6 +36,7 @@ class LocalGrid(Grid):
         self.tamper = tamper
         self.sent: list[Message] = []
         self.received: list[Message] = []
+        self._pushed: dict[str, Message] = {}
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 77, 0, 0
 
     def set_run(self, run: Run) -> None:
@@ -49,24 +52,36 @@ class LocalGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         return list(self.sites)
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise AssertionError("not used")
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self._pushed.clear()  # what was under way when a server was killed
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(uuid4())
+            self._pushed[message.metadata.message_id] = message
+        return list(self._pushed)
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise AssertionError("not used")
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Answer one message after the other; for a node that stays silent, say what Flower does when one is gone."""
+        waiting = set(message_ids)
+        for message in [message for name, message in self._pushed.items() if name in waiting]:
+            del self._pushed[message.metadata.message_id]
+            arrived = over_the_wire(message)
+            self.sent.append(arrived)
+            reply = self.tamper(message.metadata.dst_node_id, arrived)
+            if reply is None:
+                reply = self._answer(message.metadata.dst_node_id, arrived)
+            if reply is False:
+                yield self._gone(message)
+            else:
+                self.received.append(over_the_wire(reply))
+                yield self.received[-1]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        for message in messages:
-            node = message.metadata.dst_node_id
-            arrived = message_from_proto(ProtoMessage.FromString(message_to_proto(message).SerializeToString()))
-            self.sent.append(arrived)
-            reply = self.tamper(node, arrived)
-            if reply is None:
-                reply = self._answer(node, arrived)
-            if reply is not False:
-                back = message_from_proto(ProtoMessage.FromString(message_to_proto(reply).SerializeToString()))
-                self.received.append(back)
-                yield back
+        return self.pull_messages(self.push_messages(messages))
+
+    def _gone(self, message: Message) -> Message:
+        reply = Message(Error(code=ErrorCode.NODE_UNAVAILABLE), reply_to=message)
+        reply.metadata.__dict__["_src_node_id"] = 0  # Flower's own is 1, which is a site's here
+        return reply
 
     def _answer(self, node: int, message: Message) -> Message:
         context = Context(77, node, {"site-config": str(self.sites[node])}, RecordDict(), {})
@@ -74,6 +89,10 @@ class LocalGrid(Grid):
             return client_app(message, context)
         except Exception as error:  # what Flower does: the text goes to the server
             return Message(Error(code=2, reason=str(error)), reply_to=message)
+
+
+def over_the_wire(message: Message) -> Message:
+    return message_from_proto(ProtoMessage.FromString(message_to_proto(message).SerializeToString()))
 
 
 def write_site(folder: Path, name: str, cohort: Path, **policy: object) -> Path:
