@@ -65,7 +65,11 @@ http {
             proxy_ssl_trusted_certificate @AUTHORITY@;
             proxy_ssl_verify on;
             proxy_ssl_name localhost;
+            # After 500, as when the SuperLink's database is locked, a SuperNode would end; after 503 it tries again.
+            proxy_intercept_errors on;
+            error_page 500 =503 /again;
         }
+        location = /again { internal; return 503; }
 
         # Hospitals are registered by the coordinator alone.
         location /v1/fleet/register-node { return 403; }
@@ -76,7 +80,7 @@ http {
     }
 }
 """
-_FORBIDDEN = set("\"';{}\n\\$ ")
+_FORBIDDEN = set("\"';{}\n\\$ ?")
 
 
 def nginx_configuration(

@@ -10,6 +10,8 @@ Run as ``python -m client.supernode SITE.yaml``, as ``fedbrainlm site start`` do
 import os
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,10 @@ from exchange.refusals import Refusal, RefusalCode
 
 FLOWER_VERSION = "1.41.0"
 """The version whose private functions are wrapped."""
+_EXPECTING_S, _SOON_S = 120.0, 0.5
+"""For so long after an answer the next question is looked for so often; Flower's own pause is 3 s."""
+_LAST_WAIT_S = 10.0
+"""For the SuperExec to end, which also ends by itself once it misses this process."""
 
 
 class ApprovedAppsOnly:
@@ -61,8 +67,22 @@ class ApprovedAppsOnly:
         self.approvals = Approvals(state, self.audit, settings.policy.approvers)
         self.log = site_log(settings.name, state)
         self._pull = flower._pull_and_store_message
+        self._answered = False
+        self._expecting_until = 0.0
 
-    def __call__(
+    def __call__(self, **arguments: Any) -> int | None:
+        """Take one message in, or answer it with a refusal; return its run, or None if there was no message.
+
+        Flower calls this again once a message was answered, and pauses where there was none.
+        """
+        if self._answered:
+            self._expecting_until = time.monotonic() + _EXPECTING_S
+        while (run := self._take(**arguments)) is None and time.monotonic() < self._expecting_until:
+            time.sleep(_SOON_S)
+        self._answered = run is not None
+        return run
+
+    def _take(
         self,
         state: Any,
         object_store: Any,
@@ -72,7 +92,6 @@ class ApprovedAppsOnly:
         get_fab: Callable[[str, int], Fab],
         **others: Any,
     ) -> int | None:
-        """Take one message in, or answer it with a refusal; return its run, or None if there was no message."""
         messages: list[Message] = []
         runs: dict[int, Run] = {}
 
@@ -201,11 +220,22 @@ def main() -> None:
     sys.argv = command(path, settings, state)
     os.environ["FLWR_HOME"] = str(flower_home(state))
     flower._pull_and_store_message = ApprovedAppsOnly(settings, state)  # type: ignore[assignment]
+    executor = SuperExec(settings, state)
+    keeper = threading.Thread(target=executor.keep, name="superexec", daemon=True)
     if settings.supernode.executor == "elsewhere":
         relay.start(socket_path(state), settings.supernode.port)
     else:
-        threading.Thread(target=SuperExec(settings, state).keep, name="superexec", daemon=True).start()
-    flower_supernode()
+        keeper.start()
+    try:
+        flower_supernode()
+    except Exception:
+        traceback.print_exc()
+    # Flower comes here when it gives the coordinator up. Its HTTP thread would keep the process, offline for good.
+    print("fedbrainlm: the SuperNode gave up, and ends to be started again.", flush=True)
+    executor.end()
+    if keeper.is_alive():
+        keeper.join(_LAST_WAIT_S)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """Preflight: each fault has its line and its remedy, and none makes it hang."""
 
 import socket
-import ssl
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 import yaml
@@ -23,6 +21,7 @@ from client.site import load_site
 from exchange.bundle import JoinPackage
 from tests.support.federation import STUDY
 from tests.support.programs import free_port
+from tests.support.servers import serve
 
 
 class Edge(BaseHTTPRequestHandler):
@@ -65,20 +64,10 @@ def change(path, **parts: object) -> None:
     path.write_text(yaml.safe_dump(settings))
 
 
-def serve(authority: Authority, handler: type[BaseHTTPRequestHandler] = Edge) -> Iterator[int]:
-    server = HTTPServer(("127.0.0.1", 0), handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(authority.server_certificate, authority.server_key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
-
-
 @pytest.fixture
 def edge(authority) -> Iterator[int]:
-    yield from serve(authority)
+    with serve(authority, Edge) as port:
+        yield port
 
 
 def joined(site, authority: Authority, address: str) -> None:
@@ -176,7 +165,7 @@ def test_the_way_to_the_coordinator_ends_at_the_first_fault(site, authority, edg
 )
 def test_a_certificate_that_ends_is_said(site, authority, life, expected):
     authority.renew("localhost", life)
-    for port in serve(authority):
+    with serve(authority, Edge) as port:
         joined(site, authority, f"localhost:{port}")
         assert found(site)["TLS"].startswith(expected)
 
@@ -185,7 +174,7 @@ def test_a_clock_that_is_wrong_is_said(site, authority):
     class Later(Edge):
         date = "Fri, 01 Jan 2100 00:00:00 GMT"
 
-    for port in serve(authority, Later):
+    with serve(authority, Later) as port:
         joined(site, authority, f"localhost:{port}")
         assert "Switch time synchronisation on" in found(site)["clock"]
 

@@ -5,8 +5,10 @@ import importlib.metadata
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 from flwr.app import Message, RecordDict
 from flwr.cli import install
 from flwr.cli.build import build_fab_from_files
@@ -25,6 +27,7 @@ from client.audit import AuditLog
 from client.settings import SiteSettings
 from client.supernode import FLOWER_VERSION, ApprovedAppsOnly
 from exchange.refusals import RefusalCode
+from tests.support.programs import free_port, start
 
 RUN = 77
 
@@ -100,24 +103,27 @@ class Node:
 
     def take(self, coordinator: Coordinator) -> str | None:
         """Take one message in; return the code of the reply that leaves, None if the app was handed the message."""
+        tasks = len(self.state.get_tasks())
+        assert self.look([], coordinator) == RUN
+        if len(self.state.get_tasks()) > tasks:
+            return None
+        return self._sent()
+
+    def look(self, nothing: list[None], coordinator: Coordinator) -> int | None:
+        """Look for a message as Flower does, which is not there as often as `nothing` has entries."""
         message = coordinator.message()
         objects = get_all_nested_objects(message)
-        tasks = len(self.state.get_tasks())
-        run = self.pull(
+        return self.pull(
             state=self.state,
             object_store=self.store,
             node_config={},
-            receive=lambda: (message, get_object_tree(message)),
+            receive=lambda: nothing.pop() if nothing else (message, get_object_tree(message)),
             get_run=lambda run_id: coordinator.run,
             get_fab=coordinator.get_fab,
             pull_object=lambda run_id, object_id: objects[object_id].deflate(),
             confirm_message_received=lambda run_id, object_id: None,
             trusted_entities=None,
         )
-        assert run == RUN
-        if len(self.state.get_tasks()) > tasks:
-            return None
-        return self._sent()
 
     def _sent(self) -> str:
         """Let Flower send the reply that waits, as the SuperNode's loop does next."""
@@ -194,6 +200,34 @@ def test_a_state_folder_that_cannot_be_written_still_answers(node, capsys):
 
     assert node.take(Coordinator(EVIL)) == "site.code-not-approved"
     assert "the state folder cannot be written" in capsys.readouterr().out
+
+
+def test_after_an_answer_the_next_question_is_looked_for_at_once(node):
+    """And without one Flower makes its pause."""
+    coordinator, looks = Coordinator(EVIL), [None, None]
+    assert node.look(looks.copy(), coordinator) is None
+    assert node.take(coordinator) == "site.code-not-approved"
+
+    assert node.look(looks.copy(), coordinator) == RUN
+
+
+def test_a_supernode_that_gave_the_coordinator_up_ends_though_a_thread_of_flower_s_goes_on(tmp_path):
+    program = """
+import threading
+import client.supernode as supernode
+supernode.command = lambda *_: []
+supernode.flower_supernode = threading.Thread(target=threading.Event().wait).start
+supernode.main()
+"""
+    site = {"name": "oslo", "cohort": "cohort", "state": "state", "supernode": {"port": free_port()}}
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(site))
+    (tmp_path / "state").mkdir()
+    process = start("python", "-c", program, tmp_path / "site.yaml", folder=Path.cwd())
+
+    out, err = process.communicate(timeout=60)
+
+    assert process.returncode == 1, err
+    assert "gave up, and ends to be started again" in out
 
 
 def test_flower_is_the_version_that_was_read():
