@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow test-containers benchmark-demo images lint format lock clean
+.PHONY: help install demo test test-slow test-containers chaos benchmark-demo images lint format lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -25,7 +25,11 @@ test: install  ## the fast tests, and one real `flwr run` simulation
 	$(BIN)/pytest -m 'not slow'
 
 test-slow: install  ## tests that take minutes: a deployed federation of real processes
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --ignore tests/chaos --ignore tests/docker
+
+chaos: install  ## the fault matrix: processes killed, links cut, disks full, strangers at the door (root; 40 minutes)
+	$(BIN)/pytest -m slow tests/chaos tests/integration/test_federation.py
+	@cat runs/chaos.json
 
 benchmark-demo: install  ## time the demo's stages
 	$(BIN)/python benchmarks/demo.py

@@ -45,6 +45,10 @@ CREATE TABLE answers (
     PRIMARY KEY (question, people, sites, study, run)
 ) WITHOUT ROWID;
 """
+_TRAINED = (
+    "CREATE TABLE IF NOT EXISTS trained (study TEXT, run TEXT, question TEXT, PRIMARY KEY (study, run, question))"
+)
+"""Rounds that were counted. Apart from the others: ledgers of earlier versions lack it."""
 _PLAIN = ""
 """Sites of an answer that left on its own."""
 
@@ -150,7 +154,16 @@ class ReleaseLedger:
         self.path = path
         self._key = blake2b(key).digest()
 
-    def enter(self, *, study: str, run: str, releases: Sequence[Release], policy: Policy, rounds: int = 0) -> None:
+    def enter(
+        self,
+        *,
+        study: str,
+        run: str,
+        releases: Sequence[Release],
+        policy: Policy,
+        rounds: int = 0,
+        question: str = "",
+    ) -> None:
         """Check all answers of a message against what was told before, and enter all of them or none.
 
         One transaction: two processes cannot pass each other's check. When this returns, the entry is on the disk.
@@ -159,6 +172,9 @@ class ReleaseLedger:
         ----------
         rounds : int
             Rounds of training that the message is.
+        question : str
+            Hash of all that these rounds were asked with. A run that asks the same again, as when the site was killed
+            before its answer was stored, is told nothing new, and they are not counted again.
 
         Raises
         ------
@@ -166,6 +182,8 @@ class ReleaseLedger:
             Naming the rule; or that the ledger is damaged, or cannot be written.
         """
         with self._transaction() as database:
+            if question and rounds and not _is_new(database, study, run, question):
+                rounds = 0
             self._count(database, study, rounds, len(releases), policy)
             entry = _Entry(database, self._key, policy)
             for release in releases:
@@ -219,6 +237,7 @@ class ReleaseLedger:
                 database.execute("PRAGMA synchronous = EXTRA")  # FULL, and the folder's entry of the journal, too
                 database.execute("BEGIN IMMEDIATE")
                 self._check(database)
+                database.execute(_TRAINED)
                 yield database
                 database.execute("COMMIT")
             finally:
@@ -256,6 +275,12 @@ class ReleaseLedger:
                 f"the release ledger {self.path} was written with another private seed, so that nobody in it would be "
                 "known again. Restore the state folder's private_seed.",
             )
+
+
+def _is_new(database: sqlite3.Connection, study: str, run: str, question: str) -> bool:
+    """Note the question of a round of training; say whether it was not there."""
+    noted = database.execute("INSERT OR IGNORE INTO trained VALUES (?, ?, ?)", (study, run, question))
+    return noted.rowcount > 0
 
 
 class _Entry:

@@ -152,17 +152,17 @@ def _answer_once(site: Site, request: DescribeRequest | SumRequest, handle: Call
     secure = request.secure if isinstance(request, SumRequest) else None
     if not isinstance(request, SumRequest) or secure is None:
         question = request.question if isinstance(request, SumRequest) else ""
-        return _permitted(site, request, handle()), question
+        return _permitted(site, request, handle(), question), question
     _permit_sum(site, request)
     if (kept := site.sums.find(request.run, request)) is not None:
-        return _permitted(site, request, _restored(kept)), kept.question
+        return _permitted(site, request, _restored(kept), kept.question), kept.question
     question = request.question
-    answered = _permitted(site, request, handle())
+    answered = _permitted(site, request, handle(), question)
     site.sums.keep(request.run, request, _kept(answered, question))
     return answered, question
 
 
-def _permitted(site: Site, request: DescribeRequest | SumRequest, answered: Answer) -> Answer:
+def _permitted(site: Site, request: DescribeRequest | SumRequest, answered: Answer, question: str) -> Answer:
     """Ask the policy about an answer, and enter it into the ledger."""
     secure = request.secure if isinstance(request, SumRequest) else None
     site.policy.permit_release(
@@ -175,6 +175,7 @@ def _permitted(site: Site, request: DescribeRequest | SumRequest, answered: Answ
         releases=[told for release in answered.releases for told in _told(site, request, answered.payload, release)],
         policy=site.policy,
         rounds=answered.rounds,
+        question=question,
     )
     return answered
 

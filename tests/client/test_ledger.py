@@ -238,3 +238,28 @@ def test_a_question_about_frames_is_that_of_its_atlas():
     other = job.model_copy(update={"table": frames.model_copy(update={"seed": 2, "holdout": 0.5})})
 
     assert question_of_job(job) == question_of_job(other) == Question("quantiles", ("frames/a424",))
+
+
+def test_a_round_that_a_run_asks_again_is_counted_once(ledger):
+    """A site that is killed before its answer is stored trains again, however few rounds are left."""
+    policy = Policy(max_rounds=2)
+    for run, question in (("1", "a"), ("1", "a"), ("1", "b"), ("1", "b")):
+        ledger.enter(study="s", run=run, releases=[], policy=policy, rounds=1, question=question)
+
+    assert ledger.rounds("s") == 2
+    with pytest.raises(Refusal) as refused:  # the same question of another run is another round
+        ledger.enter(study="s", run="2", releases=[], policy=policy, rounds=1, question="a")
+    assert refused.value.code is RefusalCode.ROUNDS
+    with pytest.raises(Refusal):  # and a refusal left nothing behind that lets it pass
+        ledger.enter(study="s", run="2", releases=[], policy=policy, rounds=1, question="a")
+    ledger.enter(study="t", run="2", releases=[], policy=policy, rounds=1, question="a")
+
+
+def test_a_ledger_of_before_rounds_were_noted_goes_on(ledger):
+    ledger.enter(study="s", run="1", releases=[], policy=POLICY, rounds=1, question="a")
+    with sqlite3.connect(ledger.path) as database:
+        database.execute("DROP TABLE trained")
+
+    ledger.enter(study="s", run="1", releases=[], policy=POLICY, rounds=1, question="b")
+
+    assert ledger.rounds("s") == 2

@@ -5,137 +5,32 @@ import shutil
 import signal
 import sqlite3
 import ssl
-import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
-from cli.coordinator import Federation
 from cli.fab import build_fab
 from cli.flower import QUIET
 from cli.supervisor import running
-from cohorts.seeding import derive_seed
 from server.journal import Journal
 from server.study import load_study
-from tests.support.federation import STUDY
-from tests.support.programs import free_port, processes_of, start, wait_until
+from tests.support.deployment import Deployment, needs_nginx
+from tests.support.programs import start, wait_until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin") is None,
-        reason="nginx is not installed: apt install nginx-light",
-    ),
-]
-SMALL = {
-    **STUDY,
-    "averaging": {**STUDY["averaging"], "deadline_s": 600, "start_deadline_s": 300},
-    "analyses": {"targets": [], "folds": 3, "permutations": 0},
-}
-"""Few exchanges, with time for each: it starts a process at every site."""
+pytestmark = [pytest.mark.slow, needs_nginx]
 SITES = ("aalborg", "bergen", "coimbra")
 REFUSED = "site.code-not-approved"
-
-
-class Deployment:
-    """A coordinator and hospitals on this machine, each in its folder, and the commands that people give there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {**QUIET, "FLWR_HOME": str(folder / "flwr")}
-        self.nodes: dict[str, subprocess.Popen[str]] = {}
-
-    def command(self, *arguments: object, code: int = 0) -> str:
-        process = start("fedbrainlm", *arguments, folder=self.folder, **self.environment)
-        out, err = process.communicate(timeout=1200)
-        assert process.returncode == code, f"{arguments}\n{out}\n{err}"
-        return " ".join((out + err).split())
-
-    @property
-    def federation(self) -> Federation:
-        return Federation(self.folder / "nordic")
-
-    @property
-    def edge(self) -> str:
-        return f"localhost:{self.federation.settings.port}"
-
-    def set_up_site(self, name: str, cohort: Path) -> Path:
-        """Make a site with a policy for the small study, and its private seed as in a simulation."""
-        self.command("site", "init", name, "--name", name, "--cohort", cohort)
-        path = self.folder / name / "site.yaml"
-        settings = yaml.safe_load(path.read_text())
-        settings["supernode"]["port"] = free_port()
-        settings["threads"] = 1
-        settings["policy"] |= {"studies": ["small"], "min_participants": 2, "min_group": 1, "min_change": 1}
-        settings["policy"] |= {"columns": ["*"], "max_covariate_ratio": 1.0}
-        path.write_text(yaml.safe_dump(settings))
-        (path.parent / "state" / "private_seed").write_text(str(derive_seed(STUDY["seed"], name, "private")))
-        return path
-
-    def start_node(self, name: str) -> None:
-        log = self.folder / f"{name}.log"
-        self.nodes[name] = start(
-            "fedbrainlm", "site", "start", f"{name}/site.yaml", folder=self.folder, log=log, **self.environment
-        )
-
-    def stop_node(self, name: str) -> None:
-        node = self.nodes.pop(name)
-        node.terminate()
-        node.communicate(timeout=60)
-
-    def status(self, name: str) -> str:
-        rows = self.command("federation", "status", "nordic").split("│")
-        return next(row.strip() for before, row in pairwise(rows) if before.strip() == name)
-
-    def check(self, name: str) -> str:
-        """What ``site check`` says, however it ends."""
-        process = start("fedbrainlm", "site", "check", f"{name}/site.yaml", folder=self.folder, **self.environment)
-        return " ".join(process.communicate(timeout=60)[0].split())
-
-    def study(self, name: str, **changes: object) -> Path:
-        path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump({**SMALL, **changes}))
-        return path
-
-    def approve(self, study: Path) -> str:
-        """Build a study's app, and approve it at each site; return its hash."""
-        fab = study.with_suffix(".fab")
-        code_hash = self.command("study", "build", study, "--out", fab).split()[-1]
-        for name in SITES:
-            assert "may run" in self.command("site", "approve", f"{name}/site.yaml", fab, "--by", "Anna Berg")
-        return code_hash
 
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory, small_cohorts) -> Iterator[Deployment]:
     """Three hospitals that are online."""
-    made = Deployment(tmp_path_factory.mktemp("federation"))
-    made.command("federation", "init", "nordic", "--name", "nordic", "--host", "localhost", "--port", free_port())
-    path = made.folder / "nordic" / "federation.yaml"
-    ports = {"superlink_port": free_port(), "health_port": free_port()}
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **ports}))
-    try:
-        for cohort in small_cohorts:
-            made.set_up_site(cohort.name, cohort)
-            said = made.command("federation", "add-site", "nordic", f"{cohort.name}/{cohort.name}.bundle.json")
-            assert "registered when the federation starts" in said
-        made.command("federation", "package", "nordic", "--out", "nordic.join.json")
-        made.command("federation", "start", "nordic")
-        for name in SITES:
-            made.command("site", "join", f"{name}/site.yaml", "nordic.join.json", "--by", "Anna Berg", "--yes")
-            made.start_node(name)
-        assert wait_until(lambda: all(made.status(name) == "online" for name in SITES), 180)
+    with Deployment(tmp_path_factory.mktemp("federation")).running(small_cohorts) as made:
         yield made
-    finally:
-        for name in list(made.nodes):
-            made.stop_node(name)
-        made.command("federation", "stop", "nordic")
-    assert wait_until(lambda: processes_of(made.folder) == [], 30)
 
 
 def test_a_study_with_secure_sums_equals_the_same_study_in_one_process(deployment, finished_run):
@@ -152,7 +47,7 @@ def test_a_study_with_secure_sums_equals_the_same_study_in_one_process(deploymen
     (folder,) = (deployment.folder / "runs" / "small").iterdir()
     assert Journal(folder).checkpoint(2).read_bytes() == finished_run.journal.checkpoint(2).read_bytes()
     assert (folder / "report.html").is_file()
-    listed = start("flwr", "list", "nordic", "--format", "json", folder=deployment.folder, **deployment.environment)
+    listed = deployment.start("flwr", "list", "nordic", "--format", "json")
     assert code_hash[:8] in listed.communicate(timeout=60)[0]
     for name in SITES:
         audit = (deployment.folder / name / "state" / "audit.jsonl").read_text()
@@ -274,7 +169,7 @@ def test_an_expired_certificate_is_refused_and_renewed(deployment):
     deployment.command("federation", "renew", "nordic")
     deployment.command("federation", "start", "nordic")
 
-    assert wait_until(lambda: all(deployment.status(name) == "online" for name in SITES), 180)
+    assert wait_until(deployment.all_online, 180)
 
 
 def strip_roster(deployment: Deployment) -> Path:

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -14,13 +14,21 @@ PROGRAMS = Path(sys.executable).parent
 
 
 def start(
-    program: str, *arguments: object, folder: Path, log: Path | None = None, **environment: object
+    program: str,
+    *arguments: object,
+    folder: Path,
+    log: Path | None = None,
+    within: Sequence[str] = (),
+    **environment: object,
 ) -> "subprocess.Popen[str]":
-    """Start a program that lies beside this Python, in `folder`; what it says goes into pipes, or into `log`."""
+    """Start a program that lies beside this Python, in `folder`; what it says goes into pipes, or into `log`.
+
+    The command goes behind the words of `within`, such as those of a program that enters a network namespace.
+    """
     variables = {**os.environ, "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}"}
     output = log.open("w") if log else subprocess.PIPE
     return subprocess.Popen(
-        [str(PROGRAMS / program), *map(str, arguments)],
+        [*within, str(PROGRAMS / program), *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=output,
