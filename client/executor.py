@@ -19,6 +19,7 @@ from client.settings import SiteSettings
 from cohorts.secrets import secret_once
 from cohorts.settings import read_settings
 
+_PREFORK = Path(__file__).with_name("prefork.py")
 _LONGEST_PAUSE_S = 60
 _STEADY_S = 120
 """After so long without a fault, the next pause is a short one again."""
@@ -39,7 +40,7 @@ class SuperExec:
 
     def __init__(self, settings: SiteSettings, state: Path) -> None:
         address = f"127.0.0.1:{settings.supernode.port}"
-        self.command = ["flower-superexec", "--runtime-api-address", address, "--insecure"]
+        self.command = [sys.executable, "-P", str(_PREFORK), "--runtime-api-address", address, "--insecure"]
         # With a secret: any other program of this machine could take an app's place.
         self.command += ["--superexec-auth-secret-file", str(secret_path(state)), "--parent-pid", str(os.getpid())]
         if settings.supernode.executor == "elsewhere" and settings.supernode.health:

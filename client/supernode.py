@@ -1,7 +1,7 @@
 """The site's SuperNode, which runs approved apps and no others.
 
 Flower's SuperNode fetches whatever app a run names and executes it. Here one private function of Flower is wrapped: the
-one that takes a message in. Everything of Flower that this rests on is in this file, and
+one that takes a message in. What of Flower this rests on is in this file and in ``client/prefork.py``, and
 ``tests/client/test_supernode.py`` holds the source of each by its hash, so that an upgrade cannot change it unseen.
 
 Run as ``python -m client.supernode SITE.yaml``, as ``fedbrainlm site start`` does.

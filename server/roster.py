@@ -38,7 +38,7 @@ AnyReply = TypeVar("AnyReply", bound=Payload)
 _NO_REPLY = "no reply"
 _POLL_S = 0.5
 _LONGEST_PAUSE_S = 30
-_FIRST_LOOK_S, _LOOK_S = 0.05, 1.0
+_FIRST_LOOK_S, _LOOK_S = 0.05, 0.5
 """Pauses between looks for replies: short ones at first, for sites of a simulation."""
 _MATTERS = ("n_participants", "n_windows", "n_parcels", "atlas", "preprocessing")
 """What a site must say of itself again when a run is resumed: sums of other people or recordings do not add."""

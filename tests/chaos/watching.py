@@ -91,16 +91,16 @@ def apps_of(deployment: Deployment, site: str, since: float) -> list[psutil.Proc
     found = []
     for process in processes_of(str(deployment.folder / site / "state" / "flower")):
         with suppress(psutil.Error):  # it has ended
-            if process.create_time() > since and any("flwr-clientapp" in word for word in process.cmdline()):
+            if process.create_time() > since and process.name() == "flwr-clientapp":
                 found.append(process)
     return found
 
 
 def _computes(process: psutil.Process) -> bool:
-    """Whether a process has come so far as to have loaded torch."""
+    """Whether a process has come so far as to train: all before takes less of the processor."""
     try:
-        return "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text()
-    except OSError:
+        return process.cpu_times().user > 1
+    except psutil.NoSuchProcess:
         return False
 
 

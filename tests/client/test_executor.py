@@ -30,7 +30,7 @@ def superexecs(parent: int) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(parent).children():
         with suppress(psutil.NoSuchProcess):  # ended meanwhile, or has ended and was not waited for
-            found += [child] if "flower-superexec" in " ".join(child.cmdline()) else []
+            found += [child] if "prefork.py" in " ".join(child.cmdline()) else []
     return found
 
 

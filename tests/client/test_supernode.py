@@ -13,13 +13,16 @@ from flwr.app import Message, RecordDict
 from flwr.cli import install
 from flwr.cli.build import build_fab_from_files
 from flwr.common import config
+from flwr.supercore.cli.flower_superexec import flower_superexec
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
+from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal as flower
 from flwr.supernode.cli.flower_supernode import flower_supernode
+from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.runtime import run_clientapp
 
@@ -38,6 +41,9 @@ SOURCES = {
     flower.start_client_internal: "9e89a6eb68fbec68",
     flower_supernode: "e263e10452076b00",
     run_clientapp.run_clientapp: "6ce09559f3a2f5dc",
+    SubprocessExecutor.launch: "83abf3dbe02281fd",
+    flwr_clientapp: "9e02b412fb895b05",
+    flower_superexec: "f0e2725c92a57597",
     install.install_from_fab: "481bd04cde582322",
     install.validate_and_install: "628b69fb852ae858",
     config.get_project_dir: "155c70517e73e598",

@@ -1,0 +1,117 @@
+"""Flower's SuperExec, which starts each app as a fork of a process that has torch in memory already.
+
+Flower starts a process for each message, and most of what a short one costs is importing torch, pandas and Flower: four
+seconds of the processor. Here a second process imports them once, and nothing of ours: an app brings its own code,
+which a fork imports anew and takes along when it ends. It has no other thread and knows no secret. Run as a file, so
+that nothing of the installation is imported: ``python -P prefork.py`` with the arguments of ``flower-superexec``.
+"""
+
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+NEEDED = (
+    "numpy",
+    "torch",
+    "torch._dynamo",  # which optimizers import
+    "pandas",
+    "pyarrow.parquet",
+    "scipy.interpolate",
+    "scipy.linalg",
+    "scipy.ndimage",
+    "scipy.optimize",
+    "scipy.signal",
+    "scipy.sparse",
+    "scipy.special",
+    "scipy.stats",
+    "cryptography.hazmat.primitives.asymmetric.x25519",
+    "pydantic",
+    "safetensors.torch",
+    "yaml",
+    "flwr.clientapp",
+    "flwr.supernode.cli.flwr_clientapp",
+)
+"""What apps import and what is not ours."""
+_LARGEST = 2**16
+
+
+def main() -> None:
+    """Split into the SuperExec and the process that apps are forks of."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        here.close()
+        serve(there)
+        os._exit(0)
+    there.close()
+    run_superexec(here)
+
+
+def run_superexec(forks: socket.socket) -> None:
+    """Run Flower's SuperExec, whose apps are asked for at a socket."""
+    from flwr.supercore.cli.flower_superexec import flower_superexec
+    from flwr.supercore.constant import TaskType
+    from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
+    from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
+
+    def launch(_self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
+        if spec.task_type is not TaskType.CLIENT_APP:  # a site runs nothing else of Flower's
+            return LaunchResult.failed(f"a site starts no {spec.task_type}.")
+        arguments = ["flwr-clientapp", "--runtime-api-address", spec.runtime_api_address, "--token", spec.token]
+        arguments += ["--insecure", "--parent-pid", str(os.getpid())]
+        forks.send(json.dumps(arguments).encode())
+        return LaunchResult.accepted()
+
+    SubprocessExecutor.launch = launch  # type: ignore[method-assign, assignment]
+    flower_superexec()
+
+
+def serve(asked: socket.socket) -> None:
+    """Import what apps need, and fork an app for each list of arguments that arrives, until the other side is gone."""
+    _call_it("fedbrainlm-apps")
+    for name in NEEDED:
+        importlib.import_module(name)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the SuperExec ends by it, and this with the SuperExec
+    while arguments := asked.recv(_LARGEST):
+        if os.fork() == 0:
+            asked.close()
+            _become_app(json.loads(arguments))
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                continue
+
+
+def _become_app(arguments: list[str]) -> None:
+    """Run the app of one message, and end as Flower's own program would."""
+    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _call_it(arguments[0])
+    sys.argv = arguments
+    code = 1
+    try:
+        flwr_clientapp()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _call_it(name: str) -> None:
+    """Say in lists of processes what this one is, where the system lets us."""
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Apps as forks; what they run is put in the place of Flower's own program."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from client import prefork
+from tests.support.programs import wait_until
+
+OURS = {"brainlm", "cli", "client", "cohorts", "exchange", "harmonization", "server"}
+FORKS = """
+import importlib, importlib.util, json, os, socket, sys
+specification = importlib.util.spec_from_file_location("prefork", sys.argv[1])
+prefork = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(prefork)
+importlib.import_module("flwr.supernode.cli.flwr_clientapp")
+def app():
+    what, path = sys.argv[1:]
+    name = open("/proc/self/comm").read().strip()
+    with open(path, "w") as file:
+        json.dump({"name": name, "pid": os.getpid(), "modules": sorted(sys.modules)}, file)
+    if what == "exits":
+        sys.exit(3)
+    if what == "raises":
+        raise KeyError("sub-01")
+sys.modules["flwr.supernode.cli.flwr_clientapp"].flwr_clientapp = app
+prefork.serve(socket.socket(fileno=int(sys.argv[2])))
+"""
+
+
+@contextmanager
+def forks() -> Iterator[tuple[socket.socket, psutil.Process]]:
+    """The process that apps are forks of, without a SuperExec; they write down what they are."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-P", "-c", FORKS, prefork.__file__, str(there.fileno())]
+    process = subprocess.Popen(command, pass_fds=[there.fileno()])
+    there.close()
+    try:
+        yield here, psutil.Process(process.pid)
+        here.close()
+        assert process.wait(60) == 0  # with whoever asks it
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask(asked: socket.socket, what: str, path: Path) -> dict[str, object]:
+    asked.send(json.dumps(["flwr-clientapp", what, str(path)]).encode())
+    assert wait_until(lambda: path.is_file() and path.read_text().endswith("}"), 120)
+    return json.loads(path.read_text())
+
+
+def test_each_message_is_a_fork_with_torch_in_memory_and_nothing_of_ours(tmp_path):
+    with forks() as (asked, process):
+        first, second = (ask(asked, "ends", tmp_path / name) for name in "ab")
+
+    assert len({first["pid"], second["pid"], process.pid, os.getpid()}) == 4
+    assert first["name"] == "flwr-clientapp"
+    assert set(prefork.NEEDED) <= set(first["modules"])
+    assert {name.partition(".")[0] for name in first["modules"]} & OURS == set()  # the approved app brings its own
+
+
+def test_an_app_that_fails_ends_alone_and_is_not_left_behind(tmp_path):
+    with forks() as (asked, process):
+        failed = [ask(asked, what, tmp_path / what)["pid"] for what in ("raises", "exits")]
+        for name in "ab":  # each of which looks for those that have ended
+            ask(asked, "ends", tmp_path / name)
+
+        assert process.is_running()
+        assert not any(map(psutil.pid_exists, failed))
