@@ -4,6 +4,8 @@ import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
+from cohorts.files import atomic_path
+
 _WORTH_BYTES = 2**24
 """Empty pages of fewer bytes are left for the next messages."""
 
@@ -13,15 +15,24 @@ def compact(database: Path) -> int:
 
     Flower deletes a message once it was delivered, and what is left of a run once that has ended. SQLite keeps the
     pages for later messages: the file stays as large as it was at its fullest, when a question and the answers of all
-    sites lay in it.
+    sites lay in it. What is kept is copied beside it: SQLite's own way takes room in /tmp, which may be memory.
     """
     with suppress(sqlite3.DatabaseError, OSError):  # damaged, or no room: the SuperLink starts with it, or says why not
         before = database.stat().st_size
-        with closing(sqlite3.connect(database)) as connection:
-            (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-            (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
-            if free * page_bytes >= _WORTH_BYTES:
-                connection.execute("VACUUM")
+        if _empty_bytes(database) < _WORTH_BYTES:
+            return 0
+        with atomic_path(database) as copy:
+            with closing(sqlite3.connect(database)) as connection:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                connection.execute("VACUUM INTO ?", (str(copy),))
+            for part in ("-wal", "-shm"):  # of the one that is replaced; empty since the checkpoint
+                database.with_name(database.name + part).unlink(missing_ok=True)
         return before - database.stat().st_size
     return 0
+
+
+def _empty_bytes(database: Path) -> int:
+    with closing(sqlite3.connect(database)) as connection:
+        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    return int(free * page_bytes)

@@ -27,7 +27,8 @@ http {
     uwsgi_temp_path @FOLDER@/run/nginx-unused;
     scgi_temp_path @FOLDER@/run/nginx-unused;
 
-    # A heartbeat comes every 30 seconds from each hospital, a question for messages every 3: only the former are kept.
+    # A heartbeat comes every 30 seconds from each hospital, a question for messages every 3 or oftener: only the
+    # former are kept.
     map $uri $kept {
         default 0;
         /v1/fleet/send-node-heartbeat 1;
@@ -53,19 +54,23 @@ http {
         client_max_body_size @BODY@m;
         client_body_timeout 60s;
 
-        location /v1/fleet/ {
-            limit_req zone=requests burst=@BURST@ nodelay;
-            limit_conn connections @CONNECTIONS@;
+        limit_req zone=requests burst=@BURST@ nodelay;
+        limit_conn connections @CONNECTIONS@;
+        proxy_http_version 1.1;
+        proxy_set_header Connection "";
+        proxy_request_buffering off;
+        proxy_buffering off;
+        proxy_read_timeout 300s;
+        proxy_ssl_trusted_certificate @AUTHORITY@;
+        proxy_ssl_verify on;
+        proxy_ssl_name localhost;
+
+        location /v1/fleet/ { proxy_pass https://127.0.0.1:@SUPERLINK@; }
+
+        # By 500, as when the SuperLink's database is locked, these would end a SuperNode; after 503 it tries again. A
+        # 500 for a part of a message costs that message alone, and is passed on.
+        location ~ ^/v1/fleet/(activate-node|get-fab|get-run|pull-messages|send-node-heartbeat)$ {
             proxy_pass https://127.0.0.1:@SUPERLINK@;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_request_buffering off;
-            proxy_buffering off;
-            proxy_read_timeout 300s;
-            proxy_ssl_trusted_certificate @AUTHORITY@;
-            proxy_ssl_verify on;
-            proxy_ssl_name localhost;
-            # After 500, as when the SuperLink's database is locked, a SuperNode would end; after 503 it tries again.
             proxy_intercept_errors on;
             error_page 500 =503 /again;
         }

@@ -56,16 +56,23 @@ class SuperExec:
         pause = 1.0
         while not self._told_to_end.is_set():
             began = time.monotonic()
-            self._process = subprocess.Popen(self.command)
-            if self._told_to_end.is_set():  # meanwhile
-                self._process.terminate()
-            code = self._process.wait()
+            said = self._run()
             if time.monotonic() - began > _STEADY_S:
                 pause = 1.0
             if not self._told_to_end.is_set():
-                print(f"fedbrainlm: the SuperExec ended with code {code}; again in {pause:g} s", flush=True)
+                print(f"fedbrainlm: the SuperExec {said}; again in {pause:g} s", flush=True)
             self._told_to_end.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _run(self) -> str:
+        """Run it once; say how it ended."""
+        try:
+            self._process = subprocess.Popen(self.command)
+        except OSError as error:  # no memory, or too many processes
+            return f"cannot be started ({error.strerror})"
+        if self._told_to_end.is_set():  # meanwhile
+            self._process.terminate()
+        return f"ended with code {self._process.wait()}"
 
     def end(self) -> None:
         """End it, and do not start it again."""

@@ -46,7 +46,8 @@ CREATE TABLE answers (
 ) WITHOUT ROWID;
 """
 _TRAINED = (
-    "CREATE TABLE IF NOT EXISTS trained (study TEXT, run TEXT, question TEXT, PRIMARY KEY (study, run, question))"
+    "CREATE TABLE IF NOT EXISTS trained (study TEXT, run TEXT, question TEXT, answered INTEGER NOT NULL DEFAULT 0, "
+    "PRIMARY KEY (study, run, question))"
 )
 """Rounds that were counted. Apart from the others: ledgers of earlier versions lack it."""
 _PLAIN = ""
@@ -173,8 +174,8 @@ class ReleaseLedger:
         rounds : int
             Rounds of training that the message is.
         question : str
-            Hash of all that these rounds were asked with. A run that asks the same again, as when the site was killed
-            before its answer was stored, is told nothing new, and they are not counted again.
+            Hash of all that these rounds were asked with. They are not counted again where a run asks the same again
+            and nothing was answered, as when the site was killed meanwhile.
 
         Raises
         ------
@@ -188,6 +189,18 @@ class ReleaseLedger:
             entry = _Entry(database, self._key, policy)
             for release in releases:
                 entry.add(release, study, run)
+
+    def note_answered(self, *, study: str, run: str, question: str) -> None:
+        """Note that the answer to a round of training may leave: whoever asks the same again pays again.
+
+        Raises
+        ------
+        Refusal
+            If the ledger cannot be written.
+        """
+        with self._transaction() as database:
+            where = (study, run, question)
+            database.execute("UPDATE trained SET answered = 1 WHERE study = ? AND run = ? AND question = ?", where)
 
     def rounds(self, study: str) -> int:
         """Count the rounds of training that a study has had."""
@@ -278,8 +291,11 @@ class ReleaseLedger:
 
 
 def _is_new(database: sqlite3.Connection, study: str, run: str, question: str) -> bool:
-    """Note the question of a round of training; say whether it was not there."""
-    noted = database.execute("INSERT OR IGNORE INTO trained VALUES (?, ?, ?)", (study, run, question))
+    """Note the question of a round of training; say whether it was not there, or was answered."""
+    noted = database.execute(
+        "INSERT INTO trained VALUES (?, ?, ?, 0) ON CONFLICT DO UPDATE SET answered = 0 WHERE answered",
+        (study, run, question),
+    )
     return noted.rowcount > 0
 
 

@@ -2,8 +2,9 @@
 
 Flower starts a process for each message, and most of what a short one costs is importing torch, pandas and Flower: four
 seconds of the processor. Here a second process imports them once, and nothing of ours: an app brings its own code,
-which a fork imports anew and takes along when it ends. It has no other thread and knows no secret. Run as a file, so
-that nothing of the installation is imported: ``python -P prefork.py`` with the arguments of ``flower-superexec``.
+which a fork imports anew and takes along when it ends. It knows no secret and starts no thread; those of OpenBLAS and
+jemalloc are made for forks. Run as a file, so that nothing of the installation is imported: ``python -P prefork.py``
+with the arguments of ``flower-superexec``.
 """
 
 import importlib
@@ -12,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -68,7 +70,15 @@ def run_superexec(forks: socket.socket) -> None:
         return LaunchResult.accepted()
 
     SubprocessExecutor.launch = launch  # type: ignore[method-assign, assignment]
+    threading.Thread(target=_end_with, args=(forks,), daemon=True).start()
     flower_superexec()
+
+
+def _end_with(forks: socket.socket) -> None:
+    """End once the process that apps are forks of has ended: both are then started again."""
+    forks.recv(1)  # nothing is ever said
+    print("fedbrainlm: the process that starts apps has ended, and the SuperExec with it.", flush=True)
+    os._exit(1)
 
 
 def serve(asked: socket.socket) -> None:

@@ -232,6 +232,8 @@ def _release(site: Site, message: Message, request: AnyRequest, answered: Answer
     secure = request.secure if isinstance(request, SumRequest) else None
     if isinstance(request, SumRequest) and isinstance(payload, SumReply):
         payload = _masked(site, request, payload, question)
+    if isinstance(request, TrainRequest):
+        site.ledger.note_answered(study=request.study, run=run, question=question)
     spending = site.spending(request.study)
     # An answer in the clear is computed anew for every question, and costs each time.
     spending.commit(answered.spends, f"{run}/{secure.step}" if secure else secrets.token_hex(16))

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Error, Message
 from flwr.common.config import get_fab_config, get_metadata_from_config
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.supercore.constant import TaskType
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
@@ -142,6 +143,8 @@ class ApprovedAppsOnly:
         Refusal
             Saying which.
         """
+        if run.primary_task_type == TaskType.AGENT_APP:
+            raise Refusal(RefusalCode.CODE, "the coordinator asks for an agent's app, and a site runs none.")
         code_hash = self.approvals.check(fab.content)
         said = (run.fab_id, run.fab_version, run.fab_hash, fab.hash_str)
         if said != (*get_metadata_from_config(get_fab_config(fab.content)), code_hash, code_hash):

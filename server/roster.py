@@ -336,6 +336,11 @@ class Roster:
         answers: dict[str, DescribeReply] = {}
         outcomes = self._exchange(self._introduction, DescribeReply, names, "describe", None, answers)
         self._known |= set(nodes)
+        for name, about in list(answers.items()):
+            if not name.startswith("node ") and about.site != name:  # or one hospital could take another's place
+                self._journal.say(f"{name} is left out: it calls itself {about.site}. Correct name in its site.yaml")
+                outcomes[name] = str(RefusalCode.PROTOCOL)
+                del answers[name]
         return {node: answers[name] for name, node in names.items() if node is not None and name in answers}, outcomes
 
     def _exchange(

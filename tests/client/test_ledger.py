@@ -240,19 +240,30 @@ def test_a_question_about_frames_is_that_of_its_atlas():
     assert question_of_job(job) == question_of_job(other) == Question("quantiles", ("frames/a424",))
 
 
-def test_a_round_that_a_run_asks_again_is_counted_once(ledger):
+def test_a_round_that_a_run_asks_again_is_counted_once_until_it_is_answered(ledger):
     """A site that is killed before its answer is stored trains again, however few rounds are left."""
-    policy = Policy(max_rounds=2)
-    for run, question in (("1", "a"), ("1", "a"), ("1", "b"), ("1", "b")):
-        ledger.enter(study="s", run=run, releases=[], policy=policy, rounds=1, question=question)
+
+    def enter(run: str, question: str, study: str = "s") -> None:
+        ledger.enter(study=study, run=run, releases=[], policy=Policy(max_rounds=2), rounds=1, question=question)
+
+    for question in "aabb":
+        enter("1", question)
 
     assert ledger.rounds("s") == 2
     with pytest.raises(Refusal) as refused:  # the same question of another run is another round
-        ledger.enter(study="s", run="2", releases=[], policy=policy, rounds=1, question="a")
+        enter("2", "a")
     assert refused.value.code is RefusalCode.ROUNDS
     with pytest.raises(Refusal):  # and a refusal left nothing behind that lets it pass
-        ledger.enter(study="s", run="2", releases=[], policy=policy, rounds=1, question="a")
-    ledger.enter(study="t", run="2", releases=[], policy=policy, rounds=1, question="a")
+        enter("2", "a")
+    enter("2", "a", "t")
+    ledger.note_answered(study="s", run="1", question="a")
+    enter("1", "b")
+    with pytest.raises(Refusal):  # what was answered is paid for again
+        enter("1", "a")
+    ledger.note_answered(study="t", run="2", question="a")
+    enter("2", "a", "t")
+    enter("2", "a", "t")
+    assert ledger.rounds("t") == 2
 
 
 def test_a_ledger_of_before_rounds_were_noted_goes_on(ledger):

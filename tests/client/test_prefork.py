@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import psutil
 
 from client import prefork
-from tests.support.programs import wait_until
+from tests.support.programs import free_port, wait_until
 
 OURS = {"brainlm", "cli", "client", "cohorts", "exchange", "harmonization", "server"}
 FORKS = """
@@ -21,7 +22,18 @@ specification = importlib.util.spec_from_file_location("prefork", sys.argv[1])
 prefork = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(prefork)
 importlib.import_module("flwr.supernode.cli.flwr_clientapp")
+def compute():
+    # What has threads of its own, in this process and in the one that it was forked from.
+    import io, numpy, pandas, scipy.linalg, torch
+    matrix = numpy.eye(400)
+    scipy.linalg.cho_factor(matrix @ matrix)
+    frame = io.BytesIO()
+    pandas.DataFrame(matrix).rename(columns=str).to_parquet(frame)
+    weights = torch.eye(400, requires_grad=True)
+    torch.optim.AdamW([weights])
+    (weights @ weights).sum().backward()
 def app():
+    compute()
     what, path = sys.argv[1:]
     name = open("/proc/self/comm").read().strip()
     with open(path, "w") as file:
@@ -70,8 +82,27 @@ def test_each_message_is_a_fork_with_torch_in_memory_and_nothing_of_ours(tmp_pat
 def test_an_app_that_fails_ends_alone_and_is_not_left_behind(tmp_path):
     with forks() as (asked, process):
         failed = [ask(asked, what, tmp_path / what)["pid"] for what in ("raises", "exits")]
-        for name in "ab":  # each of which looks for those that have ended
-            ask(asked, "ends", tmp_path / name)
+        after = (tmp_path / f"after-{number}" for number in count())
 
+        def are_gone() -> bool:
+            """Each app that is asked for lets those that have ended go."""
+            ask(asked, "ends", next(after))
+            return not any(map(psutil.pid_exists, failed))
+
+        assert wait_until(are_gone, 60)
         assert process.is_running()
-        assert not any(map(psutil.pid_exists, failed))
+
+
+def test_a_superexec_ends_with_the_process_that_its_apps_are_forks_of(tmp_path):
+    (tmp_path / "secret").write_text("0" * 64)
+    where = ["--runtime-api-address", f"127.0.0.1:{free_port()}", "--insecure"]
+    command = [sys.executable, "-P", prefork.__file__, *where, "--superexec-auth-secret-file", str(tmp_path / "secret")]
+    superexec = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        assert wait_until(lambda: psutil.Process(superexec.pid).children(), 30)
+        (forks,) = psutil.Process(superexec.pid).children()
+        forks.kill()
+        assert superexec.wait(30) == 1
+    finally:
+        superexec.kill()
+        superexec.wait()

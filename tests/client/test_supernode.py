@@ -14,11 +14,14 @@ from flwr.cli import install
 from flwr.cli.build import build_fab_from_files
 from flwr.common import config
 from flwr.supercore.cli.flower_superexec import flower_superexec
+from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
+from flwr.supercore.superexec.plugin.base_exec_plugin import BaseExecPlugin
+from flwr.supercore.superexec.run_superexec import run_superexec
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal as flower
 from flwr.supernode.cli.flower_supernode import flower_supernode
@@ -44,6 +47,8 @@ SOURCES = {
     SubprocessExecutor.launch: "83abf3dbe02281fd",
     flwr_clientapp: "9e02b412fb895b05",
     flower_superexec: "f0e2725c92a57597",
+    run_superexec: "d11f4e7fbc8f0b12",
+    BaseExecPlugin.launch_task: "c968cd3f4e0cdd07",
     install.install_from_fab: "481bd04cde582322",
     install.validate_and_install: "628b69fb852ae858",
     config.get_project_dir: "155c70517e73e598",
@@ -179,6 +184,7 @@ def test_what_counts_are_the_bytes_and_not_what_the_coordinator_says_of_them(nod
     assert node.take(Coordinator(GOOD, fab_hash=sha256(EVIL))) == "site.code-not-approved"
     assert node.take(Coordinator(GOOD, fab_version="../../elsewhere")) == "site.code-not-approved"
     assert node.take(Coordinator(GOOD, fab_id="../elsewhere")) == "site.code-not-approved"
+    assert node.take(Coordinator(GOOD, primary_task_type=TaskType.AGENT_APP)) == "site.code-not-approved"
     assert "by other names" in node.log
 
 

@@ -32,7 +32,7 @@ def after_a_run(tmp_path, small_cohorts) -> LocalGrid:
 
 def answers(grid: LocalGrid, requests: dict[int, SummarizeRequest | TrainRequest]) -> list[Message]:
     messages = [Message(request.to_records(), node, request.message) for node, request in requests.items()]
-    return list(grid.send_and_receive(messages))
+    return list(grid.pull_messages(grid.push_messages(messages)))
 
 
 def test_answers_to_different_questions_never_add(after_a_run):

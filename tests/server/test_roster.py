@@ -283,3 +283,15 @@ def test_too_few_at_the_start_names_the_others(tmp_path, small_cohorts, journal,
 
     with pytest.raises(QuorumError, match=r"1 sites were online .* Missing: bergen, coimbra\. Start the sites"):
         Roster(grid, journal, limits(), CLEAR).gather(request_)
+
+
+def test_a_registered_site_cannot_take_the_place_of_another(tmp_path, small_cohorts, journal, request_):
+    sites = write_sites(tmp_path / "s", small_cohorts)
+    sites[0].write_text(sites[0].read_text().replace("name: aalborg", "name: bergen"))
+    journal.note(nodes='{"1": "aalborg", "2": "bergen", "3": "coimbra"}')
+    roster = Roster(LocalGrid(sites), journal, limits(), CLEAR)
+
+    roster.gather(request_)
+
+    assert {site: member.node for site, member in roster.members.items()} == {"bergen": 2, "coimbra": 3}
+    assert "aalborg is left out: it calls itself bergen" in " ".join(journal.table("notes")["text"])
