@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +42,7 @@ NEEDED = (
 )
 """What apps import and what is not ours."""
 _LARGEST = 2**16
+_GRACE_S = 10.0
 
 
 def main() -> None:
@@ -87,13 +89,28 @@ def serve(asked: socket.socket) -> None:
     for name in NEEDED:
         importlib.import_module(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the SuperExec ends by it, and this with the SuperExec
+    apps: set[int] = set()
     while arguments := asked.recv(_LARGEST):
-        if os.fork() == 0:
+        if (app := os.fork()) == 0:
             asked.close()
             _become_app(json.loads(arguments))
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                continue
+        apps.add(app)
+        apps -= _ended(apps)
+    _end(apps)
+
+
+def _ended(apps: set[int]) -> set[int]:
+    """Let apps that have ended go, which until then stay in the system's list; return which they are."""
+    return {app for app in apps if os.waitpid(app, os.WNOHANG)[0]}
+
+
+def _end(apps: set[int]) -> None:
+    """Wait until apps end, which miss their SuperExec, too; one that was just fetching its question never would."""
+    deadline = time.monotonic() + _GRACE_S
+    while (apps := apps - _ended(apps)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for app in apps:
+        os.kill(app, signal.SIGKILL)
 
 
 def _become_app(arguments: list[str]) -> None:

@@ -22,7 +22,7 @@ from tests.support.local_grid import LocalGrid
 LASTING = {
     **SMALL,
     "study": "lasting",
-    "training": {**SMALL["training"], "steps_per_round": 600},
+    "training": {**SMALL["training"], "steps_per_round": 1200},
     "averaging": {**SMALL["averaging"], "rounds": 3, "quorum_deadline_s": 600},
     "analyses": {**SMALL["analyses"], "bootstrap": 0, "gaussian_baseline": False},
     "harmonization": {"method": "none"},

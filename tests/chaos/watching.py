@@ -9,7 +9,6 @@ import pandas as pd
 import psutil
 import yaml
 
-from cli.guardian import processes_of
 from client.audit import AuditLog
 from cohorts import Cohort
 from server.journal import Journal
@@ -17,6 +16,8 @@ from tests.support.deployment import Deployment
 from tests.support.programs import wait_until
 
 PATIENCE_S = 900
+_ROUNDING_S = 2.0
+"""How much too early a process can seem to have begun: the system counts from a boot of whole seconds."""
 
 
 class Run:
@@ -88,11 +89,11 @@ def await_or_fail(condition: Callable[[], object]) -> float:
 
 def apps_of(deployment: Deployment, site: str, since: float) -> list[psutil.Process]:
     """The processes in which a site answers messages, that began after a time of day."""
-    found = []
-    for process in processes_of(str(deployment.folder / site / "state" / "flower")):
-        with suppress(psutil.Error):  # it has ended
-            if process.create_time() > since and process.name() == "flwr-clientapp":
-                found.append(process)
+    home, found = str(deployment.folder / site / "state" / "flower"), []
+    for process in psutil.process_iter(["name", "create_time"]):
+        if process.info["name"] == "flwr-clientapp" and process.info["create_time"] > since - _ROUNDING_S:
+            with suppress(psutil.Error):  # it has ended
+                found += [process] if process.environ().get("FLWR_HOME") == home else []
     return found
 
 

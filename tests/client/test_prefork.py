@@ -17,7 +17,7 @@ from tests.support.programs import free_port, wait_until
 
 OURS = {"brainlm", "cli", "client", "cohorts", "exchange", "harmonization", "server"}
 FORKS = """
-import importlib, importlib.util, json, os, socket, sys
+import importlib, importlib.util, json, os, signal, socket, sys
 specification = importlib.util.spec_from_file_location("prefork", sys.argv[1])
 prefork = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(prefork)
@@ -42,6 +42,9 @@ def app():
         sys.exit(3)
     if what == "raises":
         raise KeyError("sub-01")
+    if what == "hangs":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.pause()
 sys.modules["flwr.supernode.cli.flwr_clientapp"].flwr_clientapp = app
 prefork.serve(socket.socket(fileno=int(sys.argv[2])))
 """
@@ -91,6 +94,13 @@ def test_an_app_that_fails_ends_alone_and_is_not_left_behind(tmp_path):
 
         assert wait_until(are_gone, 60)
         assert process.is_running()
+
+
+def test_an_app_that_hangs_does_not_outlive_who_asks_for_apps(tmp_path):
+    with forks() as (asked, _process):
+        hangs = psutil.Process(ask(asked, "hangs", tmp_path / "hangs")["pid"])
+
+    assert psutil.wait_procs([hangs], timeout=10)[1] == []
 
 
 def test_a_superexec_ends_with_the_process_that_its_apps_are_forks_of(tmp_path):
