@@ -105,15 +105,21 @@ def start(
     federation.write_configuration()
     if not serving.start(federation):
         typer.echo("Running already.")
+    if not foreground:
+        _register_waiting(federation)
+        return
+    with serving.until_told(federation):
+        _register_waiting(federation)
+    typer.echo("Stopped.")
+
+
+def _register_waiting(federation: Federation) -> None:
     for member in federation.active():
         if member.node is None:
             serving.register(federation, member)
             typer.echo(f"Registered {member.bundle.site}.")
     typer.echo(f"Federation {federation.name} serves at {federation.settings.host}:{federation.settings.port}.")
-    if foreground:
-        sys.stdout.flush()  # into a log, too
-        serving.stay(federation)
-        typer.echo("Stopped.")
+    sys.stdout.flush()  # into a log, too
 
 
 @app.command()

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 from base64 import b64encode
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -92,8 +93,9 @@ def start(federation: Federation) -> bool:
     return True
 
 
-def stay(federation: Federation) -> None:
-    """Wait until this process is told to end, or the supervisor has ended, and then end the federation's programs.
+@contextmanager
+def until_told(federation: Federation) -> Iterator[None]:
+    """Wait after the block until this process is told to end; however that comes, end the federation's programs.
 
     Raises
     ------
@@ -101,6 +103,7 @@ def stay(federation: Federation) -> None:
         If the supervisor ended by itself.
     """
     try:
+        yield
         supervisor = running(federation, SUPERVISOR)
         if supervisor is not None:
             supervisor.wait()

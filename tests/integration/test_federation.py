@@ -167,9 +167,15 @@ def test_an_expired_certificate_is_refused_and_renewed(deployment):
     assert "has expired. Use" in deployment.command("federation", "start", "nordic", code=2)
 
     deployment.command("federation", "renew", "nordic")
-    deployment.command("federation", "start", "nordic")
+    coordinator = deployment.start("fedbrainlm", "federation", "start", "nordic", "--foreground")
 
-    assert wait_until(deployment.all_online, 180)
+    try:
+        assert wait_until(deployment.all_online, 180)
+    finally:
+        coordinator.terminate()
+    assert "Stopped." in coordinator.communicate(timeout=60)[0]
+    assert coordinator.returncode == 0
+    assert "superlink: not running" in deployment.command("federation", "status", "nordic")
 
 
 def strip_roster(deployment: Deployment) -> Path:
