@@ -34,10 +34,6 @@ _COMMENTS = {
 }
 
 
-_PATIENCE_S = 120
-"""Seconds that the SuperLink waits for another program that holds its database."""
-
-
 class FederationSettings(Settings):
     """``federation.yaml``: `_COMMENTS` says what each setting is."""
 
@@ -179,9 +175,7 @@ class Federation:
         link = [program("flower-superlink"), "--host", "127.0.0.1", "--port", str(self.settings.superlink_port)]
         link += ["--ssl-ca-certfile", str(keys.ca_certificate), "--ssl-certfile", str(keys.server_certificate)]
         link += ["--ssl-keyfile", str(keys.server_key), "--enable-supernode-auth"]
-        # A SQLAlchemy URL: Flower's own patience with a database that a backup holds is 5 s, and then a run fails.
-        link += ["--database", f"sqlite:///{self.database}?timeout={_PATIENCE_S}"]
-        link += ["--disable-runtime-dependency-installation"]
+        link += ["--database", str(self.database), "--disable-runtime-dependency-installation"]
         link += ["--isolation", "process", "--superexec-auth-secret-file", secret]
         link += ["--health-server-address", f"127.0.0.1:{self.settings.health_port}"]
         executor = [program("flower-superexec"), "--runtime-api-address", self.superlink]

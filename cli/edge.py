@@ -85,7 +85,7 @@ http {
     }
 }
 """
-_FORBIDDEN = set("\"';{}\n\\$ ?")
+_FORBIDDEN = set("\"';{}\n\\$ ")
 
 
 def nginx_configuration(
