@@ -21,5 +21,5 @@ def test_registered_sites_are_known_by_the_numbers_of_their_nodes(tmp_path, monk
     assert registered_names("nordic") == {"7": "aalborg", "9": "coimbra"}
 
     with (flower_home() / "config.toml").open("a") as file:
-        file.write('\n[superlink.other]\naddress = "a:1"\nroot-certificates = "/etc/ssl/certs/ca-certificates.crt"\n')
+        file.write('\n[superlink.other]\naddress = "a:1"\nroot-certificates = "/elsewhere/ca.crt"\n')
     assert registered_names("other") == registered_names("unknown") == {}
