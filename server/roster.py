@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -32,14 +32,13 @@ from exchange.roster import MIN_SITES
 from server.answers import Answers, AnySumReply, read_answers
 from server.errors import QuorumError, ServerError
 from server.journal import Attempt, Journal
+from server.replies import replies_to
 from server.study import ProtectionConfig, RoundsConfig
 
 AnyReply = TypeVar("AnyReply", bound=Payload)
 _NO_REPLY = "no reply"
 _POLL_S = 0.5
 _LONGEST_PAUSE_S = 30
-_FIRST_LOOK_S, _LOOK_S = 0.05, 0.5
-"""Pauses between looks for replies: short ones at first, for sites of a simulation."""
 _MATTERS = ("n_participants", "n_windows", "n_parcels", "atlas", "preprocessing")
 """What a site must say of itself again when a run is resumed: sums of other people or recordings do not add."""
 
@@ -363,7 +362,7 @@ class Roster:
         outcomes = dict.fromkeys(nodes, _NO_REPLY)
         heads: dict[str, str] = {}
         bytes_up = 0
-        for reply in self._replies(messages):
+        for reply in replies_to(self._grid, messages, self._limits.deadline_s):
             name = names.get(reply.metadata.src_node_id)
             if name is None:  # Flower's own word that a node is gone
                 continue
@@ -385,20 +384,6 @@ class Roster:
             del answers[name]
         self._journal.end_exchange(exchange, outcomes, bytes_up, heads)
         return outcomes
-
-    def _replies(self, messages: list[Message]) -> Iterator[Message]:
-        """Send messages, and yield the replies as they arrive, until all did or the deadline is over.
-
-        Flower's own way of doing so looks for them every three seconds only.
-        """
-        waiting = set(self._grid.push_messages(messages))
-        give_up, pause = time.monotonic() + self._limits.deadline_s, _FIRST_LOOK_S
-        while waiting and time.monotonic() < give_up:
-            time.sleep(pause)
-            pause = min(1.25 * pause, _LOOK_S)
-            for reply in self._grid.pull_messages(list(waiting)):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
 
     def _require_another_attempt(self, attempt: int, outcomes: dict[str, str], stage: str) -> None:
         answered = sum(said == "ok" for said in outcomes.values())

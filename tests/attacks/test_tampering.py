@@ -155,16 +155,17 @@ def test_replies_of_two_sites_that_are_swapped_add_to_the_same(federation):
     """Who sent a part does not matter to the sum, and nothing else of it is read."""
     swapped = {2: 3, 3: 2}
 
-    answers = federation.grid.pull_messages
+    answer = federation.grid.push_messages
 
-    def between(message_ids: list[str]) -> list[Message]:
-        replies = {reply.metadata.src_node_id: reply for reply in answers(message_ids)}
+    def between(messages: list[Message]) -> list[str]:
+        message_ids = answer(messages)
+        replies = {reply.metadata.src_node_id: reply for reply in federation.grid.received[-len(messages) :]}
         content = {node: reply.content for node, reply in replies.items()}
         for node, reply in replies.items():
             reply.content = content[swapped.get(node, node)]
-        return list(replies.values())
+        return message_ids
 
-    federation.grid.pull_messages = between
+    federation.grid.push_messages = between
     np.testing.assert_allclose(federation.ask(), federation.truth)
 
 

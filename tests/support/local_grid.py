@@ -36,7 +36,7 @@ class LocalGrid(Grid):
         self.tamper = tamper
         self.sent: list[Message] = []
         self.received: list[Message] = []
-        self._pushed: dict[str, Message] = {}
+        self._replies: dict[str, Message] = {}
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 77, 0, 0
 
     def set_run(self, run: Run) -> None:
@@ -53,27 +53,24 @@ class LocalGrid(Grid):
         return list(self.sites)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        self._pushed.clear()  # what was under way when a server was killed
+        """Answer one message after the other; for a node that stays silent, say what Flower does when one is gone."""
+        self._replies.clear()  # what was under way when a server was killed
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())
-            self._pushed[message.metadata.message_id] = message
-        return list(self._pushed)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """Answer one message after the other; for a node that stays silent, say what Flower does when one is gone."""
-        waiting = set(message_ids)
-        for message in [message for name, message in self._pushed.items() if name in waiting]:
-            del self._pushed[message.metadata.message_id]
             arrived = over_the_wire(message)
             self.sent.append(arrived)
             reply = self.tamper(message.metadata.dst_node_id, arrived)
             if reply is None:
                 reply = self._answer(message.metadata.dst_node_id, arrived)
             if reply is False:
-                yield self._gone(message)
+                reply = self._gone(message)
             else:
-                self.received.append(over_the_wire(reply))
-                yield self.received[-1]
+                self.received.append(reply := over_the_wire(reply))
+            self._replies[message.metadata.message_id] = reply
+        return list(self._replies)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self._replies.pop(name) for name in message_ids if name in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         raise AssertionError("not used")
