@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import sys
 import tomllib
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -172,7 +173,8 @@ class Federation:
             If one is not installed.
         """
         keys, secret = self.authority, str(self.superexec_secret)
-        link = [program("flower-superlink"), "--host", "127.0.0.1", "--port", str(self.settings.superlink_port)]
+        link = [sys.executable, "-P", "-m", "cli.superlink"]
+        link += ["--host", "127.0.0.1", "--port", str(self.settings.superlink_port)]
         link += ["--ssl-ca-certfile", str(keys.ca_certificate), "--ssl-certfile", str(keys.server_certificate)]
         link += ["--ssl-keyfile", str(keys.server_key), "--enable-supernode-auth"]
         link += ["--database", str(self.database), "--disable-runtime-dependency-installation"]

@@ -67,15 +67,6 @@ http {
 
         location /v1/fleet/ { proxy_pass https://127.0.0.1:@SUPERLINK@; }
 
-        # By 500, as when the SuperLink's database is locked, these would end a SuperNode; after 503 it tries again. A
-        # 500 for a part of a message costs that message alone, and is passed on.
-        location ~ ^/v1/fleet/(activate-node|get-fab|get-run|pull-messages|send-node-heartbeat)$ {
-            proxy_pass https://127.0.0.1:@SUPERLINK@;
-            proxy_intercept_errors on;
-            error_page 500 =503 /again;
-        }
-        location = /again { internal; return 503; }
-
         # Hospitals are registered by the coordinator alone.
         location /v1/fleet/register-node { return 403; }
         location /v1/fleet/unregister-node { return 403; }
