@@ -57,7 +57,9 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """Copy the tensors to memory that a GPU can fetch from by itself."""
-        return Batch(*(t.pin_memory() for t in (self.signal, self.coordinates, self.valid)), self.participants)
+        return Batch(
+            *(t.contiguous().pin_memory() for t in (self.signal, self.coordinates, self.valid)), self.participants
+        )
 
     def split(self, n: int) -> list["Batch"]:
         """Cut into `n` batches of about equal size, fewer where there are fewer windows."""

@@ -140,6 +140,19 @@ def test_a_batch_splits_into_its_windows(cohort):
     assert len(batch.split(100)) == 7
 
 
+def test_what_a_gpu_fetches_shares_no_memory_between_windows(cohort, monkeypatch):
+    """A pinned copy is made of numbers that lie one by one; coordinates are one memory for all windows."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    batch = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=40, patch_frames=10)).sample(4, np.random.default_rng(0))
+
+    copy = batch.pin_memory()
+
+    assert len(pinned) == 3
+    assert all(tensor.is_contiguous() for tensor in pinned)
+    assert torch.equal(copy.coordinates, batch.coordinates)
+
+
 def test_windows_travel_without_what_they_prepared(cohort):
     windows = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=40, patch_frames=10))
     batch = windows.sample(6, np.random.default_rng(3))
