@@ -2,19 +2,26 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 
-from flwr.app import Message
+import httpx
+from flwr.app import Error, Message
 from flwr.serverapp import Grid
+from flwr.supercore.run import RunNotRunningException
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.5
-"""Between looks for a reply: short at first, for sites of a simulation."""
-_PAUSE_EACH_S = 0.02
-"""Of many sites each is looked for less often, so that the SuperLink gets no more than 50 questions in a second."""
+from exchange.refusals import RefusalCode
+
+_FIRST_PAUSE_S, _STEADY_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.5, 5.0
+"""Between looks for a reply: short at first, for sites of a simulation, and longer the longer it is waited for."""
+_PAUSE_EACH_S = 0.1
+"""Of many sites each is looked for less often: a look costs the SuperLink some 20 ms of the processor."""
+_OF_THE_TIME = 1 / 50
 
 
-def replies_to(grid: Grid, messages: list[Message], deadline_s: float) -> Iterator[Message]:
+def replies_to(
+    grid: Grid, messages: list[Message], deadline_s: float, late: Callable[[Message], object] = lambda reply: None
+) -> Iterator[Message]:
     """Send messages, and yield the replies as they arrive, until all did or the deadline is over.
 
     Flower's own way of doing so looks for them every three seconds only. And its `Grid.pull_messages` returns when all
@@ -29,22 +36,29 @@ def replies_to(grid: Grid, messages: list[Message], deadline_s: float) -> Iterat
         One for each node.
     deadline_s : float
         In seconds, from when they are sent.
+    late : callable
+        Given each reply that was on its way when the deadline was over, once it is whole, by another thread.
 
     Yields
     ------
     Message
-        A reply, or Flower's own word that a node is gone. What is not whole at the deadline is dropped.
+        A reply, or Flower's own word that a node is gone; an error of the code of `RefusalCode.PROTOCOL` in place of a
+        reply that cannot be read.
+
+    Raises
+    ------
+    httpx.HTTPError
+        If the SuperLink does not answer.
     """
-    waiting = set(grid.push_messages(messages))
-    give_up = time.monotonic() + deadline_s
-    found: SimpleQueue[list[Message] | BaseException] = SimpleQueue()
-    over = threading.Event()
-    longest_pause = max(_LONGEST_PAUSE_S, _PAUSE_EACH_S * len(waiting))
-    for message_id in waiting:
-        threading.Thread(target=_look_for, args=(grid, message_id, longest_pause, found, over), daemon=True).start()
+    pushed = set(grid.push_messages(messages))
+    sent = {message.metadata.message_id: message for message in messages if message.metadata.message_id in pushed}
+    looks = _Looks(grid, max(_STEADY_PAUSE_S, _PAUSE_EACH_S * len(sent)), late)
+    for message_id, message in sent.items():
+        threading.Thread(target=looks.look_for, args=(message_id, message), daemon=True).start()
+    give_up, waiting = time.monotonic() + deadline_s, set(sent)
     try:
         while waiting and (left := give_up - time.monotonic()) > 0:
-            replies = found.get(timeout=left)
+            replies = looks.found.get(timeout=left)
             if isinstance(replies, BaseException):
                 raise replies
             waiting -= {reply.metadata.reply_to_message_id for reply in replies}
@@ -52,23 +66,47 @@ def replies_to(grid: Grid, messages: list[Message], deadline_s: float) -> Iterat
     except Empty:
         return
     finally:
-        over.set()
+        looks.over.set()
 
 
-def _look_for(
-    grid: Grid,
-    message_id: str,
-    longest_pause: float,
-    found: "SimpleQueue[list[Message] | BaseException]",
-    over: threading.Event,
-) -> None:
-    """Look for the reply to a message until it is there, or nobody wants it any more."""
-    pause = _FIRST_PAUSE_S
-    try:
-        while not over.wait(pause):
-            if replies := list(grid.pull_messages([message_id])):
-                found.put(replies)
+class _Looks:
+    """What the threads share that look for replies, each for one.
+
+    Parameters
+    ----------
+    steady_pause_s : float
+        Between two looks, unless it is waited for long.
+    """
+
+    def __init__(self, grid: Grid, steady_pause_s: float, late: Callable[[Message], object]) -> None:
+        self.found: SimpleQueue[list[Message] | BaseException] = SimpleQueue()
+        self.over = threading.Event()
+        self._grid = grid
+        self._steady_pause_s = steady_pause_s
+        self._late = late
+
+    def look_for(self, message_id: str, message: Message) -> None:
+        """Look for the reply to a message until it is there, or nobody wants it any more."""
+        began, pause = time.monotonic(), _FIRST_PAUSE_S
+        while not self.over.wait(pause):
+            try:
+                replies = list(self._grid.pull_messages([message_id]))
+            except (httpx.HTTPError, RunNotRunningException) as error:
+                self.found.put(error)
                 return
-            pause = min(1.25 * pause, longest_pause)
-    except BaseException as error:
-        found.put(error)
+            except Exception:  # raised by what the site sent, and that site's alone; or the grid was closed meanwhile
+                if self.over.is_set():
+                    return
+                replies = [Message(Error(RefusalCode.PROTOCOL.number), reply_to=message)]
+            if replies:
+                self._hand_over(replies)
+                return
+            waited = time.monotonic() - began
+            pause = min(1.25 * pause, max(self._steady_pause_s, min(_OF_THE_TIME * waited, _LONGEST_PAUSE_S)))
+
+    def _hand_over(self, replies: list[Message]) -> None:
+        if not self.over.is_set():
+            self.found.put(replies)
+            return
+        for reply in replies:
+            self._late(reply)

@@ -362,7 +362,12 @@ class Roster:
         outcomes = dict.fromkeys(nodes, _NO_REPLY)
         heads: dict[str, str] = {}
         bytes_up = 0
-        for reply in replies_to(self._grid, messages, self._limits.deadline_s):
+
+        def say_late(reply: Message) -> None:
+            name = names.get(reply.metadata.src_node_id)
+            self._journal.say(f"{stage}: the answer of {name} came after the deadline; it was dropped")
+
+        for reply in replies_to(self._grid, messages, self._limits.deadline_s, say_late):
             name = names.get(reply.metadata.src_node_id)
             if name is None:  # Flower's own word that a node is gone
                 continue

@@ -3,18 +3,26 @@
 import threading
 import time
 from collections.abc import Iterable
+from queue import SimpleQueue
 
+import httpx
 import pytest
 from flwr.app import Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.http_grid import HttpGrid
 
+from exchange.refusals import RefusalCode
 from server.replies import replies_to
 from tests.support.local_grid import LocalGrid
 from tests.support.programs import wait_until
+from tests.support.sources import changed
 
 SLOW = 6
 """A node whose reply arrives little by little."""
 LONG_S = 600
+SOURCES = {HttpGrid.pull_messages: "67a5266a5a2ed515", pull_objects: "31bb2de46b450e6a"}
+"""Start of the SHA-256 of the source of what `server.replies` rests on."""
 
 
 class Wire(LocalGrid):
@@ -77,7 +85,46 @@ def test_nobody_looks_for_a_reply_any_more_when_the_deadline_is_over(wire):
     assert wait_until(lambda: threading.active_count() == before, LONG_S)
 
 
-def test_what_a_look_raises_is_raised(wire):
-    wire.pull_messages = lambda _: 1 / 0
-    with pytest.raises(ZeroDivisionError):
+def test_a_reply_that_is_whole_after_the_deadline_is_told(wire):
+    late = SimpleQueue()
+    assert senders(replies_to(wire, questions(5, SLOW), 1, late.put)) == {5}
+    wire.whole.set()
+    assert late.get(timeout=LONG_S).metadata.src_node_id == SLOW
+    assert late.empty()
+
+
+def test_a_reply_that_cannot_be_read_is_that_sites_alone(wire):
+    answer = wire.pull_messages
+
+    def pull(message_ids: list[str]) -> list[Message]:
+        return [damaged(reply) if reply.metadata.src_node_id == 5 else reply for reply in answer(message_ids)]
+
+    wire.pull_messages = pull
+    replies = {reply.metadata.src_node_id: reply for reply in replies_to(wire, questions(4, 5), LONG_S)}
+    assert set(replies) == {4, 5}
+    assert replies[5].error.code == RefusalCode.PROTOCOL.number
+    assert not replies[4].has_error()
+
+
+def damaged(reply: Message) -> Message:
+    raise ValueError(f"{reply} cannot be inflated")
+
+
+def test_that_the_superlink_is_gone_is_raised(wire):
+    def pull(_: list[str]) -> list[Message]:
+        raise httpx.ReadError("gone")
+
+    wire.pull_messages = pull
+    with pytest.raises(httpx.ReadError):
         list(replies_to(wire, questions(5), LONG_S))
+
+
+def test_a_message_that_was_not_sent_is_not_waited_for(wire):
+    push = wire.push_messages
+    wire.push_messages = lambda messages: ["", *push(messages)[1:]]
+    assert senders(replies_to(wire, questions(4, 5), LONG_S)) == {5}
+
+
+def test_flower_is_the_one_that_was_read():
+    """Threads of ours share its grid, whose pull is over when a reply is whole or the grid is closed."""
+    assert changed(SOURCES) == {}
