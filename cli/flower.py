@@ -24,8 +24,10 @@ from cli.guardian import is_guarded
 
 _START_S = 60
 _POLL_S = 0.3
-_TRIES = 20
+_TRIES, _STOP_TRIES = 20, 5
 """Times to ask a SuperLink that does not answer, each of which takes seconds."""
+_SUBMIT_S = 10
+"""For Flower to say the number of a run that was just being submitted when it is to stop."""
 
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -40,7 +42,7 @@ _PROMPT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """How Flower says that a run ended: ``finished:completed``, another status, or ``unknown``; and its details."""
+    """How Flower says that a run is: ``running``, ``finished:completed``, …, or ``unknown``; and its details."""
 
     status: str
     details: str
@@ -122,13 +124,19 @@ def flwr_run(
             time.sleep(_POLL_S)
         watch()
         if not (run_id := _run_id(log, begun)):
-            said = last_words(log, begun)
+            said = explained(last_words(log, begun))
             raise RunFailedError(f"'flwr run' did not start. Its last words: {said} (all of them: {log})")
         # `flwr run` exits with 0 even when the ServerApp crashed: the outcome is in the list of runs.
         return _outcome(connection, run_id, home, watch)
     except KeyboardInterrupt:  # the SuperLink would go on without us
-        if run_id := _run_id(log, begun):
-            flwr(home, "stop", run_id, connection)
+        deadline = time.monotonic() + _SUBMIT_S
+        while not (run_id := _run_id(log, begun)) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        if run_id and not _stop(connection, run_id, home):
+            raise RunFailedError(
+                f"run {run_id} may go on: the SuperLink did not say that it was stopped. Give 'flwr stop {run_id} "
+                f"{connection}' until it does."
+            ) from None
         raise
     finally:
         if process.poll() is None:
@@ -150,23 +158,37 @@ def connections(home: Path | None = None) -> dict[str, dict[str, Any]]:
     return {name: value for name, value in sorted(content.items()) if isinstance(value, dict)}
 
 
+def _stop(connection: str, run_id: str, home: Path | None) -> bool:
+    """Stop a run; say whether Flower says that it has ended."""
+    for _ in range(_STOP_TRIES):
+        flwr(home, "stop", run_id, connection)
+        outcome = _status(connection, run_id, home)
+        if outcome is not None and outcome.status.startswith("finished"):
+            return True
+    return False
+
+
 def _outcome(connection: str, run_id: str, home: Path | None, watch: Callable[[], None]) -> Outcome:
     """Ask the SuperLink until the run has ended: the stream of its logs may break before."""
     unanswered = 0
     while unanswered < _TRIES:
-        listed = flwr(home, "list", connection, "--run-id", run_id, "--format", "json")
-        try:
-            (run,) = json.loads(listed.stdout)["runs"]
-            outcome = Outcome(run["status"], run.get("status-details") or "")
-        except (ValueError, KeyError):
-            unanswered += 1
-        else:
-            unanswered = 0
-            if outcome.status.startswith("finished"):
-                return outcome
+        outcome = _status(connection, run_id, home)
+        unanswered = unanswered + 1 if outcome is None else 0
+        if outcome is not None and outcome.status.startswith("finished"):
+            return outcome
         watch()
         time.sleep(_POLL_S)
     return Outcome("unknown", "the SuperLink did not say how the run ended")
+
+
+def _status(connection: str, run_id: str, home: Path | None) -> Outcome | None:
+    """Ask the SuperLink once how a run is; None if it does not answer."""
+    listed = flwr(home, "list", connection, "--run-id", run_id, "--format", "json")
+    try:
+        (run,) = json.loads(listed.stdout)["runs"]
+        return Outcome(run["status"], run.get("status-details") or "")
+    except (ValueError, KeyError):
+        return None
 
 
 def _run_id(log: Path, begun: int) -> str | None:
@@ -237,6 +259,14 @@ def wait_until_up(url: str, alive: Callable[[], bool], log: Path, authority: Pat
                 return
         time.sleep(_POLL_S)
     raise RunFailedError(f"Flower's SuperLink did not start. Its last words: {last_words(log)} (all of them: {log})")
+
+
+def explained(said: str) -> str:
+    """Add to Flower's words what to do where they say only that the SuperLink's database is locked."""
+    hint = (
+        " Another program holds the SuperLink's database: end it, and repeat." if "Service Unavailable" in said else ""
+    )
+    return f"{said}{hint}"
 
 
 def last_words(log: Path, begun: int = 0) -> str:

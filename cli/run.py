@@ -200,8 +200,8 @@ def _finish(study: Study, folder: Path, outcome: Outcome, *, quiet: bool) -> Non
     """
     journal = Journal(folder)
     facts = journal.facts()
-    # The journal knows of a completed study even where Flower could not be asked.
-    if facts.get("status") != "completed" or outcome.status not in ("finished:completed", "unknown"):
+    # A completed study is one even where Flower could not be asked, or was not told.
+    if facts.get("status") != "completed":
         reason = facts.get("reason") or outcome.details or f"Flower ended the run as {outcome.status}"
         with suppress(ServerError, OSError):  # a full disk takes no reason: it is said all the same
             journal.note(status="failed", reason=reason)

@@ -21,7 +21,7 @@ from cli.authority import days_left, read_certificate
 from cli.compacting import compact
 from cli.coordinator import Federation, Member
 from cli.errors import InputError, RunFailedError
-from cli.flower import environment_of, flwr, last_words, wait_until_up
+from cli.flower import environment_of, explained, flwr, last_words, wait_until_up
 from cli.supervisor import SUPERVISOR, end_programs, running
 
 _STOP_S = 40
@@ -226,5 +226,5 @@ def _ask(federation: Federation, what: str, *arguments: str) -> Any:
         said = {}
     if not said.get("success"):
         reason = said.get("error-message") or (done.stderr or done.stdout).strip()
-        raise RunFailedError(f"the SuperLink refuses 'supernode {what}': {reason}")
+        raise RunFailedError(f"the SuperLink refuses 'supernode {what}': {explained(reason)}")
     return said

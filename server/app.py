@@ -48,8 +48,8 @@ def main(grid: Grid, context: Context) -> None:
         except Exception as error:
             _fail(study, roster, journal, error)
             raise
-        journal.note(status="completed", stage="done")
         write_summary(study, journal, roster.about, findings)
+        journal.note(status="completed", stage="done")
         shutil.rmtree(folder / "answers", ignore_errors=True)
 
 

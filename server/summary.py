@@ -45,7 +45,7 @@ def write_summary(
     content = {
         "study": study.study,
         "title": study.title,
-        "status": facts["status"],
+        "status": "completed" if findings else facts["status"],
         "reason": facts.get("reason", ""),
         "run": journal.run,
         "flower_run": facts.get("flower_run", ""),

@@ -1,9 +1,15 @@
+import shutil
+from pathlib import Path
+
 import pytest
 import yaml
 
+from cli.flower import Outcome
 from cli.main import run_command
+from cli.run import _finish
 from cohorts.simulation import SimulatedSite, simulate_cohorts
 from server.journal import Journal
+from server.study import load_study
 from tests.support.federation import STUDY
 
 
@@ -100,3 +106,14 @@ def test_only_a_run_that_did_not_end_well_is_resumed(capsys, tmp_path, study, fi
     journal.note(where="simulation")
     with journal.at_work():
         assert "is still going on" in refused(capsys, tmp_path, "--resume", tmp_path)
+
+
+def test_a_completed_study_is_one_whatever_flower_says(tmp_path, finished_run):
+    """Its ServerApp tells Flower once how it ended, which a SuperLink that is just starting does not hear."""
+    folder = Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
+    (folder / "report.html").unlink(missing_ok=True)
+
+    _finish(load_study(folder / "study.yaml"), folder, Outcome("finished:failed", "No heartbeat"), quiet=True)
+
+    assert (folder / "report.html").is_file()
+    assert Journal(folder).progress().status == "completed"
