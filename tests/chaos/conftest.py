@@ -14,6 +14,7 @@ import yaml
 from client.policy import SHOWS_ONE_SITE
 from server.journal import Journal
 from tests.chaos import network
+from tests.chaos.clocks import Clock, build
 from tests.chaos.watching import Run
 from tests.support.deployment import SMALL, Deployment
 from tests.support.federation import run_study, write_sites
@@ -50,11 +51,20 @@ def matrix() -> Matrix:
 
 
 @pytest.fixture(scope="session")
-def deployment(tmp_path_factory, small_cohorts) -> Iterator[Deployment]:
+def clocks(tmp_path_factory) -> dict[str, Clock]:
+    """Those of the coordinator and of a site."""
+    folder = tmp_path_factory.mktemp("clocks")
+    library = build(folder)
+    return {name: Clock(library, folder / name) for name in ("nordic", "aalborg")}
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory, small_cohorts, clocks) -> Iterator[Deployment]:
     """Three hospitals that are online: coimbra behind the wire, bergen with its state on a small disk."""
     folder = tmp_path_factory.mktemp("chaos")
     cohorts = [Path(shutil.copytree(cohort, folder / "cohorts" / cohort.name)) for cohort in small_cohorts]
     within = dict.fromkeys(("nordic", "aalborg", "bergen"), network.IN_HUB) | {"coimbra": network.IN_FAR}
+    within |= {name: [*within[name], *clock.within] for name, clock in clocks.items()}
     with (
         network.wire(),
         small_disk(folder / "bergen" / "state"),

@@ -28,6 +28,7 @@ from tests.chaos.watching import (
     assert_nothing_lost_or_leaked,
     await_or_fail,
     cohort_of,
+    is_online,
     restart_node,
 )
 from tests.support.deployment import Deployment, needs_nginx
@@ -161,20 +162,61 @@ def test_a_slow_site_is_left_out_at_the_deadline_and_a_locked_database_waited_fo
     matrix.record(f"database locked for {LOCKED_S} s", "the run waits; same weights", round_done=unlocked)
 
 
-@pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed: apt install faketime")
-def test_a_site_whose_clock_is_ahead_is_refused_until_it_is_right(deployment, matrix):
-    deployment.stop_node("aalborg")
-    right = deployment.within["aalborg"]
-    deployment.within["aalborg"] = [*right, "faketime", "--exclude-monotonic", "-f", "+10m"]
+def test_a_site_whose_clock_is_ahead_is_refused_until_it_is_right(deployment, matrix, clocks):
+    clocks["aalborg"].set(600)
     try:
         assert "fail clock" in deployment.check("aalborg")
-        deployment.start_node("aalborg")
         deployment.nodes["aalborg"].wait(timeout=120)
     finally:
-        deployment.within["aalborg"] = right
+        clocks["aalborg"].set(0)
 
     online = restart_node(deployment, "aalborg")
+    assert_nothing_lost_or_leaked(deployment)
     matrix.record("a site's clock 10 minutes ahead", "refused; its SuperNode ends", online=online)
+
+
+def test_a_run_that_the_coordinators_clock_ends_is_resumed_to_the_same_weights(
+    begin, lasting, deployment, matrix, clocks, undisturbed
+):
+    """Flower goes by the time of day: ahead, nobody seems to be there; back, sites' signatures are of later."""
+    run = begin(lasting)
+    run.await_training(deployment, "bergen", 1)
+    clocks["nordic"].set(600)
+    failed = assert_fails(run, "No heartbeat")
+    clocks["nordic"].set(0)
+    online = bring_back(deployment)
+    matrix.record("the coordinator's clock 10 minutes ahead", "run fails", until_failed=failed, online=online)
+
+    run = begin(resume=run)
+    run.await_training(deployment, "bergen", 2)
+    clocks["nordic"].set(-600)
+    ended = await_or_fail(lambda: all(node.poll() is not None for node in deployment.nodes.values()))
+    assert run.journal.rounds_done() == 1
+    clocks["nordic"].set(0)
+    failed = assert_fails(run, "No heartbeat")
+    online = bring_back(deployment)
+    matrix.record(
+        "the coordinator's clock 10 minutes back, and right again",
+        "SuperNodes end, then the run fails; resumed to the same weights",
+        until_nodes_ended=ended,
+        until_failed=failed,
+        online=online,
+    )
+
+    run = begin(resume=run)
+    assert run.end()[0] == 0
+    assert_same_weights(run, undisturbed, 3)
+    assert_nothing_lost_or_leaked(deployment)
+
+
+def bring_back(deployment: Deployment) -> float:
+    """Start all SuperNodes that have ended; return the seconds until the last is online."""
+    began = time.monotonic()
+    for name, node in deployment.nodes.items():
+        node.wait(timeout=120)
+        deployment.start_node(name)
+    await_or_fail(lambda: all(is_online(deployment, name) for name in deployment.sites))
+    return time.monotonic() - began
 
 
 def assert_fails(run: Run, *words: str) -> float:

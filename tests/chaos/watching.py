@@ -107,14 +107,15 @@ def _computes(process: psutil.Process) -> bool:
 
 def restart_node(deployment: Deployment, site: str) -> float:
     """Start a SuperNode, again and again as a system does, until it is online; return the seconds that it took."""
-
-    def is_online() -> bool:
-        if deployment.nodes[site].poll() is not None:
-            deployment.start_node(site)
-        return "SuperNode ID" in (deployment.folder / f"{site}.log").read_text()
-
     deployment.start_node(site)
-    return await_or_fail(is_online)
+    return await_or_fail(lambda: is_online(deployment, site))
+
+
+def is_online(deployment: Deployment, site: str) -> bool:
+    """Whether a SuperNode is online; one that has ended is started again."""
+    if deployment.nodes[site].poll() is not None:
+        deployment.start_node(site)
+    return "SuperNode ID" in (deployment.folder / f"{site}.log").read_text()
 
 
 def assert_nothing_lost_or_leaked(deployment: Deployment, *secrets: str) -> None:
