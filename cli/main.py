@@ -9,44 +9,79 @@ import click
 import typer
 from rich.console import Console
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cli.errors import UNWRITABLE, InternalError, RunFailedError, UnwritableError, is_input_error, printable
 
-#: Where each command is: a module, and the command or the group of commands in it. A module is imported when its
-#: command is asked for, since torch and Flower take seconds.
 COMMANDS = {
-    "cohort": ("cli.cohort", "app"),
-    "model": ("cli.model", "app"),
-    "study": ("cli.study", "app"),
-    "site": ("cli.site", "app"),
-    "federation": ("cli.federation", "app"),
-    "demo": ("cli.run", "demo"),
-    "run": ("cli.run", "run"),
-    "watch": ("cli.watch", "watch"),
-    "report": ("cli.run", "report"),
-    "evaluate": ("cli.evaluate", "evaluate"),
+    "cohort": ("cli.cohort", "app", "A site's recordings: make, import and show them."),
+    "model": ("cli.model", "app", "Checkpoints: import released ones, export, and show what they are."),
+    "study": ("cli.study", "app", "The app with a study in it, which hospitals approve by its hash."),
+    "site": (
+        "cli.site",
+        "app",
+        "A hospital: its keys, the apps and rosters it approves, its SuperNode, and its audit log.",
+    ),
+    "federation": (
+        "cli.federation",
+        "app",
+        "The coordinator: certificates, sites, the SuperLink, and the roster of the sites' keys.",
+    ),
+    "demo": (
+        "cli.run",
+        "demo",
+        "Four simulated hospitals, from recordings to a report, in a real Flower simulation: about three minutes.",
+    ),
+    "run": (
+        "cli.run",
+        "run",
+        "Run a study over local cohorts, one simulated site each (--simulate DIR...), or deployed (--federation NAME).",
+    ),
+    "watch": (
+        "cli.watch",
+        "watch",
+        "Show a run while it goes on, and how it ended: rounds, sites and their last answers, time left, bytes.",
+    ),
+    "report": ("cli.run", "report", "Make the report of a run anew."),
+    "evaluate": (
+        "cli.evaluate",
+        "evaluate",
+        "Print how a model reconstructs what is hidden, beside predictors that need no training.",
+    ),
 }
+"""Where each command is, a module and the command or the group of commands in it, and what it says of itself.
+
+A module is imported when its command is given, since torch and Flower take seconds.
+"""
+
+
+def load(name: str) -> click.Command:
+    """Import a command."""
+    module, attribute, _ = COMMANDS[name]
+    found = getattr(import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        single = typer.Typer(add_completion=False)
+        single.command(name)(found)
+        found = single
+    command = typer.main.get_command(found)
+    command.name = name
+    return command
 
 
 class _Commands(TyperGroup):
-    """The commands, imported one by one."""
+    """The commands: those that are listed say what they are, and the one that is given is imported."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, name = COMMANDS[cmd_name]
-        found = getattr(import_module(module), name)
-        if not isinstance(found, typer.Typer):
-            single = typer.Typer(add_completion=False)
-            single.command(cmd_name)(found)
-            found = single
-        command = typer.main.get_command(found)
-        command.name = cmd_name
-        return command
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][2]) if cmd_name in COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, listed, others = super().resolve_command(ctx, args)
+        return name, load(name) if name in COMMANDS else listed, others
 
 
 app = typer.Typer(

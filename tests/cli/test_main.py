@@ -3,9 +3,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.core import TyperCommand
 
 from cli import cohort
-from cli.main import run_command
+from cli.main import COMMANDS, load, run_command
 
 
 def test_the_command_is_installed_and_explains_itself():
@@ -13,8 +14,22 @@ def test_the_command_is_installed_and_explains_itself():
 
     shown = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
 
-    for name in ("cohort", "demo", "run", "report"):
+    for name in COMMANDS:
         assert name in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_listed_by_what_it_says_of_itself(name):
+    *_, listed = COMMANDS[name]
+    assert load(name).get_short_help_str(limit=1000) == TyperCommand(name, help=listed).get_short_help_str(limit=1000)
+
+
+def test_help_imports_nothing_that_takes_seconds():
+    code = "import sys; from cli.main import run_command; run_command(['--help']); print(*sorted(sys.modules))"
+
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert {"torch", "flwr", "pandas", "numpy"} & set(shown.split()) == set()
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["cohort", "simulate"], ["cohort", "import", "a", "b"], ["run"]])
