@@ -121,6 +121,11 @@ class Deployment:
         node.terminate()
         node.communicate(timeout=60)
 
+    def start_ended_nodes(self) -> None:
+        """Start the SuperNodes that have ended, as the hospitals' systems do."""
+        for name in [name for name, node in self.nodes.items() if node.poll() is not None]:
+            self.start_node(name)
+
     def status(self, name: str) -> str:
         rows = self.command("federation", "status", "nordic").split("│")
         return next(row.strip() for before, row in pairwise(rows) if before.strip() == name)
