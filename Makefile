@@ -27,7 +27,7 @@ test: install  ## the fast tests, and one real `flwr run` simulation
 test-slow: install  ## tests that take minutes: a deployed federation of real processes
 	$(BIN)/pytest -m slow --ignore tests/chaos --ignore tests/docker
 
-chaos: install  ## the fault matrix: processes killed, links cut, disks full, strangers at the door (root; 40 minutes)
+chaos: install  ## the fault matrix: processes killed, links cut, disks full, strangers at the door (root; an hour)
 	$(BIN)/pytest -m slow tests/chaos tests/integration/test_federation.py
 	@cat runs/chaos.json
 

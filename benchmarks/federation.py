@@ -1,6 +1,6 @@
 """What a round over a deployed federation costs beside training, and what grows: three sites on this machine.
 
-    python benchmarks/federation.py [--model 13m] [--rounds 5] [--steps 8] [--folder DIR]
+    python benchmarks/federation.py [--model 13m] [--rounds 5] [--steps 8]
     python benchmarks/federation.py --model tiny --rounds 20 --steps 5
 
 TLS, SuperNode keys, the edge, apps in processes of their own, approved apps and secure sums, as the guides set them up.
