@@ -64,10 +64,13 @@ class Deployment:
         The sites' cohorts; a site is called as its cohort's folder is.
     study : dict
         The study that every site's policy lets run.
+    device : str
+        Where the sites train.
     """
 
-    def __init__(self, folder: Path, cohorts: list[Path], study: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, cohorts: list[Path], study: dict[str, Any], device: str = "cpu") -> None:
         self.folder = folder
+        self.device = device
         self.nodes: dict[str, Node] = {}
         folder.mkdir(parents=True)
         os.environ["FLWR_HOME"] = str(folder / "flwr")  # of the commands of both sides
@@ -86,7 +89,7 @@ class Deployment:
         fedbrainlm("site", "init", site, "--name", site.name, "--cohort", cohort)
         policy = yaml.safe_load((site / "site.yaml").read_text())["policy"]
         policy |= {"studies": [study["study"]], "min_participants": 2, "min_group": 1, "max_covariate_ratio": 1.0}
-        _change(site / "site.yaml", policy=policy, threads=1, supernode={"port": free_port()})
+        _change(site / "site.yaml", policy=policy, device=self.device, threads=1, supernode={"port": free_port()})
         fedbrainlm("federation", "add-site", self.federation.folder, site / f"{site.name}.bundle.json")
         return site
 

@@ -1,6 +1,6 @@
 """What a round over a deployed federation costs beside training, and what grows: three sites on this machine.
 
-    python benchmarks/federation.py [--model 13m] [--rounds 5] [--steps 8]
+    python benchmarks/federation.py [--model 13m] [--rounds 5] [--steps 8] [--device cpu]
     python benchmarks/federation.py --model tiny --rounds 20 --steps 5
 
 TLS, SuperNode keys, the edge, apps in processes of their own, approved apps and secure sums, as the guides set them up.
@@ -156,6 +156,9 @@ def main() -> None:
     parser.add_argument("--model", default="13m", help="name of a file in configs/models")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="of training, in a round at a site")
+    parser.add_argument(
+        "--device", default="cpu", help="where the sites train: cpu, or cuda for one GPU that they share"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny model and two rounds, to try the script")
     options = parser.parse_args()
     if options.quick:
@@ -165,7 +168,7 @@ def main() -> None:
         fedbrainlm("cohort", "simulate", cohorts, "--sites", 3, "--participants", 12, "--minutes", 6)
         names = sorted(path for path in cohorts.iterdir() if path.is_dir())
         plan = study(options.model, options.rounds, options.steps)
-        deployment = Deployment(Path(folder) / "deployment", names, plan)
+        deployment = Deployment(Path(folder) / "deployment", names, plan, options.device)
         sizes: dict[int, Sizes] = {}
 
         def seen(run: Path) -> bool:
@@ -179,7 +182,7 @@ def main() -> None:
             run = deployment.run(seen)
         finally:
             deployment.stop()
-        print(f"\nModel {options.model}, {options.steps} steps a round. Measured on {machine()}.\n")
+        print(f"\nModel {options.model}, {options.steps} steps a round on {options.device}. Measured on {machine()}.\n")
         print_rounds(parts_of(deployment, Journal(run)))
         print()
         print_processor(sizes)
