@@ -3,7 +3,8 @@
 Flower answers 500 when another program locks the database for more than five seconds, or the disk is full: on that a
 run's ServerApp ends, and SuperNodes too. After 503 both try again. Here Flower's translation of exceptions into answers
 is wrapped, and the four of its handlers that would lose a message or a part of it, were they stopped halfway:
-each becomes one transaction. ``tests/cli/test_superlink.py`` holds what this rests on by its hash.
+each becomes one transaction. And each of up to fifteen connections to the database keeps less of it in memory than the
+64 MB that Flower sets. ``tests/cli/test_superlink.py`` holds what this rests on by its hash.
 
 Run as ``python -m cli.superlink ARGUMENTS``, those of ``flower-superlink``, as ``fedbrainlm federation start`` does.
 """
@@ -15,6 +16,7 @@ from functools import wraps
 from typing import Any
 
 from fastapi import HTTPException, Request, Response, status
+from flwr.supercore import sql_mixin
 from flwr.superlink import main as flower
 from flwr.superlink.cli.flower_superlink import flower_superlink
 from flwr.superlink.servicer.fleet import fleet_handlers
@@ -29,6 +31,8 @@ _PRIMARY = 0xFF
 """The bits of an error's code that say its kind (https://sqlite.org/rescode.html)."""
 _SWALLOWED = "fedbrainlm: swallowed"
 """Where a connection keeps the last error that passes."""
+_CACHE_KB = 2000
+"""Of the database, for each connection: SQLite's own default. Reading does not use it, since files are mapped."""
 _translate = flower.http_error_translator
 
 
@@ -77,6 +81,7 @@ def _passes(error: BaseException | None) -> bool:
 def install() -> None:
     """Wrap what is Flower's, for this process."""
     event.listen(Engine, "handle_error", _note)
+    sql_mixin.SQLITE_PRAGMAS = (*sql_mixin.SQLITE_PRAGMAS, ("cache_size", f"-{_CACHE_KB}"))
     flower.http_error_translator = have_try_again
     for handlers in (fleet_handlers, runtime_handlers):
         for name in ("pull_messages", "push_object"):

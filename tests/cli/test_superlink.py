@@ -32,7 +32,7 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from cli import superlink
@@ -45,6 +45,7 @@ SOURCES = {
     flower.create_app: "ee966b630c8ba8b5",
     flower_superlink: "398ce9c85755e9ee",
     _run_superlink_http_api: "eb0d78b85f999576",
+    sql_mixin._set_sqlite_pragmas: "6cf87a44250ef3c4",
     SqlCoreState.store_object: "903590e226814f4a",
     fleet_handlers.pull_messages: "5f1d8861a9eb1465",
     fleet_handlers.push_object: "df7e96f1188e0a40",
@@ -167,3 +168,8 @@ def test_other_faults_are_answered_as_flower_does(address, database):
 
 def test_flower_is_the_one_that_was_read():
     assert changed(SOURCES) == {}
+
+
+def test_a_connection_keeps_two_megabytes_of_the_database(wrapped):
+    with flower.create_app().state.linkstate_factory.state().session() as session:
+        assert session.execute(text("PRAGMA cache_size")).scalar_one() == -2000
