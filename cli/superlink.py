@@ -32,7 +32,7 @@ _PRIMARY = 0xFF
 _SWALLOWED = "fedbrainlm: swallowed"
 """Where a connection keeps the last error that passes."""
 _CACHE_KB = 2000
-"""Of the database, for each connection: SQLite's own default. Reading does not use it, since files are mapped."""
+"""Of the database, for each connection: SQLite's own default. What Flower maps of the file is read without it."""
 _translate = flower.http_error_translator
 
 
