@@ -86,13 +86,15 @@ def test_updates_take_no_more_bytes_than_float32(finished_run):
 @pytest.mark.parametrize(
     ("stage", "silent"),
     [
-        ("query.summarize", "aalborg"),
-        ("train", "bergen"),
-        ("train", "delft"),
-        ("query.embed", "coimbra"),
-        ("query.harmonize", "delft"),
+        pytest.param(stage, silent, marks=[] if silent in always else pytest.mark.slow, id=f"{stage}-{silent}")
+        for stage, always in {
+            "query.summarize": ["aalborg"],
+            "train": ["bergen", "delft"],
+            "query.embed": ["coimbra"],
+            "query.harmonize": ["delft"],
+        }.items()
+        for silent in ["aalborg", "bergen", "coimbra", "delft"]
     ],
-    ids=lambda name: name.split(".")[-1],
 )
 def test_the_survivors_of_a_sum_have_the_right_answer(tmp_path, four_cohorts, stage, silent):
     """A site that falls silent for good, before it answers or after; the others end as if it had never been there."""
