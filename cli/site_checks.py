@@ -70,7 +70,7 @@ def _policy(site: Site) -> Check:
     said = f"studies: {', '.join(site.policy.studies)}; secure sums "
     if not site.policy.secure_sum_required:
         return warned("policy", f"{said}NOT required: this site's own sums may leave. Set secure_sum_required: true.")
-    return passed("policy", f"{said}required; {site.policy.approvers} must approve an app")
+    return passed("policy", f"{said}required; {site.policy.min_approvers} must approve an app")
 
 
 def _keys(site: Site) -> Check:

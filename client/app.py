@@ -8,12 +8,13 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from brainlm.architectures import check_model_config
-from brainlm.config import PrivacyConfig, WindowConfig
+from brainlm.config import WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
 from brainlm.evaluation import MODEL, reconstruct_example
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet, split_participants, usable_recordings
 from client import summing, training
+from client.describing import policy_objections
 from client.disclosure import permit_categories, read_design
 from client.features import FeatureSet, FeatureStore, complete_rows, read_features
 from client.frames import moments_of, scaling_of, split_site
@@ -94,13 +95,10 @@ def harmonize(message: Message, context: Context) -> Message:
 
 
 def _describe(site: Site, request: DescribeRequest) -> Answer:
-    site.policy.permit(request.study, request.analyses, request.recipe)
+    for refusal in policy_objections(site.policy, request):
+        raise refusal
     site.policy.permit_columns(request.columns, site.covariates.columns)
     site.policy.permit_rounds(site.ledger.rounds(request.study) + request.rounds)
-    privacy = check_settings(request.privacy, PrivacyConfig, "the study's privacy") if request.privacy else None
-    site.policy.permit_privacy(privacy.delta if privacy else None)
-    if privacy and privacy.epsilon is not None:
-        site.policy.permit_epsilon(privacy.epsilon)
     contract = check_settings(request.contract, CohortContract, "the study's contract")
     for mismatch in contract.mismatches(site.cohort):
         raise Refusal(_MISMATCHES[mismatch.kind], mismatch.message)
@@ -115,8 +113,6 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
     for name, levels in contract.covariates.items():
         if levels:
             permit_categories(site, list(usable), Categorical(name, levels))
-    if request.vectors:
-        site.policy.permit_vectors(request.vectors)
     vectors = read_vectors(site.cohort, request.vectors) if request.vectors else None
     windows = WindowSet(site.cohort, window)
     reply = DescribeReply(

@@ -1,10 +1,12 @@
 """What a hospital allows. Read from its own disk; nothing that arrives can change it."""
 
 from collections.abc import Collection, Iterable
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from client.errors import SignatureError
+from client.signatures import key_fingerprint, public_key
 from cohorts.settings import Settings
 from exchange.refusals import Refusal, RefusalCode
 
@@ -18,8 +20,11 @@ class Policy(Settings):
 
     studies: tuple[str, ...] = ()
     """Studies that may run here, by name; ``"*"`` for any."""
-    approvers: int = Field(default=1, ge=1, le=2, strict=True)
-    """How many people must approve an app, by its hash, before the SuperNode runs it."""
+    approvers: tuple[str, ...] = ()
+    """Public keys of the people who may approve an app, lines of OpenSSH's ``ssh-ed25519``: an approval is then a
+    signature. None: whoever may run commands as the site's user approves."""
+    min_approvers: int = Field(default=1, ge=1, strict=True)
+    """How many of them must have signed an app before the SuperNode runs it."""
     analyses: tuple[str, ...] = (EVERYTHING,)
     """What they may compute: ``pretraining``, ``embedding`` and names of analyses. ``"*"`` for all but
     ``leave_one_site_out``, which shows each site's own sums, and ``reference_site``, which shows the means of the site
@@ -66,6 +71,31 @@ class Policy(Settings):
     share_embeddings: bool = False
     """Let the site's harmonized and residualized embeddings leave, a row a participant, under pseudonyms."""
 
+    @field_validator("approvers", mode="before")
+    @classmethod
+    def _are_keys(cls, approvers: Any) -> Any:
+        if isinstance(approvers, int):
+            raise ValueError(
+                f"approvers is {approvers}, a number of names, which anybody can give. List the public keys of the "
+                "people, and set min_approvers."
+            )
+        return approvers
+
+    @model_validator(mode="after")
+    def _approvers_can_be_had(self) -> Self:
+        try:
+            known = {key_fingerprint(public_key(line)) for line in self.approvers}
+        except SignatureError as error:
+            raise ValueError(f"approvers: {error}") from None
+        if len(known) < len(self.approvers):
+            raise ValueError("approvers lists a key twice. Give each person's once.")
+        if self.min_approvers > max(1, len(known)):
+            raise ValueError(
+                f"min_approvers is {self.min_approvers}, and approvers lists {len(known)} keys. Two people are told "
+                "apart by keys alone: list as many."
+            )
+        return self
+
     def permit(self, study: str, analyses: Iterable[str] = (), recipe: str | None = None) -> None:
         """Refuse what is not allowed, before anything is computed.
 
@@ -93,6 +123,21 @@ class Policy(Settings):
         if not _allows(self.vectors, name):
             raise Refusal(RefusalCode.ANALYSIS, f"vectors '{name}' are not in policy.vectors of site.yaml.")
 
+    def permit_column(self, name: str) -> None:
+        """Refuse a covariate or target that is not named.
+
+        Raises
+        ------
+        Refusal
+            Naming the column.
+        """
+        if not _allows(self.columns, name):
+            raise Refusal(
+                RefusalCode.COLUMN,
+                f"column '{name}' is not in policy.columns of site.yaml, which names {_listed(self.columns)}. Add "
+                "it if studies may use it.",
+            )
+
     def permit_columns(self, names: Iterable[str], known: Collection[str]) -> None:
         """Refuse covariates and targets that are not named, or that the cohort does not count among its covariates.
 
@@ -109,12 +154,7 @@ class Policy(Settings):
             Naming the column.
         """
         for name in names:
-            if not _allows(self.columns, name):
-                raise Refusal(
-                    RefusalCode.COLUMN,
-                    f"column '{name}' is not in policy.columns of site.yaml, which names {_listed(self.columns)}. Add "
-                    "it if studies may use it.",
-                )
+            self.permit_column(name)
             if name not in known:
                 raise Refusal(
                     RefusalCode.COLUMN,
@@ -165,7 +205,18 @@ class Policy(Settings):
                 f"{n_participants} participants stand behind the answer; policy.min_participants is "
                 f"{self.min_participants}.",
             )
-        if carries_sums and self.secure_sum_required and not in_secure_sum:
+        if carries_sums:
+            self.permit_sum(in_secure_sum=in_secure_sum)
+
+    def permit_sum(self, *, in_secure_sum: bool) -> None:
+        """Refuse a plain sum where only secure ones may leave.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if self.secure_sum_required and not in_secure_sum:
             raise Refusal(
                 RefusalCode.PLAIN,
                 "policy.secure_sum_required is true, and this answer would leave as a plain sum. Set it to false only "

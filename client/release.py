@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 from flwr.app import Context, Error, Message, RecordDict
 
 from brainlm.errors import CheckpointError, DivergenceError, ShapeError
+from client.app_files import STUDY
 from client.audit import app_hash, describe_records
 from client.errors import AuditError, ClientError
 from client.ledger import Question, Release
@@ -40,8 +41,6 @@ from exchange.ring import RingError
 from exchange.secure_sum import Masker, SecureSumError
 from harmonization.errors import HarmonizationError, SmallGroupError
 
-SHIPPED_STUDY = "study.yaml"
-"""The study that an app was built for, beside its packages; the source tree has none."""
 _APP = Path(__file__).parents[1]
 
 AnyRequest = TypeVar("AnyRequest", bound="DescribeRequest | SumRequest")
@@ -139,7 +138,7 @@ def _permit_shipped(study: str, app: Path = _APP) -> None:
     Refusal
         Naming both.
     """
-    shipped = app / SHIPPED_STUDY
+    shipped = app / STUDY
     if shipped.is_file() and (name := read_yaml(shipped).get("study")) != study:
         raise Refusal(RefusalCode.CODE, f"the app was built for study '{name}', and the message is of '{study}'.")
 

@@ -14,6 +14,7 @@ from brainlm.official_base import ReleasedConfig
 from cohorts import CohortError, SettingsError, load_atlas
 from cohorts.contract import CohortContract
 from cohorts.settings import Settings, check_settings, read_yaml
+from exchange.messages import DescribeRequest
 from exchange.roster import MIN_SITES
 from harmonization.combat import Prior
 from harmonization.design import KNOWN, Categorical, Continuous, Covariate, Design
@@ -396,6 +397,30 @@ class Study(Settings):
     def columns(self) -> list[str]:
         """Names of the covariates and targets that it uses, in order."""
         return sorted({*self.harmonization.keep, *self.residualized, *self.analyses.targets} - {"site"})
+
+    def introduction(self, rounds: int | None = None) -> DescribeRequest:
+        """What every site is asked first: all that the study will want of it, less what atlases and levels must be.
+
+        Parameters
+        ----------
+        rounds : int, optional
+            Rounds of training that are to come; all if not given.
+        """
+        privacy = self.training.privacy
+        return DescribeRequest(
+            study=self.study,
+            contract={},
+            window=self.model.window.model_dump(mode="json"),
+            analyses=self.asks_for(),
+            recipe=self.recipe,
+            holdout=self.training.holdout,
+            folds=self.analyses.folds,
+            vectors=self.association.vectors if self.association else None,
+            columns=self.columns,
+            rounds=self.averaging.rounds if rounds is None else rounds,
+            secure_sums=self.privacy.secure_sums,
+            privacy=privacy.model_dump(mode="json") if privacy else None,
+        )
 
     def contract(self) -> CohortContract:
         """What a site checks its cohort against."""

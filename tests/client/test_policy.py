@@ -1,10 +1,11 @@
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from client.approvals import Approvals
 from client.audit import AuditLog
@@ -15,6 +16,7 @@ from cohorts import SettingsError
 from cohorts.settings import check_settings
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Projection
+from tests.support.apps import app_of
 
 
 def code_of(call) -> RefusalCode:
@@ -78,12 +80,29 @@ def gram(policy: Policy) -> None:
     permit_in_clear(policy, Projection(2), {"moment": np.ones((12, 12))}, 12)
 
 
+ANNA, BO = (Ed25519PrivateKey.generate().public_key() for _ in range(2))
+KEYS = [key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode() for key in (ANNA, BO)]
+
+
 def start_app(policy: Policy) -> None:
-    """Start an app that one person approved."""
+    """Start an app that somebody at the site's machine approved."""
     with TemporaryDirectory() as folder:
-        approvals = Approvals(Path(folder), AuditLog(Path(folder) / "audit.jsonl"), policy.approvers)
-        approvals.approve(hashlib.sha256(b"app").hexdigest(), "Anna")
-        approvals.check(b"app")
+        log, app = AuditLog(Path(folder) / "audit.jsonl"), app_of("app = None\n")
+        Approvals(Path(folder), log, Policy()).approve(app, "Anna", "small")
+        Approvals(Path(folder), log, policy).check(app)
+
+
+def test_two_people_who_approve_are_told_apart_by_their_keys():
+    for wrong, said in (
+        ({"approvers": 2}, "a number of names, which anybody can give"),
+        ({"min_approvers": 2}, "told apart by keys alone"),
+        ({"min_approvers": 2, "approvers": KEYS[:1]}, "told apart by keys alone"),
+        ({"approvers": [KEYS[0], f"{KEYS[0]} bo"]}, "lists a key twice"),
+        ({"approvers": ["anna"]}, "no Ed25519 public key"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            check_settings(wrong, Policy, "site.yaml")
+    check_settings({"min_approvers": 2, "approvers": KEYS}, Policy, "site.yaml")
 
 
 CASES: dict[str, tuple[object, object, Callable[[Policy], None], RefusalCode]] = {
@@ -115,7 +134,7 @@ CASES: dict[str, tuple[object, object, Callable[[Policy], None], RefusalCode]] =
     "privacy_required": (False, True, lambda p: p.permit_privacy(None), RefusalCode.PRIVACY),
     "epsilon": (8.0, 7.9, lambda p: p.permit_epsilon(8.0), RefusalCode.BUDGET),
     "delta": (1e-5, 1e-6, lambda p: p.permit_privacy(1e-5), RefusalCode.PRIVACY),
-    "approvers": (1, 2, start_app, RefusalCode.CODE),
+    "approvers": ([], KEYS[:1], start_app, RefusalCode.CODE),
     "share_metrics": (True, False, lambda p: p.permit_sharing("metrics"), RefusalCode.ANALYSIS),
     "share_parameters": (True, False, lambda p: p.permit_sharing("parameters"), RefusalCode.ANALYSIS),
     "share_embeddings": (True, False, lambda p: p.permit_sharing("embeddings"), RefusalCode.ANALYSIS),
@@ -125,7 +144,7 @@ BESIDE = {"studies": ["*"], "secure_sum_required": False}
 """Fields that a case needs beside its own."""
 
 
-@pytest.mark.parametrize("field", Policy.model_fields)
+@pytest.mark.parametrize("field", [field for field in Policy.model_fields if field != "min_approvers"])
 def test_every_rule_decides_what_is_refused(field):
     allows, refuses, ask, code = CASES[field]
     beside = {**BESIDE, **({"privacy_required": True} if field == "delta" else {})}
