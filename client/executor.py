@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from client import relay
+from client.process import keep_private
 from client.settings import SiteSettings
 from cohorts.secrets import secret_once
 from cohorts.settings import read_settings
@@ -100,6 +101,7 @@ def flower_home(state: Path) -> Path:
 
 def main() -> None:
     """Start the apps of a SuperNode that runs elsewhere, until told to end."""
+    keep_private()
     path = Path(sys.argv[1])
     settings = read_settings(path, SiteSettings)
     state = (path.parent / settings.state).resolve()

@@ -56,6 +56,8 @@ class Policy(Settings):
     """Most rounds of training of one study."""
     max_releases: int = Field(default=100_000, ge=0, strict=True)
     """Most answers of any kind to one study: each analysis in each of its rounds is one."""
+    max_refusals: int = Field(default=20, ge=0, strict=True)
+    """Most refusals of one study for reasons that lie in the participants' data; then all its questions are refused."""
     privacy_required: bool = False
     """Let model updates leave only with differential privacy."""
     epsilon: float | None = Field(default=None, gt=0, strict=True)
@@ -325,6 +327,27 @@ class Policy(Settings):
                 RefusalCode.RELEASES,
                 f"this would be answer {releases} to the study; policy.max_releases is {self.max_releases}. Raise it "
                 "if the study may go on.",
+            )
+
+    def permit_refusals(self, refusals: int) -> None:
+        """Refuse a study whose questions could not be answered as often as that: each refusal told something.
+
+        Parameters
+        ----------
+        refusals : int
+            Refusals of the study so far.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if refusals >= self.max_refusals:
+            raise Refusal(
+                RefusalCode.REFUSALS,
+                f"{refusals} questions of the study could not be answered of the site's participants; "
+                f"policy.max_refusals is {self.max_refusals}. Find out in site.log what it asks; raise it if that is "
+                "right.",
             )
 
     def permit_privacy(self, delta: float | None) -> None:

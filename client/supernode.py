@@ -40,6 +40,7 @@ from client.executor import SuperExec, flower_home, secret_path, socket_path
 from client.joining import authority_path, joined
 from client.logs import site_log
 from client.nodekey import NodeKey
+from client.process import keep_private, make_private
 from client.settings import SiteSettings
 from cohorts.settings import read_settings
 from exchange.refusals import Refusal, RefusalCode
@@ -226,9 +227,11 @@ _NOT_KNOWN = {
 
 def main() -> None:
     """Run the SuperNode until it is told to end."""
+    keep_private()
     path = Path(sys.argv[1])
     settings = read_settings(path, SiteSettings)
     state = (path.parent / settings.state).resolve()
+    make_private(state)
     sys.argv = command(path, settings, state)
     os.environ["FLWR_HOME"] = str(flower_home(state))
     flower._pull_and_store_message = ApprovedAppsOnly(settings, state)  # type: ignore[assignment]

@@ -113,7 +113,7 @@ def _weights_or_update(site: Site, request: TrainRequest, weights: Arrays, n_win
             return {"weights": weights}
         return {"weights": {n: (incoming[n] + factor * change[n]).astype(w.dtype) for n, w in weights.items()}}
     if n_windows > request.max_windows:
-        raise Refusal(RefusalCode.PROTOCOL, f"the site has {n_windows} windows; the request allows fewer.")
+        raise Refusal(RefusalCode.WINDOWS, f"the site has {n_windows} windows; the request allows fewer.")
     # A hair less, so that rounding does not carry the largest change over the bound.
     factor *= (1 - 2**-20) * n_windows / request.max_windows
     return {"update": {name: (values * factor).astype(np.float32) for name, values in change.items()}}
