@@ -15,7 +15,9 @@ from brainlm.architectures import check_model_config
 from cli.errors import InputError
 from cli.output import PlainConsole, say
 from client.app_files import MANIFEST, NOT_SHIPPED, PACKAGES, PROJECT_FILE, STUDY, TEXTS, read_fab
+from client.describing import without_noise
 from client.errors import AppError
+from client.policy import SHOWS_ONE_SITE
 from cohorts import load_atlas
 from cohorts.files import atomic_folder
 from cohorts.settings import check_settings, parse_yaml
@@ -178,7 +180,7 @@ def _summary(study: Study) -> dict[str, str]:
 def _needs(study: Study) -> str:
     """The policy without which a site refuses the study, for what differs from the defaults."""
     needs = [f"studies: [{study.study}]"]
-    named = [name for name in study.asks_for() if name in ("leave_one_site_out", "reference_site")]
+    named = [name for name in study.asks_for() if name in SHOWS_ONE_SITE]
     if named:
         needs.append(f'analyses: ["*", {", ".join(named)}]')
     needs.append(f"columns: [{', '.join(study.columns)}]")
@@ -186,6 +188,8 @@ def _needs(study: Study) -> str:
         needs.append(f"vectors: [{study.association.vectors}]")
     if not study.privacy.secure_sums:
         needs.append("secure_sum_required: false")
+    if study.training.privacy:
+        needs.append(f"outside_epsilon: [{', '.join(without_noise(study.introduction()))}] if it sets epsilon")
     needs.append(f"max_rounds: {study.averaging.rounds} or more")
     return "policy: " + "; ".join(needs)
 

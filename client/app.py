@@ -19,6 +19,7 @@ from client.disclosure import permit_categories, read_design
 from client.features import FeatureSet, FeatureStore, complete_rows, read_features
 from client.frames import moments_of, scaling_of, split_site
 from client.ledger import EMBEDDING, Release
+from client.limits import permit_design
 from client.models import (
     evaluate_held_out,
     evaluation_parts,
@@ -111,6 +112,7 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
     site.policy.permit_release(len(people), carries_sums=True, in_secure_sum=request.secure_sums)
     site.policy.permit_group(len(usable) // max(1, request.folds), f"each of {request.folds} folds")
     for name, levels in contract.covariates.items():
+        site.policy.permit_size("levels", len(levels), "levels of a category")
         if levels:
             permit_categories(site, list(usable), Categorical(name, levels))
     vectors = read_vectors(site.cohort, request.vectors) if request.vectors else None
@@ -178,13 +180,14 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
         ),
         dimensions={name: values.shape[1] for name, values in features.items()},
     )
-    counted = Release(EMBEDDING, participants, ("tally",))
+    counted = Release(EMBEDDING, participants, ("tally",), accounted=True)
     evaluated = evaluation_releases(site, held_out, (about["model_sha256"],))
     return Answer(reply, len(participants), (counted, *evaluated))
 
 
 def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:
     site.policy.permit(request.study, [step.transform for step in request.steps])
+    site.policy.permit_size("jobs", len(request.steps), "transforms in one message")
     store = FeatureStore(site.folder_of(request.study), request.run)
     tally: Arrays = {}
     shown: Arrays = {}
@@ -208,6 +211,7 @@ def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:
 
 def _transform(site: Site, source: FeatureSet, step: Step, model: Arrays) -> tuple[FeatureSet, State | None]:
     """Apply one solved model to the participants whose covariates are known; also return the site's own effect."""
+    permit_design(site.policy, step.covariates)
     rows, design = complete_rows(site, source.participants, read_design(step.covariates))
     features, effect = source.features[rows], None
     if step.transform == "projection":

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from brainlm.config import PrivacyConfig
+from client.ledger import EVALUATION
 from client.policy import Policy
 from cohorts.settings import check_settings
 from exchange.messages import DescribeRequest
@@ -22,6 +23,7 @@ def policy_objections(policy: Policy, request: DescribeRequest) -> Iterator[Refu
         partial(policy.permit_privacy, privacy.delta if privacy else None),
         partial(policy.permit_sum, in_secure_sum=request.secure_sums),
     ]
+    checks += [partial(policy.permit_without_noise, name) for name in without_noise(request)]
     if request.vectors:
         checks.append(partial(policy.permit_vectors, request.vectors))
     if privacy and privacy.epsilon is not None:
@@ -33,3 +35,10 @@ def policy_objections(policy: Policy, request: DescribeRequest) -> Iterator[Refu
             yield refusal
             if check is checks[0]:  # of a study that is not named, everything else is refused, too
                 return
+
+
+def without_noise(request: DescribeRequest) -> list[str]:
+    """Name what a study wants of participants that carries no noise."""
+    counts = {"embedding"}  # how many were embedded: numbers of participants are taken to be known
+    noisy = {*request.noisy, *counts, *(["pretraining"] if request.privacy else [])}
+    return [name for name in (EVALUATION.kind, *request.analyses) if name not in noisy]

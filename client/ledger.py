@@ -119,12 +119,16 @@ class Release:
     sites : tuple of str, optional
         Names of the sites of the secure sum that it is a part of; None if it leaves on its own, where the coordinator
         reads this site's sums anyway.
+    accounted : bool
+        Whether a privacy budget pays for all that it tells, since it carries noise; or it tells only how many there
+        are, which is taken to be known.
     """
 
     question: Question
     participants: Collection[str]
     parts: tuple[str, ...] = ()
     sites: tuple[str, ...] | None = None
+    accounted: bool = False
 
 
 class ReleaseLedger:

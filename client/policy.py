@@ -11,8 +11,11 @@ from cohorts.settings import Settings
 from exchange.refusals import Refusal, RefusalCode
 
 EVERYTHING = "*"
-SHOWS_ONE_SITE = frozenset({"leave_one_site_out", "reference_site"})
-"""What shows a single site's sums even through secure ones, by subtraction: allowed only where it is named."""
+SHOWS_ONE_SITE = frozenset(
+    {"leave_one_site_out", "reference_site", "site_adversarial", "site_classification", "site_network"}
+)
+"""What shows a single site's sums even through secure ones, by subtraction, or because the sums have a place for each
+site: allowed only where it is named."""
 
 
 class Policy(Settings):
@@ -26,9 +29,10 @@ class Policy(Settings):
     min_approvers: int = Field(default=1, ge=1, strict=True)
     """How many of them must have signed an app before the SuperNode runs it."""
     analyses: tuple[str, ...] = (EVERYTHING,)
-    """What they may compute: ``pretraining``, ``embedding`` and names of analyses. ``"*"`` for all but
-    ``leave_one_site_out``, which shows each site's own sums, and ``reference_site``, which shows the means of the site
-    that others are made like: these must be named."""
+    """What they may compute: ``pretraining``, ``embedding`` and names of analyses. ``"*"`` for all but those that show
+    a single site's sums even where sums are secure, which must be named: ``leave_one_site_out`` each site's own,
+    ``reference_site`` the means of the site that others are made like, ``site_classification``, ``site_network`` and
+    ``site_adversarial`` each site's mean features."""
     recipes: tuple[str, ...] = (EVERYTHING,)
     """Embedding recipes that may run, by id; ``"*"`` for all."""
     vectors: tuple[str, ...] = ()
@@ -56,13 +60,30 @@ class Policy(Settings):
     """Most rounds of training of one study."""
     max_releases: int = Field(default=100_000, ge=0, strict=True)
     """Most answers of any kind to one study: each analysis in each of its rounds is one."""
+    max_steps: int = Field(default=10_000, ge=1, strict=True)
+    """Most training steps of a round."""
+    max_seconds: int = Field(default=21_600, ge=1, strict=True)
+    """Longest that an answer may take to be computed, in seconds."""
+    max_parameters: int = Field(default=1_000_000_000, ge=1, strict=True)
+    """Most weights of a model."""
+    max_memory_gb: float = Field(default=32.0, gt=0, allow_inf_nan=False)
+    """Most memory of a process that answers, in GB."""
+    max_levels: int = Field(default=200, ge=1, strict=True)
+    """Most levels of a category, and most covariates."""
+    max_jobs: int = Field(default=2000, ge=1, strict=True)
+    """Most analyses in one message."""
+    max_components: int = Field(default=4096, ge=1, strict=True)
+    """Most components, folds, draws, rounds, or anything else that is counted, of one analysis."""
     max_refusals: int = Field(default=20, ge=0, strict=True)
     """Most refusals of one study for reasons that lie in the participants' data; then all its questions are refused."""
     privacy_required: bool = False
     """Let model updates leave only with differential privacy."""
     epsilon: float | None = Field(default=None, gt=0, strict=True)
-    """Most privacy loss of a study, by any of its answers that have a price; a study that trains without privacy is
-    then refused. None for no limit."""
+    """Most privacy loss of a study, by its answers that carry noise; a study that trains without privacy is then
+    refused, and so is any sum without noise that `outside_epsilon` does not name. None for no limit."""
+    outside_epsilon: tuple[str, ...] = ()
+    """What may leave without noise although `epsilon` is set, and tell of the same people beyond it: ``evaluation``,
+    of a model on people who were held out, and names of analyses."""
     delta: float = Field(default=1e-5, gt=0, lt=1, strict=True)
     """Chance at which ``epsilon`` may fail. Where privacy is required or has a budget, a study that reckons with a
     larger one is refused."""
@@ -350,6 +371,25 @@ class Policy(Settings):
                 "right.",
             )
 
+    def permit_size(
+        self,
+        limit: Literal["steps", "parameters", "memory_gb", "levels", "jobs", "components"],
+        value: float,
+        what: str,
+    ) -> None:
+        """Refuse what would cost the site more than it gives.
+
+        Raises
+        ------
+        Refusal
+            Naming the limit.
+        """
+        if value > (most := getattr(self, f"max_{limit}")):
+            raise Refusal(
+                RefusalCode.LIMIT,
+                f"{value:g} {what} are asked for; policy.max_{limit} is {most:g}. Raise it if the study is right.",
+            )
+
     def permit_privacy(self, delta: float | None) -> None:
         """Refuse a study without differential privacy, or with a weaker kind than is asked for.
 
@@ -374,6 +414,26 @@ class Policy(Settings):
             raise Refusal(
                 RefusalCode.PRIVACY,
                 f"the study's delta is {delta:g}; policy.delta is {self.delta:g}. Let the study lower it.",
+            )
+
+    def permit_without_noise(self, name: str) -> None:
+        """Refuse a sum over participants without noise, where the budget would not be all that is told of them.
+
+        Parameters
+        ----------
+        name : str
+            Of an analysis, or ``evaluation``.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if self.epsilon is not None and name not in self.outside_epsilon:
+            raise Refusal(
+                RefusalCode.PRIVACY,
+                f"'{name}' would leave without noise, and policy.epsilon is {self.epsilon:g}. Name it in "
+                "policy.outside_epsilon if it may tell of the participants beyond that budget.",
             )
 
     def permit_epsilon(self, spent: float) -> None:

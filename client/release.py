@@ -19,6 +19,7 @@ from client.app_files import STUDY
 from client.audit import app_hash, describe_records
 from client.errors import AuditError, ClientError
 from client.ledger import Question, Release
+from client.limits import time_limit
 from client.process import keep_private
 from client.site import Site, find_site
 from client.spending import Spend
@@ -49,6 +50,7 @@ AnyRequest = TypeVar("AnyRequest", bound="DescribeRequest | SumRequest")
 
 _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (
     (MessageError, RefusalCode.PROTOCOL),
+    (MemoryError, RefusalCode.LIMIT),
     (SecureSumError, RefusalCode.PROTOCOL),
     (RingError, RefusalCode.OVERFLOW),
     (AuditError, RefusalCode.AUDIT),
@@ -126,7 +128,8 @@ def answer(
         site.policy.permit(request.study)
         _permit_shipped(request.study)
         site.policy.permit_refusals(site.ledger.refusals(request.study))
-        answered, question = _answer_once(site, request, lambda: handle(site, request))
+        with time_limit(site.policy):
+            answered, question = _answer_once(site, request, lambda: handle(site, request))
         return Message(_release(site, message, request, answered, question), reply_to=message)
     except Exception as error:
         return Message(_error(_refuse(site, message, asked, error)), reply_to=message)
@@ -170,6 +173,9 @@ def _permitted(site: Site, request: DescribeRequest | SumRequest, answered: Answ
         answered.n_participants, carries_sums=bool(answered.payload.arrays), in_secure_sum=secure is not None
     )
     _permit_shown(site, answered.payload)
+    for release in answered.releases:
+        if not release.accounted:
+            site.policy.permit_without_noise(release.question.kind)
     site.ledger.enter(
         study=request.study,
         run=request.run,
@@ -190,6 +196,7 @@ def _kept(answered: Answer, question: str) -> Kept:
             "question": asdict(release.question),
             "people": people.setdefault(tuple(sorted(release.participants)), len(people)),
             "parts": release.parts,
+            "accounted": release.accounted,
         }
         for release in answered.releases
     ]
@@ -205,7 +212,12 @@ def _kept(answered: Answer, question: str) -> Kept:
 def _restored(kept: Kept) -> Answer:
     """Undo `_kept`. The round of training was counted when it left first."""
     releases = [
-        Release(Question(**release["question"]), kept.about["people"][release["people"]], tuple(release["parts"]))
+        Release(
+            Question(**release["question"]),
+            kept.about["people"][release["people"]],
+            tuple(release["parts"]),
+            accounted=release["accounted"],
+        )
         for release in kept.about["releases"]
     ]
     spends = tuple(Spend(*spend) for spend in kept.about["spends"])

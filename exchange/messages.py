@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors.numpy import load, save
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of the messages. Coordinator and sites must have the same."""
 
 RUN = r"^[A-Za-z0-9-]{0,64}$"
@@ -285,6 +285,8 @@ class DescribeRequest(Payload):
         Whether answers will be masked.
     privacy : dict or None
         How training is private (`brainlm.config.PrivacyConfig`); None if it is not.
+    noisy : list of str
+        Those of the analyses whose sums will carry noise.
     """
 
     message: ClassVar[str] = "query.describe"
@@ -302,6 +304,7 @@ class DescribeRequest(Payload):
     rounds: int = 1
     secure_sums: bool = True
     privacy: dict[str, Any] | None = None
+    noisy: list[str] = []
 
 
 class DescribeReply(Payload):

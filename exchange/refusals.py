@@ -22,6 +22,7 @@ class RefusalCode(StrEnum):
     ROUNDS = "policy.too-many-rounds"
     RELEASES = "policy.too-many-releases"
     REFUSALS = "policy.too-many-refusals"
+    LIMIT = "policy.too-large"
     PLAIN = "policy.secure-sum-required"
     GRAM = "disclosure.gram-of-few"
     REPEAT = "disclosure.cohort-changed-little"
@@ -120,6 +121,7 @@ _ABOUT = {
     RefusalCode.ANALYSIS_FAILED: (1011, "the site's data do not allow an analysis; its log says why"),
     RefusalCode.CODE: (1033, "the site's administrator has not approved the app that the run brings"),
     RefusalCode.REFUSALS: (1034, "the site refused this study, for reasons in its data, as often as its policy allows"),
+    RefusalCode.LIMIT: (1036, "what was asked would take more of the site's time or memory than its policy gives"),
     RefusalCode.DATA: (1035, "what was asked cannot be answered of the site's participants; its log says why"),
     RefusalCode.SETUP: (1012, "the site is not set up; its log says why"),
     RefusalCode.INTERNAL: (1013, "an error at the site; its log has the details"),
@@ -135,7 +137,6 @@ _OF_DATA = frozenset(
         RefusalCode.SITES,
         RefusalCode.OVERFLOW,
         RefusalCode.COVARIATES,
-        RefusalCode.VECTORS,
         RefusalCode.WINDOWS,
         RefusalCode.DIVERGED,
         RefusalCode.ANALYSIS_FAILED,

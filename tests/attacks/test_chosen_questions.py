@@ -15,6 +15,7 @@ from brainlm import TrainingConfig
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet
 from client.frames import split_site
+from client.policy import SHOWS_ONE_SITE
 from client.site import load_site
 from client.sums import Kept
 from cohorts.seeding import derive_seed
@@ -27,6 +28,7 @@ from exchange.messages import (
     MessageError,
     Step,
     SummarizeReply,
+    SummarizeRequest,
     SumReply,
     TableSpec,
     TrainReply,
@@ -188,6 +190,50 @@ def test_a_second_attempt_does_not_tell_the_largest_change_of_a_site_s_update(co
         bound *= 1.2
 
     assert code is not None or secret != pytest.approx(bound / 1.1, rel=0.1)
+
+
+@pytest.mark.parametrize("analysis", ["linear_regression", "logistic_regression", "softmax_regression", "ridge"])
+def test_no_regression_on_the_site_shows_each_site_s_mean(coordinator, analysis):
+    """With a column a site as the target, X'Y has each site's own sum as a column, masked or not."""
+    table = TableSpec(features="x", target="site", levels=coordinator.names)
+    parameters = {"alpha": 1.0} if analysis == "ridge" else {}
+    jobs = {"j": Job(analysis=analysis, parameters=parameters, table=table)}
+
+    assert coordinator.code(coordinator.sums(jobs=jobs)) is RefusalCode.PROTOCOL
+    assert "has no use for the site" in (load_site(coordinator.sites["aalborg"]).state / "site.log").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(SHOWS_ONE_SITE - {"reference_site", "leave_one_site_out"}))
+def test_what_shows_each_site_s_mean_is_refused_unless_it_is_named(tmp_path, four_cohorts, name):
+    coordinator = Coordinator(write_careful_sites(tmp_path, four_cohorts, analyses=["*"]))
+    table = TableSpec(features="x", target="site", levels=coordinator.names)
+    parameters = {"sites": coordinator.names} if name == "site_adversarial" else {}
+    jobs = {"j": Job(analysis=name, parameters=parameters, table=table)}
+
+    assert coordinator.code(coordinator.sums(jobs=jobs)) is RefusalCode.ANALYSIS
+
+
+def _many_levels(coordinator: Coordinator) -> SummarizeRequest:
+    table = TableSpec(features="x", covariates=[{"name": "age", "levels": [str(n) for n in range(300_000)]}])
+    return coordinator.sums(jobs={"j": SUMS["projection"].model_copy(update={"table": table})})
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda c: c.training(training={"steps_per_round": 10**9}),
+        lambda c: c.training(model={**MODEL.model_dump(mode="json"), "mlp_ratio": 1e6}),
+        lambda c: c.training(model={**MODEL.model_dump(mode="json"), "depth": 10**9}),
+        lambda c: c.training(training={"batch_size": 10**8}),
+        _many_levels,
+        lambda c: c.sums(jobs={f"j{n}": SUMS["projection"] for n in range(3000)}),
+        lambda c: c.sums(jobs={"j": SUMS["projection"].model_copy(update={"parameters": {"n_components": 10**9}})}),
+    ],
+    ids=["steps", "width", "depth", "batch", "levels", "jobs", "components"],
+)
+def test_no_question_takes_a_site_s_hours_and_memory(coordinator, ask):
+    assert coordinator.code(ask(coordinator)) is RefusalCode.LIMIT
+    assert "policy.max_" in (load_site(coordinator.sites["aalborg"]).state / "site.log").read_text()
 
 
 AGES = [str(age) for age in range(6, 96)]

@@ -179,6 +179,18 @@ def test_categories_single_nobody_out(context, features, small_cohorts):
     assert isinstance(summarize(context, "combat", [KNOWN["age"]]), RecordDict)
 
 
+def test_a_budget_is_all_that_is_told_unless_the_policy_names_more(context, features):
+    """ComBat's sums are of the people whom the budget is for, and no noise hides anybody in them."""
+    path = find_site(context).state.parent / "site.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("policy:", "policy:\n  epsilon: 8.0"))
+    assert refused(context, summarize(context, "combat", [KNOWN["age"]])) == "privacy.not-as-required"
+
+    path.write_text(text.replace("policy:", "policy:\n  epsilon: 8.0\n  outside_epsilon: [combat]"))
+    assert isinstance(summarize(context, "combat", [KNOWN["age"]]), RecordDict)
+    assert refused(context, summarize(context, "ridge", [])) == "privacy.not-as-required"
+
+
 def describe(context: Context, **changes: object) -> RecordDict | Error:
     atlas = Cohort.open(find_site(context).cohort.path).atlas
     study = {
@@ -216,12 +228,13 @@ def test_a_study_that_has_had_its_rounds_does_not_begin_anew(context):
         ({"secure_sums": False}, "policy.secure-sum-required"),
         ({"privacy": {"epsilon": 9.0}}, "privacy.budget-spent"),
         ({"privacy": None}, "privacy.not-as-required"),
+        ({"analyses": ["combat"]}, "privacy.not-as-required"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_study_that_will_be_refused_later_is_refused_at_once(context, changes, code):
     site = find_site(context)
-    limits = "policy:\n  privacy_required: true\n  epsilon: 8.0"
+    limits = "policy:\n  privacy_required: true\n  epsilon: 8.0\n  outside_epsilon: [evaluation, cross_validated_ridge]"
     path = site.state.parent / "site.yaml"
     text = path.read_text().replace("secure_sum_required: false", "secure_sum_required: true")
     path.write_text(text.replace("policy:", limits))

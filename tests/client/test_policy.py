@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ from client.approvals import Approvals
 from client.audit import AuditLog
 from client.disclosure import permit_in_clear
 from client.ledger import Question, Release, ReleaseLedger
+from client.limits import time_limit
 from client.policy import Policy
 from cohorts import SettingsError
 from cohorts.settings import check_settings
@@ -80,6 +82,13 @@ def gram(policy: Policy) -> None:
     permit_in_clear(policy, Projection(2), {"moment": np.ones((12, 12))}, 12)
 
 
+def wait_for_two_seconds(policy: Policy) -> None:
+    ends = time.monotonic() + 2
+    with time_limit(policy):
+        while time.monotonic() < ends:
+            sum(range(1000))
+
+
 ANNA, BO = (Ed25519PrivateKey.generate().public_key() for _ in range(2))
 KEYS = [key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode() for key in (ANNA, BO)]
 
@@ -131,9 +140,17 @@ CASES: dict[str, tuple[object, object, Callable[[Policy], None], RefusalCode]] =
     "min_change": (4, 5, lambda p: p.permit_change(4), RefusalCode.REPEAT),
     "max_rounds": (7, 6, lambda p: p.permit_rounds(7), RefusalCode.ROUNDS),
     "max_releases": (7, 6, lambda p: p.permit_releases(7), RefusalCode.RELEASES),
+    "max_steps": (7, 6, lambda p: p.permit_size("steps", 7, "steps"), RefusalCode.LIMIT),
+    "max_seconds": (60, 1, wait_for_two_seconds, RefusalCode.LIMIT),
+    "max_parameters": (7, 6, lambda p: p.permit_size("parameters", 7, "weights"), RefusalCode.LIMIT),
+    "max_memory_gb": (7.0, 6.9, lambda p: p.permit_size("memory_gb", 7, "GB"), RefusalCode.LIMIT),
+    "max_levels": (7, 6, lambda p: p.permit_size("levels", 7, "levels"), RefusalCode.LIMIT),
+    "max_jobs": (7, 6, lambda p: p.permit_size("jobs", 7, "jobs"), RefusalCode.LIMIT),
+    "max_components": (7, 6, lambda p: p.permit_size("components", 7, "components"), RefusalCode.LIMIT),
     "max_refusals": (8, 7, lambda p: p.permit_refusals(7), RefusalCode.REFUSALS),
     "privacy_required": (False, True, lambda p: p.permit_privacy(None), RefusalCode.PRIVACY),
     "epsilon": (8.0, 7.9, lambda p: p.permit_epsilon(8.0), RefusalCode.BUDGET),
+    "outside_epsilon": (["ridge"], ["combat"], lambda p: p.permit_without_noise("ridge"), RefusalCode.PRIVACY),
     "delta": (1e-5, 1e-6, lambda p: p.permit_privacy(1e-5), RefusalCode.PRIVACY),
     "approvers": ([], KEYS[:1], start_app, RefusalCode.CODE),
     "share_metrics": (True, False, lambda p: p.permit_sharing("metrics"), RefusalCode.ANALYSIS),
@@ -148,7 +165,8 @@ BESIDE = {"studies": ["*"], "secure_sum_required": False}
 @pytest.mark.parametrize("field", [field for field in Policy.model_fields if field != "min_approvers"])
 def test_every_rule_decides_what_is_refused(field):
     allows, refuses, ask, code = CASES[field]
-    beside = {**BESIDE, **({"privacy_required": True} if field == "delta" else {})}
+    needed = {"delta": {"privacy_required": True}, "outside_epsilon": {"epsilon": 8.0}}
+    beside = {**BESIDE, **needed.get(field, {})}
 
     ask(Policy(**{**beside, field: allows}))
     assert code_of(lambda: ask(Policy(**{**beside, field: refuses}))) is code
@@ -164,9 +182,11 @@ def test_every_rule_decides_what_is_refused(field):
         lambda p: p.permit_site_sets(3),
         lambda p: p.permit_change(3),
         lambda p: p.permit_rounds(2000),
+        lambda p: p.permit_size("steps", 1e9, "steps in a round"),
         lambda p: p.permit_refusals(20),
         lambda p: p.permit_privacy(1e-3),
         lambda p: p.permit_epsilon(3),
+        lambda p: p.permit_without_noise("evaluation"),
         lambda p: p.permit_sharing("metrics"),
         gram,
     ],
