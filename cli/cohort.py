@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.display import counter, show_quarantine
+from cli.display import counter, show_notices, show_quarantine
 from cli.errors import InputError
 from cli.options import ATLAS_HELP, Orientation, Scaling, column_range, condition, finite
 from cli.prepare import default_key, prepare
@@ -140,6 +140,7 @@ def show(
     if "sex" in people and people["sex"].notna().any():
         table.add_row("sex", ", ".join(f"{n} {sex}" for sex, n in people["sex"].value_counts().sort_index().items()))
     console.print(table)
+    show_notices(cohort)
     show_quarantine(cohort)
     if recordings:
         typer.echo(index.to_string(index=False))

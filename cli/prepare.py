@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import click
 import typer
 
-from cli.display import counter, show_quarantine
+from cli.display import counter, show_notices, show_quarantine
 from cli.errors import InputError
 from cli.options import ATLAS_HELP, Orientation, Scaling, column_range, condition, finite
 from cohorts import Cohort, load_atlas
@@ -193,6 +193,7 @@ def prepare(
         )
     cohort = Cohort.open(out)
     _say_of_people(people, cohort)
+    show_notices(cohort)
     show_quarantine(cohort)
     if report:
         from cohorts.report import write_quality_report  # with matplotlib and nilearn, which take seconds

@@ -116,7 +116,7 @@ class MatrixSource:
             table = _without_row_numbers(read_table(path, _SEPARATORS[suffix]))
             named = _by_header(table, columns, path.name, self.atlas)
             if named is not None:
-                return Reading(named, t_r)
+                return Reading(named[0], t_r, notices=named[1])
             matrix = table.matrix
         elif suffix == ".npz":
             matrix = read_npz(path, run.part)
@@ -219,8 +219,10 @@ def _label(name: str, entity: str) -> str:
     return found.group(1) if found else ""
 
 
-def _by_header(table: Table, columns: slice | None, name: str, atlas: Atlas) -> np.ndarray | None:
-    """Order the columns by the parcels that the header names; None if it names none, or only counts.
+def _by_header(
+    table: Table, columns: slice | None, name: str, atlas: Atlas
+) -> tuple[np.ndarray, tuple[str, ...]] | None:
+    """Order the columns by the parcels that the header names, with notices; None if it names none, or only counts.
 
     Raises
     ------
@@ -237,7 +239,8 @@ def _by_header(table: Table, columns: slice | None, name: str, atlas: Atlas) -> 
     if only_counts and len(set(labels)) == len(labels) and set(labels) != set(atlas.labels):
         _check_order(labels, [int(match.group(2)) for match in counted], name)
         return None
-    return np.ascontiguousarray(values[:, match_columns(labels, atlas, name)])
+    found = match_columns(labels, atlas, name)
+    return np.ascontiguousarray(values[:, found.places]), found.notices
 
 
 def _check_order(labels: list[str], counts: list[int], name: str) -> None:

@@ -314,7 +314,8 @@ def _workplace(out: Path, source: Source, about: dict[str, Any], rules: QualityR
 
 def _require_same(cohort: Cohort, source: Source, about: dict[str, Any]) -> None:
     """Refuse to mix recordings that were prepared in different ways, or named with different keys."""
-    theirs, ours = cohort.about.model_dump(), {**about, "atlas_sha256": source.atlas.content_hash}
+    theirs = {**cohort.about.model_dump(), "atlas_sha256": cohort.atlas.content_hash}
+    ours = {**about, "atlas_sha256": source.atlas.content_hash}
     different = [key for key, value in ours.items() if theirs[key] != json.loads(json.dumps(value))]
     if "pseudonyms" in different:
         had, has = bool(theirs["pseudonyms"]), bool(ours["pseudonyms"])
@@ -469,6 +470,7 @@ def _recording(common: _Common, job: _Job) -> Recording:
         tsnr=reading.tsnr if np.isfinite(reading.tsnr) else job.stated.get("tsnr", np.nan),
         framewise_displacement=reading.framewise_displacement,
         censored=reading.censored,
+        notices=reading.notices,
     )
     check_recording(recording, atlas.n_parcels, atlas.name)
     return recording

@@ -44,6 +44,8 @@ class Recording:
         [A] float32 in millimetres, over the frames as acquired, the first NaN; empty if unknown.
     censored : numpy.ndarray
         [A] bool, True for frames that were dropped from the signal or interpolated in it; empty if none were judged.
+    notices : tuple of str
+        Codes of `cohorts.notices`: what is to be known of it, though it is good.
     """
 
     participant_id: str
@@ -58,6 +60,7 @@ class Recording:
     run: str = ""
     framewise_displacement: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     censored: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.recording_id:
@@ -126,6 +129,7 @@ def save_recording(path: Path, recording: Recording, quality: Quality, source: s
         "t_r": float(recording.t_r),
         "n_missing_parcels": int((~recording.coverage).sum()),
         **asdict(quality),
+        "notices": " ".join(recording.notices),
         "source": source,
     }
     arrays = {
@@ -155,7 +159,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         If the file is damaged.
     """
     with _opened(path) as file:
-        return dict(json.loads(file.metadata()[HEADER]))
+        return _facts(file)
 
 
 def load_recording(path: Path) -> Recording:
@@ -167,7 +171,7 @@ def load_recording(path: Path) -> Recording:
         If the file is damaged.
     """
     with _opened(path) as file:
-        facts = json.loads(file.metadata()[HEADER])
+        facts = _facts(file)
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     return Recording(
         participant_id=facts["participant_id"],
@@ -178,8 +182,13 @@ def load_recording(path: Path) -> Recording:
         session=facts["session"],
         task=facts["task"],
         run=facts["run"],
+        notices=tuple(facts["notices"].split()),
         **arrays,
     )
+
+
+def _facts(file: safe_open) -> dict[str, Any]:
+    return {"notices": "", **json.loads(file.metadata()[HEADER])}  # which earlier versions did not know
 
 
 def _opened(path: Path) -> safe_open:
@@ -190,4 +199,4 @@ def _opened(path: Path) -> safe_open:
             return opened
         raise FileNotFoundError
     except (SafetensorError, OSError):
-        raise CohortError(f"{path}: cannot be read. Restore the file, or import again.") from None
+        raise CohortError(f"{path}: cannot be read. Restore the file, or prepare the cohort again.") from None

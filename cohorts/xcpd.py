@@ -133,7 +133,8 @@ class XCPDSource:
         t_r = repetition_time(tuple(path for path in others if path.suffix == ".json"), series.name)
         names, values = _read_series(series)
         with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused as such
-            signal = values[:, match_columns(names, self.atlas, series.name)].astype(np.float32)
+            columns = match_columns(names, self.atlas, series.name)
+            signal = values[:, columns.places].astype(np.float32)
         coverage, motion, outliers = (_companion(others, role) for role in ("coverage", "motion", "outliers"))
         if coverage:
             signal[:, self._uncovered(coverage)] = np.nan
@@ -153,6 +154,7 @@ class XCPDSource:
             t_r=t_r,
             framewise_displacement=displacement,
             censored=censored if outliers else np.empty(0, bool),
+            notices=columns.notices,
         )
 
     def _companions(self, path: Path, tree: Tree, beside: list[Path]) -> list[Path]:
@@ -181,7 +183,7 @@ class XCPDSource:
                 f"{path.name}: has columns {', '.join(table.columns)[:80]}; expected Node and coverage. Restore it.",
             )
         columns = match_columns([str(node) for node in table["Node"]], self.atlas, path.name)
-        return ~(table["coverage"].to_numpy()[columns] >= self.min_parcel_coverage)
+        return ~(table["coverage"].to_numpy()[columns.places] >= self.min_parcel_coverage)
 
     def _censor(self, signal: np.ndarray, censored: np.ndarray, name: str) -> np.ndarray:
         """Fill or drop the frames of high motion as asked, if XCP-D has not; [frames, P]."""

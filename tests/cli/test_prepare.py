@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from cli.main import run_command
-from cohorts import Cohort
+from cohorts import Cohort, load_atlas
 from cohorts.files import locked
+from cohorts.tables import read_text_table
 from tests.support.derivatives import KnownTree, make_fmriprep_tree, make_xcpd_tree
 from tests.support.programs import processes_of, start, wait_until
 
@@ -56,6 +57,23 @@ def test_xcpd_trees_of_every_generation_become_cohorts(tmp_path, generation, kin
     cohort = Cohort.open(tmp_path / "oslo")
     assert cohort.recordings["recording_id"].tolist() == sorted(tree.runs)
     assert cohort.preprocessing.startswith("xcp_d-")
+
+
+def test_the_cortex_of_a_4s_atlas_is_taken_by_the_names_of_any_generation(tmp_path, real_data, capsys):
+    table = read_text_table(real_data / "atlases" / "tables" / "atlas-4S456Parcels_dseg.tsv")
+    former = [label.removeprefix("7Networks_") for label in load_atlas("schaefer400").former_labels]
+    for number, names in enumerate((table["label"].tolist(), [*former, *table["label"][400:]])):
+        tree = make_xcpd_tree(tmp_path / f"xcpd-{number}", names=names, atlases=("4S456Parcels",), n_frames=80)
+        out = tmp_path / f"oslo-{number}"
+        command = ["cohort", "prepare", str(tree.root), str(out), "--atlas", "schaefer400", *FAST, "--keep-ids"]
+        assert run_command(command) == 0
+
+        said = capsys.readouterr().out
+        assert "Of 2 of 2 recordings: their files have further columns" in said
+        assert ("names that the atlas had before" in said) == (number == 1)
+        for recording in Cohort.open(out):
+            known = tree.runs[recording.recording_id].signal[:, :400]
+            np.testing.assert_allclose(recording.signal, known, rtol=1e-6)
 
 
 def test_ids_stay_at_the_site_and_messages_speak_of_them_there(fmriprep, tmp_path, capsys):
