@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from cohorts.errors import CohortError, RecordingError
 from cohorts.files import HEADER, save_arrays
-from cohorts.quality import Quality
+from cohorts.quality import LARGEST_VALUE, Quality, carries_signal
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -33,7 +33,7 @@ class Recording:
     recording_id : str
         Unique in the cohort; the participant's id where a participant has one recording.
     coverage : numpy.ndarray
-        [P] bool, False where a parcel carries no signal. Derived from the signal if not given.
+        [P] bool, False where a parcel carries no signal: where the signal shows none, or where it is given so.
     mean_fd : float
         Mean framewise displacement in millimetres, NaN if unknown.
     tsnr : float
@@ -65,8 +65,11 @@ class Recording:
     def __post_init__(self) -> None:
         if not self.recording_id:
             object.__setattr__(self, "recording_id", self.participant_id)
+        carries = carries_signal(self.signal.min(axis=0), self.signal.max(axis=0))
         if self.coverage.size == 0:
-            object.__setattr__(self, "coverage", np.ptp(self.signal, axis=0) > 0)
+            object.__setattr__(self, "coverage", carries)
+        elif self.coverage.shape == carries.shape:
+            object.__setattr__(self, "coverage", self.coverage & carries)
 
 
 def is_identifier(text: str) -> bool:
@@ -105,8 +108,10 @@ def check_recording(recording: Recording, n_parcels: int, atlas: str) -> None:
         raise RecordingError(
             "wrong-shape", f"{name}: has shape {signal.shape}; expected [frames, {n_parcels}] for atlas {atlas}."
         )
-    if not np.isfinite(signal).all():
-        raise RecordingError("not-finite", f"{name}: holds NaN or infinite values. Clean it first.")
+    if not (np.abs(signal) <= LARGEST_VALUE).all():
+        raise RecordingError(
+            "not-finite", f"{name}: holds values that are NaN, infinite or beyond {LARGEST_VALUE:.0e}. Clean it first."
+        )
     if not 0 < recording.t_r < math.inf:
         raise RecordingError("bad-tr", f"{name}: TR is {recording.t_r}; expected seconds above 0.")
 

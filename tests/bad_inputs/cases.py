@@ -164,21 +164,37 @@ case(
     "half of the parcels missing",
     MATRICES,
     "low-coverage",
-    "sub-A02: 50.0% of the parcels have a signal, the others are zero, constant or NaN; expected at "
+    "sub-A02: 50.0% of the parcels have a signal, the others are NaN or constant but for rounding; expected at "
     "least 80%. Check its field of view and atlas, or lower min_coverage.",
 )(changed(lambda m: put(m, (slice(None), slice(4)), np.nan)))
 case(
     "all zero",
     MATRICES,
     "constant",
-    "sub-A02: no parcel changes over time; expected BOLD signals. Check how it was extracted.",
+    "sub-A02: no parcel changes over time by more than rounding does; expected BOLD signals. Check how it was "
+    "extracted.",
 )(changed(lambda m: m * 0))
 case(
     "constant",
     MATRICES,
     "constant",
-    "sub-A02: no parcel changes over time; expected BOLD signals. Check how it was extracted.",
+    "sub-A02: no parcel changes over time by more than rounding does; expected BOLD signals. Check how it was "
+    "extracted.",
 )(changed(lambda m: m * 0 + 7))
+case(
+    "half of the parcels residue of rounding",
+    MATRICES,
+    "low-coverage",
+    "sub-A02: 50.0% of the parcels have a signal, the others are NaN or constant but for rounding; expected at "
+    "least 80%. Check its field of view and atlas, or lower min_coverage.",
+)(changed(lambda m: np.hstack([m[:, :4], 1e-13 * (m[:, 4:] - 50)])))
+case(
+    "nothing but residue of rounding",
+    MATRICES,
+    "constant",
+    "sub-A02: no parcel changes over time by more than rounding does; expected BOLD signals. Check how it was "
+    "extracted.",
+)(changed(lambda m: 1e-13 * (m - 50)))
 case(
     "some NaN",
     MATRICES,
@@ -195,6 +211,13 @@ case(
     "infinite",
     "sub-A02: holds infinite values; expected finite ones. Clean it first.",
 )(changed(lambda m: m.astype(np.float64) * 1e300))
+case(
+    "numbers too large to square in float32",
+    MATRICES,
+    "out-of-range",
+    "sub-A02: holds values of 1e+30; expected at most 1e+15, whose squares float32 can still add up. Find out which "
+    "step made them, and clean it first.",
+)(changed(lambda m: put(m, (3, 2), 1e30)))
 case(
     "too few frames",
     MATRICES,
@@ -1199,7 +1222,7 @@ def _(folder: Path) -> None:
     "mask of another shape",
     NIFTI,
     "low-coverage",
-    "sub-A02_task-rest: 12.5% of the parcels have a signal, the others are zero, constant or NaN; "
+    "sub-A02_task-rest: 12.5% of the parcels have a signal, the others are NaN or constant but for rounding; "
     "expected at least 80%. Check its field of view and atlas, or lower min_coverage.",
 )
 def _(folder: Path) -> None:
