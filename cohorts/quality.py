@@ -368,7 +368,9 @@ def carries_signal(lowest: np.ndarray, highest: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         change, level = highest - lowest, np.maximum(np.abs(lowest), np.abs(highest))
         carries = change > np.maximum(_LEAST_CHANGE, _LEAST_OF_LEVEL * level)
-    if carries.any():
+    before = 0
+    while carries.sum() not in (0, before):  # until what is left does not depend on what was left out
+        before = carries.sum()
         carries &= change > _LEAST_OF_OTHERS * np.quantile(change[carries], _STRONG)
     return carries
 

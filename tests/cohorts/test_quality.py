@@ -14,6 +14,7 @@ from cohorts.atlas import Atlas
 from cohorts.quality import (
     Quality,
     QualityRules,
+    carries_signal,
     check_signal,
     connectivity,
     fisher_z,
@@ -218,6 +219,19 @@ def test_signals_in_any_units_are_signals_weak_ones_beside_artefacts_too(units, 
     found = ((level + signal) * units).astype(np.float32)
 
     assert check_signal(found, "sub-01", ATLAS, QualityRules()).all()
+
+
+@given(
+    exponents=st.lists(st.integers(-12, 12), min_size=4, max_size=4),
+    levels=st.lists(st.sampled_from([0, 1e-3, 1e4]), min_size=4, max_size=4),
+)
+@settings(max_examples=50)
+def test_what_is_judged_again_without_its_residue_is_judged_the_same(exponents, levels):
+    signal = (np.array(levels) + autoregressive(60, np.zeros(4)) * 10.0 ** np.array(exponents)).astype(np.float32)
+    covered = carries_signal(signal.min(axis=0), signal.max(axis=0))
+    stored = np.where(covered, signal, 0)
+
+    np.testing.assert_array_equal(carries_signal(stored.min(axis=0), stored.max(axis=0)), covered)
 
 
 @pytest.mark.parametrize("value", [1e16, -1e30, 3e38])
