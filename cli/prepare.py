@@ -32,7 +32,7 @@ _KINDS = {
     **dict.fromkeys(("space", "min_parcel_coverage"), ("fmriprep", "xcpd", "nifti")),
     **dict.fromkeys(("res", "confounds", "global_signal", "fd_threshold"), ("fmriprep",)),
     **dict.fromkeys(("confounds_suffix", "confound"), ("nifti",)),
-    **dict.fromkeys(("tr", "preprocessing"), ("nifti", "matrices")),
+    "preprocessing": ("nifti", "matrices"),
     **dict.fromkeys(("orientation", "columns", "variable", "scaling"), ("matrices",)),
     "tree_atlas": ("xcpd",),
 }
@@ -142,7 +142,7 @@ def prepare(
     ] = False,
     tr: Annotated[
         float | None,
-        typer.Option(callback=finite, help="NIfTI, matrices: TR in seconds, where no file has it."),
+        typer.Option(callback=finite, help="TR in seconds, where no sidecar or table has it; headers do not count."),
     ] = None,
     columns: Annotated[str | None, typer.Option(help="Matrices: FIRST-LAST column to take, from 1.")] = None,
     orientation: Annotated[Orientation, typer.Option(help="Matrices: how they lie.")] = Orientation.AUTO,
@@ -301,6 +301,7 @@ def _xcpd(path: Path, options: dict[str, Any]) -> Source:
         sessions=tuple(options["session"] or ()),
         censoring=censoring.value,
         min_parcel_coverage=options["min_parcel_coverage"],
+        t_r=options["tr"],
     )
 
 
@@ -333,6 +334,7 @@ def _images(kind: str, path: Path, ids: tuple[str, ...] | None, options: dict[st
         min_parcel_coverage=options["min_parcel_coverage"],
     )
     common = {
+        "t_r": options["tr"],
         "label_image": label_image,
         "cleaning": cleaning,
         "space": options["space"],
@@ -341,7 +343,6 @@ def _images(kind: str, path: Path, ids: tuple[str, ...] | None, options: dict[st
     if kind == "nifti":
         return NiftiSource(
             path,
-            t_r=options["tr"],
             confounds_suffix=options["confounds_suffix"],
             confound_columns=tuple(options["confound"] or ()),
             participants=frozenset(ids or ()),

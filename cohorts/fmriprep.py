@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cohorts.atlas import Atlas
-from cohorts.bids import BIDSName, Tree, generated_by, repetition_time, run_of
+from cohorts.bids import BIDSName, Tree, generated_by, header_notices, repetition_time, run_of
 from cohorts.confounds import ConfoundStrategy, load_strategy
 from cohorts.errors import CohortError, RecordingError
 from cohorts.images import header_repetition_time, read_header, require_frames
 from cohorts.parcellation import Cleaning, parcellate
-from cohorts.sources import Reading, Run, in_order
+from cohorts.sources import Reading, Run, check_given_t_r, in_order
 from cohorts.volumes import LabelImage, check_space, same_space
 
 NATIVE = "native"
@@ -44,6 +44,8 @@ class FMRIPrepSource:
         A space other than the label image's that is accepted; see `check_space`.
     tasks, sessions : tuple of str
         Take these alone, without ``task-`` and ``ses-``; all if empty.
+    t_r : float or None
+        Repetition time in seconds, where no sidecar says it; must agree with those that do. Headers do not count.
     """
 
     root: Path
@@ -55,6 +57,10 @@ class FMRIPrepSource:
     allow_space: str = ""
     tasks: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
+    t_r: float | None = None
+
+    def __post_init__(self) -> None:
+        check_given_t_r(self.t_r)
 
     @property
     def atlas(self) -> Atlas:
@@ -102,7 +108,8 @@ class FMRIPrepSource:
         header = read_header(bold)
         n_frames = require_frames(header, bold)
         sidecars = [path for path in others if path.suffix == ".json" and "_desc-confounds_" not in path.name]
-        t_r = repetition_time(sidecars, bold.name, header=header_repetition_time(header))
+        declared = header_repetition_time(header)
+        t_r = repetition_time(sidecars, bold.name, header=declared, given=self.t_r)
         confounds_file = next(path for path in others if path.suffix == ".tsv")
         return parcellate(
             bold,
@@ -111,6 +118,7 @@ class FMRIPrepSource:
             confounds=load_strategy(bold, confounds_file, self.strategy, n_frames),
             mask=next((path for path in others if path.name.endswith(_IMAGE)), None),
             cleaning=self.cleaning,
+            notices=header_notices(declared, t_r),
         )
 
     @property

@@ -4,7 +4,6 @@ NOTICES = {
     "former-names": "their parcels have the names that the atlas had before its authors corrected them; they were read "
     "under today's names",
     "further-columns": "their files have further columns, of structures that the atlas has not; these were left out",
-    "header-tr": "the header of their file states another repetition time than what was believed, the sidecar's or the "
-    "one that was given",
+    "header-tr": "the header of their file states another repetition time than their sidecar or --tr, which counts",
 }
 """Code → what it says of its recordings."""

@@ -110,6 +110,7 @@ def parcellate(
     confounds: Confounds | None = None,
     mask: Path | None = None,
     cleaning: Cleaning | None = None,
+    notices: tuple[str, ...] = (),
 ) -> Reading:
     """Read one run as signals of parcels.
 
@@ -123,6 +124,8 @@ def parcellate(
         Regressors and censored frames.
     mask : Path, optional
         Brain mask of the run: voxels outside it are left out of the means.
+    notices : tuple of str
+        What the reading is to say.
 
     Raises
     ------
@@ -152,6 +155,7 @@ def parcellate(
         tsnr=temporal_snr(signals[~censored]),
         framewise_displacement=np.empty(0, np.float32) if confounds is None else confounds.framewise_displacement,
         censored=censored if judged else np.empty(0, bool),
+        notices=notices,
     )
 
 

@@ -971,17 +971,25 @@ case(
 case(
     "header with a repetition time in milliseconds as seconds",
     NIFTI,
-    "tr-milliseconds",
-    "sub-A02_task-rest_bold.nii.gz: says a repetition time of 2000 s; expected seconds, at most 20. If "
-    "these are milliseconds, write 2.",
+    ACCEPTED,
+    "Of 1 of 3 recordings: the header of their file states another repetition time than their sidecar or --tr, which "
+    "counts.",
 )(header_of(pixdim=[1, 4, 4, 4, 2000, 0, 0, 0]))
 case(
     "header with another repetition time than the sidecar",
     NIFTI,
-    "tr-contradicts",
-    "sub-A02_task-rest_bold.nii.gz: its header says 3 s, and sub-A02_task-rest_bold.json 2 s; expected "
-    "the same repetition time. Find out which holds, and correct it.",
-)(header_of(pixdim=[1, 4, 4, 4, 3, 0, 0, 0]))
+    ACCEPTED,
+    "Of 1 of 3 recordings: the header of their file states another repetition time than their sidecar or --tr, which "
+    "counts.",
+)(header_of(pixdim=[1, 4, 4, 4, 1, 0, 0, 0]))
+case(
+    "--tr that contradicts a sidecar",
+    (*NIFTI, "--tr", "3"),
+    REFUSED,
+    "cohort: none of its 3 recordings is usable (3 tr-contradicts). The first: sub-A01_task-rest_bold.nii.gz: "
+    "sub-A01_task-rest_bold.json says 2 s, and 3 s are given (--tr); expected the same repetition time. Find out which "
+    "holds, and correct it.",
+)(nifti)
 case(
     "one volume",
     NIFTI,
@@ -1112,9 +1120,9 @@ case(
     "sidecar without a repetition time",
     NIFTI,
     "no-tr",
-    "sub-A02_task-rest_bold.nii.gz: no sidecar states its RepetitionTime (its header says 2 s, which "
-    "nobody confirms); expected the seconds between two volumes, which are never guessed. Add it to the "
-    "JSON sidecar of the run.",
+    "sub-A02_task-rest_bold.nii.gz: no sidecar states its RepetitionTime, and the 2 s of its header are "
+    "not to be trusted: software that does not know it writes one, too; expected the seconds between two volumes, "
+    "which are never guessed. Give --tr SECONDS, or add it to the JSON sidecar of the run.",
 )(sidecar("{}"))
 case(
     "sidecar with a repetition time in milliseconds",
@@ -1141,9 +1149,9 @@ case(
     "sidecar that is a named pipe",
     NIFTI,
     "no-tr",
-    "sub-A02_task-rest_bold.nii.gz: no sidecar states its RepetitionTime (its header says 2 s, which "
-    "nobody confirms); expected the seconds between two volumes, which are never guessed. Add it to the "
-    "JSON sidecar of the run.",
+    "sub-A02_task-rest_bold.nii.gz: no sidecar states its RepetitionTime, and the 2 s of its header are "
+    "not to be trusted: software that does not know it writes one, too; expected the seconds between two volumes, "
+    "which are never guessed. Give --tr SECONDS, or add it to the JSON sidecar of the run.",
 )
 def _(folder: Path) -> None:
     nifti(folder)
@@ -1692,8 +1700,8 @@ def _(folder: Path) -> None:
     XCPD,
     "no-tr",
     "sub-02_task-rest_space-MNI152NLin6Asym_seg-4S156Parcels_stat-mean_timeseries.tsv: no sidecar "
-    "states its RepetitionTime; expected the seconds between two volumes, which are never guessed. Add it "
-    "to the JSON sidecar of the run.",
+    "states its RepetitionTime; expected the seconds between two volumes, which are never guessed. Give "
+    "--tr SECONDS, or add it to the JSON sidecar of the run.",
 )
 def _(folder: Path) -> None:
     xcpd(folder)

@@ -2,6 +2,7 @@ import re
 import signal
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -87,6 +88,31 @@ def test_ids_stay_at_the_site_and_messages_speak_of_them_there(fmriprep, tmp_pat
     assert told in ([], ["site-only/linkage.tsv"])
     assert run_command(["cohort", "show", str(tmp_path / "data" / "oslo")]) == 0
     assert "  sub-02_task-rest_run-2_desc-confounds" in capsys.readouterr().out
+
+
+def test_headers_with_another_repetition_time_are_counted_and_believed_by_nobody(fmriprep, tmp_path, capsys):
+    for number, run in enumerate(fmriprep.runs.values()):
+        image = nib.load(run.bold)
+        image.header.set_zooms((*image.header.get_zooms()[:3], 1.0 if number % 2 else 2.0))
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), run.bold)
+
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", "--workers", "0")) == 0
+
+    said = "the header of their file states another repetition time"
+    assert f"Of 3 of 6 recordings: {said}" in capsys.readouterr().out
+    assert Cohort.open(tmp_path / "oslo").about.t_r == (2.0,)
+    page = (tmp_path / "oslo" / "site-only" / "quality.html").read_text()
+    assert said in page
+    assert "3 of 6" in page
+
+
+def test_the_user_says_the_repetition_time_where_no_sidecar_does(fmriprep, tmp_path, capsys):
+    for sidecar in fmriprep.root.rglob("*_bold.json"):
+        sidecar.unlink()
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST)) == 2
+    assert "Give --tr SECONDS" in " ".join(capsys.readouterr().err.split())
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--tr", "2.5")) == 0
+    assert Cohort.open(tmp_path / "oslo").about.t_r == (2.5,)
 
 
 def test_the_report_is_written_and_names_nobody(fmriprep, tmp_path):
