@@ -17,6 +17,7 @@ NATIVE = "native"
 """Resolution of images whose name has no ``res-``."""
 
 _IMAGE = ".nii.gz"
+_PREPROCESSED = "preproc"
 _FATES = {"interpolate": "interpolated", "drop": "censored", "none": "uncensored"}
 """What becomes of censored frames → its word in the id of the preprocessing."""
 
@@ -94,7 +95,7 @@ class FMRIPrepSource:
         """
         tree = Tree(self.root)
         images = self._one_resolution(self._one_space(self._selected(tree)))
-        return in_order(_run(path, name, tree) for path, name in images.items())
+        return in_order([*(_run(path, name, tree) for path, name in images.items()), *self._lacking(tree, images)])
 
     def read(self, run: Run) -> Reading:
         """Read one run.
@@ -105,6 +106,12 @@ class FMRIPrepSource:
             If one of its files is missing or broken, or they do not belong together.
         """
         bold, *others = run.files
+        if not others:  # one of those that `_lacking` found: a run has its confounds beside it at least
+            raise RecordingError(
+                "no-image",
+                f"{bold.name}: its run has no image in the space of the others, or none that was cleaned like theirs; "
+                "expected all alike. Run fMRIPrep again for it, or leave it out (--task, --session).",
+            )
         header = read_header(bold)
         n_frames = require_frames(header, bold)
         sidecars = [path for path in others if path.suffix == ".json" and "_desc-confounds_" not in path.name]
@@ -123,17 +130,14 @@ class FMRIPrepSource:
 
     @property
     def _desc(self) -> str:
-        return "smoothAROMAnonaggr" if self.strategy.name == "ica_aroma" else "preproc"
+        return "smoothAROMAnonaggr" if self.strategy.name == "ica_aroma" else _PREPROCESSED
 
     def _selected(self, tree: Tree) -> dict[Path, BIDSName]:
         """The preprocessed BOLD images of the asked tasks and sessions."""
         found = {path: tree.files[path] for path in tree.select("bold", _IMAGE, desc=self._desc)}
         images = {path: name for path, name in found.items() if "sub" in name.entities}
         if not images:
-            raise CohortError(
-                f"{self.root}: holds no sub-*_desc-{self._desc}_bold.nii.gz; expected fMRIPrep's derivatives. "
-                "Name the folder that its sub-* folders lie in."
-            )
+            raise CohortError(f"{self.root}: holds no sub-*_desc-{self._desc}_bold.nii.gz; {self._instead(tree)}")
         for entity, wanted in (("task", self.tasks), ("ses", self.sessions)):
             found = sorted({name.entities.get(entity, "") for name in images.values()})
             if wanted:
@@ -141,6 +145,36 @@ class FMRIPrepSource:
             if not images:
                 raise CohortError(f"{self.root}: has no {entity}-{wanted[0]} (found: {_listed(found)}). Correct it.")
         return images
+
+    def _lacking(self, tree: Tree, images: dict[Path, BIDSName]) -> list[Run]:
+        """Runs of which fMRIPrep left other images, but none like those that are taken, for `read` to say so."""
+        if self.space or self.res:  # which leave the others out by name
+            return []
+        there = {name.run for name in images.values()}
+        others = [path for desc in {self._desc, _PREPROCESSED} for path in tree.select("bold", _IMAGE, desc=desc)]
+        runs = {}
+        for path in sorted(others):
+            name = tree.files[path]
+            task, session = name.entities.get("task"), name.entities.get("ses")
+            asked = task in (self.tasks or (task,)) and session in (self.sessions or (session,))
+            if "sub" in name.entities and asked and name.run not in there:
+                runs.setdefault(name.run, run_of(path, name))
+        return list(runs.values())
+
+    def _instead(self, tree: Tree) -> str:
+        """Say what was expected instead of a tree without the images, and what to do."""
+        if self._desc != _PREPROCESSED and tree.select("bold", _IMAGE, desc=_PREPROCESSED):
+            return (
+                "fMRIPrep has not run ICA-AROMA since 23.1, and before only with --use-aroma. Take --confounds simple, "
+                "scrubbing or compcor; or give the images that fMRIPost-AROMA cleaned, in a folder of their own, as "
+                "--kind nifti."
+            )
+        if tree.select("bold", ".dtseries.nii"):
+            return (
+                "expected images of volumes, and its .dtseries.nii are of surfaces. Run fMRIPrep with "
+                f"--output-spaces {self.label_image.space}, or let XCP-D parcellate them."
+            )
+        return "expected fMRIPrep's derivatives. Name the folder that its sub-* folders lie in."
 
     def _one_space(self, images: dict[Path, BIDSName]) -> dict[Path, BIDSName]:
         """The images in the space that was asked for, if the label image lies in it, too."""

@@ -7,6 +7,7 @@ from cohorts.atlas import Atlas
 from cohorts.bids import Tree, header_notices, parse_name, repetition_time
 from cohorts.confounds import load_table
 from cohorts.errors import CohortError
+from cohorts.formats import CIFTI, suffix_of
 from cohorts.images import header_repetition_time, read_header, require_frames
 from cohorts.parcellation import Cleaning, parcellate
 from cohorts.sources import Reading, Run, check_given_t_r, in_order
@@ -123,7 +124,7 @@ class NiftiSource:
         )
 
     def _is_run(self, path: Path) -> bool:
-        if not path.name.endswith(_IMAGES) or path == self.label_image.path:
+        if not path.name.endswith(_IMAGES) or suffix_of(path, CIFTI) or path == self.label_image.path:
             return False
         if _OTHER_FOLDERS & set(path.relative_to(self.root).parts[:-1]):
             return False

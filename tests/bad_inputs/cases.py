@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -40,6 +41,8 @@ from tests.bad_inputs.sources import (
     write_people,
     xcpd,
 )
+from tests.support.derivatives import write_ptseries
+from tests.support.mat73 import write_mat73
 from tests.support.volumes import AFFINE, block_labels, noise, paint, save_nifti
 
 REFUSED = "refused"
@@ -518,18 +521,92 @@ def _(folder: Path) -> None:
     os.mkfifo(folder / "source.npz")
 
 
-@case(
-    "MATLAB 7.3",
+def instead(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Make a builder of matrices of which the second is another file, which is named so and made by a function."""
+
+    def build(folder: Path) -> None:
+        matrices(folder)
+        (folder / NPY).unlink()
+        make(folder / "source" / name)
+
+    return build
+
+
+def cut_off(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def leading_out(path: Path) -> None:
+    write_mat73(path, tr=2.0)
+    with h5py.File(path, "r+") as file:
+        file["x"] = h5py.ExternalLink("/etc/passwd", "/x")
+
+
+def huge(path: Path) -> None:
+    write_mat73(path, tr=2.0)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("x", (8, 10**10), "f8", chunks=(8, 64), compression="gzip")
+
+
+THREE = "result/cohort: 3 recordings of 3 participants, from matrices."
+OF_PEOPLE = {"sub-A01": signal(0), "sub-A03": signal(2)}
+SEVERAL = (
+    "holds 2 matrices; expected one in each file of a folder. Name the variable to take (--variable), or split the "
+    "file; an .npz whose arrays are recordings is a source by itself."
+)
+case("MATLAB 7.3", MATRICES, ACCEPTED, THREE)(
+    instead("sub-A02.mat", lambda path: write_mat73(path, x=signal(1), tr=2.0))
+)
+case(
+    "truncated MATLAB 7.3 file",
     MATRICES,
     "unreadable",
-    "sub-A02.mat: is a MATLAB file of version 7.3; expected version 5 to 7. Save it with 'save -v7'.",
+    "sub-A02.mat: is no whole MATLAB file of version 5 to 7.3. Save it again with 'save -v7'.",
+)(instead("sub-A02.mat", lambda path: cut_off(write_mat73(path, x=signal(1)), 3000)))
+case(
+    "MATLAB 7.3 file that declares huge dimensions",
+    MATRICES,
+    "too-large",
+    "sub-A02.mat: declares 596 GiB; expected at most 1 GiB a recording. Export parcels, not voxels, and one matrix a "
+    "recording.",
+)(instead("sub-A02.mat", huge))
+case(
+    "MATLAB 7.3 file that leads to another file",
+    MATRICES,
+    "not-a-matrix",
+    "sub-A02.mat: holds no two-dimensional variable of real numbers; expected numbers, frames by parcels. Export one "
+    "matrix a recording.",
+)(instead("sub-A02.mat", leading_out))
+case("MATLAB file of several matrices, named by people", MATRICES, "variable", f"sub-A02.mat: {SEVERAL}")(
+    instead("sub-A02.mat", lambda path: write_mat73(path, **OF_PEOPLE))
 )
-def _(folder: Path) -> None:
-    matrices(folder)
-    (folder / NPY).unlink()
-    (folder / "source/sub-A02.mat").write_bytes(
-        b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n" + bytes(600)
+case("an .npz in a folder", MATRICES, ACCEPTED, THREE)(
+    instead("sub-A02.npz", lambda path: np.savez(path, signal(1), tr=2.0))
+)
+case("an .npz of several arrays in a folder, named by people", MATRICES, "variable", f"sub-A02.npz: {SEVERAL}")(
+    instead("sub-A02.npz", lambda path: np.savez(path, **OF_PEOPLE))
+)
+case("CIFTI series in a folder", MATRICES, ACCEPTED, THREE)(
+    instead(
+        "sub-A02.ptseries.nii",
+        lambda path: write_ptseries(path, signal(1), [f"parcel-{number}" for number in range(8)], 2.0),
     )
+)
+case("packed table", MATRICES, ACCEPTED, THREE)(
+    instead("sub-A02.csv.gz", lambda path: np.savetxt(path, signal(1), delimiter=","))
+)
+case(
+    "packed table that is cut off",
+    MATRICES,
+    "unreadable",
+    "sub-A02.csv.gz: is no whole .gz file. Copy it again, or export it again.",
+)(instead("sub-A02.csv.gz", lambda path: path.write_bytes(gzip.compress(b"1,2\n" * 999)[:-9])))
+case(
+    "spreadsheet among matrices",
+    MATRICES,
+    "not-read",
+    "sub-A02.xlsx: is a spreadsheet; expected text. Save it as .tsv or .csv.",
+)(instead("sub-A02.xlsx", lambda path: path.write_bytes(b"PK")))
 
 
 # --- Tables of numbers -------------------------------------------------------------------------------------------
@@ -1568,6 +1645,29 @@ def _(folder: Path) -> None:
     shutil.copy(folder / PREP, folder / FUNC / PREP.name.replace("_desc", "_res-2_desc"))
 
 
+case(
+    "ICA-AROMA of fMRIPrep 23.1 on",
+    (*IMAGES, "--confounds", "ica_aroma"),
+    REFUSED,
+    "source: holds no sub-*_desc-smoothAROMAnonaggr_bold.nii.gz; fMRIPrep has not run ICA-AROMA since 23.1, and before "
+    "only with --use-aroma. Take --confounds simple, scrubbing or compcor; or give the images that fMRIPost-AROMA "
+    "cleaned, in a folder of their own, as --kind nifti.",
+)(fmriprep)
+
+
+@case(
+    "run of fMRIPrep in another space than the others",
+    IMAGES,
+    "no-image",
+    "sub-02_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz: its run has no image in the space of the "
+    "others, or none that was cleaned like theirs; expected all alike. Run fMRIPrep again for it, or leave it out "
+    "(--task, --session).",
+)
+def _(folder: Path) -> None:
+    fmriprep(folder)
+    (folder / PREP).rename(folder / str(PREP).replace("MNI152NLin6Asym", "MNI152NLin2009cAsym"))
+
+
 @case(
     "tree without a run of the task",
     (*IMAGES, "--task", "nback"),
@@ -1841,11 +1941,25 @@ case(
 
 
 @case(
+    "source in a form that is not read",
+    MATRICES,
+    REFUSED,
+    "source: holds no recordings in a form that is read. sub-A02.dtseries.nii: is a CIFTI file, but no parcellated "
+    "series (.ptseries.nii); expected frames by parcels. Make one with wb_command -cifti-parcellate, or with XCP-D.",
+)
+def _(folder: Path) -> None:
+    matrices(folder)
+    shutil.rmtree(folder / "source")
+    (folder / "source").mkdir()
+    (folder / "source/sub-A02.dtseries.nii").write_bytes(b"CIFTI")
+
+
+@case(
     "source without a file",
     MATRICES,
     REFUSED,
     "source: holds no recordings; expected files such as *_desc-preproc_bold.nii.gz, *_timeseries.tsv, "
-    "*.nii.gz or .npy, .mat, .tsv, .csv, .1d. Name another folder.",
+    "*.nii.gz or .npy, .npz, .mat, .ptseries.nii, .tsv, .csv, .1d, .tsv.gz, .csv.gz, .1d.gz. Name another folder.",
 )
 def _(folder: Path) -> None:
     matrices(folder)

@@ -158,11 +158,33 @@ def test_confounds_of_the_old_name_are_found(source):
 
 def test_aroma_takes_the_images_that_aroma_cleaned(source):
     aroma = replace(source, strategy=ConfoundStrategy("ica_aroma"))
-    with pytest.raises(CohortError, match="desc-smoothAROMAnonaggr_bold"):
+    with pytest.raises(CohortError, match=r"not run ICA-AROMA since 23\.1.* Take --confounds simple"):
         aroma.runs()
     for path in (first(source)[0], first(source)[0].with_name(first(source)[0].name.replace(".nii.gz", ".json"))):
         path.rename(path.with_name(path.name.replace("preproc", "smoothAROMAnonaggr")))
     assert aroma.read(aroma.runs()[0]).signal.shape == (N_FRAMES, 8)
+    # ICA-AROMA can fail on a run, which is then named.
+    assert names(aroma) == names(source)
+    with pytest.raises(RecordingError, match=r"run-2.*: its run has no image") as refused:
+        aroma.read(aroma.runs()[1])
+    assert refused.value.code == "no-image"
+
+
+def test_a_run_without_an_image_in_the_space_of_the_others_is_named(source):
+    write_run(source, "sub-03_task-rest", (OTHER_SPACE,))
+    [run] = [run for run in source.runs() if run.participant == "sub-03"]
+    with pytest.raises(RecordingError, match=f"^sub-03_task-rest_space-{OTHER_SPACE}_.*: its run has no image"):
+        source.read(run)
+    assert names(replace(source, tasks=("faces",))) == ["sub-02_task-faces_acq-fast"]
+    assert "sub-03_task-rest" not in names(replace(source, space=SPACE))
+
+
+def test_a_tree_of_surfaces_alone_is_told_what_it_lacks(tmp_path, source):
+    surfaces = tmp_path / "surfaces" / "sub-01" / "func" / "sub-01_task-rest_space-fsLR_den-91k_bold.dtseries.nii"
+    surfaces.parent.mkdir(parents=True)
+    surfaces.write_bytes(b"CIFTI")
+    with pytest.raises(CohortError, match=rf"its \.dtseries\.nii are of surfaces\. Run fMRIPrep with .*{SPACE}"):
+        replace(source, root=tmp_path / "surfaces").runs()
 
 
 def test_the_preprocessing_says_everything_and_no_path(source):
