@@ -146,9 +146,7 @@ def prepare(
     ] = None,
     columns: Annotated[str | None, typer.Option(help="Matrices: FIRST-LAST column to take, from 1.")] = None,
     orientation: Annotated[Orientation, typer.Option(help="Matrices: how they lie.")] = Orientation.AUTO,
-    variable: Annotated[
-        str, typer.Option(help="Matrices: name of the variable in .mat files, and in .npz in a folder.")
-    ] = "",
+    variable: Annotated[str, typer.Option(help="Matrices: name of the variable in .mat and .npz files.")] = "",
     preprocessing: Annotated[
         str, typer.Option(help="NIfTI, matrices: id of what was done to them before.")
     ] = "unspecified",
