@@ -188,12 +188,12 @@ class Cohort:
         if not (path / "cohort.yaml").is_file():
             raise CohortError(
                 f"{path}: is not a cohort; expected a folder with cohort.yaml. "
-                "Make one with 'fedbrainlm cohort prepare', 'import' or 'simulate'."
+                "Make one with 'fedbrainlm cohort prepare' or 'simulate'."
             )
         about = read_settings(path / "cohort.yaml", About)
         if about.format != FORMAT:
             raise CohortError(
-                f"{path}: has format {about.format}, this version reads format {FORMAT}. Import the data again."
+                f"{path}: has format {about.format}, this version reads format {FORMAT}. Prepare it anew."
             )
         atlas = load_atlas(path / "atlas.json")
         # One that was made when the parcels had their former names holds the same columns.

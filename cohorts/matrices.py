@@ -4,20 +4,17 @@ import math
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from cohorts.atlas import Atlas, load_atlas
+from cohorts.atlas import Atlas
 from cohorts.cifti import read_ptseries
-from cohorts.cohort import Scale
 from cohorts.columns import match_columns
 from cohorts.errors import CohortError, RecordingError
-from cohorts.files import require_apart
 from cohorts.formats import MATRIX_SUFFIXES, SEPARATORS, TEXT, UNREAD, first_unread, suffix_of, unread
 from cohorts.matrix_files import (
     Table,
@@ -30,9 +27,8 @@ from cohorts.matrix_files import (
     read_table,
     to_float32,
 )
-from cohorts.participants import ParticipantsTable, bare_id, load_participants
-from cohorts.preparation import PreparationReport, prepare_cohort
-from cohorts.quality import QualityRules, orient
+from cohorts.participants import bare_id
+from cohorts.quality import orient
 from cohorts.recording import check_identifier
 from cohorts.sources import Reading, Run, check_given_t_r
 
@@ -288,119 +284,3 @@ def _without_row_numbers(table: Table) -> Table:
     if not np.array_equal(first - first[:1], np.arange(len(first))):
         return table
     return Table(table.matrix[:, 1:], table.header[1:])
-
-
-@dataclass(frozen=True)
-class MatrixOptions:
-    """How to read the matrices of one site.
-
-    Attributes
-    ----------
-    t_r : float or None
-        Repetition time in seconds of every recording; None to take column ``t_r`` of the participants table.
-    select : dict
-        Column → value: take only the participants that have it, such as ``{"site": "PITT"}``.
-    orientation : {"auto", "frames-first", "parcels-first"}
-        How the matrices lie.
-    columns : tuple of int or None
-        First and last column to take, counted from 1, where the matrices have more than the atlas's parcels.
-    variable : str
-        Name of the variable in .mat files; empty for the only matrix of numbers in each.
-    rules : QualityRules
-        Thresholds of the quarantine.
-    preprocessing : str
-        Id of the preprocessing, recorded with every result.
-    scaling : {"raw", "zscore"}
-        Whether the matrices have kept their units, or were z-scored parcel by parcel before.
-    """
-
-    t_r: float | None = None
-    select: tuple[tuple[str, str], ...] = ()
-    orientation: str = "auto"
-    columns: tuple[int, int] | None = None
-    variable: str = ""
-    rules: QualityRules = field(default_factory=QualityRules)
-    preprocessing: str = "unspecified"
-    scaling: Scale = "raw"
-
-
-def import_matrices(
-    source: str | Path,
-    out: str | Path,
-    *,
-    atlas: Atlas | str,
-    participants: str | Path | None = None,
-    name: str | None = None,
-    options: MatrixOptions | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> PreparationReport:
-    """Import the matrices of `source` into a new cohort at `out`.
-
-    A recording that is not usable is quarantined with its reason; the others go in. The cohort appears whole, or
-    not at all.
-
-    Parameters
-    ----------
-    source : path
-        An .npz file or a folder, as `MatrixSource` reads them.
-    out : path
-        Folder of the new cohort.
-    atlas : Atlas or str
-        The atlas of the columns, or its name.
-    participants : path, optional
-        The participants table.
-    name : str, optional
-        Name of the cohort; the folder's name if not given.
-    options : MatrixOptions, optional
-        How to read the matrices.
-    progress : callable
-        Called with the recordings done and their total.
-
-    Raises
-    ------
-    CohortError
-        If the source, the table or an option is unusable, or if no recording is left.
-    """
-    require_apart(Path(source), Path(out))
-    options = options or MatrixOptions()
-    atlas = load_atlas(atlas) if isinstance(atlas, str) else atlas
-    table = load_participants(Path(participants)) if participants else None
-    _check_t_r(options, table)
-    matrices = MatrixSource(
-        Path(source),
-        atlas,
-        preprocessing=options.preprocessing,
-        t_r=options.t_r,
-        orientation=options.orientation,
-        columns=options.columns,
-        variable=options.variable,
-        participants=None if table is None else tuple(table.participants["participant_id"]),
-    )
-    return prepare_cohort(
-        matrices,
-        out,
-        participants=table,
-        name=name,
-        select=options.select,
-        rules=options.rules,
-        scaling=options.scaling,
-        progress=progress,
-    )
-
-
-def _check_t_r(options: MatrixOptions, table: ParticipantsTable | None) -> None:
-    people = pd.DataFrame() if table is None else table.participants
-    stated = people["t_r"].dropna() if "t_r" in people else pd.Series(dtype=float)
-    if (stated <= 0).any():
-        raise CohortError(f"column t_r of the participants table holds {stated.min():g}; expected seconds. Correct it.")
-    if options.t_r is None and stated.empty:
-        raise CohortError(
-            "The repetition time is missing; it is never guessed. Give --tr SECONDS, or a column t_r in the "
-            "participants table."
-        )
-    check_given_t_r(options.t_r)
-    if options.t_r is not None and (stated != options.t_r).any():
-        raise CohortError(
-            f"--tr {options.t_r:g} contradicts column t_r of the participants table ({stated.iloc[0]:g}). "
-            "Give only one of them."
-        )
