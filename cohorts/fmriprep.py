@@ -1,5 +1,6 @@
 """An fMRIPrep derivatives tree as a source of recordings."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ NATIVE = "native"
 
 _IMAGE = ".nii.gz"
 _PREPROCESSED = "preproc"
+_PART = re.compile(r"_(?:echo|part)-[A-Za-z0-9+]+")
 _FATES = {"interpolate": "interpolated", "drop": "censored", "none": "uncensored"}
 """What becomes of censored frames → its word in the id of the preprocessing."""
 
@@ -157,7 +159,8 @@ class FMRIPrepSource:
             name = tree.files[path]
             task, session = name.entities.get("task"), name.entities.get("ses")
             asked = task in (self.tasks or (task,)) and session in (self.sessions or (session,))
-            if "sub" in name.entities and asked and name.run not in there:
+            whole = _PART.sub("", name.run)  # of which single echoes may be there besides
+            if "sub" in name.entities and asked and not {name.run, whole} & there:
                 runs.setdefault(name.run, run_of(path, name))
         return list(runs.values())
 

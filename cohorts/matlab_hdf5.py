@@ -62,11 +62,12 @@ def _described(file: h5py.File, name: str) -> Variable:
     found = file[name]
     if not isinstance(found, h5py.Dataset) or found.shape is None or found.is_virtual or found.external:
         return Variable(name, (), False)
-    shape, kind = tuple(map(int, found.shape[::-1])), bytes(found.attrs.get("MATLAB_class", b"double"))
+    shape, kind = tuple(map(int, found.shape[::-1])), found.attrs.get("MATLAB_class", b"double")
+    kind = kind.encode() if isinstance(kind, str) else kind
+    numeric = found.dtype.kind in "fiu" and isinstance(kind, bytes) and kind in _NUMBERS
     # A chunk is unpacked as a whole, and may be larger than what it holds a part of.
-    unpacked = math.prod(found.chunks or (1,)) <= max(math.prod(shape), 2**20)
-    numeric = found.dtype.kind in "fiu" and kind in _NUMBERS and "MATLAB_empty" not in found.attrs and unpacked
-    return Variable(name, shape, numeric)
+    bearable = math.prod(found.chunks or (1,)) <= max(math.prod(shape), 2**20)
+    return Variable(name, shape, numeric and bearable and "MATLAB_empty" not in found.attrs)
 
 
 @contextmanager

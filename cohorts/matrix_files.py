@@ -1,4 +1,4 @@
-"""Arrays out of files that others made: .npy, members of an .npz, .mat, CIFTI, and tables of text, packed or not.
+"""Arrays out of files that others made: .npy, members of an .npz, .mat, and tables of text, packed or not.
 
 Whatever stands in a file, reading it gives a matrix of numbers or a `RecordingError`, takes no more memory than
 `MAX_MATRIX_BYTES` allows, and never runs code that a file holds.

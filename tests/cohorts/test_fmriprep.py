@@ -149,6 +149,12 @@ def test_each_echo_is_a_run(tmp_path, source):
     assert names(source) == ["sub-01_task-rest_echo-1", "sub-01_task-rest_echo-2"]
 
 
+def test_echoes_beside_what_was_made_of_them_are_not_missed(source):
+    expected = names(source)
+    write_run(source, "sub-02_task-faces_acq-fast_echo-1", ("",))
+    assert names(source) == expected
+
+
 def test_confounds_of_the_old_name_are_found(source):
     _, confounds = first(source)
     confounds.rename(confounds.with_name(confounds.name.replace("timeseries", "regressors")))

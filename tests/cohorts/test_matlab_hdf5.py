@@ -27,6 +27,17 @@ def test_matrices_are_read_as_they_were_saved(tmp_path, packed, kind):
     np.testing.assert_array_equal(read_variable(path, found["signal"]), values)
 
 
+@pytest.mark.parametrize(("kind", "is_matrix"), [("double", True), (None, True), ("char", False), (7, False)])
+def test_the_class_may_be_written_by_other_software(tmp_path, kind, is_matrix):
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["x"] = np.ones((3, 4))
+        if kind is not None:
+            file["x"].attrs["MATLAB_class"] = kind
+
+    [variable] = list_variables(tmp_path / "a.mat")
+    assert (variable.shape, variable.is_matrix) == ((4, 3), is_matrix)
+
+
 @pytest.mark.skipif(not WRITTEN_BY_MATLAB.is_file(), reason="scipy is installed without its test files")
 def test_a_file_of_matlab_is_read():
     """Scipy's own test of the same name in version 7 holds these numbers: 0 to 2 pi in steps of a quarter of pi."""
