@@ -253,7 +253,7 @@ def _open_all(study: Study, folders: list[Path]) -> list[Cohort]:
     names = [cohort.name for cohort in cohorts]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise InputError(f"two cohorts are called '{repeated[0]}'. Import one of them again with another --name.")
+        raise InputError(f"two cohorts are called '{repeated[0]}'. Prepare one of them anew with another --name.")
     if len(cohorts) < study.averaging.quorum:
         secure = (
             " Secure sums need three: with fewer, set privacy.secure_sums: false." if study.privacy.secure_sums else ""

@@ -60,7 +60,7 @@ def _cohort(site: Site) -> Check:
     participants = cohort.covariates()["participant_id"].nunique()
     said = f"{participants} participants, {len(cohort)} recordings, atlas {cohort.atlas.name}"
     if participants < site.policy.min_participants:
-        return failed("cohort", f"{said}; policy.min_participants is {site.policy.min_participants}. Import more.")
+        return failed("cohort", f"{said}; policy.min_participants is {site.policy.min_participants}. Prepare more.")
     return passed("cohort", said)
 
 
