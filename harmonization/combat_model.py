@@ -95,6 +95,7 @@ class ComBatModel(State):
         """Estimate the effect of the site whose rows these are, in each feature from the rows that have it.
 
         Features that hardly vary here (`harmonization.variation`) are left as they are, and take no part in the priors.
+        Where one alone varies, there are no others that it could be shrunk towards.
 
         Raises
         ------
@@ -112,7 +113,7 @@ class ComBatModel(State):
                 f"feature {int((known & (counts < 2)).argmax()) + 1} has one value at a site, and ComBat needs two to "
                 "know its scale. Leave it out there, or use mean_only."
             )
-        if prior != "none" and (varying.sum() < 2 or known.sum() == 1):
+        if prior != "none" and (varying & (counts > 0)).sum() < 2:
             raise HarmonizationError("Empirical Bayes needs two varying features. Use prior='none'.")
         effect = SiteEffect(np.where(unadjusted, 0.0, np.nan), np.where(unadjusted, 1.0, np.nan), unadjusted)
         if known.any():

@@ -179,7 +179,7 @@ class LongitudinalComBat(Harmonizer):
         if len(visits.again) < 1 and not self.mean_only:
             raise HarmonizationError("no participant of a site has two rows, which tell its scale. Use mean_only.")
         unadjusted = self._hardly_varies(visits, model, table)
-        if self.prior != "none" and ((model.within > 0).sum() < 2 or (~unadjusted).sum() == 1):
+        if self.prior != "none" and (model.within > 0).sum() < 2:
             raise HarmonizationError("Empirical Bayes needs two varying features. Use prior='none'.")
         effect = SiteEffect(np.zeros(len(unadjusted)), np.ones(len(unadjusted)), unadjusted)
         if not unadjusted.all():

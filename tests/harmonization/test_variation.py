@@ -12,7 +12,6 @@ from harmonization import (
     METHODS,
     ComBat,
     CrossValidatedRidge,
-    HarmonizationError,
     PooledHarmonizer,
     Residualization,
     SiteTable,
@@ -173,10 +172,19 @@ def test_a_site_where_nothing_varies_comes_back_as_it_was(five_sites):
     table = five_sites.tables[2]
 
     np.testing.assert_array_equal(model.harmonize(table.features, table.design), 0.0)
-    one_varies = table.features.copy()
-    one_varies[:, 7] = five_sites.features[: table.n, 7]
-    with pytest.raises(HarmonizationError, match="two varying features"):
-        model.harmonize(one_varies, table.design)
+
+
+def test_the_only_feature_that_varies_at_a_site_is_not_shrunk(five_sites):
+    varying = five_sites.features[:, 7].copy()
+    five_sites.features[five_sites.site == 2] = 0.0
+    five_sites.features[:, 7] = varying
+    model = run_pooled(ComBat(), five_sites.tables)
+    table = five_sites.tables[2]
+
+    harmonized, unshrunk = (model.harmonize(table.features, table.design, prior=p) for p in ("parametric", "none"))
+
+    np.testing.assert_array_equal(harmonized, unshrunk)
+    assert np.ptp(harmonized[:, 7]) > 1
 
 
 @pytest.mark.parametrize("site", [True, False])
