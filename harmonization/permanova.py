@@ -59,6 +59,8 @@ class PermanovaResult(State):
 class Permanova(Analysis):
     """PERMANOVA on Euclidean distances (Anderson, Austral Ecology 2001), which needs no distance between two people.
 
+    Distances are of features as they are, which are to have one unit.
+
     The sum of squared distances in a group of m is m times that about its mean, so for sites i of n_i and means m_i::
 
         SS_total = sum_ij ||y_ij - m||^2        SS_between = sum_i n_i ||m_i - m||^2
