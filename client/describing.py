@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from brainlm.config import PrivacyConfig
-from client.ledger import EVALUATION
+from client.ledger import EVALUATION, LACKING
 from client.policy import Policy
 from cohorts.settings import check_settings
 from exchange.messages import DescribeRequest
@@ -41,4 +41,4 @@ def without_noise(request: DescribeRequest) -> list[str]:
     """Name what a study wants of participants that carries no noise."""
     counts = {"embedding"}  # how many were embedded: numbers of participants are taken to be known
     noisy = {*request.noisy, *counts, *(["pretraining"] if request.privacy else [])}
-    return [name for name in (EVALUATION.kind, *request.analyses) if name not in noisy]
+    return [name for name in (EVALUATION.kind, LACKING.kind, *request.analyses) if name not in noisy]

@@ -85,6 +85,8 @@ EVALUATION = Question("evaluation", ("evaluation",))
 """How a model does, in the participants held out of training."""
 EMBEDDING = Question("embedding", ("embedding",))
 """How many participants were embedded."""
+LACKING = Question("lacking", ("lacking",))
+"""Which features somebody among the embedded participants lacks."""
 
 
 def question_of_job(job: Job, data: Sequence[str] = ()) -> Question:

@@ -16,8 +16,9 @@ from exchange.messages import FrameSpec, Job, TableSpec
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Analysis
 
-_NOT_SIZES = ("seed", "sizes")
-"""Numbers of an analysis that cost nothing: what random draws begin with, and how many people sites have."""
+_NOT_SIZES = ("seed", "sizes", "message_floats")
+"""Numbers of an analysis that count nothing that is computed: what random draws begin with, how many people sites
+have, and how much of an answer travels at a time."""
 _BYTES_A_WEIGHT = 16
 """Of a weight that is trained, in float32: itself, its gradient, and two moments."""
 _GB = 10**9

@@ -219,7 +219,10 @@ class SumRequest(Payload):
 
 
 _PARTS = frozenset(
-    {"", "weights", "update", "tally", "evaluation", "overall", "baselines", "shown", "sealed", "scaling", "moments"}
+    {
+        *("", "weights", "update", "tally", "lacking", "evaluation", "overall", "baselines", "shown", "sealed"),
+        *("scaling", "moments"),
+    }
 )
 """Parts of answers and requests that have a meaning of their own."""
 
@@ -425,6 +428,7 @@ class EmbedReply(SumReply):
     """How the model and the baselines did, and in how many dimensions participants were embedded.
 
     - ``tally/n_participants``: who were embedded.
+    - ``lacking/<atlas>/<feature set>`` [p]: 1 for features that are missing in somebody, and 0 for others.
     - ``evaluation/<atlas>`` and ``shown/evaluation``: as in `TrainReply`.
     - ``baselines/<atlas>/<name>`` and ``overall/<name>``: the sums of other predictors of the same hidden values.
 
@@ -563,7 +567,7 @@ class Step(BaseModel):
     source, result : str
         Feature sets: the one to read, and the one to write.
     transform : str
-        What to apply: ``projection``, ``residualization``, or a name of `harmonization.METHODS`.
+        What to apply: ``selection``, ``projection``, ``residualization``, or a name of `harmonization.METHODS`.
     options : dict
         Options of a method.
     model : str

@@ -7,6 +7,7 @@ and Sxy the cross-products about the means::
 
 Shrinkage s replaces Sxx by (1 - s) Sxx + s trace(Sxx) / p I, and Syy likewise: the canonical ridge (Vinod, Journal of
 Econometrics 1976). 0 is plain canonical correlation, and 1 maximises the covariance, as partial least squares does.
+Units of columns are of no matter to the former, and to the others all: give shrinkage views of one unit.
 """
 
 from dataclasses import dataclass

@@ -22,6 +22,8 @@ from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
 _MOST_NUMBERS = 2**25
 """Numbers that a site may be asked for in one round: 256 MiB."""
+_CONSTANT = 1e-12
+"""Deviation of a feature, relative to its mean, up to which it is rounding error."""
 
 
 @dataclass(frozen=True)
@@ -267,8 +269,9 @@ class CrossValidation(Analysis):
         return {name: values.reshape(-1, self.n_parts, *values.shape[1:]) for name, values in stacked.items()}
 
     def add_parts(self, total: Sums, left_out: int, parts: Sequence[int]) -> Sums:
-        """Sums over some parts, as they are seen with one part left out."""
-        return {name: values[self.row_of(left_out), list(parts)].sum(axis=0) for name, values in total.items()}
+        """Sums over some parts, as they are seen with one part left out; of `summarize_parts`, and of nothing else."""
+        row = self.row_of(left_out)
+        return {name: values[row, list(parts)].sum(axis=0) for name, values in total.items() if values.ndim}
 
     def others(self, *left_out: int) -> list[int]:
         """Return the parts but some."""
@@ -310,6 +313,31 @@ def solve_centres(total: Sums) -> Centres:
     if (n < 1).any():
         raise TableError("nobody is left to learn from when one part is left out. Use more sites, or folds.")
     return Centres(n, total["feature_sum"] / n[:, None], total["target_sum"] / n[:, None])
+
+
+def seen_together(table: SiteTable) -> Array:
+    """1 where a table sees features through loadings, and 0 else: a sum that is above 0 if any does."""
+    return np.array(float(table.loadings is not None))
+
+
+def deviations(variance: Array, mean: Array, together: bool) -> Array:
+    """Return what features [p] are divided by before a penalty on their coefficients.
+
+    Each is divided by its own standard deviation, as scikit-learn's `StandardScaler` does, so that its unit is of no
+    matter. What is seen through loadings is divided by one number for all, the root of the mean variance: components
+    have one unit, and a component that hardly varies is not to count as much as the first.
+
+    Parameters
+    ----------
+    variance, mean : numpy.ndarray
+        [p], of the rows that are learned from. Features that are constant stay as they are.
+    together : bool
+        Whether they are seen through loadings.
+    """
+    if together:
+        return np.full(len(variance), np.sqrt(variance.mean()) if variance.any() else 1.0)
+    varying = variance > (_CONSTANT * np.abs(mean)) ** 2
+    return np.sqrt(np.where(varying, variance, 1.0))
 
 
 def people_of(table: SiteTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -11,7 +11,7 @@ bends::
 
 equal the pooled fit with a term for every site, as R's mgcv makes it. lambda is that of a public grid with the least
 generalized cross-validation score, n RSS / (n - edf)^2, for each feature apart. Shifts and scales of the sites are
-ComBat's then.
+ComBat's then, and what hardly varies at a site comes back as it was.
 """
 
 from dataclasses import dataclass, replace

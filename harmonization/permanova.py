@@ -59,7 +59,8 @@ class PermanovaResult(State):
 class Permanova(Analysis):
     """PERMANOVA on Euclidean distances (Anderson, Austral Ecology 2001), which needs no distance between two people.
 
-    The sum of squared distances in a group of m is m times that about its mean. So for C sites of means m_i, of n_i
+    Distances are of features as they are, which are to have one unit. The sum of squared distances in a group of m is m
+    times that about its mean. So for C sites of means m_i, of n_i
     participants each::
 
         SS_total = sum_ij ||y_ij - m||^2        SS_within = sum_ij ||y_ij - m_i||^2

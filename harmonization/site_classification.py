@@ -10,7 +10,7 @@ from scipy.linalg import solve
 
 from harmonization import combat
 from harmonization.classification import one_hot_of
-from harmonization.crossvalidation import Centres, CrossValidation, Fold, target_of
+from harmonization.crossvalidation import Centres, CrossValidation, Fold, deviations, seen_together, target_of
 from harmonization.errors import HarmonizationError
 from harmonization.protocol import Array, SiteTable, State, Sums
 from harmonization.site_metrics import require_sites
@@ -148,6 +148,9 @@ class SiteRecognition(CrossValidation):
 class SiteClassification(SiteRecognition):
     """Linear discriminant analysis of the site, with equal priors and a shrunken covariance (Ledoit & Wolf 2004 form).
 
+    Features are first divided by their deviations within the sites, over the training rows, so that their units are of
+    no matter; what is seen through loadings keeps its relative scale (`crossvalidation.deviations`).
+
     Parameters
     ----------
     shrinkage : float
@@ -192,14 +195,19 @@ class SiteClassification(SiteRecognition):
                     "class_sum": np.einsum("bnc,np->bcp", classes, x, optimize=True),
                 }
             )
-        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        stacked = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        return {**stacked, "together": seen_together(table)}
 
     def _fit(self, total: Sums, centres: AdjustedCentres) -> SiteDiscriminants:
         weights = np.empty_like(total["class_sum"])
         bias = np.empty_like(total["class_n"])
         for fold in range(len(centres.n)):
-            sums = (total[name][fold] for name in ("XX", "class_n", "class_sum"))
-            weights[fold], bias[fold] = self._discriminants(*sums)
+            XX, class_n, class_sum = (total[name][fold] for name in ("XX", "class_n", "class_sum"))
+            between = (class_sum[0] ** 2 / np.maximum(class_n[0], 1)[:, None]).sum(axis=0)
+            within = np.maximum(np.diag(XX) - between, 0) / centres.n[fold]
+            scale = deviations(within, centres.mean[fold], bool(total["together"] > 0))
+            scaled = self._discriminants(XX / np.outer(scale, scale), class_n, class_sum / scale)
+            weights[fold], bias[fold] = scaled[0] / scale, scaled[1]
         return SiteDiscriminants(
             centres.n, centres.mean, centres.target_mean, centres.coefficients, weights=weights, bias=bias
         )

@@ -62,6 +62,8 @@ class SpreadResult(State):
         Mean over features.
     geometric_sd_by_chance : float
         About what the sites' sizes alone would give for normal data of equal variance.
+    n_constant : int
+        Features that are constant at one site or more, and vary at another.
     """
 
     f: Array
@@ -70,6 +72,7 @@ class SpreadResult(State):
     geometric_sd: Array
     mean_geometric_sd: float
     geometric_sd_by_chance: float
+    n_constant: int
 
     done: ClassVar[bool] = True
 
@@ -162,6 +165,7 @@ class SiteSpread(Analysis):
             geometric_sd=spread,
             mean_geometric_sd=float(spread.mean()),
             geometric_sd_by_chance=float(np.exp(np.sqrt(state.noise))),
+            n_constant=int(((state.varying > 0) & (state.varying < state.sites)).sum()),
         )
 
 

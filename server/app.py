@@ -9,7 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from brainlm.evaluation import MODEL
-from exchange.messages import Arrays, DescribeRequest, EmbedReply, EmbedRequest, join
+from exchange.messages import Arrays, DescribeRequest, EmbedReply, EmbedRequest, join, part_of
 from server.answers import Answers
 from server.averaging import evaluation_groups, measure_reconstruction, pretrain
 from server.errors import JournalError
@@ -86,11 +86,19 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
         answers = _embed(study, roster, journal, weights, measures)
         track()
     journal.note(stage="harmonization")
-    # Connectivity of another atlas has other edges: sites measure together only what has the same size everywhere.
+    n_participants = int(answers.total["tally/n_participants"])
+    dimensions, lacking = _measured_together(roster, answers)
+    return Harmonizing(study, roster, journal, dimensions, n_participants, lacking).run()
+
+
+def _measured_together(roster: Roster, answers: Answers[EmbedReply]) -> tuple[dict[str, int], Arrays]:
+    """Feature sets that are the same at all sites, and their sizes; and at how many sites somebody lacks a feature."""
     described = [reply.dimensions for reply in answers.replies.values()]
     dimensions = {name: size for name, size in described[0].items() if all(d.get(name) == size for d in described)}
-    n_participants = int(answers.total["tally/n_participants"])
-    return Harmonizing(study, roster, journal, dimensions, n_participants).run()
+    atlases = {roster.about[site].atlas for site in answers.replies}
+    if len(atlases) > 1:  # connectivity of another atlas has other edges, even if as many
+        return {name: size for name, size in dimensions.items() if name != "connectivity"}, {}
+    return dimensions, part_of(answers.total, f"lacking/{atlases.pop()}")
 
 
 def _describe(study: Study, journal: Journal) -> DescribeRequest:

@@ -144,7 +144,8 @@ def _harmonization(study: Study, findings: Findings | None) -> dict[str, Any]:
     }
     if findings is None:
         return settings
-    return {**settings, "components": findings.components, "site_effect": findings.site_effect}
+    found = {name: getattr(findings, name) for name in ("features", "components", "site_effect")}
+    return {**settings, **found}
 
 
 def _privacy(study: Study, journal: Journal, sites: Mapping[str, DescribeReply]) -> dict[str, Any]:

@@ -160,7 +160,24 @@ def _site_effects(data: RunData) -> Table:
         note += (
             " Recognised: balanced accuracy in held-out people, beyond the kept covariates (except for the control)."
         )
-    return Table(header, rows, note)
+    return Table(header, rows, " ".join([note, *_left_as_they_are(data)]))
+
+
+def _left_as_they_are(data: RunData) -> list[str]:
+    """Say of how many features nothing could be compared, and how many could not be adjusted at some site."""
+    harmonization, said = data.summary["harmonization"], []
+    for name, counts in harmonization.get("features", {}).items():
+        if counts["left_out"]:
+            said.append(
+                f"{counts['left_out']:,} of the {counts['features']:,} features of {name} are left out, since somebody "
+                "lacks them."
+            )
+    for name, effect in harmonization.get("site_effect", {}).items():
+        if constant := effect["raw"].get("site_spread", {}).get("n_constant"):
+            said.append(
+                f"{constant:,} features of {name} are constant at one site or more, and left as they are there."
+            )
+    return said
 
 
 def _recognised(measured: dict[str, Any]) -> list[str]:

@@ -234,7 +234,8 @@ def test_a_study_that_has_had_its_rounds_does_not_begin_anew(context):
 )
 def test_a_study_that_will_be_refused_later_is_refused_at_once(context, changes, code):
     site = find_site(context)
-    limits = "policy:\n  privacy_required: true\n  epsilon: 8.0\n  outside_epsilon: [evaluation, cross_validated_ridge]"
+    limits = "policy:\n  privacy_required: true\n  epsilon: 8.0"
+    limits += "\n  outside_epsilon: [evaluation, lacking, cross_validated_ridge]"
     path = site.state.parent / "site.yaml"
     text = path.read_text().replace("secure_sum_required: false", "secure_sum_required: true")
     path.write_text(text.replace("policy:", limits))

@@ -16,6 +16,8 @@ from scipy.stats import levene
 from sklearn import linear_model
 from sklearn.decomposition import PCA
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from harmonization import (
     CCA,
@@ -273,8 +275,8 @@ def cross_validated_ridge(people: People, analysis: CrossValidatedRidge, tables:
     error = np.empty(len(people.site))
     for training in trainings(folds_of(analysis, tables)):
         features, number = people.features[training], people.number[training]
-        penalty = analysis.alphas[0] * features.var(axis=0).mean() * len(features)  # in units of X'X's mean diagonal
-        model = linear_model.Ridge(penalty, solver="svd").fit(features, number)
+        ridge = linear_model.Ridge(analysis.alphas[0] * len(features), solver="svd")
+        model = make_pipeline(StandardScaler(), ridge).fit(features, number)
         error[~training] = people.number[~training] - model.predict(people.features[~training])
     return {
         "r2": 1 - (error**2).mean() / people.number.var(),
@@ -289,13 +291,11 @@ def fusion(people: People, analysis: LateFusion, tables: Tables) -> Answer:
     for training in trainings(folds_of(analysis, tables)):
         number, n = people.number[training], training.sum()
         mean = number.mean()
-        views = [people.features, people.second]
-        units = [view[training].var(axis=0).mean() for view in views]
-        views.append(np.concatenate([view / np.sqrt(unit) for view, unit in zip(views, units, strict=True)], axis=1))
-        units.append(views[2][training].var(axis=0).mean())
+        views = [StandardScaler().fit(view[training]).transform(view) for view in (people.features, people.second)]
+        views.append(np.concatenate(views, axis=1))
         left_out, predicted = [], []
-        for view, unit in zip(views, units, strict=True):
-            model = linear_model.Ridge(analysis.alphas[0] * n * unit, solver="svd").fit(view[training], number)
+        for view in views:
+            model = linear_model.Ridge(analysis.alphas[0] * n, solver="svd").fit(view[training], number)
             predicted.append(model.predict(view[~training]) - mean)
             left, values, _ = np.linalg.svd(_centred(view[training]), full_matrices=False)
             leverage = 1 / n + (left**2 * (values**2 / (values**2 + model.alpha))).sum(axis=1)
@@ -338,9 +338,10 @@ def cross_validated_classes(people: People, analysis: CrossValidatedLogistic, ta
     n_classes = tables[0].target.shape[1]
     labels, logarithms = people.labels(n_classes), np.empty((len(people.site), n_classes))
     for training in trainings(folds_of(analysis, tables)):
-        features = people.features[training]
-        C = analysis.Cs[0] / features.var(axis=0).mean()
-        logarithms[~training], _ = _class_log_probabilities(features, labels[training], C, people.features[~training])
+        features = StandardScaler().fit(people.features[training]).transform(people.features)
+        logarithms[~training], _ = _class_log_probabilities(
+            features[training], labels[training], analysis.Cs[0], features[~training]
+        )
     binned = np.floor(np.exp(logarithms) * analysis.bins)
     counted = range(1, 2) if n_classes == 2 else range(n_classes)
     right = logarithms.argmax(axis=1)
@@ -361,6 +362,8 @@ def discriminants(people: People, analysis: SiteClassification, tables: Tables) 
         kept = people.take(training)
         adjusted = people.features - kept.features.mean(axis=0) - people.covariates @ kept.effects(True)
         means = np.stack([adjusted[training & (people.site == site)].mean(axis=0) for site in range(len(people.rows))])
+        scale = (adjusted - means[people.site])[training].std(axis=0)
+        adjusted, means = adjusted / scale, means / scale
         deviations = (adjusted - means[people.site])[training]
         within = deviations.T @ deviations / (len(deviations) - len(means))
         spherical = np.eye(len(within)) * np.trace(within) / len(within)
