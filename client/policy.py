@@ -306,7 +306,7 @@ class Policy(Settings):
             )
 
     def permit_gram(self, n_behind: int, what: str) -> None:
-        """Refuse, outside of secure sums, a matrix as large as the number of people behind it.
+        """Refuse, outside of secure sums, what shows single people: a matrix as large as their number, or small counts.
 
         Raises
         ------
@@ -316,8 +316,8 @@ class Policy(Settings):
         if not self.plain_grams:
             raise Refusal(
                 RefusalCode.GRAM,
-                f"'{what}' has as many columns as the {n_behind} participants behind it, or more, and would leave "
-                "without a secure sum; policy.plain_grams is false. Use a secure sum, or fewer components.",
+                f"'{what}' would show single ones of the {n_behind} participants behind it outside of a secure sum; "
+                "policy.plain_grams is false. Use a secure sum, or fewer components.",
             )
 
     def permit_rounds(self, rounds: int) -> None:

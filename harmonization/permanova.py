@@ -9,6 +9,7 @@ from scipy.sparse import csr_array
 
 from harmonization.combat import solve_within
 from harmonization.crossvalidation import CrossValidation, Fold
+from harmonization.declared import Declared, Sent, Widths, by_part, everybody, in_parts, named, of_groups
 from harmonization.errors import HarmonizationError, SmallGroupError
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 from harmonization.site_metrics import require_sites, seen_features
@@ -108,6 +109,10 @@ class Permanova(Analysis):
         rows = _Rows(seen_features(table), covariates, np.zeros(table.n, dtype=np.int64), 1)
         return rows.sums(table, state, self.permutations, self.sizes)
 
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        q = widths.covariates if self.partial else 0
+        return _sums_of_rows(widths.seen, q, 1, state, self.permutations, len(self.sizes))
+
     def solve(self, total: Sums, state: State | None) -> State:
         return _result(total, state) if isinstance(state, PermanovaCentre) else _centre(total)
 
@@ -149,6 +154,10 @@ class CrossValidatedPermanova(CrossValidation):
         for part, fold in enumerate(folds):
             features[parts == part] = fold.features[parts == part]
         return _Rows(features, table.design, parts, self.n_folds).sums(table, own, self.permutations, self.sizes)
+
+    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
+        k, q, n_labels = widths.seen, widths.covariates, len(self.sizes)
+        return _sums_of_rows(k, q, self.n_folds, own, self.permutations, n_labels)
 
     def solve_folds(self, total: Sums, own: State | None) -> State:
         return _result(total, own) if isinstance(own, PermanovaCentre) else _centre(total)
@@ -214,6 +223,26 @@ class _Rows:
             dealt = random.choice(len(shares), size=(permutations, n_blocks), p=shares)[:, block]
             labels[:, rows] = random.permuted(dealt, axis=1)
         return labels
+
+
+def _sums_of_rows(
+    k: int, q: int, n_parts: int, state: State | None, permutations: int, n_labels: int
+) -> dict[str, Sent]:
+    """Declare what `_Rows.sums` returns, for k features and q covariates."""
+    if not isinstance(state, PermanovaCentre):
+        means = {"n": everybody(), "feature_sum": everybody(k), "covariate_sum": everybody(q)}
+        return {name: by_part(sent, n_parts, n_parts) for name, sent in means.items()}
+    moments = {"W": everybody(q, q), "V": everybody(q, k), "squares": everybody()}
+    declared = {"sites": everybody(), **moments, **named("within_", moments)}
+    if permutations:
+        groups = n_parts * n_labels
+        sums = {
+            "n": (permutations, groups),
+            "sum": (permutations, groups, k),
+            "covariate_sum": (permutations, groups, q),
+        }
+        declared |= {f"label_{name}": of_groups(in_parts(everybody(*shape), n_parts)) for name, shape in sums.items()}
+    return declared
 
 
 def _check_permutations(permutations: int, sizes: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from client.approvals import Approvals
 from client.audit import AuditLog
-from client.disclosure import permit_in_clear
+from client.disclosure import permit_sums
 from client.ledger import Question, Release, ReleaseLedger
 from client.limits import time_limit
 from client.policy import Policy
@@ -18,6 +18,7 @@ from cohorts import SettingsError
 from cohorts.settings import check_settings
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Projection
+from harmonization.declared import everybody
 from tests.support.apps import app_of
 
 
@@ -79,7 +80,7 @@ KNOWN = ("age", "sex", "handedness")
 
 
 def gram(policy: Policy) -> None:
-    permit_in_clear(policy, Projection(2), {"moment": np.ones((12, 12))}, 12)
+    permit_sums(policy, Projection(2), {"moment": everybody(12, 12)}, {"moment": np.ones((12, 12))}, 12, clear=True)
 
 
 def wait_for_two_seconds(policy: Policy) -> None:

@@ -96,7 +96,7 @@ ERRORS = [
     (SecretError(SECRET), RefusalCode.SETUP),
     (ValueError(SECRET), RefusalCode.INTERNAL),
     (KeyError(SECRET), RefusalCode.INTERNAL),
-    (MemoryError(SECRET), RefusalCode.INTERNAL),
+    (MemoryError(SECRET), RefusalCode.LIMIT),
 ]
 
 

@@ -148,6 +148,21 @@ def test_sums_of_additive_analyses_are_sums_of_each_row_in_every_round(analysis)
         state = analysis.solve(add_sums([analysis.summarize(table, state) for table in rows]), state)
 
 
+@pytest.mark.parametrize("analysis", EVERY, ids=lambda analysis: analysis.name)
+def test_every_round_sends_what_is_declared_and_nothing_else(analysis):
+    rows = tables(analysis.name)
+    state = None
+    while state is None or not state.done:
+        declared = analysis.sends(rows[0].widths, state)
+        for table in rows:
+            sums = analysis.summarize(table, state)
+            assert {name: values.shape for name, values in sums.items()} == {
+                name: sent.shape for name, sent in declared.items()
+            }
+            assert {values.dtype for values in sums.values()} <= {np.dtype(np.float64)}
+        state = analysis.solve(add_sums([analysis.summarize(table, state) for table in rows]), state)
+
+
 def test_refuses_sums_that_do_not_fit():
     with pytest.raises(HarmonizationError, match="different shapes"):
         add_sums([{"n": np.zeros(2)}, {"n": np.zeros(3)}])
