@@ -8,6 +8,7 @@ import numpy as np
 
 from exchange.messages import Arrays, MessageError, SealedGroup, SumReply, SumRequest
 from exchange.ring import Words
+from exchange.roster import MIN_SITES
 from exchange.secure_sum import Context, Layout, Masker, SecureSumError, open_sum
 
 AnySumReply = TypeVar("AnySumReply", bound=SumReply)
@@ -101,18 +102,23 @@ def add_replies(request: SumRequest, replies: Mapping[str, SumReply]) -> Arrays:
 
 
 def misfits(request: SumRequest, replies: Mapping[str, SumReply]) -> list[str]:
-    """Name the sites whose answers lack what others send, or have it in another shape."""
+    """Name the sites whose answers lack what others send, or have it in another shape.
+
+    Right is what most of those say who answered and were to send it; a site that is silent says nothing.
+    """
     described = {site: _describe(request, reply) for site, reply in replies.items()}
     wrong: set[str] = set()
     for name in {name for named in described.values() for name in named}:
         sent = {site for site, named in described.items() if name in named}
-        expected = set(_senders(request, name, list(replies)))
-        usual, count = Counter(described[site][name] for site in sent).most_common(1)[0]
-        if 2 * count <= len(expected):  # no majority knows of it
+        asked = [site for site in replies if site in _senders(request, name, list(replies))]
+        wrong |= sent.difference(asked)
+        if request.secure is not None and len(asked) < MIN_SITES:
+            continue  # of so few no sum is made: the next attempt asks nobody for it
+        said = Counter(described[site].get(name) for site in asked)
+        usual = [what for what, count in said.items() if count == max(said.values())]
+        wrong |= {site for site in asked if described[site].get(name) not in usual}
+        if len(usual) > 1:  # nobody can tell who is right
             wrong |= sent
-        else:
-            wrong |= sent - expected
-            wrong |= {site for site in expected & replies.keys() if described[site].get(name) != usual}
     return [site for site in replies if site in wrong]
 
 

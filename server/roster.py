@@ -399,7 +399,11 @@ class Roster:
                 f"of each. {silent}."
             )
         if attempt >= self._protection.max_attempts:
-            raise QuorumError(f"{stage}: a site was missing in each of {attempt} attempts at a secure sum. {silent}.")
+            raise QuorumError(
+                f"{stage}: a site was missing in each of {attempt} attempts at a secure sum. {silent}. Resume the run "
+                "when they answer again, or begin it again with a larger privacy.max_attempts, as far as the sites' "
+                "policies allow."
+            )
 
     def _require_quorum(self, answered: int, outcomes: dict[str, str], stage: str) -> None:
         if answered >= self._limits.quorum:
