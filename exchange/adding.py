@@ -7,9 +7,9 @@ from typing import TypeVar
 import numpy as np
 
 from exchange.messages import Arrays, MessageError, SealedGroup, SumReply, SumRequest
-from exchange.ring import Words
+from exchange.ring import RingError, Words
 from exchange.roster import MIN_SITES
-from exchange.secure_sum import Context, Layout, Masker, SecureSumError, open_sum
+from exchange.secure_sum import Context, Layout, Masker, SecureSumError, check_numbers, open_sum
 
 AnySumReply = TypeVar("AnySumReply", bound=SumReply)
 
@@ -49,17 +49,38 @@ def seal(reply: AnySumReply, request: SumRequest, masker: Masker, *, site: str, 
     if secure is None:
         raise SecureSumError("the request is for an answer in the clear.")
     arrays = {name: values for name, values in reply.arrays.items() if name.startswith(SHOWN)}
-    by_group: dict[tuple[str, ...], Arrays] = {}
-    for name, values in own_parts(reply, request, site).arrays.items():
-        if name not in arrays:
-            by_group.setdefault(tuple(request.sites_of(name, secure.sites)), {})[name] = values
     groups = []
-    for number, (sites, of_group) in enumerate(sorted(by_group.items())):
+    for number, (sites, of_group) in enumerate(sorted(_by_group(reply, request, site, secure.sites).items())):
         context = Context(request.study, run, secure.step, secure.attempt, sites, question)
         layout, sealed = masker.seal(of_group, context, secure.bound)
         groups.append(SealedGroup(sites=list(sites), layout=layout.to_json()))
         arrays |= {f"sealed/{number}/{bits}": words for bits, words in sealed.items()}
     return reply.model_copy(update={"arrays": arrays, "sealed": groups})
+
+
+def check_room(reply: SumReply, request: SumRequest, site: str) -> None:
+    """Refuse an answer with a number that cannot be summed, or that is too large for the sum's ring.
+
+    Raises
+    ------
+    RingError
+        Naming the array, and why.
+    """
+    for name, values in own_parts(reply, request, site).arrays.items():
+        if not np.isfinite(values).all():
+            raise RingError(f"{name}: a number is NaN or infinite, and cannot be summed.")
+    if request.secure is not None:
+        for sites, of_group in _by_group(reply, request, site, request.secure.sites).items():
+            check_numbers(of_group, len(sites), request.secure.bound)
+
+
+def _by_group(reply: SumReply, request: SumRequest, site: str, among: Sequence[str]) -> dict[tuple[str, ...], Arrays]:
+    """Arrays of a site's answer that are masked, by the sites that they are masked among."""
+    by_group: dict[tuple[str, ...], Arrays] = {}
+    for name, values in own_parts(reply, request, site).arrays.items():
+        if not name.startswith(SHOWN):
+            by_group.setdefault(tuple(request.sites_of(name, among)), {})[name] = values
+    return by_group
 
 
 def own_parts(reply: AnySumReply, request: SumRequest, site: str) -> AnySumReply:
