@@ -26,6 +26,7 @@ from client.models import (
     set_linear_path,
     shown_metrics,
 )
+from client.privacy import check_site, spends_to_come
 from client.release import Answer, answer
 from client.site import Site
 from cohorts.contract import CohortContract
@@ -111,6 +112,8 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
     # Asked here so that a site that must refuse an answer later refuses the study now.
     people, _ = split_participants(list(usable), request.holdout, 0)
     site.policy.permit_release(len(people), carries_sums=True, in_secure_sum=request.secure_sums)
+    if privacy is not None:
+        check_site(privacy, window, n_participants=len(people), devices=site.devices)
     site.policy.permit_group(len(usable) // max(1, request.folds), f"each of {request.folds} folds")
     for name, levels in contract.covariates.items():
         if levels:
@@ -118,6 +121,8 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
     if request.vectors:
         site.policy.permit_vectors(request.vectors)
     vectors = read_vectors(site.cohort, request.vectors) if request.vectors else None
+    spending = site.spending(request.study)
+    spending.permit(*spends_to_come(request, len(people), spending))
     windows = WindowSet(site.cohort, window)
     reply = DescribeReply(
         site=site.name,

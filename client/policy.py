@@ -53,10 +53,10 @@ class Policy(Settings):
     """Most answers of any kind to one study: each analysis in each of its rounds is one."""
     privacy_required: bool = False
     """Let model updates leave only with differential privacy."""
-    epsilon: float | None = Field(default=None, gt=0, strict=True)
+    epsilon: float | None = Field(default=None, gt=0, le=500, strict=True)
     """Most privacy loss of a study, by any of its answers that have a price; a study that trains without privacy is
-    then refused. None for no limit."""
-    delta: float = Field(default=1e-5, gt=0, lt=1, strict=True)
+    then refused, and one whose rounds to come would pass it. None for no limit."""
+    delta: float = Field(default=1e-5, ge=1e-10, lt=1, strict=True)
     """Chance at which ``epsilon`` may fail. Where privacy is required or has a budget, a study that reckons with a
     larger one is refused."""
     share_metrics: bool = False

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors.numpy import load, save
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of the messages. Coordinator and sites must have the same."""
 
 RUN = r"^[A-Za-z0-9-]{0,64}$"
@@ -285,6 +285,14 @@ class DescribeRequest(Payload):
         Whether answers will be masked.
     privacy : dict or None
         How training is private (`brainlm.config.PrivacyConfig`); None if it is not.
+    all_rounds : int
+        Rounds of training of the whole study: the noise that an ε takes is for all of them.
+    steps_per_round, batch_size : int
+        Steps of a round, and windows a step.
+    frame_noise : dict or None
+        Noise on sums over frames before training (`brainlm.config.SummaryNoise`); None for none.
+    noisy_sums : int
+        How many such sums are to come.
     """
 
     message: ClassVar[str] = "query.describe"
@@ -302,6 +310,11 @@ class DescribeRequest(Payload):
     rounds: int = 1
     secure_sums: bool = True
     privacy: dict[str, Any] | None = None
+    all_rounds: int = Field(1, ge=1)
+    steps_per_round: int = Field(0, ge=0)
+    batch_size: int = Field(1, ge=1)
+    frame_noise: dict[str, Any] | None = None
+    noisy_sums: int = Field(0, ge=0)
 
 
 class DescribeReply(Payload):

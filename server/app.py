@@ -15,7 +15,7 @@ from server.averaging import evaluation_groups, measure_reconstruction, pretrain
 from server.errors import JournalError
 from server.harmonizing import Findings, Harmonizing
 from server.journal import Journal
-from server.measuring import Measures, measure
+from server.measuring import Measures, measure, n_sums
 from server.reconstruction import baselines_of, write_reconstruction
 from server.roster import Roster
 from server.study import Study, load_study
@@ -107,6 +107,11 @@ def _describe(study: Study, journal: Journal) -> DescribeRequest:
         rounds=study.averaging.rounds - journal.last_round(),
         secure_sums=study.privacy.secure_sums,
         privacy=study.training.privacy.model_dump(mode="json") if study.training.privacy else None,
+        all_rounds=study.averaging.rounds,
+        steps_per_round=study.training.steps_per_round,
+        batch_size=study.training.batch_size,
+        frame_noise=study.privacy.frame_noise.model_dump(mode="json") if study.privacy.frame_noise else None,
+        noisy_sums=n_sums(study, journal),
     )
 
 

@@ -231,6 +231,12 @@ class Journal:
             (last,) = database.execute("SELECT MAX(round) FROM exchanges").fetchone()
         return int(last or 0)
 
+    def last_question(self, stage: str) -> int:
+        """Last question of a stage that sites were asked, counted from 1; 0 before the first."""
+        with self._connected() as database:
+            (last,) = database.execute("SELECT MAX(number) FROM exchanges WHERE stage = ?", (stage,)).fetchone()
+        return int(last or 0)
+
     def end_exchange(
         self, exchange: int, outcomes: dict[str, str], bytes_up: int, audit_heads: Mapping[str, str] | None = None
     ) -> None:

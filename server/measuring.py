@@ -12,6 +12,7 @@ from cohorts.files import save_arrays
 from exchange.messages import Arrays, FrameSpec
 from exchange.roster import MIN_SITES
 from harmonization import Analysis, Moments, Quantiles, SecondMoments
+from harmonization.quantiles import DIGITS
 from server.errors import StudyError
 from server.journal import Journal
 from server.roster import Roster
@@ -35,6 +36,12 @@ class Measures:
     def moments_parts(self) -> dict[str, Arrays]:
         """Return parts of a request, ``moments/<atlas>``."""
         return {f"moments/{atlas}": moments.to_arrays() for atlas, moments in self.moments.items()}
+
+
+def n_sums(study: Study, journal: Journal) -> int:
+    """Count the sums over frames that are to come, as long as no site falls silent."""
+    wanted = DIGITS * study.needs_quartiles() + study.needs_moments()
+    return max(0, wanted - journal.last_question(STAGE))
 
 
 def measure(study: Study, roster: Roster, journal: Journal) -> Measures:
