@@ -19,7 +19,7 @@ from cli.flower import Outcome, connections, flwr_run, simulation_superlink
 from cli.names import registered_names
 from cli.options import RUNS
 from cli.watch import AS_JSON, find_run
-from cli.watching import end_of, print_event, print_summary, watching
+from cli.watching import end_of, print_absences, print_event, print_summary, watching
 from client.keys import agree
 from client.policy import EVERYTHING, SHOWS_ONE_SITE
 from client.site import SIMULATED_SITES, load_site
@@ -174,7 +174,7 @@ def _end_shown(journal: Journal, as_json: bool) -> Iterator[None]:
         yield
     finally:
         if as_json:
-            print_event(end_of(journal.progress(), journal.folder))
+            print_event(end_of(journal.progress(), journal))
 
 
 @contextmanager
@@ -215,6 +215,7 @@ def _finish(study: Study, folder: Path, outcome: Outcome, *, quiet: bool) -> Non
     if not quiet:
         print_summary(json.loads((folder / "summary.json").read_text()))
         typer.echo(f"Report: {path}")
+        print_absences(journal)
 
 
 def _site_logs(folder: Path) -> str:

@@ -15,6 +15,7 @@
       reconstruction.parquet                scores of the final model and the baselines
       metrics.parquet, summary.json         written at the end
       report.html                           made from these by `fedbrainlm report`
+      sites/<name>/                         of a simulation: the site's settings and state, and its node's number
 """
 
 import fcntl
@@ -48,6 +49,7 @@ CREATE TABLE IF NOT EXISTS metrics (
     round INTEGER NOT NULL, site TEXT NOT NULL, name TEXT NOT NULL, value REAL, PRIMARY KEY (round, site, name));
 CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, time REAL NOT NULL, text TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS left_out (site TEXT PRIMARY KEY, stage TEXT NOT NULL, why TEXT NOT NULL);
 """
 _PATIENCE_S = 30
 """Seconds to wait for another process that holds the database."""
@@ -255,6 +257,27 @@ class Journal:
                 "UPDATE exchanges SET answered = ?, ended = ?, bytes_up = ? WHERE id = ?",
                 (answered, time.time(), bytes_up, exchange),
             )
+
+    def leave_out(self, site: str, stage: str, why: str) -> None:
+        """Write that the run goes on without a site, since which stage and why; what stands there stays."""
+        with self._connected() as database:
+            database.execute("INSERT OR IGNORE INTO left_out VALUES (?, ?, ?)", (site, stage, why))
+        self.note(left_out=", ".join(sorted(site for site, _, _ in self.left_out())))
+
+    def left_out(self) -> list[tuple[str, str, str]]:
+        """Return the sites that the run went on without, since which stage each, and why."""
+        with self._connected() as database:
+            return database.execute("SELECT site, stage, why FROM left_out ORDER BY site").fetchall()
+
+    def unanswered(self) -> list[tuple[str, str, int | None, str]]:
+        """Return what sites did not answer in the end, as it was asked: site, stage, round, and what came instead."""
+        with self._connected() as database:
+            return database.execute(
+                "SELECT site, stage, round, outcome FROM (SELECT *, ROW_NUMBER() OVER "
+                "(PARTITION BY site, stage, number ORDER BY exchange DESC) AS place FROM outcomes JOIN exchanges "
+                "ON exchange = id WHERE step IS NOT NULL OR stage = 'describe') "
+                "WHERE place = 1 AND outcome != 'ok' ORDER BY exchange"
+            ).fetchall()
 
     def measure(self, round_number: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Write metrics of a round: site → name → value; site ``all`` is the federation."""

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +13,7 @@ from brainlm.evaluation import SCORES, ReconstructionSums
 from cohorts import load_atlas
 from cohorts.files import atomic_path, write_text
 from exchange.messages import DescribeReply
+from server.absences import absences_of
 from server.harmonizing import Findings
 from server.journal import Journal
 from server.reconstruction import read_reconstruction, summarize_reconstruction
@@ -52,6 +54,7 @@ def write_summary(
         "rounds": int(metrics["round"].max()) if len(metrics) else 0,
         "sites": {site: about.model_dump() for site, about in sites.items()},
         "left_out": facts.get("left_out", ""),
+        "absences": [asdict(absence) for absence in absences_of(journal)],
         "recipe": study.recipe,
         "pretraining": _pretraining(study, journal),
         "harmonization": _harmonization(study, findings),

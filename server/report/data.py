@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from cohorts import Cohort
 from cohorts.settings import read_yaml
+from server.absences import Absence, absences_of
 from server.journal import Journal
 from server.reconstruction import read_reconstruction
 
@@ -54,6 +55,10 @@ class RunData:
     @cached_property
     def outcomes(self) -> pd.DataFrame:
         return self._journal.table("outcomes")
+
+    @cached_property
+    def absences(self) -> list[Absence]:
+        return absences_of(self._journal)
 
     @cached_property
     def parcels(self) -> pd.DataFrame | None:
