@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cli.ending import how_to_go_on
 from cli.errors import InputError, RunFailedError
 from cli.options import RUNS
 from cli.watching import end_of, print_absences, print_event, watching
@@ -31,7 +32,8 @@ def watch(
     if as_json:
         print_event(end_of(end, journal))
     if end.status != "completed":
-        raise RunFailedError(f"the run {end.status}: {end.reason}")
+        hint = "" if "--resume" in end.reason else f"\n{how_to_go_on(journal.folder)}"
+        raise RunFailedError(f"the run {end.status}: {end.reason}{hint}")
     if not as_json:
         typer.echo(f"completed: {journal.folder}")
         print_absences(journal)

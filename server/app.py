@@ -63,7 +63,7 @@ def _fail(study: Study, roster: Roster, journal: Journal, error: Exception) -> N
         reason = f"the disk is full at {journal.folder}. Free some of it; then go on with 'fedbrainlm run --resume'."
     print(f"fedbrainlm: {reason}", flush=True)
     with suppress(JournalError, OSError):
-        journal.note(status="failed", reason=reason)
+        journal.fail(reason)
         write_summary(study, journal, roster.about, None)
 
 

@@ -191,6 +191,14 @@ class Journal:
         with self._connected() as database:
             database.execute("INSERT INTO notes (time, text) VALUES (?, ?)", (time.time(), text))
 
+    def fail(self, reason: str) -> None:
+        """Write that the run failed; where the user is stopping it, that it was stopped: what broke then broke of that.
+
+        The command that stops a run says so before (fact ``stopped``), so that all that is written of its end is one.
+        """
+        stopped = self.facts().get("stopped", "")
+        self.note(status="stopped" if stopped else "failed", reason=stopped or reason)
+
     def begin_exchange(
         self,
         stage: str,

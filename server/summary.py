@@ -28,6 +28,13 @@ def probe_score(scores: Mapping[str, Any]) -> str:
     return next(score for score in PROBE_SCORES if score in scores)
 
 
+def sites_of(journal: Journal) -> dict[str, DescribeReply]:
+    """Sites that a run goes on with, and what each said of itself when it began; none before that."""
+    facts, left_out = journal.facts(), {site for site, _, _ in journal.left_out()}
+    members = json.loads(facts.get("members", "{}"))
+    return {site: DescribeReply.model_validate(about) for site, about in members.items() if site not in left_out}
+
+
 def write_summary(
     study: Study, journal: Journal, sites: Mapping[str, DescribeReply], findings: Findings | None
 ) -> None:
