@@ -26,11 +26,12 @@ from cli.watching import end_of, print_absences, print_event, print_summary, wat
 from client.keys import agree
 from client.policy import EVERYTHING, SHOWS_ONE_SITE
 from client.site import SIMULATED_SITES, load_site
-from cohorts import Cohort
+from cohorts import Cohort, CohortError
 from cohorts.files import atomic_folder, write_text
 from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from server.journal import Journal
+from server.keeping import keep_study
 from server.report import write_report
 from server.study import Study, load_study
 
@@ -39,7 +40,7 @@ def demo(runs: RUNS = Path("runs")) -> None:
     """Four simulated hospitals, from recordings to a report, in a real Flower simulation: about three minutes."""
     study = load_study(PROJECT / "configs" / "studies" / "demo.yaml")
     with _new_run(runs, study, "simulation") as folder:
-        _run_to_its_end(study, folder, as_json=False, set_up=lambda: _simulate_hospitals(study, folder))
+        _run_to_its_end(folder, as_json=False, set_up=lambda: _simulate_hospitals(study, folder))
 
 
 def run(
@@ -74,11 +75,11 @@ def run(
     if federation:
         _check_connection(federation)
         with _new_run(runs, loaded, f"federation:{federation}") as folder:
-            _run_to_its_end(loaded, folder, as_json)
+            _run_to_its_end(folder, as_json)
         return
     cohorts = _open_all(loaded, folders)
     with _new_run(runs, loaded, "simulation") as folder:
-        _run_to_its_end(loaded, folder, as_json, set_up=lambda: _write_sites(loaded, cohorts, folder))
+        _run_to_its_end(folder, as_json, set_up=lambda: _write_sites(loaded, cohorts, folder))
 
 
 def report(
@@ -111,13 +112,35 @@ def _resume(folder: Path, as_json: bool) -> None:
         raise InputError(f"{folder}: the run was begun by an earlier version. Begin it again with its study.yaml.")
     if journal.is_worked_on:
         raise InputError(f"{folder}: the run is still going on. See 'fedbrainlm watch {folder}'.")
+    _require_cohorts(folder)
     with journal.at_work("command"):
         journal.note(status="starting", stage="", reason="", stopped="")
         journal.say("resumed")
         for name in ("summary.json", "report.html"):  # of the end that it has no more
             (folder / name).unlink(missing_ok=True)
         console.print(f"Run: {folder}", highlight=False, markup=False)
-        _run_to_its_end(load_study(folder / "study.yaml"), folder, as_json)
+        _run_to_its_end(folder, as_json)
+
+
+def _require_cohorts(folder: Path) -> None:
+    """Refuse to go on with a simulation whose recordings are not where they were: nobody would bring them back.
+
+    Raises
+    ------
+    InputError
+        Naming the site.
+    """
+    left_out = {site for site, _, _ in Journal(folder).left_out()}
+    for path in sorted(folder.glob("sites/*/site.yaml")):
+        if path.parent.name in left_out:
+            continue
+        try:
+            _ = load_site(path).cohort
+        except CohortError as error:
+            raise InputError(
+                f"{folder}: the recordings of site {path.parent.name} cannot be read. {error} Put them back where they "
+                f"were, or correct cohort in {path}; then resume again."
+            ) from None
 
 
 def _simulate_hospitals(study: Study, folder: Path) -> None:
@@ -137,9 +160,9 @@ def _write_sites(study: Study, cohorts: list[Cohort], folder: Path) -> None:
         agree("simulation", [load_site(sites / cohort.name / "site.yaml").keys for cohort in cohorts])
 
 
-def _run_to_its_end(study: Study, folder: Path, as_json: bool, set_up: Callable[[], None] = lambda: None) -> None:
-    """Run a study in its folder, on the federation that its journal names, and write its report."""
-    journal = Journal(folder)
+def _run_to_its_end(folder: Path, as_json: bool, set_up: Callable[[], None] = lambda: None) -> None:
+    """Run the study that lies in a run's folder, on the federation that its journal names, and write its report."""
+    study, journal = load_study(folder / "study.yaml"), Journal(folder)
     where, _, federation = journal.facts()[WHERE].partition(":")
     with _end_shown(journal, as_json):
         with end_noted(study, folder), watching(journal, as_json=as_json) as watch:
@@ -232,7 +255,7 @@ def _new_run(runs: Path, study: Study, where: str) -> Iterator[Path]:
                 f"{folder}: cannot be made ({error.strerror}). Choose another place with --runs."
             ) from None
         try:
-            write_text(folder / "study.yaml", study.to_yaml())
+            keep_study(study, folder)
             journal = Journal(folder)
             journal.note(status="starting", stage="", **{WHERE: where})
         except BaseException:  # interrupted, or the disk is full: there is no run yet

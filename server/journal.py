@@ -4,6 +4,7 @@
 
     runs/<study>/<run-id>/
       study.yaml                            the study, with everything resolved
+      inputs/                               copies of the files that it names (`server.keeping`)
       journal.sqlite                        status, exchanges, metrics; what a resumed run must know
       answers/<stage>-0003.safetensors      what the sites answered, until the run is completed
       checkpoints/round-0007.safetensors    the model after each round; round 0 is the initial one
