@@ -11,8 +11,6 @@ from server.journal import Journal, Status
 from server.study import Study
 from server.summary import sites_of, write_summary
 
-WHERE = "where"
-"""Fact of the journal: the connection to the federation that a run is on; ``simulation``, or its name after a colon."""
 _STOPPED = "stopped by the user"
 
 
@@ -31,21 +29,23 @@ def end_noted(study: Study, folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if journal.progress().status == "completed":
-            raise StoppedError(f"But the study was completed. Its report: fedbrainlm report {folder}") from None
+        with suppress(ServerError):
+            if journal.progress().status == "completed":
+                raise StoppedError(f"But the study was completed. Its report: fedbrainlm report {folder}") from None
         settle(study, journal, "stopped", _STOPPED)
-        raise StoppedError(how_to_go_on(folder)) from None
+        raise StoppedError(how_to_go_on(journal)) from None
     except RunFailedError as error:
         settle(study, journal, "failed", str(error))
-        raise RunFailedError(f"{error}\n{how_to_go_on(folder)}") from None
+        raise RunFailedError(f"{error}\n{how_to_go_on(journal)}") from None
     except Exception as error:
         settle(study, journal, "failed", str(error) or type(error).__name__)
         raise
 
 
 def note_stopping(journal: Journal) -> None:
-    """Tell the ServerApp that what breaks now breaks because the user stops the run."""
-    journal.note(stopped=_STOPPED)
+    """Tell the ServerApp that what breaks now breaks because the user stops the run, as far as it can be told."""
+    with suppress(ServerError):
+        journal.note(stopped=_STOPPED)
 
 
 def settle(study: Study, journal: Journal, status: Status, reason: str) -> None:
@@ -64,8 +64,8 @@ def _end_in_summary(folder: Path) -> tuple[str, str] | None:
         return None
 
 
-def how_to_go_on(folder: Path) -> str:
+def how_to_go_on(journal: Journal) -> str:
     """Say how to go on with a run that was not completed."""
-    if Journal(folder).facts().get(WHERE) == "simulation" and not (folder / "sites").is_dir():
+    if not journal.is_set_up:
         return "Begin it again: its sites were not set up yet."
-    return f"Go on with it: fedbrainlm run --resume {folder}"
+    return f"Go on with it: fedbrainlm run --resume {journal.folder}"

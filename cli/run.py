@@ -15,7 +15,7 @@ import yaml
 
 from brainlm.windows import usable_recordings
 from cli.display import console, counter
-from cli.ending import WHERE, end_noted, how_to_go_on, note_stopping, settle
+from cli.ending import end_noted, how_to_go_on, note_stopping, settle
 from cli.errors import InputError, RunFailedError
 from cli.fab import PROJECT, pack_fab, stage_app
 from cli.flower import Outcome, connections, flwr_run, simulation_superlink
@@ -30,7 +30,7 @@ from cohorts import Cohort, CohortError
 from cohorts.files import atomic_folder, write_text
 from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
-from server.journal import Journal
+from server.journal import WHERE, Journal
 from server.keeping import keep_study
 from server.report import write_report
 from server.study import Study, load_study
@@ -227,7 +227,7 @@ def _finish(study: Study, folder: Path, outcome: Outcome, *, quiet: bool) -> Non
     if facts.get("status") != "completed":
         reason = facts.get("reason") or outcome.details or f"Flower ended the run as {outcome.status}"
         settle(study, journal, "stopped" if outcome.status.endswith("stopped") else "failed", reason)
-        raise RunFailedError(f"{reason}\n{how_to_go_on(folder)}\nLogs: {folder / 'flower.log'}{_site_logs(folder)}")
+        raise RunFailedError(f"{reason}\n{how_to_go_on(journal)}\nLogs: {folder / 'flower.log'}{_site_logs(folder)}")
     path = write_report(folder)
     if not quiet:
         print_summary(json.loads((folder / "summary.json").read_text()))

@@ -32,7 +32,7 @@ def watch(
     if as_json:
         print_event(end_of(end, journal))
     if end.status != "completed":
-        hint = "" if "--resume" in end.reason else f"\n{how_to_go_on(journal.folder)}"
+        hint = "" if "its process was killed" in end.reason else f"\n{how_to_go_on(journal)}"
         raise RunFailedError(f"the run {end.status}: {end.reason}{hint}")
     if not as_json:
         typer.echo(f"completed: {journal.folder}")

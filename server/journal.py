@@ -52,6 +52,8 @@ CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, time REAL NOT NULL, te
 CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS left_out (site TEXT PRIMARY KEY, stage TEXT NOT NULL, why TEXT NOT NULL);
 """
+WHERE = "where"
+"""Fact: the connection to the federation that a run is on; ``simulation``, or its name after a colon."""
 _PATIENCE_S = 30
 """Seconds to wait for another process that holds the database."""
 
@@ -343,7 +345,14 @@ class Journal:
         if now.status not in ("starting", "running"):
             return now
         killed = f"its process was killed. Go on with 'fedbrainlm run --resume {self.folder}'"
+        if not self.is_set_up:
+            killed = "its process was killed before its sites were set up. Begin it again"
         return None if worked_on else replace(now, status="failed", reason=killed)
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether the run can go on: in a simulation, whether its sites were made."""
+        return self.facts().get(WHERE) != "simulation" or (self.folder / "sites").is_dir()
 
     def rounds_done(self) -> int:
         """Rounds of training whose checkpoints were written."""

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli.ending import WHERE, end_noted
+from cli.ending import end_noted
 from cli.errors import InputError, RunFailedError, StoppedError
 from cli.flower import Outcome
 from cli.main import run_command
 from cli.run import _finish
 from server.errors import QuorumError
-from server.journal import Journal
+from server.journal import WHERE, Journal
 from server.study import Study, load_study
 from tests.support.federation import PLAIN, STUDY, run_study, write_sites
 from tests.support.local_grid import LocalGrid
@@ -99,6 +99,7 @@ def test_what_breaks_while_a_run_is_set_up_is_its_reason(begun, error, says):
 def test_before_its_sites_are_set_up_a_run_is_begun_again(begun):
     (begun / "sites").rmdir()
 
+    assert Journal(begun).end().reason.endswith("Begin it again")
     with pytest.raises(StoppedError, match="Begin it again"), end_noted(study_of(begun), begun):
         raise KeyboardInterrupt
 
