@@ -275,6 +275,12 @@ class Journal:
             database.execute("INSERT OR IGNORE INTO left_out VALUES (?, ?, ?)", (site, stage, why))
         self.note(left_out=", ".join(sorted(site for site, _, _ in self.left_out())))
 
+    def leave_nobody_out(self) -> None:
+        """Forget who was left out, of a run whose sites gather anew because it had not begun."""
+        with self._connected() as database:
+            database.execute("DELETE FROM left_out")
+        self.note(left_out="")
+
     def left_out(self) -> list[tuple[str, str, str]]:
         """Return the sites that the run went on without, since which stage each, and why."""
         with self._connected() as database:

@@ -105,6 +105,7 @@ class Roster:
             self._keys = facts.get("roster", "")
             self._gather_again(json.loads(facts["members"]), facts.get("left_out", "").split(", "))
             return
+        self._journal.leave_nobody_out()
         answers, outcomes = self._introduce(self._wait_for_nodes())
         for node, about in answers.items():
             if about.site in self.members:
