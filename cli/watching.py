@@ -5,15 +5,19 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
+import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from cli.display import console, live
+from cli.errors import printable
+from server.absences import absences_of
 from server.journal import Journal, Progress
 from server.summary import PROBE_SCORES, probe_score, site_score
 
@@ -98,9 +102,17 @@ def print_event(event: dict[str, Any]) -> None:
     print(json.dumps(event), flush=True)
 
 
-def end_of(progress: Progress, folder: object) -> dict[str, Any]:
+def end_of(progress: Progress, journal: Journal) -> dict[str, Any]:
     """Return the last event of a run."""
-    return {"event": "end", "status": progress.status, "reason": progress.reason, "folder": str(folder)}
+    event = {"event": "end", "status": progress.status, "reason": progress.reason, "folder": str(journal.folder)}
+    absences = [asdict(absence) for absence in absences_of(journal)]
+    return {**event, "absences": absences} if absences else event
+
+
+def print_absences(journal: Journal) -> None:
+    """Say which sites were not in all of a run, if any."""
+    if missing := "; ".join(absence.sentence for absence in absences_of(journal)):
+        typer.echo(f"Not in all of the run: {printable(missing)}.")
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from brainlm.evaluation import MODEL, reconstruct_example
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet, split_participants, usable_recordings
 from client import summing, training
-from client.describing import policy_objections
+from client.describing import policy_objections, privacy_of
 from client.disclosure import permit_categories, read_design
 from client.features import FeatureSet, FeatureStore, complete_rows, read_features
 from client.frames import moments_of, scaling_of, split_site
@@ -28,6 +28,7 @@ from client.models import (
     set_linear_path,
     shown_metrics,
 )
+from client.privacy import check_site, spends_to_come
 from client.release import Answer, answer
 from client.site import Site
 from cohorts.contract import CohortContract
@@ -112,12 +113,16 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
     # Asked here so that a site that must refuse an answer later refuses the study now.
     people, _ = split_participants(list(usable), request.holdout, 0)
     site.policy.permit_release(len(people), carries_sums=True, in_secure_sum=request.secure_sums)
+    if (privacy := privacy_of(request)) is not None:
+        check_site(privacy, window, n_participants=len(people), devices=site.devices)
     site.policy.permit_group(len(usable) // max(1, request.folds), f"each of {request.folds} folds")
     for name, levels in contract.covariates.items():
         site.policy.permit_size("levels", len(levels), "levels of a category")
         if levels:
             permit_categories(site, list(usable), Categorical(name, levels))
     vectors = read_vectors(site.cohort, request.vectors) if request.vectors else None
+    spending = site.spending(request.study)
+    spending.permit(*spends_to_come(request, len(people), spending))
     windows = WindowSet(site.cohort, window)
     reply = DescribeReply(
         site=site.name,

@@ -13,7 +13,7 @@ from exchange.refusals import Refusal
 
 def policy_objections(policy: Policy, request: DescribeRequest) -> Iterator[Refusal]:
     """Yield all that a policy has against a study, whoever the participants are."""
-    privacy = check_settings(request.privacy, PrivacyConfig, "the study's privacy") if request.privacy else None
+    privacy = privacy_of(request)
     checks: list[Callable[[], None]] = [
         partial(policy.permit, request.study),
         *(partial(policy.permit, request.study, [analysis]) for analysis in request.analyses),
@@ -22,6 +22,7 @@ def policy_objections(policy: Policy, request: DescribeRequest) -> Iterator[Refu
         partial(policy.permit_rounds, request.rounds),
         partial(policy.permit_privacy, privacy.delta if privacy else None),
         partial(policy.permit_sum, in_secure_sum=request.secure_sums),
+        partial(policy.permit_size, "steps", request.steps_per_round, "steps in a round"),
     ]
     checks += [partial(policy.permit_without_noise, name) for name in without_noise(request)]
     if request.vectors:
@@ -35,6 +36,11 @@ def policy_objections(policy: Policy, request: DescribeRequest) -> Iterator[Refu
             yield refusal
             if check is checks[0]:  # of a study that is not named, everything else is refused, too
                 return
+
+
+def privacy_of(request: DescribeRequest) -> PrivacyConfig | None:
+    """How the study's training is private; None if it is not."""
+    return check_settings(request.privacy, PrivacyConfig, "the study's privacy") if request.privacy else None
 
 
 def without_noise(request: DescribeRequest) -> list[str]:

@@ -78,13 +78,14 @@ class Policy(Settings):
     """Most refusals of one study for reasons that lie in the participants' data; then all its questions are refused."""
     privacy_required: bool = False
     """Let model updates leave only with differential privacy."""
-    epsilon: float | None = Field(default=None, gt=0, strict=True)
+    epsilon: float | None = Field(default=None, gt=0, le=500, strict=True)
     """Most privacy loss of a study, by its answers that carry noise; a study that trains without privacy is then
-    refused, and so is any sum without noise that `outside_epsilon` does not name. None for no limit."""
+    refused, one whose rounds to come would pass it, and any sum without noise that `outside_epsilon` does not name.
+    None for no limit."""
     outside_epsilon: tuple[str, ...] = ()
     """What may leave without noise although `epsilon` is set, and tell of the same people beyond it: ``evaluation``,
     of a model on people who were held out, and names of analyses."""
-    delta: float = Field(default=1e-5, gt=0, lt=1, strict=True)
+    delta: float = Field(default=1e-5, ge=1e-10, lt=1, strict=True)
     """Chance at which ``epsilon`` may fail. Where privacy is required or has a budget, a study that reckons with a
     larger one is refused."""
     share_metrics: bool = False

@@ -26,7 +26,7 @@ from client.spending import Spend
 from client.sums import Kept
 from cohorts.errors import CohortError, RecordingError, SettingsError, VectorsError
 from cohorts.settings import read_yaml
-from exchange.adding import own_parts, seal
+from exchange.adding import check_room, own_parts, seal
 from exchange.messages import (
     DescribeRequest,
     MessageError,
@@ -40,7 +40,7 @@ from exchange.messages import (
     with_audit_head,
 )
 from exchange.refusals import Refusal, RefusalCode
-from exchange.ring import RingError
+from exchange.ring import RingError, RingOverflowError
 from exchange.secure_sum import Masker, SecureSumError
 from harmonization.errors import HarmonizationError, SmallGroupError
 
@@ -52,7 +52,8 @@ _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (
     (MessageError, RefusalCode.PROTOCOL),
     (MemoryError, RefusalCode.LIMIT),
     (SecureSumError, RefusalCode.PROTOCOL),
-    (RingError, RefusalCode.OVERFLOW),
+    (RingOverflowError, RefusalCode.OVERFLOW),
+    (RingError, RefusalCode.ANALYSIS_FAILED),
     (AuditError, RefusalCode.AUDIT),
     (ClientError, RefusalCode.SETUP),
     (DivergenceError, RefusalCode.DIVERGED),
@@ -176,6 +177,8 @@ def _permitted(site: Site, request: DescribeRequest | SumRequest, answered: Answ
     for release in answered.releases:
         if not release.accounted:
             site.policy.permit_without_noise(release.question.kind)
+    if isinstance(request, SumRequest) and isinstance(answered.payload, SumReply):
+        _permit_numbers(site, request, answered.payload, answered.spends)
     site.ledger.enter(
         study=request.study,
         run=request.run,
@@ -185,6 +188,17 @@ def _permitted(site: Site, request: DescribeRequest | SumRequest, answered: Answ
         question=question,
     )
     return answered
+
+
+def _permit_numbers(site: Site, request: SumRequest, reply: SumReply, spends: tuple[Spend, ...]) -> None:
+    """Refuse an answer with a number that no sum has room for: before it is kept, so that mended data can answer."""
+    try:
+        check_room(reply, request, site.name)
+    except RingError as error:
+        site.spending(request.study).commit(spends, secrets.token_hex(16))  # a refusal tells something of it, too
+        if isinstance(error, RingOverflowError):
+            site.sums.note_overflow(request.study)
+        raise
 
 
 def _kept(answered: Answer, question: str) -> Kept:
@@ -286,11 +300,7 @@ def _masked(site: Site, request: SumRequest, reply: SumReply, question: str) -> 
     if request.secure is None:
         return own_parts(reply, request, site.name)
     masker = Masker(site.name, site.keys.private_key, site.keys.approved(request.secure.roster))
-    try:
-        sealed = seal(reply, request, masker, site=site.name, run=request.run, question=question)
-    except RingError:
-        site.sums.note_overflow(request.study)
-        raise
+    sealed = seal(reply, request, masker, site=site.name, run=request.run, question=question)
     site.sums.use(request.run, request)
     return sealed
 

@@ -292,6 +292,14 @@ class DescribeRequest(Payload):
         How training is private (`brainlm.config.PrivacyConfig`); None if it is not.
     noisy : list of str
         Those of the analyses whose sums will carry noise.
+    all_rounds : int
+        Rounds of training of the whole study: the noise that an ε takes is for all of them.
+    steps_per_round, batch_size : int
+        Steps of a round, and windows a step.
+    frame_noise : dict or None
+        Noise on sums over frames before training (`brainlm.config.SummaryNoise`); None for none.
+    noisy_sums : int
+        How many such sums are to come.
     """
 
     message: ClassVar[str] = "query.describe"
@@ -310,6 +318,11 @@ class DescribeRequest(Payload):
     secure_sums: bool = True
     privacy: dict[str, Any] | None = None
     noisy: list[str] = []
+    all_rounds: int = Field(1, ge=1)
+    steps_per_round: int = Field(0, ge=0)
+    batch_size: int = Field(1, ge=1)
+    frame_noise: dict[str, Any] | None = None
+    noisy_sums: int = Field(0, ge=0)
 
 
 def _is_plain(text: str) -> str:

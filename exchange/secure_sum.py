@@ -217,6 +217,18 @@ class Masker:
         return HKDF(hashes.SHA256(), length=32, salt=salt, info=_INFO).derive(shared)
 
 
+def check_numbers(arrays: Mapping[str, NDArray[Any]], n_sites: int, bound: float = 0.0) -> None:
+    """Refuse arrays that `Masker.seal` would refuse for a number in them.
+
+    Raises
+    ------
+    RingError
+        Naming the array, and why.
+    """
+    for field in Layout.of(arrays, bound).fields:
+        _encoded(field, arrays, n_sites, bound)
+
+
 def open_sum(sealed: Sequence[tuple[Layout, Mapping[int, Words]]]) -> dict[str, NDArray[np.float64]]:
     """Add what all sites of an attempt sealed; masks cancel.
 
@@ -281,13 +293,17 @@ def _pack(arrays: Mapping[str, NDArray[Any]], layout: Layout, bits: int, n_sites
     for field in layout.fields:
         if bits_of(field.kind) != bits:
             continue
-        try:
-            part = encode(np.asarray(arrays[field.name]), field.kind, n_sites, layout.bound)
-        except RingError as error:
-            raise type(error)(f"{field.name}: {error}") from None
+        part = _encoded(field, arrays, n_sites, layout.bound)
         words[start : start + len(part)] = part
         start += len(part)
     return words
+
+
+def _encoded(field: Field, arrays: Mapping[str, NDArray[Any]], n_sites: int, bound: float) -> Words:
+    try:
+        return encode(np.asarray(arrays[field.name]), field.kind, n_sites, bound)
+    except RingError as error:
+        raise type(error)(f"{field.name}: {error}") from None
 
 
 def _unpack(words: Words, layout: Layout, bits: int, n_sites: int) -> dict[str, NDArray[np.float64]]:

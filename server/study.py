@@ -18,6 +18,7 @@ from exchange.messages import DescribeRequest
 from exchange.roster import MIN_SITES
 from harmonization.combat import Prior
 from harmonization.design import KNOWN, Categorical, Continuous, Covariate, Design
+from harmonization.quantiles import DIGITS
 
 Method = Literal["none", "combat", "combat_gam", "covbat", "site_adversarial", "content_style"]
 """Ways of making sites alike, of `harmonization.METHODS`."""
@@ -427,7 +428,17 @@ class Study(Settings):
             secure_sums=self.privacy.secure_sums,
             privacy=privacy.model_dump(mode="json") if privacy else None,
             noisy=["quantiles", "second_moments"] if self.privacy.frame_noise else [],
+            all_rounds=self.averaging.rounds,
+            steps_per_round=self.training.steps_per_round,
+            batch_size=self.training.batch_size,
+            frame_noise=self.privacy.frame_noise.model_dump(mode="json") if self.privacy.frame_noise else None,
+            noisy_sums=self.frame_sums,
         )
+
+    @property
+    def frame_sums(self) -> int:
+        """How many sums over frames are measured before training, as long as no site falls silent."""
+        return DIGITS * self.needs_quartiles() + self.needs_moments()
 
     def contract(self) -> CohortContract:
         """What a site checks its cohort against."""

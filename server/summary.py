@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +13,7 @@ from brainlm.evaluation import SCORES, ReconstructionSums
 from cohorts import load_atlas
 from cohorts.files import atomic_path, write_text
 from exchange.messages import DescribeReply
+from server.absences import absences_of
 from server.harmonizing import Findings
 from server.journal import Journal
 from server.reconstruction import read_reconstruction, summarize_reconstruction
@@ -54,6 +55,13 @@ def site_score(measured: Mapping[str, Any]) -> SiteScore:
     return SiteScore("site (PERMANOVA R²)", permanova.get("r2"), permanova.get("r2_by_chance"))
 
 
+def sites_of(journal: Journal) -> dict[str, DescribeReply]:
+    """Sites that a run goes on with, and what each said of itself when it began; none before that."""
+    facts, left_out = journal.facts(), {site for site, _, _ in journal.left_out()}
+    members = json.loads(facts.get("members", "{}"))
+    return {site: DescribeReply.model_validate(about) for site, about in members.items() if site not in left_out}
+
+
 def write_summary(
     study: Study, journal: Journal, sites: Mapping[str, DescribeReply], findings: Findings | None
 ) -> None:
@@ -80,6 +88,7 @@ def write_summary(
         "rounds": int(metrics["round"].max()) if len(metrics) else 0,
         "sites": {site: about.model_dump() for site, about in sites.items()},
         "left_out": facts.get("left_out", ""),
+        "absences": [asdict(absence) for absence in absences_of(journal)],
         "recipe": study.recipe,
         "pretraining": _pretraining(study, journal),
         "harmonization": _harmonization(study, findings),

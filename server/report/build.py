@@ -97,10 +97,8 @@ def _sites(data: RunData) -> Table:
         ]
         for site, about in data.summary["sites"].items()
     ]
-    left_out = data.summary["left_out"]
-    return Table(
-        header, rows, f"Away, silent or refusing, and left out of the analyses: {left_out}." if left_out else ""
-    )
+    missing = "; ".join(absence.sentence for absence in data.absences)
+    return Table(header, rows, f"Not in all of the run: {missing}." if missing else "")
 
 
 def _baselines(data: RunData) -> Table:

@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from brainlm.evaluation import MODEL
-from cohorts import load_atlas
 from cohorts.report.style import COLOURS, STYLE, brain_views
 from server.report.data import RunData
 from server.summary import PROBE_SCORES, probe_score, site_score
@@ -92,8 +91,7 @@ def parcel_map(data: RunData) -> Figure | None:
     if data.parcels is None or data.parcels["masked_r2"].isna().all():
         return None
     name = str(data.parcels["atlas"].iloc[0])
-    stated = next(atlas for atlas in data.study["cohort"]["atlases"] if load_atlas(atlas).name == name)
-    places = load_atlas(stated).coordinates
+    places = data.atlas(name).coordinates
     values = data.parcels[data.parcels["atlas"] == name]["masked_r2"].to_numpy()
     return brain_views(places, values, "masked R²", (np.nanquantile(values, 0.02), np.nanquantile(values, 0.98)))
 

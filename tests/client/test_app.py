@@ -10,6 +10,7 @@ from brainlm.pretraining import initial_model
 from client.app import app
 from client.features import FeatureSet, FeatureStore
 from client.site import find_site
+from client.spending import Spend
 from cohorts import Cohort
 from cohorts.settings import check_settings
 from exchange.messages import (
@@ -246,3 +247,42 @@ def test_a_study_that_will_be_refused_later_is_refused_at_once(context, changes,
 
     assert isinstance(describe(context, **private), RecordDict)
     assert refused(context, describe(context, **{**private, **changes})) == code
+
+
+NOISE = {"clip": 1.0, "noise_multiplier": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("privacy", "spent", "changes", "code"),
+    [
+        ({"epsilon": 8.0}, 0, {}, None),
+        ({"epsilon": 8.0}, 1, {}, "privacy.budget-spent"),
+        ({"epsilon": 8.0}, 1, {"rounds": 1}, None),  # of a run that is resumed
+        ({"noise_multiplier": 0.7}, 0, {}, "privacy.budget-spent"),
+        ({"epsilon": 7.9}, 0, {"frame_noise": NOISE, "noisy_sums": 2}, "privacy.budget-spent"),
+        ({"epsilon": 8.0, "delta": 0.06}, 0, {}, "privacy.not-possible"),
+        ({"epsilon": 8.0}, 0, {"steps_per_round": 10**12}, "policy.too-large"),
+    ],
+)
+def test_a_study_whose_rounds_to_come_the_budget_does_not_allow_is_refused_at_once(
+    context, privacy, spent, changes, code
+):
+    """The site knows all rounds, steps and sums, its own sampling rate, and what earlier runs spent."""
+    site = find_site(context)
+    path = site.state.parent / "site.yaml"
+    limits = f"policy:\n  epsilon: 8.0\n  delta: {privacy.get('delta', 1e-5):f}"
+    limits += "\n  outside_epsilon: [evaluation, lacking, cross_validated_ridge]"
+    path.write_text(path.read_text().replace("policy:", limits))
+    site.spending("small").commit([Spend(3.0, 1.0, 1)] * spent, "an earlier run")
+    plan = {"rounds": 10, "all_rounds": 10, "steps_per_round": 20, "batch_size": 4, **changes}
+
+    answered = describe(context, privacy=privacy, **plan)
+
+    assert (refused(context, answered) if isinstance(answered, Error) else None) == code
+
+
+def test_scaling_that_does_not_go_with_privacy_is_refused_at_once(context):
+    window = {**MODEL.window.model_dump(mode="json"), "scaling": "robust"}
+
+    assert refused(context, describe(context, window=window, privacy={"epsilon": 8.0})) == "privacy.not-possible"
+    assert isinstance(describe(context, window=window), RecordDict)

@@ -11,13 +11,23 @@ from flwr.supercore.task_identity import TaskIdentity
 import client
 from brainlm.errors import DivergenceError
 from client.audit import AuditLog
+from client.keys import agree
 from client.ledger import Question, Release
 from client.release import Answer, _kept, _permit_shipped, _restored, answer
+from client.site import load_site
 from client.spending import Spend
 from cohorts.errors import CohortError, SecretError
-from exchange.messages import DescribeRequest, HarmonizeReply, HarmonizeRequest, Step, audit_head_of, join
+from exchange.messages import (
+    DescribeRequest,
+    HarmonizeReply,
+    HarmonizeRequest,
+    SecureSum,
+    Step,
+    audit_head_of,
+    join,
+)
 from exchange.refusals import Refusal, RefusalCode
-from exchange.ring import RingOverflowError
+from exchange.ring import RingError, RingOverflowError
 from exchange.secure_sum import SecureSumError
 from harmonization.errors import HarmonizationError
 from tests.support.local_grid import write_site
@@ -92,6 +102,7 @@ ERRORS = [
     (HarmonizationError(SECRET), RefusalCode.ANALYSIS_FAILED),
     (CohortError(SECRET), RefusalCode.SETUP),
     (RingOverflowError(SECRET), RefusalCode.OVERFLOW),
+    (RingError(SECRET), RefusalCode.ANALYSIS_FAILED),
     (SecureSumError(SECRET), RefusalCode.PROTOCOL),
     (SecretError(SECRET), RefusalCode.SETUP),
     (ValueError(SECRET), RefusalCode.INTERNAL),
@@ -115,6 +126,52 @@ def test_errors_leave_as_codes_and_stay_as_sentences(site, error, code):
     assert (event["event"], event["code"], event["rule"]) == ("refusal", str(code.told), str(code))
     assert (event["study"], event["question"]) == ("s", HarmonizeRequest.from_records(CONTENT).question)
     assert "sub-0042" not in json.dumps(event)
+
+
+def summing(value: float):
+    """A handler whose sum has this number."""
+
+    def handle(site, request) -> Answer:
+        release = Release(Question("combat", ("x",)), [f"sub-{number}" for number in range(12)], ("job",))
+        return Answer(HarmonizeReply(arrays=join(job={"x": np.array([1.0, value])})), 12, (release,))
+
+    return handle
+
+
+@pytest.fixture
+def masked(tmp_path, site) -> RecordDict:
+    """A question to the site and two others, under masks."""
+    others = [write_site(tmp_path / name, name, tmp_path) for name in ("bergen", "coimbra")]
+    agree("three", [load_site(path).keys for path in (site, *others)])
+    (approval,) = load_site(site).keys.approvals()
+    secure = SecureSum(roster=approval.hash, step=1, sites=["aalborg", "bergen", "coimbra"])
+    step = Step(source="a", result="b", transform="combat")
+    return HarmonizeRequest(study="s", steps=[step], secure=secure).to_records()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("in_secure_sum", [True, False])
+def test_what_is_no_number_is_no_overflow_and_mended_data_answer_the_same_question(site, masked, wrong, in_secure_sum):
+    """However often it was asked before, in the same run."""
+    content = masked if in_secure_sum else None
+    for _ in range(5):
+        assert ask(site, summing(wrong), content).error.reason == "analysis.not-possible"
+
+    assert HarmonizeReply.from_records(ask(site, summing(2.0), content).content).arrays
+    log = (site.parent / "state" / "site.log").read_text()
+    assert log.count("job/x: a number is NaN or infinite") == 5
+
+
+def test_a_number_that_is_too_large_is_counted_and_mended_data_answer_until_the_third(site, masked):
+    asked = HarmonizeRequest.from_records(masked)
+    later = asked.model_copy(update={"secure": asked.secure.model_copy(update={"step": 2})}).to_records()
+
+    for _ in range(2):
+        assert ask(site, summing(1e17), masked).error.reason == "sum.overflow"
+    assert ask(site, summing(2.0), masked).has_content()
+
+    assert ask(site, summing(1e17), later).error.reason == "sum.overflow"
+    assert ask(site, summing(2.0), later).error.reason == "sum.overflow"
 
 
 def test_nothing_leaves_beside_a_damaged_audit_log(site):

@@ -221,6 +221,14 @@ def test_a_site_that_misses_a_round_comes_back(tmp_path, small_cohorts):
     trained = journal.table("metrics").query("name == 'loss' and site != 'all'").groupby("round")["site"].apply(list)
     assert trained[1] == ["aalborg", "coimbra"]
     assert trained[2] == ["aalborg", "bergen", "coimbra"]
+    (missed,) = summary_of(tmp_path / "run")["absences"]
+    assert missed == {
+        "site": "bergen",
+        "stage": "pretraining",
+        "rounds": [1],
+        "why": "no reply",
+        "for_good": False,
+    }
     assert journal.progress().status == "completed"
 
 
@@ -247,6 +255,8 @@ def test_a_site_that_falls_silent_among_the_sums_is_left_out_of_all_of_them(tmp_
 
     assert summary["status"] == "completed"
     assert summary["left_out"] == "bergen"
+    (absent,) = summary["absences"]
+    assert (absent["stage"], absent["why"], absent["for_good"]) == ("harmonization", "no reply", True)
     assert list(summary["sites"]) == ["aalborg", "coimbra"]
     assert journal.checkpoint(0).read_bytes() == without.checkpoint(0).read_bytes()
     n_tested = summary["probes"]["connectivity"]["age"]["raw"]["n"]
