@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.display import counter, show_quarantine
+from cli.display import counter, show_quarantine, show_remarks
 from cli.errors import InputError
 from cli.options import ATLAS_HELP, Orientation, Scaling, column_range, condition, finite
 from cli.prepare import default_key, prepare
@@ -100,7 +100,9 @@ def import_(
         typer.echo(f"{report.n_not_selected} recordings belong to participants that were not selected.")
     if participants is None:
         typer.echo("No participants table was given: age, sex and every other covariate are unknown.")
-    show_quarantine(Cohort.open(report.path))
+    cohort = Cohort.open(report.path)
+    show_remarks(cohort)
+    show_quarantine(cohort)
 
 
 @app.command()
@@ -140,6 +142,7 @@ def show(
     if "sex" in people and people["sex"].notna().any():
         table.add_row("sex", ", ".join(f"{n} {sex}" for sex, n in people["sex"].value_counts().sort_index().items()))
     console.print(table)
+    show_remarks(cohort)
     show_quarantine(cohort)
     if recordings:
         typer.echo(index.to_string(index=False))
@@ -169,6 +172,7 @@ def check(
             cohort = Cohort.open(folder)  # as it is now
             quarantined, taken_back = cohort.judge(rules)
         typer.echo(f"By {quality}: {len(quarantined)} quarantined, {len(taken_back)} taken back.")
+    show_remarks(cohort)
     show_quarantine(cohort)
     if report:
         from cohorts.report import write_quality_report  # with matplotlib and nilearn, which take seconds

@@ -43,5 +43,11 @@ def show_quarantine(cohort: Cohort) -> None:
         typer.echo(f"  … and {len(quarantined) - 20} more in {cohort.path / 'quarantine.jsonl'}")
 
 
+def show_remarks(cohort: Cohort) -> None:
+    """Say what is to be known of the participants."""
+    for remark in cohort.remarks:
+        typer.echo(f"Note: {printable(remark)}")
+
+
 def live() -> bool:
     return sys.stderr.isatty()

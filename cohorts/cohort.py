@@ -18,7 +18,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import version
@@ -33,6 +33,7 @@ from threadpoolctl import threadpool_limits
 from cohorts.atlas import Atlas, load_atlas
 from cohorts.errors import CohortError, RecordingError
 from cohorts.files import atomic_path, write_text
+from cohorts.identities import Linkage
 from cohorts.participants import (
     Descriptions,
     ParticipantsTable,
@@ -40,6 +41,7 @@ from cohorts.participants import (
     read_participants,
     write_participants,
 )
+from cohorts.persons import VISITS, look_like_visits
 from cohorts.quality import Quality, QualityRules, measure
 from cohorts.recording import (
     Recording,
@@ -85,6 +87,8 @@ class About(Settings):
     """What the key of the participants' pseudonyms makes of a known word; empty where ids are the site's own."""
     rules: QualityRules = QualityRules()
     """What the recordings were last judged by."""
+    remarks: tuple[str, ...] = ()
+    """What of the participants table was not taken as it stood, and what of its ids is to be looked at."""
     t_r: tuple[float, ...] = ()
     """Repetition times in seconds."""
     n_participants: int = 0
@@ -244,6 +248,23 @@ class Cohort:
         return self._sessions.copy()
 
     @property
+    def remarks(self) -> list[str]:
+        """What is to be known of the participants: what of their table was not taken as it stood, who is not here."""
+        remarks = list(self.about.remarks)
+        own = {participant for _, participant in Linkage.read(self.path).names.values()}
+        visits = look_like_visits(own or {row["participant_id"] for row in self._rows.values()})
+        if visits is not None and not any(one.startswith(VISITS) for one in remarks):
+            remarks.append(str(visits))
+        here = {row["participant_id"] for row in self._rows.values()}
+        if without := set(self._participants["participant_id"]) - here:
+            aside = len(without & set(self.held().values()))
+            remarks.append(
+                f"{len(without)} of {len(self.participants)} participants have no recording that can be used ({aside} "
+                "of them have one in quarantine), and take part in no study."
+            )
+        return remarks
+
+    @property
     def quarantined(self) -> pd.DataFrame:
         """One row a refused recording: recording_id, code, message."""
         refused = [self._refused[key] for key in sorted(self._refused) if key not in self._rows]
@@ -358,6 +379,10 @@ class Cohort:
         """Replace what is known of the participants, for `save` to write."""
         self._participants, self._sessions = table.participants, table.sessions
         self._descriptions = table.descriptions
+
+    def remark(self, remarks: Iterable[str]) -> None:
+        """Keep what is to be known of the participants, in place of what was, for `save` to write."""
+        self.about = self.about.model_copy(update={"remarks": tuple(remarks)})
 
     def fingerprint_of(self, recording_id: str) -> str | None:
         """Fingerprint of what a recording was made from or refused for; None if it is not known here."""

@@ -21,6 +21,7 @@ class Shelf:
     quarantined: pd.DataFrame
     name: str = "bergen"
     preprocessing: str = "fmriprep-24.1"
+    remarks: tuple[str, ...] = ()
 
     @property
     def recordings(self) -> pd.DataFrame:
