@@ -112,9 +112,13 @@ def vectors(
     name: Annotated[str, typer.Option(help="What studies call these vectors.")] = "vectors",
 ) -> None:
     """Add a second table of vectors of the same participants, such as gene embeddings, to associate with the first."""
-    added = import_vectors(Cohort.open(folder), source, name)
+    cohort = Cohort.open(folder)
+    added = import_vectors(cohort, source, name)
     n, dimensions = added.matrix.shape
     typer.echo(f"{folder}: vectors '{name}' of {n} participants, {dimensions} dimensions.")
+    people = set(cohort.recordings["participant_id"])
+    if without := people - set(added.participants):
+        typer.echo(f"{len(without)} of {len(people)} participants have none: analyses of vectors leave them out.")
 
 
 @app.command()
@@ -223,12 +227,15 @@ def _show_contract(cohort: Cohort, path: Path) -> None:
     InputError
         If it does not.
     """
-    from server.study import load_study  # with torch, which takes seconds
+    from server.fitting import left_out, misfits  # with torch, which takes seconds
+    from server.study import load_study
 
-    mismatches = load_study(path).contract().mismatches(cohort)
-    if mismatches:
-        raise InputError("\n".join(mismatch.message for mismatch in mismatches))
+    study = load_study(path)
+    if found := misfits(study, cohort):
+        raise InputError("\n".join(found))
     typer.echo(f"{path}: the cohort meets its contract.")
+    for said in left_out(study, cohort):
+        typer.echo(said)
 
 
 def _range(values: pd.Series) -> str:

@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 import yaml
 
-from brainlm.windows import usable_recordings
 from cli.display import console, counter
 from cli.errors import InputError, RunFailedError
 from cli.fab import PROJECT, pack_fab, stage_app
@@ -28,6 +27,7 @@ from cohorts.files import atomic_folder, write_text
 from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from server.errors import ServerError
+from server.fitting import left_out, misfits
 from server.journal import Journal
 from server.report import write_report
 from server.study import Study, load_study
@@ -261,15 +261,11 @@ def _open_all(study: Study, folders: list[Path]) -> list[Cohort]:
             f"{len(cohorts)} cohorts were given; the study's quorum is {study.averaging.quorum}. "
             f"Give more, or lower averaging.quorum.{secure}"
         )
-    window = study.model.window
     for cohort in cohorts:
-        for mismatch in study.contract().mismatches(cohort):
-            raise InputError(mismatch.message)
-        if not usable_recordings(cohort, window):
-            raise InputError(
-                f"cohort {cohort.name}: no recording is {window.seconds:g} s long, the model's window. "
-                "Shorten model.window, or leave the cohort out."
-            )
+        if found := misfits(study, cohort):
+            raise InputError("\n".join(found))
+    for said in (said for cohort in cohorts for said in left_out(study, cohort)):
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     return sorted(cohorts, key=lambda cohort: cohort.name)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors.numpy import load, save
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of the messages. Coordinator and sites must have the same."""
 
 RUN = r"^[A-Za-z0-9-]{0,64}$"
@@ -305,18 +305,38 @@ class DescribeRequest(Payload):
 
 
 class DescribeReply(Payload):
-    """A site that takes part: its name, and counts; ``n_vector_dimensions`` is 0 if no vectors were asked for.
+    """A site that takes part: its name, and counts.
 
-    ``rosters`` are the hashes of the rosters of keys that its administrator approved, and that list its key.
+    Attributes
+    ----------
+    n_participants, n_recordings, n_windows : int
+        Who and what takes part: recordings that are at least a window long, and whose they are.
+    n_quarantined, n_too_short : int
+        Recordings that do not: set aside at the site, or shorter than the window.
+    n_left_out : int
+        Participants all of whose recordings are too short.
+    n_incomplete : int or None
+        Participants who are trained on and in no analysis, since a covariate is not known; None for a few, fewer than
+        the site's policy lets any number stand for.
+    n_vector_dimensions : int
+        0 if no vectors were asked for.
+    n_without_vectors : int or None
+        Participants without vectors, if these were asked for; None for a few.
+    rosters : list of str
+        Hashes of the rosters of keys that its administrator approved, and that list its key.
     """
 
     site: str
     n_participants: int
     n_recordings: int
     n_quarantined: int
+    n_too_short: int = 0
+    n_left_out: int = 0
+    n_incomplete: int | None = 0
     n_windows: int
     n_parcels: int
     n_vector_dimensions: int = 0
+    n_without_vectors: int | None = 0
     atlas: str
     preprocessing: str
     software: dict[str, str]
