@@ -24,6 +24,7 @@ from client.policy import EVERYTHING, SHOWS_ONE_SITE
 from client.site import SIMULATED_SITES, load_site
 from cohorts import Cohort
 from cohorts.files import atomic_folder, write_text
+from cohorts.persons import VISITS
 from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from server.errors import ServerError
@@ -264,8 +265,9 @@ def _open_all(study: Study, folders: list[Path]) -> list[Cohort]:
     for cohort in cohorts:
         if found := misfits(study, cohort):
             raise InputError("\n".join(found))
-    for said in (said for cohort in cohorts for said in left_out(study, cohort)):
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        visits = [f"cohort {cohort.name}: {said}" for said in cohort.remarks if said.startswith(VISITS)]
+        for said in (*left_out(study, cohort), *visits):
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
     return sorted(cohorts, key=lambda cohort: cohort.name)
 
 

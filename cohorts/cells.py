@@ -4,7 +4,7 @@ A cell without a value costs its own row that value, and not the table. Whatever
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,7 +31,9 @@ PER_YEAR = {"years": 1.0, "months": 12.0, "weeks": 365.25 / 7, "days": 365.25}
 
 _FEW = 0.1
 """Of this share of a column's cells, or of one, it is believed that they alone cannot be read."""
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
+_LONGEST = 100
+"""Letters of a cell, beyond which it is no number."""
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)"
 _BOUND = re.compile(
     rf"(?:[<>≤≥]=?|over|above|under|below|at least|at most|up to|(?:older|younger|more|less) than)\s*({_NUMBER})"
     rf"|({_NUMBER})\s*(?:\+|plus|(?:and|or) (?:above|over|older|more|up|below|under|younger|less))"
@@ -180,30 +182,31 @@ def _read_numbers(column: pd.Series, rules: ColumnRules, unit: str | None = None
         kinds[row], values[row] = _special(cell.lower(), unit)
     taken = {"bound": rules.top_coded == "bound", "range": rules.ranges == "midpoint"}
     values[kinds.isin(["infinite", *(kind for kind, keep in taken.items() if not keep)])] = np.nan
+    said = _SAID | {kind: _SAID_IF_TAKEN[kind] for kind, keep in taken.items() if keep}
     notices = [f"{_rows(commas)} a decimal comma, and was read so."] if commas.any() else []
-    for kind, say in _SAID.items():
-        if (of_kind := kinds == kind).any():
-            notices.append(f"{_rows(of_kind)} {_shown(column[of_kind])}: {say(taken.get(kind, False))}")
+    notices += [
+        f"{_rows(kinds == kind)} {_shown(column[kinds == kind])}: {what}"
+        for kind, what in said.items()
+        if (kinds == kind).any()
+    ]
     return _Numbers(values, kinds, notices)
 
 
-_SAID: dict[str, Callable[[bool], str]] = {
-    "word": lambda taken: "a missing value.",
-    "infinite": lambda taken: "no number to reckon with, read as missing.",
-    "unit": lambda taken: "read in the unit that is stated.",
-    "bound": lambda taken: (
-        "a bound alone, " + ("which was taken." if taken else "read as missing. --top-coded bound takes the bound.")
-    ),
-    "range": lambda taken: (
-        "a range alone, "
-        + ("whose middle was taken." if taken else "read as missing. --ranges midpoint takes its middle.")
-    ),
+_SAID = {
+    "word": "a missing value.",
+    "infinite": "no number to reckon with, read as missing.",
+    "unit": "read in the unit that is stated.",
+    "bound": "a bound alone, read as missing. --top-coded bound takes the bound.",
+    "range": "a range alone, read as missing. --ranges midpoint takes its middle.",
 }
-"""What is said of each kind of cell that is read and is no plain number, by whether its number was taken."""
+"""What is said of each kind of cell that is read and is no plain number."""
+_SAID_IF_TAKEN = {"bound": "a bound alone, which was taken.", "range": "a range alone, whose middle was taken."}
 
 
 def _special(cell: str, unit: str | None) -> tuple[str, float]:
     """Kind of a cell that is no plain number, and its number in the unit."""
+    if len(cell) > _LONGEST:
+        return "unread", np.nan
     if says_missing(cell):
         return "word", np.nan
     per_unit = 1.0
@@ -274,7 +277,7 @@ def _read_sex(column: pd.Series, rules: ColumnRules) -> tuple[pd.Series, list[st
 
 def _sex_of(words: str) -> str:
     """F, M, ``other`` or ``missing``; empty where words say none of them."""
-    words = words.strip().lower()
+    words = words.strip().lower()[:_LONGEST]
     if words == "u" or says_missing(words) or ((number := _plain(words)) is not None and strength(number)):
         return "missing"
     if _OTHER_SEX.fullmatch(words):
@@ -336,7 +339,7 @@ def _set_aside(column: pd.Series, unread: pd.Series, expected: str, remedy: str)
     row, cell = next(column[unread].items())
     n_known = column.notna().sum()
     if unread.sum() > max(1, _FEW * n_known) or unread.sum() == n_known:
-        raise ParticipantsError(f"row {row} has {column.name} '{cell}'; expected {expected}. {remedy}")
+        raise ParticipantsError(f"row {row} has {column.name} '{str(cell)[:_LONGEST]}'; expected {expected}. {remedy}")
     return [f"{_rows(unread)} what cannot be read (first row {row}): read as missing; expected {expected}."]
 
 

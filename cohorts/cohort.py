@@ -31,6 +31,7 @@ from pydantic import Field
 from threadpoolctl import threadpool_limits
 
 from cohorts.atlas import Atlas, load_atlas
+from cohorts.cells import TableRules
 from cohorts.errors import CohortError, RecordingError
 from cohorts.files import atomic_path, write_text
 from cohorts.identities import Linkage
@@ -204,7 +205,7 @@ class Cohort:
         if (path / "participants.tsv").is_file():
             cohort._participants = read_participants(path / "participants.tsv")
         if (path / "sessions.tsv").is_file():
-            cohort._sessions = load_participants(path / "sessions.tsv").sessions
+            cohort._sessions = load_participants(path / "sessions.tsv", TableRules(judge=False)).sessions
         cohort._load_quarantine()
         cohort._load_index(repair)
         return cohort

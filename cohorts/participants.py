@@ -42,7 +42,7 @@ _RULE_KEYS = ("MissingValues", "TopCoded", "Ranges")
 """What descriptions say of how cells are read: it is done once."""
 _MOST_LEVELS = 20
 _AGE_UNITS = {
-    "years": r"\b(?:years?|yrs?|y|a)\b",
+    "years": r"\b(?:years?|yrs?|y)\b|^a$",
     "months": r"\b(?:months?|mos?)\b",
     "weeks": r"\b(?:weeks?|wks?|w)\b",
     "days": r"\b(?:days?|d)\b",
@@ -312,8 +312,9 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
         # Spreadsheets count rows from 1, empty ones with the others.
         numbered = [(number, [_stripped(cell) for cell in row]) for number, row in enumerate(rows, start=1)]
-        numbered = [(number, row) for number, row in numbered if any(row)]
-        if not numbered:
+        filled = [(number, row) for number, row in numbered if any(row)]
+        given = [(number, row) for number, row in filled if any(row[1:]) or not row[0].startswith("#")]
+        if not given:
             raise ValueError("empty")
     except FileNotFoundError:
         raise ParticipantsError(f"{path}: no such participants table. Check the path.") from None
@@ -322,15 +323,15 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
             f"{path}: cannot be read as a table; expected UTF-8 text with a header row, columns separated by tabs "
             "(.tsv) or commas (.csv). Save it so."
         ) from None
-    header, body = _header(numbered[0][1], separator, path), numbered[1:]
-    kept = [(number, row) for number, row in body if not row[0].startswith("#") and row != numbered[0][1]]
-    table = _even(header, kept, path)
+    first = given[0][1]
+    header, body = _header(first, separator, path), [(number, row) for number, row in given[1:] if row != first]
+    table = _even(header, body, path)
     unnamed = [place for place, name in enumerate(header) if not name]
     notices = []
-    if more := len(body) - len(kept):
+    if more := len(filled) - 1 - len(body):
         notices.append(f"{_counted(more, 'row')} left out: a comment, or the header again.")
-    if filled := sum(table[place].notna().any() for place in unnamed):
-        notices.append(f"{_counted(filled, 'column')} left out: without a name.")
+    if unused := sum(table[place].notna().any() for place in unnamed):
+        notices.append(f"{_counted(unused, 'column')} left out: without a name.")
     return table.drop(columns=unnamed).set_axis([name for name in header if name], axis=1), notices
 
 

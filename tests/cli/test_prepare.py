@@ -275,6 +275,20 @@ def test_a_table_of_visits_tells_of_people_and_sessions(tmp_path, option):
     assert "person" not in cohort.participants or cohort.participants["person"].nunique() == 4
 
 
+def test_what_is_said_to_be_a_value_stays_one_in_the_cohort(tmp_path):
+    people = tmp_path / "people.tsv"
+    rows = [f"{name}\t{-9999 if number == 3 else number}\n" for number, name in enumerate(VISITS)]
+    people.write_text("participant_id\tchange\n" + "".join(rows))
+    people.with_suffix(".json").write_text('{"change": {"MissingValues": []}}')
+    of_visits = ("--participant-pattern", r"(P\d)_(V\d)")
+
+    assert run_command(of_matrices(tmp_path, VISITS, "--participants", str(people), *of_visits, "--no-report")) == 0
+
+    cohort = Cohort.open(tmp_path / "oslo")
+    assert sorted(cohort.sessions["change"]) == [-9999, 0, 1, 2, 4, 5, 6, 7]
+    assert sorted(cohort.recording_covariates()["change"]) == [-9999, 0, 1, 2, 4, 5, 6, 7]
+
+
 def test_rules_for_cells_are_options(tmp_path):
     people = tmp_path / "people.tsv"
     people.write_text("participant_id\tage\tiq\nsub-1\t89+\t98\nsub-2\t35-40\t55\nsub-3\t71\t110\n")

@@ -43,7 +43,7 @@ HEADER, ROW1, ROW2 = PLAIN.splitlines()
         PLAIN.replace("n/a", ".").encode(),
         PLAIN.replace("n/a", "#N/A").replace("30.5", "\N{NO-BREAK SPACE}30.5 ").encode(),
         "".join(f'"{cell}"\t"{age}"\t"{sex}"\n' for cell, age, sex in map(str.split, PLAIN.splitlines())).encode(),
-        f"{HEADER}\n# added in May\n{ROW1}\n{HEADER}\n{ROW2}\n".encode(),
+        f"# exported\n\n{HEADER}\n# added in May\t\t\n{ROW1}\n{HEADER}\n{ROW2}\n".encode(),
         f"\t{HEADER}\n0\t{ROW1}\n1\t{ROW2}\n".encode(),
     ],
 )
