@@ -24,7 +24,6 @@ from client.policy import EVERYTHING, SHOWS_ONE_SITE
 from client.site import SIMULATED_SITES, load_site
 from cohorts import Cohort
 from cohorts.files import atomic_folder, write_text
-from cohorts.persons import VISITS
 from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from server.errors import ServerError
@@ -265,7 +264,7 @@ def _open_all(study: Study, folders: list[Path]) -> list[Cohort]:
     for cohort in cohorts:
         if found := misfits(study, cohort):
             raise InputError("\n".join(found))
-        visits = [f"cohort {cohort.name}: {said}" for said in cohort.remarks if said.startswith(VISITS)]
+        visits = [f"cohort {cohort.name}: {cohort.visits}"] if cohort.visits else []
         for said in (*left_out(study, cohort), *visits):
             console.print(said, highlight=False, markup=False, soft_wrap=True)
     return sorted(cohorts, key=lambda cohort: cohort.name)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from cli.display import console, live
 from server.journal import Journal, Progress
-from server.summary import PROBE_SCORES, left_out_of, probe_score
+from server.summary import PROBE_SCORES, probe_score, remarks_on
 
 _RECENT_NOTES = 3
 
@@ -173,7 +173,7 @@ def print_summary(summary: dict[str, object]) -> None:
         ]
         table.add_row(features, *cells)
     out.print(table)
-    for said in left_out_of(summary["sites"]):
+    for said in remarks_on(summary["sites"]):
         out.print(said, highlight=False, markup=False, soft_wrap=True)
 
 

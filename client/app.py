@@ -132,6 +132,7 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
         n_too_short=len(lengths.too_short),
         n_left_out=lengths.n_left_out,
         n_incomplete=site.policy.told(len(people) - len(complete)),
+        n_like_visits=site.policy.told(site.cohort.visits.n_ids if site.cohort.visits else 0),
         n_windows=windows.n_windows,
         n_parcels=site.cohort.atlas.n_parcels,
         n_vector_dimensions=vectors.matrix.shape[1] if vectors else 0,

@@ -34,7 +34,6 @@ from cohorts.atlas import Atlas, load_atlas
 from cohorts.cells import TableRules
 from cohorts.errors import CohortError, RecordingError
 from cohorts.files import atomic_path, write_text
-from cohorts.identities import Linkage
 from cohorts.participants import (
     Descriptions,
     ParticipantsTable,
@@ -42,7 +41,7 @@ from cohorts.participants import (
     read_participants,
     write_participants,
 )
-from cohorts.persons import VISITS, look_like_visits
+from cohorts.persons import Visits, look_like_visits
 from cohorts.quality import Quality, QualityRules, measure
 from cohorts.recording import (
     Recording,
@@ -89,7 +88,9 @@ class About(Settings):
     rules: QualityRules = QualityRules()
     """What the recordings were last judged by."""
     remarks: tuple[str, ...] = ()
-    """What of the participants table was not taken as it stood, and what of its ids is to be looked at."""
+    """What of the participants table was not taken as it stood."""
+    visits: Visits | None = None
+    """What the participants' own ids look like, where they look like visits of the same people."""
     t_r: tuple[float, ...] = ()
     """Repetition times in seconds."""
     n_participants: int = 0
@@ -249,14 +250,17 @@ class Cohort:
         return self._sessions.copy()
 
     @property
+    def visits(self) -> Visits | None:
+        """Participants who may be visits of the same people, as their own ids look; None if they do not."""
+        if self.about.pseudonyms:
+            return self.about.visits
+        return look_like_visits({row["participant_id"] for row in self._rows.values()})
+
+    @property
     def remarks(self) -> list[str]:
         """What is to be known of the participants: what of their table was not taken as it stood, who is not here."""
-        remarks = list(self.about.remarks)
-        own = {participant for _, participant in Linkage.read(self.path).names.values()}
-        visits = look_like_visits(own or {row["participant_id"] for row in self._rows.values()})
-        if visits is not None and not any(one.startswith(VISITS) for one in remarks):
-            remarks.append(str(visits))
         here = {row["participant_id"] for row in self._rows.values()}
+        remarks = [*self.about.remarks, *([str(self.visits)] if self.visits else [])]
         if without := set(self._participants["participant_id"]) - here:
             aside = len(without & set(self.held().values()))
             remarks.append(
@@ -381,9 +385,17 @@ class Cohort:
         self._participants, self._sessions = table.participants, table.sessions
         self._descriptions = table.descriptions
 
-    def remark(self, remarks: Iterable[str]) -> None:
-        """Keep what is to be known of the participants, in place of what was, for `save` to write."""
-        self.about = self.about.model_copy(update={"remarks": tuple(remarks)})
+    def remark(self, remarks: Iterable[str], visits: Visits | None) -> None:
+        """Keep what is to be known of the participants, in place of what was, for `save` to write.
+
+        Parameters
+        ----------
+        remarks : iterable of str
+            What of their table was not taken as it stood.
+        visits : Visits or None
+            What their own ids look like.
+        """
+        self.about = self.about.model_copy(update={"remarks": tuple(remarks), "visits": visits})
 
     def fingerprint_of(self, recording_id: str) -> str | None:
         """Fingerprint of what a recording was made from or refused for; None if it is not known here."""

@@ -28,8 +28,6 @@ _GROUP = re.compile(
     re.IGNORECASE,
 )
 """What people may be numbered within."""
-VISITS = "participant_id: "
-"""How the sentence about ids that look like visits begins."""
 _MOST_VISITS = 10
 """Different visits, at most, of those that only may be such."""
 
@@ -158,7 +156,7 @@ class Visits:
         shown = ", ".join(self.names[:4]) + (", …" if len(self.names) > 4 else "")
         example = f" '{self.pattern}'" if self.pattern else ""
         return (
-            f"{VISITS}{self.n_ids} ids look like visits of {self.n_people} people, as they differ in {shown} "
+            f"participant_id: {self.n_ids} ids look like visits of {self.n_people} people, as they differ in {shown} "
             "alone. Each counts as a person now: one who is trained on may also be held out, and counts more than once "
             f"for epsilon. If they are visits, prepare a new cohort with --participant-pattern{example}, or with "
             "--participant-column and the column that names the person."

@@ -27,7 +27,7 @@ from cohorts.errors import CohortError, NoRecordingsError, ParticipantsError, Re
 from cohorts.files import locked, open_regular, sync
 from cohorts.identities import Identity, Linkage, Names, OwnNames
 from cohorts.participants import MissingRule, ParticipantsTable, apply_missing_rule, bare_id
-from cohorts.persons import VISITS, PersonPattern, look_like_visits
+from cohorts.persons import PersonPattern, look_like_visits
 from cohorts.processes import in_processes
 from cohorts.quality import QualityRules, check_signal
 from cohorts.recording import Recording, check_identifier, check_recording, save_recording
@@ -183,7 +183,8 @@ def prepare_cohort(
             _require_some(cohort, linkage, n_not_selected)
             if selected is not None:
                 cohort.describe_participants(_renamed(selected, names))
-            cohort.remark(_remarks(cohort, participants, runs))
+            said = cohort.about.remarks if participants is None else participants.notices
+            cohort.remark(said, look_like_visits(run.participant for run in runs))
             if not isinstance(names, OwnNames):
                 linkage.only(offered | gone).write(cohort.path)
             cohort.judge(rules)
@@ -280,13 +281,6 @@ def _spellings(ids: Iterable[str]) -> Callable[[str], str]:
     # Where 1 and 01 are two people, neither.
     loose = {bare_id(one): one for one in exact.values() if times[bare_id(one)] == 1}
     return lambda one: exact.get(one.removeprefix("sub-")) or loose.get(bare_id(one)) or one
-
-
-def _remarks(cohort: Cohort, participants: ParticipantsTable | None, runs: list[Run]) -> list[str]:
-    """What is to be known of the participants: of their table, if none is given as it was before, and of their ids."""
-    said = cohort.about.remarks if participants is None else participants.notices
-    visits = look_like_visits(run.participant for run in runs)
-    return [*(one for one in said if not one.startswith(VISITS)), *([str(visits)] if visits else [])]
 
 
 def _with_names(runs: list[Run]) -> list[Run]:

@@ -318,6 +318,8 @@ class DescribeReply(Payload):
     n_incomplete : int or None
         Participants who are trained on and in no analysis, since a covariate is not known; None for a few, fewer than
         the site's policy lets any number stand for.
+    n_like_visits : int or None
+        Participants whose ids look like visits of the same people; None for a few.
     n_vector_dimensions : int
         0 if no vectors were asked for.
     n_without_vectors : int or None
@@ -333,6 +335,7 @@ class DescribeReply(Payload):
     n_too_short: int = 0
     n_left_out: int = 0
     n_incomplete: int | None = 0
+    n_like_visits: int | None = 0
     n_windows: int
     n_parcels: int
     n_vector_dimensions: int = 0

@@ -26,8 +26,8 @@ def probe_score(scores: Mapping[str, Any]) -> str:
     return next(score for score in PROBE_SCORES if score in scores)
 
 
-def left_out_of(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say what of each site took no part, a sentence each.
+def remarks_on(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say what of each site took no part, and whom it may have taken for several people, a sentence each.
 
     Parameters
     ----------
@@ -45,6 +45,11 @@ def left_out_of(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
             if (n := about.get(n_people, 0)) != 0:
                 who = "a few" if n is None else f"{n} of {about['n_participants']}"
                 said.append(f"{site}: {who} participants lack {missing}, and are in no analysis that needs it.")
+        if (n := about.get("n_like_visits", 0)) != 0:
+            said.append(
+                f"{site}: the ids of {'a few' if n is None else n} participants look like visits of the same people, "
+                "who may be trained on and held out at once, and count more than once for epsilon."
+            )
     return said
 
 

@@ -10,7 +10,7 @@ from cohorts.report.page import Table, render, sections
 from server.report.data import RunData
 from server.report.figures import draw, predictor_name, variant_name
 from server.report.methods import methods_paragraph
-from server.summary import PROBE_SCORES, left_out_of, probe_score
+from server.summary import PROBE_SCORES, probe_score, remarks_on
 
 Rows = list[list[str]]
 
@@ -98,7 +98,7 @@ def _sites(data: RunData) -> Table:
     ]
     left_out = data.summary["left_out"]
     notes = [f"Away, silent or refusing, and left out of the analyses: {left_out}."] if left_out else []
-    return Table(header, rows, " ".join([*notes, *left_out_of(data.summary["sites"])]))
+    return Table(header, rows, " ".join([*notes, *remarks_on(data.summary["sites"])]))
 
 
 def _baselines(data: RunData) -> Table:

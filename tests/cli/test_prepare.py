@@ -245,6 +245,7 @@ def test_ids_of_visits_are_said_and_a_pattern_puts_each_person_on_one_side_of_th
     pattern = re.search(r"--participant-pattern '(\S+)'", capsys.readouterr().out).group(1)
     assert "8 ids look like visits" in (tmp_path / "oslo" / "site-only" / "quality.html").read_text()
     assert not any(name in (tmp_path / "oslo" / "cohort.yaml").read_text() for name in VISITS)
+    assert Cohort.open(tmp_path / "oslo").visits.n_ids == 8  # what describe counts
 
     assert run_command([*command, "--participant-pattern", pattern]) == 2
     assert "participant_pattern was none, and is" in capsys.readouterr().err
@@ -252,6 +253,7 @@ def test_ids_of_visits_are_said_and_a_pattern_puts_each_person_on_one_side_of_th
     assert run_command([*command, "--participant-pattern", pattern, "--keep-ids", "--no-report"]) == 0
 
     assert "look like visits" not in capsys.readouterr().out
+    assert Cohort.open(tmp_path / "bergen").visits is None
     cohort = Cohort.open(tmp_path / "bergen")
     usable = usable_recordings(cohort, WindowConfig(n_frames=40))
     training, held_out = split_participants(list(usable), 0.5, seed=0)

@@ -116,6 +116,7 @@ def test_whom_sites_left_out_is_said_under_their_table_and_on_the_terminal(run_f
     summary = json.loads(path.read_text())
     assert all(summary["sites"][site]["n_too_short"] == 0 for site in summary["sites"])
     summary["sites"]["aalborg"] |= {"n_recordings": 21, "n_too_short": 4, "n_left_out": 3, "n_incomplete": 5}
+    summary["sites"]["aalborg"] |= {"n_like_visits": 24}
     summary["sites"]["bergen"] |= {"n_incomplete": None, "n_without_vectors": 2}
     path.write_text(json.dumps(summary))
     n = summary["sites"]["aalborg"]["n_participants"]
@@ -124,6 +125,7 @@ def test_whom_sites_left_out_is_said_under_their_table_and_on_the_terminal(run_f
         f"aalborg: 5 of {n} participants lack a covariate, and are in no analysis that needs it.",
         "bergen: a few participants lack a covariate, and are in no analysis that needs it.",
         "bergen: 2 of",
+        "aalborg: the ids of 24 participants look like visits of the same people",
     )
 
     page = write_report(run_folder).read_text()
