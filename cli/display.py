@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cli.errors import printable
 from cohorts import Cohort
 from cohorts.identities import Linkage
+from cohorts.notices import NOTICES
 
 console = Console(stderr=True)
 
@@ -47,6 +48,12 @@ def show_remarks(cohort: Cohort) -> None:
     """Say what is to be known of the participants."""
     for remark in cohort.remarks:
         typer.echo(f"Note: {printable(remark)}")
+
+
+def show_notices(cohort: Cohort) -> None:
+    """Say what is to be known of recordings that are in the cohort, and of how many."""
+    for code, count in cohort.notices.items():
+        typer.echo(f"Of {count} of {len(cohort)} recordings: {NOTICES.get(code, code)}.")
 
 
 def live() -> bool:

@@ -8,16 +8,18 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from brainlm.architectures import check_model_config
-from brainlm.config import PrivacyConfig, WindowConfig
+from brainlm.config import WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
 from brainlm.evaluation import MODEL, reconstruct_example
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet, lengths_of, split_participants
 from client import summing, training
+from client.describing import policy_objections
 from client.disclosure import permit_categories, read_design
 from client.features import FeatureSet, FeatureStore, complete_rows, read_features
 from client.frames import moments_of, scaling_of, split_site
 from client.ledger import EMBEDDING, Release
+from client.limits import permit_design
 from client.models import (
     evaluate_held_out,
     evaluation_parts,
@@ -94,13 +96,10 @@ def harmonize(message: Message, context: Context) -> Message:
 
 
 def _describe(site: Site, request: DescribeRequest) -> Answer:
-    site.policy.permit(request.study, request.analyses, request.recipe)
+    for refusal in policy_objections(site.policy, request):
+        raise refusal
     site.policy.permit_columns(request.columns, site.covariates.columns)
     site.policy.permit_rounds(site.ledger.rounds(request.study) + request.rounds)
-    privacy = check_settings(request.privacy, PrivacyConfig, "the study's privacy") if request.privacy else None
-    site.policy.permit_privacy(privacy.delta if privacy else None)
-    if privacy and privacy.epsilon is not None:
-        site.policy.permit_epsilon(privacy.epsilon)
     contract = check_settings(request.contract, CohortContract, "the study's contract")
     for mismatch in contract.mismatches(site.cohort):
         raise Refusal(_MISMATCHES[mismatch.kind], mismatch.message)
@@ -117,10 +116,9 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
         site.policy.permit_release(len(behind), carries_sums=True, in_secure_sum=request.secure_sums)
     site.policy.permit_group(len(complete) // max(1, request.folds), f"each of {request.folds} folds")
     for name, levels in contract.covariates.items():
+        site.policy.permit_size("levels", len(levels), "levels of a category")
         if levels:
             permit_categories(site, complete, Categorical(name, levels))
-    if request.vectors:
-        site.policy.permit_vectors(request.vectors)
     vectors = read_vectors(site.cohort, request.vectors) if request.vectors else None
     without_vectors = set(people) - set(vectors.participants) if vectors else ()
     windows = WindowSet(site.cohort, window)
@@ -192,13 +190,14 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
         ),
         dimensions={name: values.shape[1] for name, values in features.items()},
     )
-    counted = Release(EMBEDDING, participants, ("tally",))
+    counted = Release(EMBEDDING, participants, ("tally",), accounted=True)
     evaluated = evaluation_releases(site, held_out, (about["model_sha256"],))
     return Answer(reply, len(participants), (counted, *evaluated))
 
 
 def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:
     site.policy.permit(request.study, [step.transform for step in request.steps])
+    site.policy.permit_size("jobs", len(request.steps), "transforms in one message")
     store = FeatureStore(site.folder_of(request.study), request.run)
     tally: Arrays = {}
     shown: Arrays = {}
@@ -222,6 +221,7 @@ def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:
 
 def _transform(site: Site, source: FeatureSet, step: Step, model: Arrays) -> tuple[FeatureSet, State | None]:
     """Apply one solved model to the participants whose covariates are known; also return the site's own effect."""
+    permit_design(site.policy, step.covariates)
     rows, design = complete_rows(site, source.participants, read_design(step.covariates))
     features, effect = source.features[rows], None
     if step.transform == "projection":

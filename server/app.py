@@ -94,20 +94,8 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
 
 
 def _describe(study: Study, journal: Journal) -> DescribeRequest:
-    return DescribeRequest(
-        study=study.study,
-        contract=study.contract().model_dump(mode="json"),
-        window=study.model.window.model_dump(mode="json"),
-        analyses=study.asks_for(),
-        recipe=study.recipe,
-        holdout=study.training.holdout,
-        folds=study.analyses.folds,
-        vectors=study.association.vectors if study.association else None,
-        columns=study.columns,
-        rounds=study.averaging.rounds - journal.last_round(),
-        secure_sums=study.privacy.secure_sums,
-        privacy=study.training.privacy.model_dump(mode="json") if study.training.privacy else None,
-    )
+    asked = study.introduction(study.averaging.rounds - journal.last_round())
+    return asked.model_copy(update={"contract": study.contract().model_dump(mode="json")})
 
 
 def _embed(study: Study, roster: Roster, journal: Journal, weights: Arrays, measures: Measures) -> Answers[EmbedReply]:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -51,6 +52,33 @@ def remarks_on(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 "who may be trained on and held out at once, and count more than once for epsilon."
             )
     return said
+
+
+@dataclass(frozen=True)
+class SiteScore:
+    """How much of the site is in one variant of a feature set, in the number that a run is known by.
+
+    Attributes
+    ----------
+    title : str
+        What was measured.
+    value : float or None
+        The number.
+    by_chance : float or None
+        What it would be if sites did not differ.
+    """
+
+    title: str
+    value: float | None
+    by_chance: float | None
+
+
+def site_score(measured: Mapping[str, Any]) -> SiteScore:
+    """Take the score of the classifier, where a study asked for one; else the share of distances between sites."""
+    if "balanced_accuracy" in measured:
+        return SiteScore("site recognised (balanced accuracy)", measured["balanced_accuracy"], measured["null_mean"])
+    permanova = measured.get("permanova", {})
+    return SiteScore("site (PERMANOVA R²)", permanova.get("r2"), permanova.get("r2_by_chance"))
 
 
 def write_summary(

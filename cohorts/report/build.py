@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from cohorts.cohort import Cohort
 from cohorts.files import write_text
+from cohorts.notices import NOTICES
 from cohorts.quality import QualityRules
 from cohorts.report import figures
 from cohorts.report.group import MEASURES, Group, read_group, with_lengths, with_unit, worth_a_look
@@ -135,6 +136,13 @@ class _Report:
     def _people_table(self) -> Table:
         """What is to be known of the participants and their table."""
         return Table(["what is to be known"], [[remark] for remark in self.cohort.remarks])
+
+    def _notices_table(self) -> Table:
+        """What was noticed of recordings, with their counts."""
+        rows = [
+            [NOTICES.get(code, code), f"{count} of {len(self.table)}"] for code, count in self.cohort.notices.items()
+        ]
+        return Table(["notice", "recordings"], rows)
 
     def _measures_table(self) -> Table:
         """Median and spread of every measure beside its threshold."""
