@@ -144,6 +144,46 @@ def usable_recordings(cohort: Cohort, window: WindowConfig) -> dict[str, list[st
     return {participant: usable[participant] for participant in sorted(usable)}
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """How many of a cohort's recordings are at least a window long.
+
+    Attributes
+    ----------
+    usable : dict
+        As `usable_recordings` returns it.
+    too_short : dict
+        Recording → seconds, of those that are not.
+    n_left_out : int
+        Participants all of whose recordings are too short.
+    said : str
+        All this in a sentence.
+    """
+
+    usable: dict[str, list[str]]
+    too_short: dict[str, float]
+    n_left_out: int
+    said: str
+
+
+def lengths_of(cohort: Cohort, window: WindowConfig) -> Lengths:
+    """Count the recordings of a cohort that are at least a window long, and those that are not."""
+    usable, index = usable_recordings(cohort, window), cohort.recordings
+    long_enough = {recording for recordings in usable.values() for recording in recordings}
+    seconds = (index["n_frames"] * index["t_r"]).set_axis(index["recording_id"])
+    too_short = {recording: length for recording, length in seconds.items() if recording not in long_enough}
+    people = index["participant_id"].nunique()
+    if not too_short:
+        said = f"cohort {cohort.name}: all {len(index)} recordings are as long as the window of {window.seconds:g} s."
+        return Lengths(usable, {}, 0, said)
+    ends = dict.fromkeys(f"{end:g}" for end in (min(too_short.values()), max(too_short.values())))
+    said = (
+        f"cohort {cohort.name}: {len(too_short)} of {len(index)} recordings are shorter than the window of "
+        f"{window.seconds:g} s (they have {' to '.join(ends)} s); {len(usable)} of {people} participants are left."
+    )
+    return Lengths(usable, too_short, people - len(usable), said)
+
+
 def split_participants(participants: list[str], holdout: float, seed: int) -> tuple[list[str], list[str]]:
     """Split participants into training and held-out ones, at random but the same for the same seed.
 
@@ -185,10 +225,7 @@ class WindowSet:
         usable = usable_recordings(cohort, window)
         self._recordings = {p: usable[p] for p in usable if participants is None or p in set(participants)}
         if not self._recordings:
-            raise BrainLMError(
-                f"cohort {cohort.name}: no recording is {window.seconds:g} s long, the model's window. "
-                "Use a shorter window or longer recordings."
-            )
+            raise BrainLMError(f"{lengths_of(cohort, window).said} Use a shorter window or longer recordings.")
         self.cohort = cohort
         self.window = window
         self.scale = scale

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.display import counter, show_notices, show_quarantine
+from cli.display import counter, show_notices, show_quarantine, show_remarks
 from cli.errors import InputError
 from cli.options import ATLAS_HELP, finite
 from cli.prepare import default_key, prepare
@@ -65,9 +65,13 @@ def vectors(
     name: Annotated[str, typer.Option(help="What studies call these vectors.")] = "vectors",
 ) -> None:
     """Add a second table of vectors of the same participants, such as gene embeddings, to associate with the first."""
-    added = import_vectors(Cohort.open(folder), source, name)
+    cohort = Cohort.open(folder)
+    added = import_vectors(cohort, source, name)
     n, dimensions = added.matrix.shape
     typer.echo(f"{folder}: vectors '{name}' of {n} participants, {dimensions} dimensions.")
+    people = set(cohort.recordings["participant_id"])
+    if without := people - set(added.participants):
+        typer.echo(f"{len(without)} of {len(people)} participants have none: analyses of vectors leave them out.")
 
 
 @app.command()
@@ -95,6 +99,7 @@ def show(
     if "sex" in people and people["sex"].notna().any():
         table.add_row("sex", ", ".join(f"{n} {sex}" for sex, n in people["sex"].value_counts().sort_index().items()))
     console.print(table)
+    show_remarks(cohort)
     show_notices(cohort)
     show_quarantine(cohort)
     if recordings:
@@ -125,6 +130,7 @@ def check(
             cohort = Cohort.open(folder)  # as it is now
             quarantined, taken_back = cohort.judge(rules)
         typer.echo(f"By {quality}: {len(quarantined)} quarantined, {len(taken_back)} taken back.")
+    show_remarks(cohort)
     show_quarantine(cohort)
     if report:
         from cohorts.report import write_quality_report  # with matplotlib and nilearn, which take seconds
@@ -175,12 +181,15 @@ def _show_contract(cohort: Cohort, path: Path) -> None:
     InputError
         If it does not.
     """
-    from server.study import load_study  # with torch, which takes seconds
+    from server.fitting import left_out, misfits  # with torch, which takes seconds
+    from server.study import load_study
 
-    mismatches = load_study(path).contract().mismatches(cohort)
-    if mismatches:
-        raise InputError("\n".join(mismatch.message for mismatch in mismatches))
+    study = load_study(path)
+    if found := misfits(study, cohort):
+        raise InputError("\n".join(found))
     typer.echo(f"{path}: the cohort meets its contract.")
+    for said in left_out(study, cohort):
+        typer.echo(said)
 
 
 def _range(values: pd.Series) -> str:

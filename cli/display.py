@@ -44,6 +44,12 @@ def show_quarantine(cohort: Cohort) -> None:
         typer.echo(f"  … and {len(quarantined) - 20} more in {cohort.path / 'quarantine.jsonl'}")
 
 
+def show_remarks(cohort: Cohort) -> None:
+    """Say what is to be known of the participants."""
+    for remark in cohort.remarks:
+        typer.echo(f"Note: {printable(remark)}")
+
+
 def show_notices(cohort: Cohort) -> None:
     """Say what is to be known of recordings that are in the cohort, and of how many."""
     for code, count in cohort.notices.items():

@@ -16,7 +16,7 @@ from brainlm.config import MaskConfig, WindowConfig
 from brainlm.evaluation import SCORES, ReconstructionSums, compare
 from brainlm.linear_path import LinearPath
 from brainlm.scaling import Scaling
-from brainlm.windows import WindowSet, prepare, split_participants, usable_recordings
+from brainlm.windows import WindowSet, lengths_of, prepare, split_participants, usable_recordings
 from cli.errors import InputError
 from cohorts import Cohort
 from cohorts.seeding import derive_seed
@@ -52,7 +52,10 @@ def evaluate(
     _hide(model, mask, ratio)
     evaluated = Cohort.open(cohort)
     own_seed = derive_seed(int(about.get("seed", 0)) if seed is None else seed, evaluated.name)
-    people = list(usable_recordings(evaluated, model.config.window))
+    lengths = lengths_of(evaluated, model.config.window)
+    people = list(lengths.usable)
+    if lengths.too_short:
+        typer.echo(lengths.said)
     training: list[tuple[Cohort, list[str] | None]] = [(Cohort.open(other), None) for other in train or []]
     held_out = people
     _check_atlases(evaluated, train or [])

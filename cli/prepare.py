@@ -8,15 +8,17 @@ from typing import Annotated, Any
 import click
 import typer
 
-from cli.display import counter, show_notices, show_quarantine
+from cli.display import counter, show_notices, show_quarantine, show_remarks
 from cli.errors import InputError
 from cli.options import ATLAS_HELP, Orientation, Scaling, column_range, condition, finite
 from cohorts import Cohort, load_atlas
+from cohorts.cells import TableRules
 from cohorts.cohort import About
 from cohorts.derivatives import kind_of
 from cohorts.files import require_apart
 from cohorts.identities import KeyedNames, OwnNames
 from cohorts.participants import ParticipantsTable, load_participants
+from cohorts.persons import PersonPattern
 from cohorts.preparation import prepare_cohort
 from cohorts.quality import QualityRules
 from cohorts.settings import read_settings
@@ -36,6 +38,9 @@ _KINDS = {
     **dict.fromkeys(("orientation", "columns", "variable", "scaling"), ("matrices",)),
     "tree_atlas": ("xcpd",),
 }
+
+_OF_THE_TABLE = ("missing_value", "top_coded", "ranges", "participant_column")
+"""Options that have a meaning for a participants table only."""
 
 
 class Kind(StrEnum):
@@ -67,6 +72,20 @@ class Censoring(StrEnum):
     NONE = "none"
 
 
+class TopCoded(StrEnum):
+    """What becomes of numbers of which a bound alone is known."""
+
+    MISSING = "missing"
+    BOUND = "bound"
+
+
+class Ranges(StrEnum):
+    """What becomes of numbers of which a range alone is known."""
+
+    MISSING = "missing"
+    MIDPOINT = "midpoint"
+
+
 class Missing(StrEnum):
     """What becomes of participants without a required covariate."""
 
@@ -94,6 +113,23 @@ def prepare(
     missing: Annotated[
         Missing, typer.Option(help="What becomes of participants without a required covariate.")
     ] = Missing.QUARANTINE,
+    missing_value: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN=VALUE, or VALUE in any column: it stands for a missing one, as fiq=-9999 may."),
+    ] = None,
+    top_coded: Annotated[
+        TopCoded | None, typer.Option(help="Numbers such as 89+: missing, or their bound. By default missing.")
+    ] = None,
+    ranges: Annotated[
+        Ranges | None, typer.Option(help="Numbers such as 35-40: missing, or their middle. By default missing.")
+    ] = None,
+    participant_pattern: Annotated[
+        str | None,
+        typer.Option(help=r"Names hold visits: a regular expression of person and visit, such as '(P\d+)_V(\d+)'."),
+    ] = None,
+    participant_column: Annotated[
+        str | None, typer.Option(help="Ids are of visits: column of the participants table that names the person.")
+    ] = None,
     quality: Annotated[
         Path | None,
         typer.Option(help="Thresholds (YAML); else as before, at first those of configs/quality.yaml."),
@@ -162,9 +198,10 @@ def prepare(
     require_apart(source, out)
     found = kind_of(source) if kind is Kind.AUTO else kind.value
     _refuse_others(ctx, found)
-    people = _people(source, participants)
+    pattern = PersonPattern(participant_pattern) if participant_pattern else None
+    people = _people(source, participants, options, pattern)
     rules = read_settings(quality, QualityRules) if quality else None
-    opened = _open(found, source, people, options)
+    opened = _open(found, source, _ids(people, pattern), options)
     names = OwnNames() if keep_ids else KeyedNames(_key(key, out))
     with counter("Preparing recordings") as progress:
         done = prepare_cohort(
@@ -172,6 +209,7 @@ def prepare(
             out,
             participants=people,
             names=names,
+            pattern=pattern,
             name=name,
             select=tuple(condition(text) for text in select or []),
             require=tuple(require or []),
@@ -193,6 +231,7 @@ def prepare(
         )
     cohort = Cohort.open(out)
     _say_of_people(people, cohort)
+    show_remarks(cohort)
     show_notices(cohort)
     show_quarantine(cohort)
     if report:
@@ -232,12 +271,39 @@ def _refuse_others(ctx: typer.Context, kind: str) -> None:
             )
 
 
-def _people(source: Path, path: Path | None) -> ParticipantsTable | None:
+def _people(
+    source: Path, path: Path | None, options: dict[str, Any], pattern: PersonPattern | None
+) -> ParticipantsTable | None:
     """Read the participants table that is named, or lies in the source, where a link to nowhere is not passed over."""
+    if pattern is not None and options["participant_column"]:
+        raise InputError("--participant-pattern and --participant-column: both say whose an id is. Give one of them.")
     inside = source / "participants.tsv"
     if path is None and os.path.lexists(inside):
         path = inside
-    return load_participants(path) if path else None
+    if path is None:
+        useless = next((name for name in _OF_THE_TABLE if options[name]), None)
+        if useless is not None:
+            raise InputError(f"--{useless.replace('_', '-')}: needs a participants table. Give --participants FILE.")
+        return None
+    rules = TableRules(
+        missing=tuple(_missing_value(text) for text in options["missing_value"] or []),
+        top_coded=options["top_coded"],
+        ranges=options["ranges"],
+    )
+    return load_participants(path, rules, pattern=pattern, person_column=options["participant_column"] or "")
+
+
+def _missing_value(text: str) -> tuple[str, str]:
+    """Read COLUMN=VALUE, or VALUE, which is of every column."""
+    column, equals, value = text.partition("=")
+    return (column, value) if equals else ("", text)
+
+
+def _ids(people: ParticipantsTable | None, pattern: PersonPattern | None) -> tuple[str, ...] | None:
+    """Ids that names of recordings are matched with; None where they are not, or a pattern finds the person."""
+    if people is None or pattern is not None:
+        return None
+    return tuple(people.scans or people.participants["participant_id"])
 
 
 def _say_of_people(people: ParticipantsTable | None, cohort: Cohort) -> None:
@@ -248,15 +314,12 @@ def _say_of_people(people: ParticipantsTable | None, cohort: Cohort) -> None:
         typer.echo(f"No participants table was given: {missing}.")
         return
     typer.echo(f"Kept of the participants table: {', '.join(kept) or 'nothing but the participants'}.")
-    for notice in people.notices:
-        typer.echo(notice)
     if people.left_out:
         typer.echo(f"Left out, since they tell who somebody is: {', '.join(people.left_out)}.")
 
 
-def _open(kind: str, path: Path, people: ParticipantsTable | None, options: dict[str, Any]) -> Source:
+def _open(kind: str, path: Path, ids: tuple[str, ...] | None, options: dict[str, Any]) -> Source:
     """Open a source of a kind with the options that concern it."""
-    ids = None if people is None else tuple(people.participants["participant_id"])
     if kind == "matrices":
         return _matrices(path, ids, options)
     if kind == "xcpd":

@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 import yaml
 
-from brainlm.windows import usable_recordings
 from cli.display import console, counter
 from cli.ending import end_noted, how_to_go_on, note_stopping, settle
 from cli.errors import InputError, RunFailedError
@@ -31,6 +30,7 @@ from cohorts import Cohort, CohortError
 from cohorts.files import atomic_folder, write_text
 from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
+from server.fitting import left_out, misfits
 from server.journal import WHERE, Journal
 from server.keeping import keep_study
 from server.report import write_report
@@ -284,15 +284,12 @@ def _open_all(study: Study, folders: list[Path]) -> list[Cohort]:
             f"{len(cohorts)} cohorts were given; the study's quorum is {study.averaging.quorum}. "
             f"Give more, or lower averaging.quorum.{secure}"
         )
-    window = study.model.window
     for cohort in cohorts:
-        for mismatch in study.contract().mismatches(cohort):
-            raise InputError(mismatch.message)
-        if not usable_recordings(cohort, window):
-            raise InputError(
-                f"cohort {cohort.name}: no recording is {window.seconds:g} s long, the model's window. "
-                "Shorten model.window, or leave the cohort out."
-            )
+        if found := misfits(study, cohort):
+            raise InputError("\n".join(found))
+        visits = [f"cohort {cohort.name}: {cohort.visits}"] if cohort.visits else []
+        for said in (*left_out(study, cohort), *visits):
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
     return sorted(cohorts, key=lambda cohort: cohort.name)
 
 

@@ -21,6 +21,7 @@ from exchange.bundle import JoinPackage
 from exchange.refusals import Refusal
 from exchange.roster import RosterError
 from server.errors import ServerError
+from server.fitting import left_out, misfits
 from server.study import load_study
 
 CLOCK_S = 300
@@ -136,9 +137,9 @@ def _study(site: Site, path: Path) -> Check:
     study = load_study(path)
     site.policy.permit(study.study, study.asks_for(), study.recipe)
     site.policy.permit_columns(study.columns, site.covariates.columns)
-    for mismatch in study.contract().mismatches(site.cohort):
-        return failed("study", mismatch.message)
-    return passed("study", f"{study.study}: cohort and policy fit")
+    if found := misfits(study, site.cohort):
+        return failed("study", " ".join(found))
+    return passed("study", " ".join([f"{study.study}: cohort and policy fit.", *left_out(study, site.cohort)]))
 
 
 def _connection(site: Site) -> Iterator[Check]:

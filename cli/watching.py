@@ -19,7 +19,7 @@ from cli.display import console, live
 from cli.errors import printable
 from server.absences import absences_of
 from server.journal import Journal, Progress
-from server.summary import PROBE_SCORES, probe_score, site_score
+from server.summary import PROBE_SCORES, probe_score, remarks_on, site_score
 
 _RECENT_NOTES = 3
 
@@ -179,15 +179,17 @@ def print_summary(summary: dict[str, object]) -> None:
     for target in targets:
         table.add_column(f"{target} ({PROBE_SCORES[scores[target]]})")
     for features, effect in effects.items():
-        scores = {name: site_score(value) for name, value in effect.items()}
-        cells = [_change({name: score.value for name, score in scores.items()})]
-        cells[0] += f", by chance {_number(scores['raw'].by_chance)}"
+        of_site = {name: site_score(value) for name, value in effect.items()}
+        cells = [_change({name: score.value for name, score in of_site.items()})]
+        cells[0] += f", by chance {_number(of_site['raw'].by_chance)}"
         cells += [
             _change({name: value[score] for name, value in probes[features][target].items()})
             for target, score in scores.items()
         ]
         table.add_row(features, *cells)
     out.print(table)
+    for said in remarks_on(summary["sites"]):
+        out.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def _change(values: dict[str, float]) -> str:

@@ -12,7 +12,7 @@ from brainlm.config import WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
 from brainlm.evaluation import MODEL, reconstruct_example
 from brainlm.pretraining import initial_model
-from brainlm.windows import WindowSet, split_participants, usable_recordings
+from brainlm.windows import WindowSet, lengths_of, split_participants
 from client import summing, training
 from client.describing import policy_objections, privacy_of
 from client.disclosure import permit_categories, read_design
@@ -107,37 +107,47 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
     for mismatch in contract.mismatches(site.cohort):
         raise Refusal(_MISMATCHES[mismatch.kind], mismatch.message)
     window = check_settings(request.window, WindowConfig, "the study's window")
-    usable = usable_recordings(site.cohort, window)
-    if not usable:
-        raise Refusal(RefusalCode.WINDOWS, f"no recording is {window.seconds:g} s long, the study's window.")
+    lengths = lengths_of(site.cohort, window)
+    people, complete = list(lengths.usable), contract.complete(site.covariates, list(lengths.usable))
+    if lengths.too_short:
+        site.log.info("query.describe: %s", lengths.said)
+    if len(people) < max(1, request.folds) and lengths.too_short:
+        raise Refusal(RefusalCode.WINDOWS, f"{lengths.said} Expected {max(1, request.folds)} or more.")
     # Asked here so that a site that must refuse an answer later refuses the study now.
-    people, _ = split_participants(list(usable), request.holdout, 0)
-    site.policy.permit_release(len(people), carries_sums=True, in_secure_sum=request.secure_sums)
+    training_people, _ = split_participants(people, request.holdout, 0)
+    for behind in (training_people, complete):
+        site.policy.permit_release(len(behind), carries_sums=True, in_secure_sum=request.secure_sums)
     if (privacy := privacy_of(request)) is not None:
-        check_site(privacy, window, n_participants=len(people), devices=site.devices)
-    site.policy.permit_group(len(usable) // max(1, request.folds), f"each of {request.folds} folds")
+        check_site(privacy, window, n_participants=len(training_people), devices=site.devices)
+    site.policy.permit_group(len(complete) // max(1, request.folds), f"each of {request.folds} folds")
     for name, levels in contract.covariates.items():
         site.policy.permit_size("levels", len(levels), "levels of a category")
         if levels:
-            permit_categories(site, list(usable), Categorical(name, levels))
+            permit_categories(site, complete, Categorical(name, levels))
     vectors = read_vectors(site.cohort, request.vectors) if request.vectors else None
+    without_vectors = set(people) - set(vectors.participants) if vectors else ()
     spending = site.spending(request.study)
-    spending.permit(*spends_to_come(request, len(people), spending))
+    spending.permit(*spends_to_come(request, len(training_people), spending))
     windows = WindowSet(site.cohort, window)
     reply = DescribeReply(
         site=site.name,
-        n_participants=len(usable),
-        n_recordings=sum(len(recordings) for recordings in usable.values()),
+        n_participants=len(people),
+        n_recordings=sum(len(recordings) for recordings in lengths.usable.values()),
         n_quarantined=len(site.cohort.quarantined),
+        n_too_short=len(lengths.too_short),
+        n_left_out=lengths.n_left_out,
+        n_incomplete=site.policy.told(len(people) - len(complete)),
+        n_like_visits=site.policy.told(site.cohort.visits.n_ids if site.cohort.visits else 0),
         n_windows=windows.n_windows,
         n_parcels=site.cohort.atlas.n_parcels,
         n_vector_dimensions=vectors.matrix.shape[1] if vectors else 0,
+        n_without_vectors=site.policy.told(len(without_vectors)),
         atlas=site.cohort.atlas.name,
         preprocessing=site.cohort.preprocessing,
         software={"torch": torch.__version__, "numpy": np.__version__, "threads": str(site.settings.threads)},
         rosters=site.keys.usable(),
     )
-    return Answer(reply, len(usable))
+    return Answer(reply, len(people))
 
 
 def _embed(site: Site, request: EmbedRequest) -> Answer:

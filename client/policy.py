@@ -215,6 +215,10 @@ class Policy(Settings):
                 f"{n_participants} participants stand behind {what}; policy.min_group is {self.min_group}.",
             )
 
+    def told(self, n_participants: int) -> int | None:
+        """How many participants something is said of in the clear: none, or as many as no number stands for too few."""
+        return n_participants if n_participants == 0 or n_participants >= self.min_group else None
+
     def permit_release(self, n_participants: int, *, carries_sums: bool, in_secure_sum: bool) -> None:
         """Refuse to let out what too few stand behind, or a plain sum where only secure ones may leave.
 

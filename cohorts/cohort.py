@@ -19,7 +19,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import version
@@ -32,6 +32,7 @@ from pydantic import Field
 from threadpoolctl import threadpool_limits
 
 from cohorts.atlas import Atlas, load_atlas
+from cohorts.cells import TableRules
 from cohorts.errors import CohortError, RecordingError
 from cohorts.files import atomic_path, write_text
 from cohorts.participants import (
@@ -41,6 +42,7 @@ from cohorts.participants import (
     read_participants,
     write_participants,
 )
+from cohorts.persons import Visits, look_like_visits
 from cohorts.quality import Quality, QualityRules, measure
 from cohorts.recording import (
     Recording,
@@ -87,6 +89,10 @@ class About(Settings):
     """What the key of the participants' pseudonyms makes of a known word; empty where ids are the site's own."""
     rules: QualityRules = QualityRules()
     """What the recordings were last judged by."""
+    remarks: tuple[str, ...] = ()
+    """What of the participants table was not taken as it stood."""
+    visits: Visits | None = None
+    """What the participants' own ids look like, where they look like visits of the same people."""
     t_r: tuple[float, ...] = ()
     """Repetition times in seconds."""
     n_participants: int = 0
@@ -203,7 +209,7 @@ class Cohort:
         if (path / "participants.tsv").is_file():
             cohort._participants = read_participants(path / "participants.tsv")
         if (path / "sessions.tsv").is_file():
-            cohort._sessions = load_participants(path / "sessions.tsv").sessions
+            cohort._sessions = load_participants(path / "sessions.tsv", TableRules(judge=False)).sessions
         cohort._load_quarantine()
         cohort._load_index(repair)
         return cohort
@@ -245,6 +251,26 @@ class Cohort:
         No rows where the participants table had one row a participant.
         """
         return self._sessions.copy()
+
+    @property
+    def visits(self) -> Visits | None:
+        """Participants who may be visits of the same people, as their own ids look; None if they do not."""
+        if self.about.pseudonyms:
+            return self.about.visits
+        return look_like_visits({row["participant_id"] for row in self._rows.values()})
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be known of the participants: what of their table was not taken as it stood, who is not here."""
+        here = {row["participant_id"] for row in self._rows.values()}
+        remarks = [*self.about.remarks, *([str(self.visits)] if self.visits else [])]
+        if without := set(self._participants["participant_id"]) - here:
+            aside = len(without & set(self.held().values()))
+            remarks.append(
+                f"{len(without)} of {len(self.participants)} participants have no recording that can be used ({aside} "
+                "of them have one in quarantine), and take part in no study."
+            )
+        return remarks
 
     @property
     def quarantined(self) -> pd.DataFrame:
@@ -367,6 +393,18 @@ class Cohort:
         """Replace what is known of the participants, for `save` to write."""
         self._participants, self._sessions = table.participants, table.sessions
         self._descriptions = table.descriptions
+
+    def remark(self, remarks: Iterable[str], visits: Visits | None) -> None:
+        """Keep what is to be known of the participants, in place of what was, for `save` to write.
+
+        Parameters
+        ----------
+        remarks : iterable of str
+            What of their table was not taken as it stood.
+        visits : Visits or None
+            What their own ids look like.
+        """
+        self.about = self.about.model_copy(update={"remarks": tuple(remarks), "visits": visits})
 
     def fingerprint_of(self, recording_id: str) -> str | None:
         """Fingerprint of what a recording was made from or refused for; None if it is not known here."""

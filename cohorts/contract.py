@@ -1,8 +1,10 @@
 """What a study expects of a cohort, and how a cohort falls short of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import pandas as pd
 from pydantic import Field
 
 from cohorts.cohort import Cohort, Scale
@@ -39,6 +41,17 @@ class CohortContract(Settings):
             *self._covariates(cohort),
         ]
 
+    def complete(self, covariates: pd.DataFrame, participants: Sequence[str]) -> list[str]:
+        """Those of some participants of whom every covariate is known.
+
+        Parameters
+        ----------
+        covariates : pandas.DataFrame
+            `Cohort.covariates` by participant_id.
+        """
+        known = covariates.reindex(list(participants)).reindex(columns=list(self.covariates)).notna().all(axis=1)
+        return [str(participant) for participant in known.index[known]]
+
     def _atlas(self, cohort: Cohort) -> list[Mismatch]:
         if self.atlases.get(cohort.atlas.name) == cohort.atlas.content_hash:
             return []
@@ -50,12 +63,14 @@ class CohortContract(Settings):
         return [Mismatch("atlas", message)]
 
     def _timing(self, cohort: Cohort) -> list[Mismatch]:
-        outside = [t_r for t_r in cohort.recordings["t_r"].unique() if not self.min_t_r <= t_r <= self.max_t_r]
-        if not outside:
+        t_r = cohort.recordings["t_r"]
+        outside = t_r[~t_r.between(self.min_t_r, self.max_t_r)]
+        if outside.empty:
             return []
         message = (
-            f"cohort {cohort.name}: has recordings of TR {outside[0]:g} s; the study allows {self.min_t_r:g} to "
-            f"{self.max_t_r:g} s. Leave them out, or ask the coordinator to widen the range."
+            f"cohort {cohort.name}: has recordings of TR {outside.iloc[0]:g} s; the study allows {self.min_t_r:g} to "
+            f"{self.max_t_r:g} s, and {len(outside)} of {len(t_r)} lie outside. Leave them out, or ask the coordinator "
+            "to widen the range."
         )
         return [Mismatch("timing", message)]
 
@@ -79,8 +94,14 @@ class CohortContract(Settings):
                     "to the participants table and prepare the cohort again, or ask for a study without it."
                 )
                 found.append(Mismatch("covariates", message))
-            elif levels and not set(table[name].dropna().astype("str")) <= set(levels):
+            elif levels and not all(_is_level(value, levels) for value in table[name].dropna()):
                 allowed = ", ".join(levels)
                 message = f"cohort {cohort.name}: {name} has levels outside {allowed}. Recode and prepare again."
                 found.append(Mismatch("covariates", message))
         return found
+
+
+def _is_level(value: object, levels: tuple[str, ...]) -> bool:
+    """Whether a value is one of the levels: a whole number of a column with gaps is 1.0, and its level may be ``1``."""
+    whole = isinstance(value, float) and value.is_integer()
+    return str(value) in levels or (whole and str(int(value)) in levels)

@@ -1,9 +1,11 @@
-"""The participants table, after BIDS: one row a participant or a session, missing values as n/a."""
+"""The participants table, after BIDS: one row a participant or a session, missing values as n/a.
+
+What single cells mean stands in `cohorts.cells`.
+"""
 
 import csv
 import io
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -14,8 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from cohorts.cells import ColumnRules, TableRules, read_column
 from cohorts.errors import ParticipantsError
 from cohorts.files import atomic_path, decode_text, read_bytes, read_json, write_text
+from cohorts.persons import PersonPattern, by_person
 from cohorts.tables import MISSING, SEPARATORS
 
 Descriptions = dict[str, dict[str, Any]]
@@ -33,23 +37,18 @@ COLUMNS: Descriptions = {
     "tsnr": {"Description": "Median over parcels of temporal signal-to-noise ratio"},
     "t_r": {"Description": "Repetition time", "Units": "s"},
 }
-_LIMITS = {
-    "age": (0, 120, "years"),
-    "mean_fd": (0, 100, "millimetres"),
-    "tsnr": (0, math.inf, "a ratio"),
-    "t_r": (0, 20, "seconds"),
-}
-_SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
-
 _KEPT_KEYS = ("LongName", "Description", "Units", "Levels", "TermURL")
+_RULE_KEYS = ("MissingValues", "TopCoded", "Ranges")
+"""What descriptions say of how cells are read: it is done once."""
 _MOST_LEVELS = 20
-# How often a year has each unit of age: 365.25 days, 12 months.
 _AGE_UNITS = {
-    **dict.fromkeys(("", "n/a", "year", "yr", "y", "a"), ("years", 1.0)),
-    **dict.fromkeys(("month", "mo"), ("months", 12.0)),
-    **dict.fromkeys(("week", "wk", "w"), ("weeks", 365.25 / 7)),
-    **dict.fromkeys(("day", "d"), ("days", 365.25)),
+    "years": r"\b(?:years?|yrs?|y)\b|^a$",
+    "months": r"\b(?:months?|mos?)\b",
+    "weeks": r"\b(?:weeks?|wks?|w)\b",
+    "days": r"\b(?:days?|d)\b",
 }
+_ABSENT = ("n/a", "na", "nan", ".", "null", "<na>", "#n/a", "#null!", "#value!", "#div/0!", "#ref!", "#num!", "#name?")
+"""What statistics packages and spreadsheets write for no value, in lower case."""
 # Columns that tell who somebody is or when they came (45 CFR 164.514(b)(2)); pseudonyms would be worth nothing
 # beside them.
 _IDENTIFYING = re.compile(
@@ -86,7 +85,11 @@ class ParticipantsTable:
     left_out : tuple of str
         Columns that tell who a participant is, and are in neither table.
     notices : tuple of str
-        What was changed on reading, a sentence each.
+        What was not taken as it stands, a sentence each.
+    scans : dict
+        Where ids name a visit, too: id → participant and session.
+    person_column : str
+        Column that named the participants of these ids; empty if a pattern did.
     """
 
     participants: pd.DataFrame
@@ -94,13 +97,15 @@ class ParticipantsTable:
     descriptions: Descriptions = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    scans: dict[str, tuple[str, str]] = field(default_factory=dict)
+    person_column: str = ""
 
 
 def read_participants(path: Path) -> pd.DataFrame:
     """Read and check a participants table (.tsv, or .csv) of one row a participant.
 
-    A ``.json`` of the same name beside it is heeded: the unit of age (years, months, weeks or days) and the levels of
-    sex.
+    A ``.json`` of the same name beside it is heeded: the unit of age (years, months, weeks or days), the levels of sex,
+    and what stands for a missing value. What is no value is missing; `load_participants` says what that was.
 
     Returns
     -------
@@ -114,13 +119,26 @@ def read_participants(path: Path) -> pd.DataFrame:
         If the file or one of these columns is broken; the message names the row.
     """
     path = Path(path)
-    table = _checked(path, read_descriptions(path))
+    table, _ = _checked(path, read_descriptions(path), TableRules(judge=False))
     _refuse_repeated(table, ["participant_id"], "expected one row a participant. Merge the rows.", path)
-    return table
+    return table.reset_index(drop=True)
 
 
-def load_participants(path: Path) -> ParticipantsTable:
+def load_participants(
+    path: Path, rules: TableRules | None = None, *, pattern: PersonPattern | None = None, person_column: str = ""
+) -> ParticipantsTable:
     """Read a participants table with its descriptions, its sessions if it has any, and without identifying columns.
+
+    Parameters
+    ----------
+    rules : TableRules, optional
+        What becomes of cells that are no plain value. By default what is known by a bound or a range alone, and what
+        can only be a code for a missing value, is missing.
+    pattern : PersonPattern, optional
+        Finds the participants, and perhaps their sessions, in ids that name both.
+    person_column : str
+        A column that names the participants, where ids are those of visits; these are numbered in their order if there
+        is no column session_id.
 
     Raises
     ------
@@ -129,25 +147,36 @@ def load_participants(path: Path) -> ParticipantsTable:
     """
     path = Path(path)
     descriptions = read_descriptions(path)
-    table = _checked(path, descriptions)
+    table, said = _checked(path, descriptions, rules or TableRules(), person_column)
+    try:
+        table, scans = by_person(table, pattern, person_column)
+    except ParticipantsError as error:
+        raise ParticipantsError(f"{path}: {error}") from None
     left_out = identifying_columns(table)
     table = table.drop(columns=list(left_out))
     if "session_id" in table:
         sessions = _sessions(table, path)
         participants = _over_sessions(sessions)
     else:
+        apart = "by a second group of --participant-pattern" if scans else "in a column session_id"
         _refuse_repeated(
             table,
             ["participant_id"],
-            "expected one row a participant. Merge the rows, or tell them apart in a column session_id.",
+            f"expected one row a participant. Merge the rows, or tell them apart {apart}.",
             path,
         )
         sessions, participants = table.iloc[:0].assign(session_id=pd.Series(dtype="str")), table
     described = {column: _settled(column, about) for column, about in descriptions.items() if column in table}
-    unit, per_year = _age_unit(descriptions, path)
-    converted = "age" in table and per_year != 1
-    notices = (f"{path.name}: age is in {unit} there, and was converted to years.",) if converted else ()
-    return ParticipantsTable(participants, sessions, described, left_out, notices)
+    notices = tuple(notice for column, more in said.items() if column not in left_out for notice in more)
+    return ParticipantsTable(
+        participants.reset_index(drop=True),
+        sessions.reset_index(drop=True),
+        described,
+        left_out,
+        notices,
+        scans,
+        person_column,
+    )
 
 
 def read_descriptions(path: Path) -> Descriptions:
@@ -168,7 +197,7 @@ def read_descriptions(path: Path) -> Descriptions:
             f"{path}: cannot be read; expected a JSON object that describes each column. Correct it, or move it away."
         ) from None
     return {
-        column: {key: about[key] for key in _KEPT_KEYS if key in about}
+        column: {key: about[key] for key in (*_KEPT_KEYS, *_RULE_KEYS) if key in about}
         for column, about in content.items()
         if isinstance(about, dict)
     }
@@ -246,38 +275,47 @@ def bare_id(participant: str) -> str:
     return bare.lstrip("0") or "0" if bare.isdecimal() else bare
 
 
-def _checked(path: Path, descriptions: Descriptions) -> pd.DataFrame:
-    """Read every row, and check and convert the columns that FedBrainLM knows."""
-    table = _read_table(path)
+def _checked(
+    path: Path, descriptions: Descriptions, rules: TableRules, person_column: str = ""
+) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """Read every row and every column; also say by column what was not taken as it stands."""
+    table, notices = _read_table(path)
     if "participant_id" not in table:
         raise ParticipantsError(
             f"{path}: has no column participant_id (columns: {', '.join(map(str, table.columns))}). "
             "Add it, and separate columns by tabs in .tsv and by commas in .csv files."
         )
+    unknown = next((f"{column}={value}" for column, value in rules.missing if column and column not in table), None)
+    if unknown is not None:
+        raise ParticipantsError(
+            f"--missing-value {unknown}: {path} has no such column (columns: {', '.join(table.columns)}). Correct it."
+        )
     table["participant_id"] = _ids(table["participant_id"], path)
-    for column, (least, most, unit) in _LIMITS.items():
-        if column in table:
-            unit, factor = _age_unit(descriptions, path) if column == "age" else (unit, 1.0)
-            table[column] = _numbers(table[column], least, most * factor, unit, path) / factor
-    if "sex" in table:
-        table["sex"] = _sexes(table["sex"], descriptions.get("sex", {}).get("Levels"), path)
-    return table
+    unit, said = _age_unit(descriptions, path), {"": notices}
+    if "age" in table and unit != "years":
+        said["age"] = [f"age: is in {unit} there, and was converted to years."]
+    for column in table.columns.difference(["participant_id", "session_id", person_column], sort=False):
+        try:
+            of_column = ColumnRules.of(column, descriptions.get(column, {}), rules)
+            table[column], more = read_column(table[column], of_column, unit)
+        except ParticipantsError as error:
+            raise ParticipantsError(f"{path}: {error}") from None
+        said[column] = [*said.get(column, []), *more]
+    return table, said
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Cells as stripped text, NaN where missing, by the number of their row; and what of the file is no part of it."""
     separator = "," if path.suffix.lower() == ".csv" else "\t"
     try:
         text = decode_text(read_bytes(path))
-        header = _header(text, separator, path)
-        return pd.read_csv(
-            io.StringIO(text),
-            sep=separator,
-            header=0,
-            names=header,
-            dtype=dict.fromkeys(COLUMNS, "str"),
-            keep_default_na=False,
-            na_values=MISSING,
-        )
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+        # Spreadsheets count rows from 1, empty ones with the others.
+        numbered = [(number, [_stripped(cell) for cell in row]) for number, row in enumerate(rows, start=1)]
+        filled = [(number, row) for number, row in numbered if any(row)]
+        given = [(number, row) for number, row in filled if any(row[1:]) or not row[0].startswith("#")]
+        if not given:
+            raise ValueError("empty")
     except FileNotFoundError:
         raise ParticipantsError(f"{path}: no such participants table. Check the path.") from None
     except (csv.Error, UnicodeError, OSError, ValueError):
@@ -285,60 +323,88 @@ def _read_table(path: Path) -> pd.DataFrame:
             f"{path}: cannot be read as a table; expected UTF-8 text with a header row, columns separated by tabs "
             "(.tsv) or commas (.csv). Save it so."
         ) from None
+    first = given[0][1]
+    header, body = _header(first, separator, path), [(number, row) for number, row in given[1:] if row != first]
+    table = _even(header, body, path)
+    unnamed = [place for place, name in enumerate(header) if not name]
+    notices = []
+    if more := len(filled) - 1 - len(body):
+        notices.append(f"{_counted(more, 'row')} left out: a comment, or the header again.")
+    if unused := sum(table[place].notna().any() for place in unnamed):
+        notices.append(f"{_counted(unused, 'column')} left out: without a name.")
+    return table.drop(columns=unnamed).set_axis([name for name in header if name], axis=1), notices
 
 
-def _header(text: str, separator: str, path: Path) -> list[str]:
-    """Names of the columns, once every row is found to have as many cells."""
-    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
-    if not rows or not any(rows[0]):
-        raise ValueError("empty")
-    header = [name.strip() for name in rows[0]]
-    header = [name.lower() if name.lower() in COLUMNS else name for name in header]
-    if len(header) == 1 and (other := next((mark for mark in SEPARATORS if mark in header[0]), None)):
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what} was" if n == 1 else f"{n} {what}s were"
+
+
+def _stripped(cell: str) -> str:
+    """Return a cell without space around it, also of kinds that are not seen, and with a plain minus."""
+    return cell.strip(" \t\r\n\v\f\u00a0\u2007\u202f\u200b\ufeff").replace("\u2212", "-")
+
+
+def _header(cells: list[str], separator: str, path: Path) -> list[str]:
+    """Names of the columns; empty where one has none, as when a separator ends the line."""
+    names = [name.lower() if name.lower() in COLUMNS else name for name in cells]
+    if len(names) == 1 and (other := next((mark for mark in SEPARATORS if mark in names[0]), None)):
         raise ParticipantsError(
             f"{path}: separates its columns by {SEPARATORS[other]}; expected {SEPARATORS[separator]} in a "
             f"{path.suffix} file. Save it so."
         )
-    repeated = next((name for name, count in Counter(header).items() if count > 1), None)
+    repeated = next((name for name, count in Counter(names).items() if name and count > 1), None)
     if repeated is not None:
         raise ParticipantsError(f"{path}: has more than one column '{repeated}'. Rename or remove all but one.")
-    uneven = next((n for n, row in enumerate(rows, start=1) if len(row) != len(header)), None)
-    if uneven:
-        raise ParticipantsError(
-            f"{path}: row {uneven} has {len(rows[uneven - 1])} cells, and the header {len(header)}; expected as many "
-            "in each, with n/a where a value is missing. Correct it."
-        )
-    return header
+    return names
+
+
+def _even(header: list[str], rows: list[tuple[int, list[str]]], path: Path) -> pd.DataFrame:
+    """Cells by the number of their row and the place of their column, once each row is found to have all that is named.
+
+    Empty cells beyond the header, and cells of columns without a name, may be there or not.
+    """
+    width, least = len(header), max(place for place, name in enumerate(header, start=1) if name)
+    for number, row in rows:
+        if len(row) < least or any(row[width:]):
+            raise ParticipantsError(
+                f"{path}: row {number} has {len(row)} cells, and the header {least}; expected as many in each, with "
+                "n/a where a value is missing. Correct it."
+            )
+        row += [""] * (width - len(row))
+    cells = [[None if _is_absent(cell) else cell for cell in row[:width]] for _, row in rows]
+    return pd.DataFrame(cells, index=[number for number, _ in rows], columns=range(width), dtype="str")
+
+
+def _is_absent(cell: str) -> bool:
+    return cell in MISSING or cell.lower() in _ABSENT
 
 
 def _ids(column: pd.Series, path: Path) -> pd.Series:
     """Ids as the table spells each first: ``01`` and ``sub-01`` are one person."""
-    ids = column.str.strip()
-    absent = (ids.isna() | (ids == "")).to_numpy()
-    if absent.any():
-        raise ParticipantsError(f"{path}: row {absent.argmax() + 2} has no participant_id. Fill it in.")
+    if column.isna().any():
+        raise ParticipantsError(f"{path}: row {column.isna().idxmax()} has no participant_id. Fill it in.")
     spelled: dict[str, str] = {}
-    return ids.map(lambda one: spelled.setdefault(one.removeprefix("sub-"), one))
+    return column.map(lambda one: spelled.setdefault(one.removeprefix("sub-"), one))
 
 
 def _refuse_repeated(table: pd.DataFrame, columns: list[str], remedy: str, path: Path) -> None:
-    repeated = table.duplicated(columns).to_numpy()
+    repeated = table.duplicated(columns)
     if repeated.any():
-        row = int(repeated.argmax())
-        session = f" with session '{table['session_id'].iloc[row]}'" if "session_id" in columns else ""
+        row = repeated.idxmax()
+        session = f" with session '{table.loc[row, 'session_id']}'" if "session_id" in columns else ""
         raise ParticipantsError(
-            f"{path}: participant '{table['participant_id'].iloc[row]}' stands twice{session} "
-            f"(again in row {row + 2}); {remedy}"
+            f"{path}: participant '{table.loc[row, 'participant_id']}' stands twice{session} (again in row {row}); "
+            f"{remedy}"
         )
 
 
 def _sessions(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Rows with session labels without ``ses-``, each once a participant."""
-    labels = table["session_id"].str.strip().str.removeprefix("ses-")
-    absent = (labels.isna() | (labels == "")).to_numpy()
+    labels = table["session_id"].str.removeprefix("ses-")
+    absent = labels.isna() | (labels == "")
     if absent.any():
         raise ParticipantsError(
-            f"{path}: row {absent.argmax() + 2} has no session_id; expected one in each row of a table with that "
+            f"{path}: row {absent.idxmax()} has no session_id; expected one in each row of a table with that "
             "column. Fill it in."
         )
     table = table.assign(session_id=labels)
@@ -358,60 +424,16 @@ def _over_sessions(sessions: pd.DataFrame) -> pd.DataFrame:
     return table[order].reset_index()
 
 
-def _numbers(column: pd.Series, least: float, most: float, unit: str, path: Path) -> pd.Series:
-    values = pd.to_numeric(column, errors="coerce")
-    bad = ((values.isna() & column.notna()) | (values < least) | (values > most)).to_numpy()
-    if bad.any():
-        row = int(bad.argmax())
-        text = str(column.iloc[row])
-        raise ParticipantsError(
-            f"{path}: row {row + 2} has {column.name} '{text}'; expected a number in {unit} "
-            f"from {least:g} to {most:g}, or n/a. {_remedy(str(column.name), text)}"
-        )
-    return values.astype(float)
-
-
-def _remedy(column: str, text: str) -> str:
-    """What to do about a cell that is no number in its range."""
-    if re.fullmatch(r"\d+,\d+", text):
-        return "Write it with a decimal point."
-    if re.fullmatch(r"\d+ ?\+", text):
-        return f"Write {text.strip(' +')} to count top-coded values at their bound, or n/a to leave them out."
-    if not re.fullmatch(r"-?\d+(\.\d*)?", text):
-        return "Write the number alone."
-    if column == "age":
-        return 'Correct it; if ages are in months, say so in a .json beside it: {"age": {"Units": "month"}}.'
-    return "Correct it."
-
-
-def _age_unit(descriptions: Descriptions, path: Path) -> tuple[str, float]:
-    """Unit of the column age, and how many of it a year has."""
+def _age_unit(descriptions: Descriptions, path: Path) -> str:
+    """Unit of the column age."""
     stated = str(descriptions.get("age", {}).get("Units", "")).strip()
-    unit = _AGE_UNITS.get(stated.lower().removesuffix("s"))
-    if unit is None:
+    named = {unit for unit, words in _AGE_UNITS.items() if re.search(words, stated, re.IGNORECASE)}
+    if len(named) > 1 or (stated and stated != "n/a" and not named):
         raise ParticipantsError(
             f"{path.with_suffix('.json')}: says that age is in '{stated}'; expected year, month, week or day. "
             "Correct it."
         )
-    return unit
-
-
-def _sexes(column: pd.Series, levels: Any, path: Path) -> pd.Series:
-    """Sex as F or M, by its own words or by what the levels say of its codes."""
-    spoken = dict(_SEXES)
-    for code, meaning in levels.items() if isinstance(levels, dict) else ():
-        said = meaning.get("Description", "") if isinstance(meaning, dict) else meaning
-        if str(said).strip().lower() in _SEXES:
-            spoken[str(code).strip().lower()] = _SEXES[str(said).strip().lower()]
-    found = column.map(lambda value: spoken.get(str(value).strip().lower()), na_action="ignore")
-    bad = (found.isna() & column.notna()).to_numpy()
-    if bad.any():
-        row = int(bad.argmax())
-        raise ParticipantsError(
-            f"{path}: row {row + 2} has sex '{column.iloc[row]}'; expected F, M or n/a. Recode it, or give its Levels "
-            f"in {path.with_suffix('.json').name}: which number means which sex cannot be guessed."
-        )
-    return found
+    return named.pop() if named else "years"
 
 
 def _identifies(column: str, table: pd.DataFrame) -> bool:
@@ -420,7 +442,7 @@ def _identifies(column: str, table: pd.DataFrame) -> bool:
         return False
     if _IDENTIFYING.fullmatch(re.sub(r"[^a-z0-9]+", "_", str(column).lower()).strip("_")):
         return True
-    values = table[column].dropna()
+    values = table[["participant_id", column]].drop_duplicates()[column].dropna()  # of a person's visits, each once
     if _single_people(values):
         return True
     ids = table.loc[values.index, "participant_id"].map(bare_id)
@@ -460,4 +482,5 @@ def _described(column: pd.Series, given: dict[str, Any]) -> dict[str, Any]:
 
 def _settled(column: str, about: dict[str, Any]) -> dict[str, Any]:
     """Description of a column with the units and levels that it has once it is read."""
-    return {**about, **{key: value for key, value in COLUMNS.get(column, {}).items() if key != "Description"}}
+    known = {key: value for key, value in COLUMNS.get(column, {}).items() if key != "Description"}
+    return {**{key: value for key, value in about.items() if key not in _RULE_KEYS}, **known}

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
@@ -27,6 +27,7 @@ from cohorts.errors import CohortError, NoRecordingsError, ParticipantsError, Re
 from cohorts.files import locked, open_regular, sync
 from cohorts.identities import Identity, Linkage, Names, OwnNames
 from cohorts.participants import MissingRule, ParticipantsTable, apply_missing_rule, bare_id
+from cohorts.persons import PersonPattern, look_like_visits
 from cohorts.processes import in_processes
 from cohorts.quality import QualityRules, check_signal
 from cohorts.recording import Recording, check_identifier, check_recording, save_recording
@@ -103,6 +104,7 @@ def prepare_cohort(
     *,
     participants: ParticipantsTable | None = None,
     names: Names | None = None,
+    pattern: PersonPattern | None = None,
     name: str | None = None,
     select: tuple[tuple[str, str], ...] = (),
     require: tuple[str, ...] = (),
@@ -126,6 +128,8 @@ def prepare_cohort(
         As `cohorts.participants.load_participants` returns it. A run of nobody in it is quarantined.
     names : KeyedNames or OwnNames, optional
         What runs and participants are called in the cohort; their own names if not given.
+    pattern : PersonPattern, optional
+        Finds participants, and perhaps sessions, in the names of runs.
     name : str, optional
         Name of a new cohort; the folder's name if not given.
     select : tuple of (column, value)
@@ -153,19 +157,20 @@ def prepare_cohort(
     _require_possible(out)
     selected = _select(participants, select)
     lacking = apply_missing_rule(_people(selected, require), require, missing) if require else {}
-    runs, n_not_selected = _selected_runs(_with_names(source.runs()), participants, selected)
+    offered_runs = _by_people(_with_names(source.runs()), pattern, participants)
+    runs, n_not_selected = _selected_runs(offered_runs, participants, selected)
     there = read_settings(out / "cohort.yaml", About) if (out / "cohort.yaml").is_file() else None
     rules = rules or (there.rules if there else QualityRules.published())
     about = {
         "name": check_identifier(name or (there.name if there else out.name), "cohort name"),
         "preprocessing": source.preprocessing,
         "scaling": scaling,
-        "options": _options(source, names),
+        "options": _options(source, names) | _people_options(pattern, participants),
         "pseudonyms": names.check_word,
     }
     try:
         with _workplace(out, source, about, rules) as cohort:
-            jobs = _jobs(runs, selected, names, lacking)
+            jobs = _jobs(runs, selected, names, lacking, pattern)
             pending = [job for job in jobs if cohort.fingerprint_of(job.identity.recording_id) != job.fingerprint]
             if pending:
                 cohort.begin_changes()
@@ -178,6 +183,8 @@ def prepare_cohort(
             _require_some(cohort, linkage, n_not_selected)
             if selected is not None:
                 cohort.describe_participants(_renamed(selected, names))
+            said = cohort.about.remarks if participants is None else participants.notices
+            cohort.remark(said, look_like_visits(run.participant for run in runs))
             if not isinstance(names, OwnNames):
                 linkage.only(offered | gone).write(cohort.path)
             cohort.judge(rules)
@@ -229,6 +236,30 @@ def _people(table: ParticipantsTable | None, require: tuple[str, ...]) -> pd.Dat
     return table.participants
 
 
+def _by_people(runs: list[Run], pattern: PersonPattern | None, participants: ParticipantsTable | None) -> list[Run]:
+    """Give runs to the people and sessions of whose visits they are; to nobody where the pattern does not fit."""
+    if pattern is not None:
+        found = [pattern.find(run.name) or ("", "") for run in runs]
+        return [
+            replace(run, participant=person, session=session or run.session)
+            for run, (person, session) in zip(runs, found, strict=True)
+        ]
+    scans = {} if participants is None else participants.scans
+    spelled = _spellings(scans)
+    whose = [(run, scans.get(spelled(run.participant))) for run in runs]
+    return [
+        replace(run, participant=scan[0], session=run.session or scan[1].removeprefix("ses-")) if scan else run
+        for run, scan in whose
+    ]
+
+
+def _people_options(pattern: PersonPattern | None, participants: ParticipantsTable | None) -> dict[str, Any]:
+    """How people were told, where ids name visits, too."""
+    column = "" if participants is None else participants.person_column
+    stated = {"participant_pattern": pattern.text if pattern else "", "participant_column": column}
+    return {name: value for name, value in stated.items() if value}
+
+
 def _selected_runs(
     runs: list[Run], participants: ParticipantsTable | None, selected: ParticipantsTable | None
 ) -> tuple[list[Run], int]:
@@ -236,18 +267,20 @@ def _selected_runs(
     if participants is None or selected is None:
         return runs, 0
     ids = participants.participants["participant_id"].tolist()
-    exact = {one.removeprefix("sub-"): one for one in ids}
-    times = Counter(map(bare_id, ids))
-    loose = {bare_id(one): one for one in ids if times[bare_id(one)] == 1}  # where 1 and 01 are two people, neither
-    named = [replace(run, participant=_spelled(run.participant, exact, loose)) for run in runs]
+    spelled = _spellings(ids)
+    named = [replace(run, participant=spelled(run.participant)) for run in runs]
     left_out = set(ids) - set(selected.participants["participant_id"])
     kept = [run for run in named if run.participant not in left_out]
     return kept, len(runs) - len(kept)
 
 
-def _spelled(participant: str, exact: dict[str, str], loose: dict[str, str]) -> str:
-    """A participant as the table spells it: with ``sub-`` or without and, if one fits, with leading zeros or not."""
-    return exact.get(participant.removeprefix("sub-")) or loose.get(bare_id(participant)) or participant
+def _spellings(ids: Iterable[str]) -> Callable[[str], str]:
+    """Make a function that spells a participant as the table does: with ``sub-`` and leading zeros or without."""
+    exact = {one.removeprefix("sub-"): one for one in ids}
+    times = Counter(map(bare_id, exact))
+    # Where 1 and 01 are two people, neither.
+    loose = {bare_id(one): one for one in exact.values() if times[bare_id(one)] == 1}
+    return lambda one: exact.get(one.removeprefix("sub-")) or loose.get(bare_id(one)) or one
 
 
 def _with_names(runs: list[Run]) -> list[Run]:
@@ -357,7 +390,13 @@ def _empty(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _jobs(runs: list[Run], table: ParticipantsTable | None, names: Names, lacking: dict[str, str]) -> list[_Job]:
+def _jobs(
+    runs: list[Run],
+    table: ParticipantsTable | None,
+    names: Names,
+    lacking: dict[str, str],
+    pattern: PersonPattern | None,
+) -> list[_Job]:
     """What is to be done for each run: its identity, its fingerprint, and what is known of it before reading."""
     known = None if table is None else set(table.participants["participant_id"])
     stated = _stated(table)
@@ -369,7 +408,7 @@ def _jobs(runs: list[Run], table: ParticipantsTable | None, names: Names, lackin
     for run, identity in zip(runs, identities, strict=True):
         if identity.recording_id in jobs:  # said of the first
             continue
-        fault = _known_fault(run, times[identity.recording_id], known, lacking)
+        fault = _known_fault(run, times[identity.recording_id], known, lacking, pattern)
         facts = stated.get((run.participant, run.session)) or stated.get((run.participant, ""), {})
         files = [fingerprint_of_file(path) for path in run.files]
         fingerprint = _fingerprint(files, identity, run, facts, fault)
@@ -390,10 +429,18 @@ def _require_apart(runs: list[Run], identities: list[Identity]) -> None:
             )
 
 
-def _known_fault(run: Run, times: int, known: set[str] | None, lacking: dict[str, str]) -> tuple[str, str] | None:
+def _known_fault(
+    run: Run, times: int, known: set[str] | None, lacking: dict[str, str], pattern: PersonPattern | None
+) -> tuple[str, str] | None:
     """Code and message of what is wrong with a run before it is read."""
     if times > 1:
         return "duplicate", f"{run.name}: is there more than once; expected one file a run. Leave one of them."
+    if pattern is not None and not run.participant:
+        return (
+            "participant-pattern",
+            f"{run.name}: does not fit --participant-pattern; expected a name that tells the person. Rename it, or "
+            "widen the pattern.",
+        )
     if known is not None and run.participant and run.participant not in known:
         return (
             "unknown-participant",

@@ -339,18 +339,41 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class DescribeReply(Payload):
-    """A site that takes part: its name, and counts; ``n_vector_dimensions`` is 0 if no vectors were asked for.
+    """A site that takes part: its name, and counts.
 
-    ``rosters`` are the hashes of the rosters of keys that its administrator approved, and that list its key.
+    Attributes
+    ----------
+    n_participants, n_recordings, n_windows : int
+        Who and what takes part: recordings that are at least a window long, and whose they are.
+    n_quarantined, n_too_short : int
+        Recordings that do not: set aside at the site, or shorter than the window.
+    n_left_out : int
+        Participants all of whose recordings are too short.
+    n_incomplete : int or None
+        Participants who are trained on and in no analysis, since a covariate is not known; None for a few, fewer than
+        the site's policy lets any number stand for.
+    n_like_visits : int or None
+        Participants whose ids look like visits of the same people; None for a few.
+    n_vector_dimensions : int
+        0 if no vectors were asked for.
+    n_without_vectors : int or None
+        Participants without vectors, if these were asked for; None for a few.
+    rosters : list of str
+        Hashes of the rosters of keys that its administrator approved, and that list its key.
     """
 
     site: Name
     n_participants: Count
     n_recordings: Count
     n_quarantined: Count
+    n_too_short: Count = 0
+    n_left_out: Count = 0
+    n_incomplete: Count | None = 0
+    n_like_visits: Count | None = 0
     n_windows: Count
     n_parcels: Count
     n_vector_dimensions: Count = 0
+    n_without_vectors: Count | None = 0
     atlas: Label
     preprocessing: Label
     software: Annotated[dict[Label, Label], Field(max_length=20)]

@@ -116,7 +116,7 @@ _ABOUT = {
         1016,
         "the site has no vectors of that name, or cannot read them; its log says why",
     ),
-    RefusalCode.WINDOWS: (1009, "no recording of the cohort is as long as the study's window"),
+    RefusalCode.WINDOWS: (1009, "too few recordings of the cohort are as long as the study's window"),
     RefusalCode.DIVERGED: (1010, "the local loss became NaN or infinite"),
     RefusalCode.ANALYSIS_FAILED: (1011, "the site's data do not allow an analysis; its log says why"),
     RefusalCode.CODE: (1033, "the site's administrator has not approved the app that the run brings"),

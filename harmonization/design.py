@@ -141,12 +141,19 @@ def _continuous(covariate: Continuous, values: list[Any]) -> Array:
 
 
 def _categorical(covariate: Categorical, values: list[Any]) -> Array:
-    unknown = sorted({str(value) for value in values} - set(covariate.levels))
+    found = [_level(value, covariate.levels) for value in values]
+    unknown = sorted(set(found) - set(covariate.levels))
     if unknown:
         raise DesignError(
             f"covariate '{covariate.name}' has a level outside the agreed {', '.join(covariate.levels)}. "
             "Recode it, or agree on the level."
         )
     return np.array(
-        [[float(str(value) == level) for level in covariate.levels[1:]] for value in values], dtype=np.float64
+        [[float(value == level) for level in covariate.levels[1:]] for value in found], dtype=np.float64
     ).reshape(len(values), len(covariate.levels) - 1)
+
+
+def _level(value: Any, levels: tuple[str, ...]) -> str:
+    """Write a value as a level is: a whole number of a column with gaps is 1.0, and its level may be ``1``."""
+    whole = isinstance(value, float) and value.is_integer() and str(value) not in levels
+    return str(int(value)) if whole else str(value)

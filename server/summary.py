@@ -28,6 +28,33 @@ def probe_score(scores: Mapping[str, Any]) -> str:
     return next(score for score in PROBE_SCORES if score in scores)
 
 
+def remarks_on(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say what of each site took no part, and whom it may have taken for several people, a sentence each.
+
+    Parameters
+    ----------
+    sites : mapping
+        Name → what the site said of itself, as in the summary.
+    """
+    said = []
+    for site, about in sites.items():
+        if n_short := about.get("n_too_short", 0):
+            said.append(
+                f"{site}: {n_short} of {n_short + about['n_recordings']} recordings are shorter than the window, which "
+                f"leaves {about['n_left_out']} participants out."
+            )
+        for missing, n_people in (("a covariate", "n_incomplete"), ("a vector", "n_without_vectors")):
+            if (n := about.get(n_people, 0)) != 0:
+                who = "a few" if n is None else f"{n} of {about['n_participants']}"
+                said.append(f"{site}: {who} participants lack {missing}, and are in no analysis that needs it.")
+        if (n := about.get("n_like_visits", 0)) != 0:
+            said.append(
+                f"{site}: the ids of {'a few' if n is None else n} participants look like visits of the same people, "
+                "who may be trained on and held out at once, and count more than once for epsilon."
+            )
+    return said
+
+
 @dataclass(frozen=True)
 class SiteScore:
     """How much of the site is in one variant of a feature set, in the number that a run is known by.

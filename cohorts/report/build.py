@@ -133,6 +133,10 @@ class _Report:
         ]
         return Table(["reason", "recordings", "for example, and what to do"], rows)
 
+    def _people_table(self) -> Table:
+        """What is to be known of the participants and their table."""
+        return Table(["what is to be known"], [[remark] for remark in self.cohort.remarks])
+
     def _notices_table(self) -> Table:
         """What was noticed of recordings, with their counts."""
         rows = [

@@ -10,7 +10,7 @@ from cohorts.report.page import Table, render, sections
 from server.report.data import RunData
 from server.report.figures import draw, predictor_name, variant_name
 from server.report.methods import methods_paragraph
-from server.summary import PROBE_SCORES, probe_score, site_score
+from server.summary import PROBE_SCORES, probe_score, remarks_on, site_score
 
 Rows = list[list[str]]
 
@@ -98,7 +98,8 @@ def _sites(data: RunData) -> Table:
         for site, about in data.summary["sites"].items()
     ]
     missing = "; ".join(absence.sentence for absence in data.absences)
-    return Table(header, rows, f"Not in all of the run: {missing}." if missing else "")
+    notes = [f"Not in all of the run: {missing}."] if missing else []
+    return Table(header, rows, " ".join([*notes, *remarks_on(data.summary["sites"])]))
 
 
 def _baselines(data: RunData) -> Table:

@@ -720,6 +720,14 @@ def people(header: str = "participant_id\tage\tsex", *rows: str) -> Callable[[Pa
     return build
 
 
+def described(content: str) -> Callable[[Path], None]:
+    def build(folder: Path) -> None:
+        matrices(folder)
+        (folder / "participants.json").write_text(content)
+
+    return build
+
+
 ROW1, ROW3 = "sub-A01\t30\tF", "sub-A03\t30\tF"
 case(
     "participant twice in the table",
@@ -734,34 +742,140 @@ case(
     "unknown-participant",
     "sub-A02: no participant of that name is in the participants table. Add the row, or rename it.",
 )(people("participant_id\tage\tsex", ROW1, ROW3))
+AGES = ("participant_id\tage\tsex", ROW1, "sub-A02\t{}\tM", ROW3)
+
+
+def aged(cell: str) -> Callable[[Path], None]:
+    return people(*(row.format(cell) for row in AGES))
+
+
 case(
     "age as text",
     MATRICES,
-    REFUSED,
-    "participants.tsv: row 3 has age 'forty'; expected a number in years from 0 to 120, or n/a. Write "
-    "the number alone.",
-)(people("participant_id\tage\tsex", ROW1, "sub-A02\tforty\tM", ROW3))
+    ACCEPTED,
+    "age: 1 of 3 rows has what cannot be read (first row 3): read as missing; expected a number in years from 0 to "
+    "120, or n/a.",
+)(aged("forty"))
 case(
-    "age with a decimal comma",
+    "ages as text",
     MATRICES,
     REFUSED,
-    "participants.tsv: row 3 has age '40,5'; expected a number in years from 0 to 120, or n/a. Write it "
-    "with a decimal point.",
-)(people("participant_id\tage\tsex", ROW1, "sub-A02\t40,5\tM", ROW3))
+    "participants.tsv: row 2 has age 'thirty'; expected a number in years from 0 to 120, or n/a. Write the number "
+    "alone.",
+)(people("participant_id\tage\tsex", *(f"{name}\tthirty\tF" for name in PEOPLE)))
+case("age with a decimal comma", MATRICES, ACCEPTED, "age: 1 of 3 rows has a decimal comma, and was read so.")(
+    aged("40,5")
+)
+case("age with its unit", MATRICES, ACCEPTED, "age: 1 of 3 rows has 'P40Y6M': read in the unit that is stated.")(
+    aged("P40Y6M")
+)
+case(
+    "age at the top, as 89+",
+    MATRICES,
+    ACCEPTED,
+    "age: 1 of 3 rows has '89+': a bound alone, read as missing. --top-coded bound takes the bound.",
+)(aged("89+"))
+case(
+    "age as a range",
+    MATRICES,
+    ACCEPTED,
+    "age: 1 of 3 rows has '35-40': a range alone, read as missing. --ranges midpoint takes its middle.",
+)(aged("35-40"))
+case(
+    "age that is a code for a missing value",
+    MATRICES,
+    ACCEPTED,
+    "age: 1 of 3 rows has '-9999': a code, which cannot be a value; missing.",
+)(aged("-9999"))
+case(
+    "code for a missing value in another column",
+    MATRICES,
+    ACCEPTED,
+    "iq: 1 of 3 rows has -9999 (the others: 98 to 110): taken for a code, and read as missing. If it is a value, say "
+    'so in a .json beside it: "MissingValues": [].',
+)(people("participant_id\tiq", "sub-A01\t98", "sub-A02\t-9999", "sub-A03\t110"))
+case(
+    "what may be a code for a missing value",
+    MATRICES,
+    ACCEPTED,
+    "score: 1 of 3 rows has -1 (the others: 5 to 7): kept. If it stands for a missing value, give --missing-value "
+    'score=-1; else say so in a .json beside it: "MissingValues": [].',
+)(people("participant_id\tscore", "sub-A01\t5", "sub-A02\t-1", "sub-A03\t7"))
+case(
+    "--missing-value of an unknown column",
+    (*MATRICES, "--missing-value", "fiq=-9999"),
+    REFUSED,
+    "--missing-value fiq=-9999: participants.tsv has no such column (columns: participant_id, age, sex). Correct it.",
+)(matrices)
+case(
+    "rules for a table that is not there",
+    (*ALONE, "--top-coded", "bound"),
+    REFUSED,
+    "--top-coded: needs a participants table. Give --participants FILE.",
+)(matrices)
 case(
     "age in months",
     MATRICES,
     REFUSED,
-    "participants.tsv: row 3 has age '480'; expected a number in years from 0 to 120, or n/a. Correct "
-    'it; if ages are in months, say so in a .json beside it: {"age": {"Units": "month"}}.',
-)(people("participant_id\tage\tsex", ROW1, "sub-A02\t480\tM", ROW3))
+    "participants.tsv: row 3 has age '480'; expected a number in years from 0 to 120, or n/a. Correct it, or name it "
+    "as missing with --missing-value age=480; if ages are in months, say so in a .json beside it: "
+    '{"age": {"Units": "month"}}.',
+)(aged("480"))
+case(
+    "sex that is neither F nor M",
+    MATRICES,
+    ACCEPTED,
+    "sex: 1 of 3 rows has 'O': neither F nor M, read as missing. Analyses that need sex leave these people out.",
+)(people("participant_id\tage\tsex", ROW1, "sub-A02\t40\tO", ROW3))
 case(
     "sex as 1 and 2 without levels",
     MATRICES,
     REFUSED,
-    "participants.tsv: row 2 has sex '1'; expected F, M or n/a. Recode it, or give its Levels in "
-    "participants.json: which number means which sex cannot be guessed.",
+    "participants.tsv: row 2 has sex '1'; expected F, M, O or n/a. Recode it, or give its Levels in a .json beside it: "
+    "which code means which sex cannot be guessed.",
 )(people("participant_id\tage\tsex", "sub-A01\t30\t1", "sub-A02\t30\t2", "sub-A03\t30\t1"))
+case("tab at the end of each line", MATRICES, ACCEPTED, "Kept of the participants table: age, sex.")(
+    people("participant_id\tage\tsex\t", f"{ROW1}\t", "sub-A02\t31\tM\t", f"{ROW3}\t")
+)
+case("column without a name", MATRICES, ACCEPTED, "1 column was left out: without a name.")(
+    people("\tparticipant_id\tage\tsex", f"0\t{ROW1}", "1\tsub-A02\t31\tM", f"2\t{ROW3}")
+)
+case("comments in participants.tsv", MATRICES, ACCEPTED, "1 row was left out: a comment, or the header again.")(
+    people("participant_id\tage\tsex", ROW1, "# moved", "sub-A02\t31\tM", ROW3)
+)
+case(
+    "a rule in participants.json that there is not",
+    MATRICES,
+    REFUSED,
+    "participants.tsv: the .json beside it: TopCoded of age is 'keep'; expected missing or bound. Correct it.",
+)(described('{"age": {"TopCoded": "keep"}}'))
+case(
+    "--participant-pattern that is no regular expression",
+    (*MATRICES, "--participant-pattern", "(sub"),
+    REFUSED,
+    "--participant-pattern (sub: is no regular expression (missing ), unterminated subpattern at position 0). Correct "
+    "it.",
+)(matrices)
+case(
+    "--participant-pattern that finds no person",
+    (*MATRICES, "--participant-pattern", "A0"),
+    REFUSED,
+    "--participant-pattern A0: has no group; expected one around the person, such as '(P\\d+)_V\\d+'. Add parentheses.",
+)(matrices)
+case(
+    "recording that --participant-pattern does not fit",
+    (*ALONE, "--participant-pattern", "(A0[13])"),
+    "participant-pattern",
+    "sub-A02: does not fit --participant-pattern; expected a name that tells the person. Rename it, or widen the "
+    "pattern.",
+)(matrices)
+case(
+    "--participant-column that is not there",
+    (*MATRICES, "--participant-column", "person"),
+    REFUSED,
+    "participants.tsv: --participant-column person: is no column that names people beside the ids (columns: "
+    "participant_id, age, sex). Correct it.",
+)(matrices)
 case(
     "commas in participants.tsv",
     MATRICES,

@@ -10,9 +10,18 @@ from brainlm.errors import BrainLMError
 from brainlm.evaluation import evaluate
 from brainlm.pretraining import initial_model, train_round
 from brainlm.scaling import Scaling
-from brainlm.windows import WindowSet, prepare, resample, resampled_frames, split_participants, usable_recordings
+from brainlm.windows import (
+    WindowSet,
+    lengths_of,
+    prepare,
+    resample,
+    resampled_frames,
+    split_participants,
+    usable_recordings,
+)
 from cohorts import Cohort, Recording
 from cohorts.simulation import SimulatedSite, simulate_cohorts
+from tests.support.cohorts import with_gaps
 
 
 @pytest.mark.parametrize(("t_r", "new_t_r"), [(0.72, 2.0), (1.5, 2.0), (2.5, 2.0), (3.0, 2.0), (2.0, 2.0)])
@@ -111,8 +120,24 @@ def test_short_recordings_drop_out_and_their_absence_is_an_error(cohort):
     long = WindowConfig(t_r=2.0, n_frames=100, patch_frames=10)
 
     assert usable_recordings(cohort, long) == {}
-    with pytest.raises(BrainLMError, match="no recording is 200 s long"):
+    with pytest.raises(BrainLMError, match="recordings are shorter than the window of 200 s"):
         WindowSet(cohort, long)
+
+
+def test_what_is_too_short_is_counted(small_cohorts, tmp_path):
+    window = WindowConfig(t_r=2.0, n_frames=60, patch_frames=10)
+    cohort = Cohort.open(with_gaps(small_cohorts[0], tmp_path / "c", short=4, frames=30))
+    ids = cohort.recordings["recording_id"].tolist()
+
+    lengths = lengths_of(cohort, window)
+
+    assert lengths.too_short == dict.fromkeys(ids[:4], 60.0)
+    assert (len(lengths.usable), lengths.n_left_out) == (17, 4)
+    assert lengths.said == (
+        "cohort aalborg: 4 of 21 recordings are shorter than the window of 120 s (they have 60 s); 17 of 21 "
+        "participants are left."
+    )
+    assert lengths_of(Cohort.open(small_cohorts[0]), window).too_short == {}
 
 
 def test_windows_of_other_trs_have_the_model_s_length(tmp_path):

@@ -9,6 +9,7 @@ from cli.main import run_command
 from cohorts import Cohort
 from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
+from tests.support.cohorts import with_gaps
 
 
 @pytest.fixture
@@ -35,6 +36,16 @@ def test_a_checkpoint_is_shown_beside_the_baselines(checkpoint, small_cohorts, c
     _, held_out = split_participants(people, 0.2, derive_seed(about["seed"], cohort.name))
     assert f"{len(held_out)} participants" in said
     assert "random mask 0.75" in said
+
+
+def test_recordings_below_the_window_are_counted(checkpoint, small_cohorts, tmp_path, capsys):
+    cohort = with_gaps(small_cohorts[0], tmp_path / "c", short=4)
+
+    assert run_command(["evaluate", checkpoint, str(cohort), "--train", str(small_cohorts[1])]) == 0
+
+    said = capsys.readouterr().out
+    assert "4 of 21 recordings are shorter than the window of 64 s (they have 60 s); 17 of 21 participants" in said
+    assert "17 participants" in said
 
 
 def test_other_masks_and_other_training_cohorts(checkpoint, small_cohorts, capsys):

@@ -6,6 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brainlm.config import WindowConfig
+from brainlm.windows import split_participants, usable_recordings
 from cli.main import run_command
 from cohorts import Cohort, load_atlas
 from cohorts.files import locked
@@ -242,6 +244,108 @@ def test_names_of_files_do_not_reach_the_terminal_as_orders(tmp_path, capsys):
 
     assert "\x1b" not in said
     assert said.count("\N{REPLACEMENT CHARACTER}[2J") == 2
+
+
+VISITS = tuple(f"P{n}_V{visit}" for n in range(1, 5) for visit in (1, 2))
+
+
+def of_matrices(folder: Path, names: tuple[str, ...], *more: str) -> list[str]:
+    """Write matrices of these names, and return the command that prepares a cohort of them at ``oslo``."""
+    (folder / "matrices").mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        signal = np.random.default_rng(number).normal(50, 1, size=(90, 100)).astype(np.float32)
+        np.save(folder / "matrices" / f"{name}.npy", signal)
+    command = ["cohort", "prepare", str(folder / "matrices"), str(folder / "oslo"), "--atlas", "schaefer100"]
+    return [*command, "--tr", "2", "--workers", "0", *more]
+
+
+def test_what_was_not_taken_as_it_stood_is_said_by_prepare_show_check_and_the_report(tmp_path, capsys):
+    people = tmp_path / "people.tsv"
+    rows = ("sub-1\t89+\tF\t98", "sub-2\t70\tO\t-9999", "sub-3\t71\tM\t110", "sub-4\t72\tM\t101")
+    people.write_text("\n".join(["participant_id\tage\tsex\tiq", *rows, ""]))
+    said = ("age: 1 of 4 rows has '89+'", "sex: 1 of 4 rows has 'O'", "iq: 1 of 4 rows has -9999")
+    said += ("1 of 4 participants have no recording that can be used",)
+
+    assert run_command(of_matrices(tmp_path, ("sub-1", "sub-2", "sub-3"), "--participants", str(people))) == 0
+    prepared = capsys.readouterr().out
+    assert run_command(["cohort", "check", str(tmp_path / "oslo")]) == 0
+    checked = capsys.readouterr().out
+    assert run_command(["cohort", "show", str(tmp_path / "oslo")]) == 0
+    shown = capsys.readouterr().out
+    page = (tmp_path / "oslo" / "site-only" / "quality.html").read_text()
+
+    for sentence in said:
+        assert all(sentence in text for text in (prepared, checked, shown))
+        assert sentence.replace("'", "&#39;") in page
+    covariates = Cohort.open(tmp_path / "oslo").covariates()
+    assert covariates[["age", "sex", "iq"]].isna().sum().tolist() == [1, 1, 1]
+
+
+def test_ids_of_visits_are_said_and_a_pattern_puts_each_person_on_one_side_of_the_holdout(tmp_path, capsys):
+    command = of_matrices(tmp_path, VISITS)
+    assert run_command(command) == 0
+    assert "8 ids look like visits of 4 people" in capsys.readouterr().out
+    assert run_command(["cohort", "check", str(tmp_path / "oslo"), "--no-report"]) == 0
+    pattern = re.search(r"--participant-pattern '(\S+)'", capsys.readouterr().out).group(1)
+    assert "8 ids look like visits" in (tmp_path / "oslo" / "site-only" / "quality.html").read_text()
+    assert not any(name in (tmp_path / "oslo" / "cohort.yaml").read_text() for name in VISITS)
+    assert Cohort.open(tmp_path / "oslo").visits.n_ids == 8  # what describe counts
+
+    assert run_command([*command, "--participant-pattern", pattern]) == 2
+    assert "participant_pattern was none, and is" in capsys.readouterr().err
+    command[3] = str(tmp_path / "bergen")
+    assert run_command([*command, "--participant-pattern", pattern, "--keep-ids", "--no-report"]) == 0
+
+    assert "look like visits" not in capsys.readouterr().out
+    assert Cohort.open(tmp_path / "bergen").visits is None
+    cohort = Cohort.open(tmp_path / "bergen")
+    usable = usable_recordings(cohort, WindowConfig(n_frames=40))
+    training, held_out = split_participants(list(usable), 0.5, seed=0)
+    assert usable == {f"P{n}": [f"P{n}_V1", f"P{n}_V2"] for n in range(1, 5)}
+    assert (len(training), len(held_out)) == (2, 2)
+    assert cohort.recordings["session"].tolist() == ["V1", "V2"] * 4
+
+
+@pytest.mark.parametrize("option", [("--participant-pattern", r"(P\d)_(V\d)"), ("--participant-column", "person")])
+def test_a_table_of_visits_tells_of_people_and_sessions(tmp_path, option):
+    people = tmp_path / "people.tsv"
+    rows = [f"{name}\tX{name[1]}\t{20 + number}\tF\n" for number, name in enumerate(VISITS)]
+    people.write_text("participant_id\tperson\tage\tsex\n" + "".join(rows))
+
+    assert run_command(of_matrices(tmp_path, VISITS, "--participants", str(people), *option, "--no-report")) == 0
+
+    cohort = Cohort.open(tmp_path / "oslo")
+    assert (len(cohort), cohort.recordings["participant_id"].nunique(), len(cohort.sessions)) == (8, 4, 8)
+    assert sorted(cohort.covariates()["age"]) == [20, 22, 24, 26]  # at the first visit
+    assert sorted(cohort.recording_covariates()["age"]) == list(range(20, 28))
+    assert "person" not in cohort.participants or cohort.participants["person"].nunique() == 4
+
+
+def test_what_is_said_to_be_a_value_stays_one_in_the_cohort(tmp_path):
+    people = tmp_path / "people.tsv"
+    rows = [f"{name}\t{-9999 if number == 3 else number}\n" for number, name in enumerate(VISITS)]
+    people.write_text("participant_id\tchange\n" + "".join(rows))
+    people.with_suffix(".json").write_text('{"change": {"MissingValues": []}}')
+    of_visits = ("--participant-pattern", r"(P\d)_(V\d)")
+
+    assert run_command(of_matrices(tmp_path, VISITS, "--participants", str(people), *of_visits, "--no-report")) == 0
+
+    cohort = Cohort.open(tmp_path / "oslo")
+    assert sorted(cohort.sessions["change"]) == [-9999, 0, 1, 2, 4, 5, 6, 7]
+    assert sorted(cohort.recording_covariates()["change"]) == [-9999, 0, 1, 2, 4, 5, 6, 7]
+
+
+def test_rules_for_cells_are_options(tmp_path):
+    people = tmp_path / "people.tsv"
+    people.write_text("participant_id\tage\tiq\nsub-1\t89+\t98\nsub-2\t35-40\t55\nsub-3\t71\t110\n")
+    rules = ("--top-coded", "bound", "--ranges", "midpoint", "--missing-value", "iq=55")
+    command = of_matrices(tmp_path, ("sub-1", "sub-2", "sub-3"), "--participants", str(people), *rules, "--no-report")
+
+    assert run_command([*command, "--keep-ids"]) == 0
+
+    covariates = Cohort.open(tmp_path / "oslo").covariates()
+    assert covariates["age"].tolist() == [89, 37.5, 71]
+    assert covariates["iq"].isna().tolist() == [False, True, False]
 
 
 def test_thresholds_are_not_changed_while_another_command_prepares_the_cohort(fmriprep, tmp_path, capsys):

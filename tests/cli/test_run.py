@@ -6,10 +6,11 @@ import yaml
 
 from cli.flower import Outcome
 from cli.main import run_command
-from cli.run import _finish
+from cli.run import _finish, _open_all
 from cohorts.simulation import SimulatedSite, simulate_cohorts
 from server.journal import Journal
 from server.study import load_study
+from tests.support.cohorts import with_gaps
 from tests.support.federation import STUDY
 
 
@@ -60,7 +61,42 @@ def test_cohorts_that_miss_the_contract_are_named(capsys, tmp_path, study, small
     assert "sex has levels outside M, X" in refused(capsys, tmp_path, study, "--simulate", *small_cohorts)
 
     change(study, model={**STUDY["model"], "window": {"t_r": 2.0, "n_frames": 320, "patch_frames": 16}})
-    assert "no recording is 640 s long" in refused(capsys, tmp_path, study, "--simulate", *small_cohorts)
+    said = refused(capsys, tmp_path, study, "--simulate", *small_cohorts)
+    assert "21 of 21 recordings are shorter than the window of 640 s (they have 132 s); 0 of 21 participants" in said
+
+
+def test_recordings_below_the_window_are_counted_and_too_few_of_them_refused(capsys, tmp_path, study, small_cohorts):
+    """Sixty seconds, where the window has 64."""
+    long = {**STUDY["analyses"], "folds": 8}
+    change(study, analyses=long)
+    few = with_gaps(small_cohorts[0], tmp_path / "few", short=14, frames=30)
+    some = with_gaps(small_cohorts[0], tmp_path / "some", short=4, frames=30, without_age=2)
+    counted = "cohort aalborg: {} of 21 recordings are shorter than the window of 64 s (they have 60 s); {} of 21 part"
+
+    said = refused(capsys, tmp_path, study, "--simulate", few, *small_cohorts[1:])
+    assert counted.format(14, 7) in said
+    assert "Expected one or more for each of 8 folds. Shorten model.window" in said
+    assert run_command(["cohort", "check", str(few), "--no-report", "--study", str(study)]) == 2
+    assert counted.format(14, 7) in capsys.readouterr().err
+
+    assert run_command(["cohort", "check", str(some), "--no-report", "--study", str(study)]) == 0
+    said = capsys.readouterr().out
+    assert "meets its contract" in said
+    lacking = "cohort aalborg: 2 of 17 participants lack one of age, mean_fd, sex, tsnr: they are trained on, and in no"
+    assert counted.format(4, 17) in said
+    assert lacking in said
+    _open_all(load_study(study), [some, *small_cohorts[1:]])
+    said = capsys.readouterr().err
+    assert counted.format(4, 17) in said
+    assert lacking in said
+
+
+def test_too_few_people_of_whom_all_is_known_are_refused_before_training(capsys, tmp_path, study, small_cohorts):
+    cohort = with_gaps(small_cohorts[0], tmp_path / "c", without_age=19)
+
+    said = refused(capsys, tmp_path, study, "--simulate", cohort, *small_cohorts[1:])
+
+    assert "2 of 21 participants have all of age, mean_fd, sex, tsnr; expected one or more for each of 3 folds" in said
 
 
 def test_a_report_needs_a_run_that_ended(capsys, tmp_path):
@@ -71,9 +107,6 @@ def test_a_report_needs_a_run_that_ended(capsys, tmp_path):
 
 def test_cohorts_of_another_length_and_tr_meet_the_contract(tmp_path, study, small_cohorts):
     """Mixed TRs are the rule: nothing is refused for being unlike the model's TR."""
-    from cli.run import _open_all
-    from server.study import load_study
-
     site = SimulatedSite("fast", n_participants=3, t_r=0.72, n_frames=200)
     (fast,) = simulate_cohorts(tmp_path / "fast", [site], atlas="schaefer100", seed=0)
 

@@ -7,6 +7,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from brainlm import ModelConfig, TrainingConfig
 from brainlm.pretraining import initial_model
+from cli.main import run_command
 from client.app import app
 from client.features import FeatureSet, FeatureStore
 from client.site import find_site
@@ -15,6 +16,7 @@ from cohorts import Cohort
 from cohorts.settings import check_settings
 from exchange.messages import (
     Arrays,
+    DescribeReply,
     DescribeRequest,
     EmbedReply,
     EmbedRequest,
@@ -29,6 +31,7 @@ from exchange.messages import (
 from exchange.refusals import RefusalCode
 from harmonization import CrossValidatedRidge, Design
 from harmonization.design import KNOWN, Categorical
+from tests.support.cohorts import with_gaps
 from tests.support.federation import STUDY
 from tests.support.local_grid import write_site
 
@@ -204,6 +207,62 @@ def describe(context: Context, **changes: object) -> RecordDict | Error:
         "folds": 4,
     }
     return ask(context, DescribeRequest(**{**study, **changes}))
+
+
+def test_whom_a_study_leaves_out_is_counted_and_a_few_are_not_told_apart(tmp_path, small_cohorts):
+    age = {"contract": {"atlases": {"schaefer100": Cohort.open(small_cohorts[0]).atlas.content_hash}}}
+    age["contract"]["covariates"] = {"age": ()}
+
+    def described(**gaps: int) -> DescribeReply:
+        folder = tmp_path / "-".join(f"{name}{n}" for name, n in gaps.items())
+        cohort = with_gaps(small_cohorts[0], folder / "c", **gaps)
+        site = write_site(folder, "aalborg", cohort, min_participants=5, min_group=3)
+        return DescribeReply.from_records(
+            describe(Context(7, 1, {"site-config": str(site)}, RecordDict(), {}), folds=3, **age)
+        )
+
+    short = described(short=4)
+    assert (short.n_participants, short.n_recordings, short.n_too_short, short.n_left_out) == (17, 17, 4, 4)
+    assert short.n_incomplete == 0
+    assert described(without_age=3).n_incomplete == 3
+    assert described(without_age=2).n_incomplete is None
+    assert described(short=1, without_age=5).n_incomplete == 5
+
+
+def test_people_without_a_vector_are_counted(tmp_path, small_cohorts, capsys):
+    path = with_gaps(small_cohorts[0], tmp_path / "c")
+    people = Cohort.open(path).recordings["participant_id"].tolist()
+    rows = [f"{person}\t{number}\n" for number, person in enumerate(people[:-5])]
+    (tmp_path / "v.tsv").write_text("participant_id\tv0\n" + "".join(rows))
+    site = write_site(tmp_path, "aalborg", path, min_participants=10, min_group=4)
+
+    assert run_command(["cohort", "vectors", str(path), str(tmp_path / "v.tsv")]) == 0
+    context = Context(7, 1, {"site-config": str(site)}, RecordDict(), {})
+    reply = DescribeReply.from_records(describe(context, vectors="vectors"))
+
+    assert "5 of 21 participants have none" in capsys.readouterr().out
+    assert (reply.n_vector_dimensions, reply.n_without_vectors) == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "code"),
+    [
+        ({"short": 19}, "contract.no-usable-recordings"),
+        ({"short": 14}, "policy.too-few-participants"),
+        ({"without_age": 14}, "policy.too-few-participants"),
+        ({"without_age": 10}, "policy.small-group"),
+    ],
+)
+def test_a_cohort_of_which_too_little_is_left_is_refused_at_once(tmp_path, small_cohorts, gaps, code):
+    cohort = with_gaps(small_cohorts[0], tmp_path / "c", **gaps)
+    site = write_site(tmp_path, "aalborg", cohort, min_participants=10, min_group=4)
+    contract = {"atlases": {"schaefer100": Cohort.open(cohort).atlas.content_hash}, "covariates": {"age": ()}}
+    context = Context(7, 1, {"site-config": str(site)}, RecordDict(), {})
+
+    assert refused(context, describe(context, folds=3, contract=contract)) == code
+    if "short" in gaps:
+        log = (tmp_path / "state" / "site.log").read_text()
+        assert f"{gaps['short']} of 21 recordings are shorter than the window of 64 s (they have 60 s)" in log
 
 
 def test_a_study_that_has_had_its_rounds_does_not_begin_anew(context):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from cohorts import ParticipantsError
+from cohorts.cells import TableRules
 from cohorts.participants import (
     apply_missing_rule,
     load_participants,
@@ -23,6 +24,7 @@ def describe(path, **columns):
 
 
 PLAIN = "participant_id\tage\tsex\nsub-01\t30.5\tF\nsub-02\tn/a\tmale\n"
+HEADER, ROW1, ROW2 = PLAIN.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,14 @@ PLAIN = "participant_id\tage\tsex\nsub-01\t30.5\tF\nsub-02\tn/a\tmale\n"
         PLAIN.replace("\n", "\r").encode(),
         (PLAIN + "\n\n").encode(),
         PLAIN.replace("age", " Age ").replace("participant_id", "Participant_ID").encode(),
+        PLAIN.replace("\n", "\t\n").encode(),
+        f"{HEADER}\t\t\n{ROW1}\n{ROW2}\t\n".encode(),
+        f"{HEADER}\n{ROW1}\t\n{ROW2}\n\t\t\n".encode(),
+        PLAIN.replace("n/a", ".").encode(),
+        PLAIN.replace("n/a", "#N/A").replace("30.5", "\N{NO-BREAK SPACE}30.5 ").encode(),
+        "".join(f'"{cell}"\t"{age}"\t"{sex}"\n' for cell, age, sex in map(str.split, PLAIN.splitlines())).encode(),
+        f"# exported\n\n{HEADER}\n# added in May\t\t\n{ROW1}\n{HEADER}\n{ROW2}\n".encode(),
+        f"\t{HEADER}\n0\t{ROW1}\n1\t{ROW2}\n".encode(),
     ],
 )
 def test_what_programs_make_of_a_table_is_read_alike(path, content):
@@ -44,6 +54,7 @@ def test_what_programs_make_of_a_table_is_read_alike(path, content):
 
     expected = pd.DataFrame({"participant_id": ["sub-01", "sub-02"], "age": [30.5, np.nan], "sex": ["F", "M"]})
     pd.testing.assert_frame_equal(table, expected, check_dtype=False)
+    pd.testing.assert_frame_equal(load_participants(path).participants, table)
 
 
 REFUSED = {
@@ -55,14 +66,11 @@ REFUSED = {
     "a column twice": ("participant_id\tage\tage\nsub-01\t3\t4\n", "more than one column 'age'"),
     "a cell too many": ("participant_id\tage\nsub-01\t3\nsub-02\t4\t5\n", "row 3 has 3 cells"),
     "a cell too few": ("participant_id\tage\tsex\nsub-01\t3\n", "row 2 has 2 cells"),
-    "a tab after each row": ("participant_id\tage\nsub-01\t3\t\n", "row 2 has 3 cells"),
     "one person, two spellings": ("participant_id\tage\n01\t3\nsub-01\t4\n", r"'01' stands twice \(again in row 3\)"),
-    "age in words": ("participant_id\tage\nsub-01\t35 years\n", "'35 years'.*Write the number alone"),
-    "age as a duration": ("participant_id\tage\nsub-01\tP35Y\n", "'P35Y'.*Write the number alone"),
-    "age with a comma": ("participant_id\tage\nsub-01\t35,5\n", "decimal point"),
-    "age at the top": ("participant_id\tage\nsub-01\t89+\n", "Write 89 .* or n/a"),
+    "ages in words": ("participant_id\tage\na\tforty\nb\tfifty\nc\t30\n", "row 2 has age 'forty'.*number alone"),
+    "ages about zero": ("participant_id\tage\na\t-1.2\nb\t0.3\nc\t-0.5\n", "row 2 has age '-1.2'.*from 0 to 120"),
+    "thousands or decimals": ("participant_id\tage\na\t12,345\nb\t13,456\n", "row 2 has age '12,345'"),
     "age in months": ("participant_id\tage\nsub-01\t360\n", "if ages are in months"),
-    "age below zero": ("participant_id\tage\nsub-01\t-1\n", "from 0 to 120"),
     "sex as a number": ("participant_id\tsex\nsub-01\t1\n", "cannot be guessed"),
     "no id": ("participant_id\tage\n \t3\n", "row 2 has no participant_id"),
     "only a header": ("\n", "cannot be read as a table"),
@@ -88,6 +96,14 @@ def test_ages_in_another_unit_become_years_if_the_json_says_so(path, unit, value
     assert loaded.participants["age"].tolist() == [pytest.approx(30.5)]
     assert "converted to years" in loaded.notices[0]
     assert loaded.descriptions["age"] == {"Units": "year", "Description": "Age at the scan"}
+
+
+@pytest.mark.parametrize("unit", ["in years", "Years (decimal)", "year at scan", "n/a"])
+def test_units_may_be_written_in_words(path, unit):
+    path.write_text("participant_id\tage\nsub-01\t30\n")
+    describe(path, age={"Units": unit})
+
+    assert load_participants(path).participants["age"].tolist() == [30]
 
 
 @pytest.mark.parametrize("female", ["female", "F", {"Description": "Female"}])
@@ -142,6 +158,93 @@ def test_small_numbers_that_happen_to_be_ids_stay(path):
     path.write_text("participant_id\tscore\tgroup\nsub-01\t1\t2\nsub-02\t5\t1\nsub-03\t9\t1\n")
 
     assert load_participants(path).left_out == ()
+
+
+def test_what_is_left_out_is_said(path):
+    path.write_text(f"\t{HEADER}\n0\t{ROW1}\n# a comment\n1\t{ROW2}\n")
+
+    notices = load_participants(path).notices
+
+    assert notices == (
+        "1 row was left out: a comment, or the header again.",
+        "1 column was left out: without a name.",
+    )
+
+
+def test_values_named_as_missing_become_missing(path):
+    """Named by the command, by MissingValues, or by a level that is said to be missing; -9999.0 is -9999."""
+    rows = [(100, 3, "ASD"), (-9999.0, 1, "TDC"), (77, 2, "ASD"), (120, 9, "999"), (95, 8, "TDC"), (101, 7, "ASD")]
+    path.write_text(
+        "participant_id\tiq\tmeds\tdx\n" + "".join(f"p{n}\t{a}\t{b}\t{c}\n" for n, (a, b, c) in enumerate(rows))
+    )
+    levels = {
+        "1": "none",
+        "2": "one",
+        "3": "many",
+        "7": "stopped",
+        "8": {"Description": "Refused to answer"},
+        "9": "n/a",
+    }
+    describe(path, meds={"Levels": levels}, iq={"MissingValues": [-9999, "77"], "Description": "IQ"})
+
+    loaded = load_participants(path, TableRules(missing=(("dx", "999"), ("", "120"))))
+
+    table = loaded.participants
+    assert table["iq"].dropna().tolist() == [100, 95, 101]
+    assert table["meds"].dropna().tolist() == [3, 2, 7]
+    assert table["dx"].dropna().tolist() == ["ASD", "TDC", "ASD", "TDC", "ASD"]
+    assert "iq: 3 of 6 rows have '-9999.0', '77', '120': named as missing." in loaded.notices
+    assert loaded.descriptions["iq"] == {"Description": "IQ"}  # the rule was applied
+    with pytest.raises(ParticipantsError, match=r"--missing-value age=9: .* has no such column"):
+        load_participants(path, TableRules(missing=(("age", "9"),)))
+
+
+def test_codes_are_told_unless_the_json_says_that_there_are_none(path):
+    path.write_text("participant_id\tchange\n" + "".join(f"p{n}\t{v}\n" for n, v in enumerate([1, 2, 3, -9999])))
+    judged = load_participants(path)
+    describe(path, change={"MissingValues": []})
+    believed = load_participants(path)
+
+    assert judged.participants["change"].isna().tolist() == [False, False, False, True]
+    assert "-9999 (the others: 1 to 3): taken for a code" in judged.notices[0]
+    assert believed.participants["change"].tolist() == [1, 2, 3, -9999]
+    assert believed.notices == ()
+
+
+def test_rules_stand_in_the_json_and_options_go_before_them(path):
+    path.write_text("participant_id\tage\nsub-01\t89+\nsub-02\t35-40\nsub-03\t30\n")
+
+    def ages(rules: TableRules | None = None) -> list[float]:
+        return load_participants(path, rules).participants["age"].fillna(-1).tolist()
+
+    assert ages() == [-1, -1, 30]
+    describe(path, age={"TopCoded": "bound", "Ranges": "midpoint"})
+    assert ages() == [89, 37.5, 30]
+    assert ages(TableRules(top_coded="missing")) == [-1, 37.5, 30]
+    describe(path, age={"TopCoded": "keep"})
+    with pytest.raises(ParticipantsError, match="TopCoded of age is 'keep'; expected missing or bound"):
+        ages()
+
+
+def test_notices_tell_nothing_of_columns_that_are_left_out(path):
+    rows = "".join(f"p{n}\t555{n:04d}\t{n}\n" for n in range(9)) + "p9\t-9999\t3\n"
+    path.write_text("participant_id\tphone\tscore\n" + rows)
+
+    loaded = load_participants(path)
+
+    assert loaded.left_out == ("phone",)
+    assert loaded.notices == ()
+
+
+def test_what_was_written_is_read_as_it_is(path, tmp_path):
+    """A cohort's own table holds what was decided: a number that was kept does not vanish later."""
+    table = pd.DataFrame(
+        {"participant_id": list("abcd"), "score": [1.0, 2.0, 3.0, -9999.0], "age": [1.0, 2.0, 3.0, 99.0]}
+    )
+
+    write_participants(table, tmp_path)
+
+    pd.testing.assert_frame_equal(read_participants(path), table, check_dtype=False)
 
 
 def test_sessions_give_a_row_each_and_one_for_the_participant(path):

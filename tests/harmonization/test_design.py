@@ -40,6 +40,13 @@ def test_refuses_values_it_cannot_code(change, said):
         DESIGN.encode({**TABLE, **change}, 3)
 
 
+def test_whole_numbers_of_a_column_with_gaps_are_their_levels():
+    design = Design((Categorical("dx", ("1", "2")),))
+
+    np.testing.assert_array_equal(design.encode({"dx": [2.0, 1.0]}, 2), [[1], [0]])
+    np.testing.assert_array_equal(Design((Categorical("dx", ("1.0", "2.0")),)).encode({"dx": [2.0]}, 1), [[1]])
+
+
 def test_refuses_a_covariate_that_is_not_there():
     with pytest.raises(DesignError, match="'sex' is not in the table"):
         DESIGN.encode({"age": [1.0]}, 1)

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from cli.fab import PROJECT
+from cli.watching import print_summary
 from server.journal import Journal
 from server.report import write_report
 from server.report.data import RunData
@@ -108,6 +109,33 @@ def test_a_report_without_chance_or_probes_is_made_all_the_same(run_folder):
     (run_folder / "summary.json").write_text(json.dumps(summary))
 
     assert outline_of(write_report(run_folder).read_text()).images == len(FIGURES)
+
+
+def test_whom_sites_left_out_is_said_under_their_table_and_on_the_terminal(run_folder, capsys):
+    path = run_folder / "summary.json"
+    summary = json.loads(path.read_text())
+    assert all(summary["sites"][site]["n_too_short"] == 0 for site in summary["sites"])
+    summary["sites"]["aalborg"] |= {"n_recordings": 21, "n_too_short": 4, "n_left_out": 3, "n_incomplete": 5}
+    summary["sites"]["aalborg"] |= {"n_like_visits": 24}
+    summary["sites"]["bergen"] |= {"n_incomplete": None, "n_without_vectors": 2}
+    path.write_text(json.dumps(summary))
+    n = summary["sites"]["aalborg"]["n_participants"]
+    said = (
+        "aalborg: 4 of 25 recordings are shorter than the window, which leaves 3 participants out.",
+        f"aalborg: 5 of {n} participants lack a covariate, and are in no analysis that needs it.",
+        "bergen: a few participants lack a covariate, and are in no analysis that needs it.",
+        "bergen: 2 of",
+        "aalborg: the ids of 24 participants look like visits of the same people",
+    )
+
+    page = write_report(run_folder).read_text()
+    print_summary(summary)
+
+    shown = capsys.readouterr().out
+    for sentence in said:
+        assert sentence in page
+        assert sentence in shown
+    assert "coimbra:" not in shown
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -21,6 +21,7 @@ class Shelf:
     quarantined: pd.DataFrame
     name: str = "bergen"
     preprocessing: str = "fmriprep-24.1"
+    remarks: tuple[str, ...] = ()
     notices: dict[str, int] = field(default_factory=dict)
 
     @property
