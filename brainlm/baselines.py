@@ -3,7 +3,7 @@
 Shapes: B windows, P parcels, T frames. All take `predict(signal, visible, valid)` (`brainlm.evaluation.Predictor`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -170,6 +170,28 @@ def make_baselines(
     if {"covariance", "autocovariance"} <= known.keys():
         baselines["gaussian_space_time"] = SpaceTimeGaussianPredictor(known["covariance"], known["autocovariance"])
     return baselines
+
+
+def baseline_names(mask: MaskConfig, moments: Collection[str] = ()) -> list[str]:
+    """Name the predictors that `make_baselines` makes, without making them.
+
+    Parameters
+    ----------
+    mask : MaskConfig
+        As there.
+    moments : collection of str
+        Names of the moments that are known; of the autocovariance, with those beside it that are measured with it.
+    """
+    known = set(moments)
+    names = ["parcel_mean", "time_interpolation"]
+    if mask.kind == "future":
+        names.append("persistence")
+        if {"covariance", "following"} <= known:
+            names += ["ar1", "var1"]
+        elif "autocovariance" in known:
+            names.append("ar1")
+    names += ["gaussian"] if "covariance" in known else []
+    return names + (["gaussian_space_time"] if {"covariance", "autocovariance"} <= known else [])
 
 
 def _forecasters(moments: Mapping[str, np.ndarray]) -> dict[str, Predictor]:

@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from brainlm.architectures import AnyModel
+from brainlm.architectures import AnyConfig, AnyModel
+from brainlm.config import ModelConfig
 from brainlm.errors import BrainLMError
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet
@@ -115,6 +116,12 @@ def embed(
     """
     vectors, participants = find_recipe(recipe).embed(model, cohort, torch.device(device), scale)
     return feature_frame(vectors, participants)
+
+
+def feature_sizes(config: AnyConfig, n_parcels: int) -> dict[str, int]:
+    """How many features each set has that a site makes of its recordings with a model of that configuration."""
+    width = config.width if isinstance(config, ModelConfig) else config.hidden_size
+    return {"embedding": width, "untrained": width, "connectivity": n_parcels * (n_parcels - 1) // 2}
 
 
 def functional_connectivity(cohort: Cohort, participants: list[str] | None = None) -> pd.DataFrame:

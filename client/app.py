@@ -198,8 +198,7 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
             lacking={f"{site.cohort.atlas.name}/connectivity": lacking.astype(np.int64)},
             shown=shown_metrics(site, evaluation[MODEL]),
             **evaluation_parts(site, evaluation),
-        ),
-        dimensions={name: values.shape[1] for name, values in features.items()},
+        )
     )
     counted = (
         Release(EMBEDDING, participants, ("tally",), accounted=True),

@@ -79,8 +79,7 @@ def read_frames(site: Site, spec: FrameSpec, scale: Scaling | None) -> Frames:
         return SiteTable(np.where(recording.coverage & shown, frames, np.nan), frames=True)
 
     tables = ([table_of(recording_id) for recording_id in usable[person]] for person in people)
-    n_parcels = site.cohort.atlas.n_parcels
-    return Frames(people, tables, Widths(n_parcels, n_parcels, covariates=0, target=None, second=0))
+    return Frames(people, tables, Widths.of_frames(site.cohort.atlas.n_parcels))
 
 
 def counted_parcels(site: Site, window: WindowConfig, participants: list[str]) -> np.ndarray:

@@ -1,20 +1,16 @@
 """How answers are masked at a site, and added at the coordinator, with masks or without."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from exchange.messages import Arrays, MessageError, SealedGroup, SumReply, SumRequest
+from exchange.messages import SHOWN, Arrays, MessageError, SealedGroup, SumReply, SumRequest
 from exchange.ring import RingError, Words
-from exchange.roster import MIN_SITES
 from exchange.secure_sum import Context, Layout, Masker, SecureSumError, check_numbers, open_sum
 
 AnySumReply = TypeVar("AnySumReply", bound=SumReply)
 
-SHOWN = "shown/"
-"""How the names of arrays begin that a site shows of itself: they are neither masked nor added."""
 _NOT_ADDED = (SHOWN, "weights/")
 _BITS = {"32": 32, "64": 64}
 
@@ -67,7 +63,7 @@ def check_room(reply: SumReply, request: SumRequest, site: str) -> None:
         Naming the array, and why.
     """
     for name, values in own_parts(reply, request, site).arrays.items():
-        if not np.isfinite(values).all():
+        if not name.startswith(SHOWN) and not np.isfinite(values).all():
             raise RingError(f"{name}: a number is NaN or infinite, and cannot be summed.")
     if request.secure is not None:
         for sites, of_group in _by_group(reply, request, site, request.secure.sites).items():
@@ -92,6 +88,8 @@ def own_parts(reply: AnySumReply, request: SumRequest, site: str) -> AnySumReply
 def add_replies(request: SumRequest, replies: Mapping[str, SumReply]) -> Arrays:
     """Add the answers of all sites, in the order of names; masks cancel.
 
+    Each is as it was asked for (`exchange.expected.check_reply`), and so they fit each other.
+
     Returns
     -------
     dict
@@ -100,10 +98,8 @@ def add_replies(request: SumRequest, replies: Mapping[str, SumReply]) -> Arrays:
     Raises
     ------
     MessageError
-        If answers do not fit together: see `misfits`.
+        If masks do not cancel.
     """
-    if misfits(request, replies):
-        raise MessageError("answers do not fit together.")
     if request.secure is None:
         total: Arrays = {}
         for _, reply in sorted(replies.items()):
@@ -120,48 +116,6 @@ def add_replies(request: SumRequest, replies: Mapping[str, SumReply]) -> Arrays:
         return {name: values for group in opened for name, values in group.items()}
     except SecureSumError as error:
         raise MessageError(str(error)) from None
-
-
-def misfits(request: SumRequest, replies: Mapping[str, SumReply]) -> list[str]:
-    """Name the sites whose answers lack what others send, or have it in another shape.
-
-    Right is what most of those say who answered and were to send it; a site that is silent says nothing.
-    """
-    described = {site: _describe(request, reply) for site, reply in replies.items()}
-    wrong: set[str] = set()
-    for name in {name for named in described.values() for name in named}:
-        sent = {site for site, named in described.items() if name in named}
-        asked = [site for site in replies if site in _senders(request, name, list(replies))]
-        wrong |= sent.difference(asked)
-        if request.secure is not None and len(asked) < MIN_SITES:
-            continue  # of so few no sum is made: the next attempt asks nobody for it
-        said = Counter(described[site].get(name) for site in asked)
-        usual = [what for what, count in said.items() if count == max(said.values())]
-        wrong |= {site for site in asked if described[site].get(name) not in usual}
-        if len(usual) > 1:  # nobody can tell who is right
-            wrong |= sent
-    return [site for site in replies if site in wrong]
-
-
-def _describe(request: SumRequest, reply: SumReply) -> dict[str, str]:
-    """Say of each array that is added, or of each group's words, what must be the same at all sites."""
-    if request.secure is None:
-        if reply.sealed:
-            return {"sealed": "sealed"}
-        return {name: str(reply.arrays[name].shape) for name in _added(reply)}
-    named, asked = {}, [request.secure.sites, *(group.sites for group in request.groups)]
-    for number, group in enumerate(reply.sealed):
-        words = reply.part(f"sealed/{number}")
-        shapes = sorted((bits, str(values.dtype), values.shape) for bits, values in words.items())
-        name = "\n".join(group.sites)
-        once = group.sites in asked and name not in named
-        named[name if once else "elsewhere"] = str([sorted(group.layout.items()), shapes])
-    own = tuple(f"sealed/{number}/{bits}" for number in range(len(reply.sealed)) for bits in _BITS)
-    return {**named, **{name: "elsewhere" for name in reply.arrays if name not in own and not name.startswith(SHOWN)}}
-
-
-def _senders(request: SumRequest, name: str, sites: Sequence[str]) -> list[str]:
-    return request.sites_of(name, sites) if request.secure is None else name.split("\n")
 
 
 def _added(reply: SumReply) -> list[str]:

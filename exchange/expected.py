@@ -1,23 +1,21 @@
-"""What an answer may hold: names, kinds, ranks and sizes of its arrays, as they follow from what was asked.
+"""What an answer may hold: names, kinds and shapes of its arrays, as they follow from what was asked.
 
 A site may send anything. Whatever reads an answer, adds it or makes files of it, sees it only once every array is one
-that was asked for, in the clear or under masks.
+that was asked for, in the clear or under masks. So answers to one question fit each other, whoever wrote them.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exchange.messages import Arrays, MessageError, SumReply, SumRequest
-from exchange.ring import bits_of
-from exchange.secure_sum import Field, Layout, SecureSumError
+from exchange.secure_sum import Layout, SecureSumError
 
-SHOWN = "shown/"
-"""How the names of arrays begin that a site shows of itself: they are neither masked nor added."""
-_DTYPES = {"count": "iu", "sum": "f", "update": "f", "weights": "fiu"}
+_DTYPES = {"count": ("int64",), "sum": ("float64",), "shown": ("float64", "int64", "bool")}
+_MOST = 10**15
 
 
 @dataclass(frozen=True)
@@ -26,32 +24,34 @@ class Expected:
 
     Attributes
     ----------
+    kind : {"count", "sum", "update", "weights", "shown"}
+        The first three are what it is added as (`exchange.ring.Kind`). A change of weights is asked for under masks
+        alone, and the weights themselves in the clear alone. What a site shows of itself is neither masked nor added,
+        and may be absent.
     shape : tuple of int or None
-        Sizes of its axes; None where any number of rows will do.
-    kind : {"sum", "count", "update", "weights"}
-        What it is added as (`exchange.ring.Kind`); ``weights`` and what is shown are not added.
+        Sizes of its axes; None where any number of rows will do, which is so of what is shown alone.
     dtype : str
-        What it must be stored as, where that matters; empty for any of its kind.
-    optional : bool
-        Whether it may be absent.
+        Of weights: what they were sent as.
+    most : int
+        Of counts: the largest.
     """
 
-    shape: tuple[int | None, ...]
-    kind: Literal["sum", "count", "update", "weights"] = "sum"
+    kind: Literal["count", "sum", "update", "weights", "shown"]
+    shape: tuple[int | None, ...] = ()
     dtype: str = ""
-    optional: bool = False
+    most: int = _MOST
 
-    def fits(self, values: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> bool:
-        """Whether an array is as it must be, and its numbers finite."""
-        sizes = len(values.shape) == len(self.shape) and all(
-            wanted in (None, size) for wanted, size in zip(self.shape, values.shape, strict=True)
-        )
-        kind = values.dtype.kind in _DTYPES[self.kind] and self.dtype in ("", str(values.dtype))
-        return sizes and kind and bool(np.isfinite(values).all())
+    def fits(self, values: NDArray[Any]) -> bool:
+        """Whether an array is as it must be, and its numbers finite; of what is shown some may be missing."""
+        if not _same(values.shape, self.shape) or str(values.dtype) not in _DTYPES.get(self.kind, (self.dtype,)):
+            return False
+        if self.kind == "count":
+            return bool(((values >= 0) & (values <= self.most)).all())
+        return self.kind == "shown" or bool(np.isfinite(values).all())
 
 
 def check_reply(reply: SumReply, request: SumRequest, site: str, expected: Mapping[str, Expected]) -> None:
-    """Refuse an answer with an array that was not asked for, or that is not as it was asked for.
+    """Refuse an answer with an array that was not asked for, that is not as it was asked for, or that is missing.
 
     Parameters
     ----------
@@ -65,72 +65,81 @@ def check_reply(reply: SumReply, request: SumRequest, site: str, expected: Mappi
     MessageError
         Naming the array.
     """
-    shown = {name: values for name, values in reply.arrays.items() if name.startswith(SHOWN)}
-    others = {name: values for name, values in reply.arrays.items() if name not in shown}
-    _check(shown, {name: of for name, of in expected.items() if name.startswith(SHOWN)})
+    shown = {name: of for name, of in expected.items() if of.kind == "shown"}
+    other_way = "update" if request.secure is None else "weights"
     wanted = {
-        name: of for name, of in expected.items() if not name.startswith(SHOWN) and request.sites_of(name, [site])
+        name: of
+        for name, of in expected.items()
+        if name not in shown and of.kind != other_way and request.sites_of(name, [site])
     }
     if request.secure is None:
         if reply.sealed:
-            raise MessageError("an answer in the clear was asked for, and it is masked.")
-        _check(others, wanted)
+            raise MessageError("an answer in the clear was asked for, and this one is masked.")
+        _check(reply.arrays, wanted | {name: shown[name] for name in shown.keys() & reply.arrays.keys()})
     else:
-        _check_sealed(reply, others, request, request.secure.sites, wanted)
+        open_to_all = {name: values for name, values in reply.arrays.items() if name in shown}
+        _check(open_to_all, {name: shown[name] for name in open_to_all})
+        sealed = {name: values for name, values in reply.arrays.items() if name not in shown}
+        _check_sealed(reply, sealed, request, wanted)
 
 
-def _check(arrays: Arrays, expected: Mapping[str, Expected]) -> None:
+def _check(arrays: Arrays, wanted: Mapping[str, Expected]) -> None:
+    _require_names(arrays, wanted)
     for name, values in arrays.items():
-        if name not in expected:
-            raise MessageError(f"'{name[:80]}' was not asked for.")
-        if not expected[name].fits(values):
+        if not wanted[name].fits(values):
             raise MessageError(f"'{name}' of shape {values.shape} and kind {values.dtype} is not what was asked for.")
-    for name, of in expected.items():
-        if name not in arrays and not of.optional:
+
+
+def _require_names(found: Collection[str], wanted: Collection[str]) -> None:
+    for name in found:
+        if name not in wanted:
+            raise MessageError(f"{name[:80]!r} was not asked for.")
+    for name in wanted:
+        if name not in found:
             raise MessageError(f"'{name}' is missing.")
 
 
-def _check_sealed(
-    reply: SumReply, arrays: Arrays, request: SumRequest, sites: Sequence[str], wanted: Mapping[str, Expected]
-) -> None:
+def _check_sealed(reply: SumReply, arrays: Arrays, request: SumRequest, wanted: Mapping[str, Expected]) -> None:
     """Check that the layouts of a masked answer are of what was asked for, and its words as many as they say."""
+    assert request.secure is not None
     groups: dict[tuple[str, ...], dict[str, Expected]] = {}
     for name, of in wanted.items():
-        groups.setdefault(tuple(request.sites_of(name, sites)), {})[name] = of
-    sealed = [tuple(group.sites) for group in reply.sealed]
-    if len(set(sealed)) < len(sealed) or not set(sealed) <= groups.keys():
+        groups.setdefault(tuple(request.sites_of(name, request.secure.sites)), {})[name] = of
+    among = [tuple(group.sites) for group in reply.sealed]
+    if sorted(among) != sorted(groups):
         raise MessageError("an answer is masked among other sites than it was asked among.")
-    words: dict[str, tuple[int, str]] = {}
+    words: dict[str, tuple[str, tuple[int, ...]]] = {}
     for number, group in enumerate(reply.sealed):
-        try:
-            layout = Layout.from_json(group.layout)
-        except SecureSumError as error:
-            raise MessageError(str(error)) from None
+        layout = _layout_of(group.layout, request.secure.bound)
         _check_layout(layout, groups[tuple(group.sites)])
         for bits in (32, 64):
             if n_words := layout.n_words(bits):
-                words[f"sealed/{number}/{bits}"] = (n_words, f"uint{bits}")
-    missing = [name for among, named in groups.items() if among not in sealed for name in named]
-    if any(not wanted[name].optional for name in missing):
-        raise MessageError(f"'{missing[0]}' is missing.")
-    if {name: (math.prod(values.shape), str(values.dtype)) for name, values in arrays.items()} != words:
-        raise MessageError("the words of a masked answer are not those that it says.")
+                words[f"sealed/{number}/{bits}"] = (f"uint{bits}", (n_words,))
+    _require_names(arrays, words)
+    for name, values in arrays.items():
+        if (str(values.dtype), values.shape) != words[name]:
+            raise MessageError(f"'{name}' of shape {values.shape} and kind {values.dtype} is not what its layout says.")
 
 
-def _check_layout(layout: Layout, expected: Mapping[str, Expected]) -> None:
-    named = {field.name: field for field in layout.fields}
-    for name, field in named.items():
-        if name not in expected:
-            raise MessageError(f"'{name[:80]}' was not asked for.")
-        if not _is(field, expected[name]):
-            raise MessageError(f"'{name}' of shape {field.shape} and kind {field.kind} is not what was asked for.")
-    for name, of in expected.items():
-        if name not in named and not of.optional:
-            raise MessageError(f"'{name}' is missing.")
+def _layout_of(content: Mapping[str, Any], bound: float) -> Layout:
+    try:
+        layout = Layout.from_json(content)
+    except SecureSumError as error:
+        raise MessageError(str(error)) from None
+    if layout.bound != bound:
+        raise MessageError(f"updates are masked within {layout.bound:g}; within {bound:g} was asked for.")
+    return layout
 
 
-def _is(field: Field, expected: Expected) -> bool:
-    same = len(field.shape) == len(expected.shape) and all(
-        wanted in (None, size) for wanted, size in zip(expected.shape, field.shape, strict=True)
-    )
-    return same and field.kind == expected.kind and bits_of(field.kind) in (32, 64)
+def _check_layout(layout: Layout, wanted: Mapping[str, Expected]) -> None:
+    _require_names({field.name for field in layout.fields}, wanted)
+    for field in layout.fields:
+        of = wanted[field.name]
+        if field.kind != of.kind or not _same(field.shape, of.shape):
+            raise MessageError(
+                f"'{field.name}' of shape {field.shape} and kind {field.kind} is not what was asked for."
+            )
+
+
+def _same(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    return len(shape) == len(wanted) and all(want in (None, size) for want, size in zip(wanted, shape, strict=True))

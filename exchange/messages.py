@@ -6,6 +6,7 @@ checks names, types and version, and takes nothing that the payload does not dec
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
@@ -24,6 +25,8 @@ RUN = r"^[A-Za-z0-9-]{0,64}$"
 """What a run may be called."""
 
 _AUDIT_HEAD = "audit_head"
+SHOWN = "shown/"
+"""How the names of arrays begin that a site shows of itself: they are neither masked nor added."""
 _PACKED = "safetensors"
 """Name and kind of the one array that holds all arrays of a request, as the bytes of a safetensors file."""
 
@@ -113,8 +116,9 @@ def with_audit_head(records: RecordDict, head: str) -> RecordDict:
 
 
 def audit_head_of(records: RecordDict) -> str:
-    """Read the head of the site's audit log; empty if an answer has none."""
-    return str(records.config_records["header"].get(_AUDIT_HEAD, ""))
+    """Read the head of the site's audit log; empty if an answer has none, or anything else in its place."""
+    head = str(records.config_records["header"].get(_AUDIT_HEAD, ""))
+    return head if re.fullmatch("[0-9a-f]{64}", head) else ""
 
 
 def size_of(records: RecordDict) -> int:
@@ -461,20 +465,13 @@ class EmbedRequest(SumRequest):
 
 
 class EmbedReply(SumReply):
-    """How the model and the baselines did, and in how many dimensions participants were embedded.
+    """How the model and the baselines did, and how many participants were embedded.
 
     - ``tally/n_participants``: who were embedded.
     - ``lacking/<atlas>/<feature set>`` [p]: 1 for features that are missing in somebody, and 0 for others.
     - ``evaluation/<atlas>`` and ``shown/evaluation``: as in `TrainReply`.
     - ``baselines/<atlas>/<name>`` and ``overall/<name>``: the sums of other predictors of the same hidden values.
-
-    Attributes
-    ----------
-    dimensions : dict
-        Feature set → number of features.
     """
-
-    dimensions: Annotated[dict[Label, Count], Field(max_length=20)]
 
 
 # --- summarize: one round of any analyses ----------------------------------------------------------------------------
@@ -645,6 +642,12 @@ class HarmonizeReply(SumReply):
     """
 
     pseudonyms: list[Annotated[str, Field(pattern=r"^p-[0-9a-f]{16}$")]] = []
+
+    @model_validator(mode="after")
+    def _is_a_row_a_pseudonym(self) -> Self:
+        if len(self.pseudonyms) != len(self.arrays.get(f"{SHOWN}embeddings", ())):
+            raise ValueError("embeddings are shown with more or fewer pseudonyms than rows")
+        return self
 
 
 AnySumRequest = TrainRequest | EmbedRequest | SummarizeRequest | HarmonizeRequest

@@ -26,7 +26,7 @@ from harmonization.centring import centred
 from harmonization.columns import site_name
 from harmonization.combat_model import ComBatModel as ComBatModel
 from harmonization.combat_model import SiteEffect as SiteEffect
-from harmonization.declared import Declared, Sent, Widths, everybody, of_groups
+from harmonization.declared import Declared, Sent, Shape, Widths, everybody, of_groups
 from harmonization.empirical_bayes import Prior as Prior
 from harmonization.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
@@ -303,6 +303,9 @@ class ComBat(Harmonizer):
         if self.reference is None:
             return model
         return CovariateEffects(model.coefficients, model.pooled_variance, model.n)
+
+    def effect_shapes(self, model: ComBatModel, n_features: int) -> dict[str, Shape]:
+        return SiteEffect.shapes(n_features)
 
     def estimate(self, model: ComBatModel, table: SiteTable) -> SiteEffect:
         if self._is_reference(table):

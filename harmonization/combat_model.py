@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonization.centring import centred
+from harmonization.declared import Shape
 from harmonization.empirical_bayes import Prior, raw_effects, shrink
 from harmonization.errors import HarmonizationError, TableError
 from harmonization.harmonizer import Effect
@@ -38,6 +39,11 @@ class SiteEffect(Effect):
     @property
     def n_unadjusted(self) -> int:
         return int(self.unadjusted.sum())
+
+    @classmethod
+    def shapes(cls, n_features: int) -> dict[str, Shape]:
+        """Shapes of its arrays for so many features."""
+        return dict.fromkeys(("gamma", "delta", "unadjusted"), (n_features,))
 
 
 @dataclass(frozen=True)

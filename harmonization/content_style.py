@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from harmonization import combat
 from harmonization.combat import ComBatModel, Prior, SiteEffect
-from harmonization.declared import Declared, Widths, everybody
+from harmonization.declared import Declared, Shape, Widths, everybody
 from harmonization.errors import HarmonizationError, TableError
 from harmonization.harmonizer import Harmonizer
 from harmonization.neural import Layout, Network, Weights, draw_weights, unpack
@@ -273,6 +273,10 @@ class ContentStyle(Harmonizer, FederatedTraining):
         return rng.choice(varying, size=min(len(varying), self.features_a_round), replace=False)
 
     # Harmonization
+
+    def effect_shapes(self, model: ContentModel, n_features: int) -> dict[str, Shape]:
+        own = dict.fromkeys(("location", "scale", "content_location", "content_scale"), (n_features,))
+        return {**SiteEffect.shapes(n_features), **own, "code": (n_features, self.layout(model)["code"][1])}
 
     def estimate(self, model: ContentModel, table: SiteTable) -> SiteStyle:
         effect = model.combat.site_effect(table.features, table.design, prior=self.prior)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from harmonization import combat
 from harmonization.combat import ComBat, ComBatModel, Prior, SiteEffect
-from harmonization.declared import Declared, Widths, everybody
+from harmonization.declared import Declared, Shape, Widths, everybody
 from harmonization.errors import HarmonizationError
 from harmonization.harmonizer import Harmonizer
 from harmonization.projection import Basis, Centre, Projection, ProjectionModel
@@ -226,6 +226,10 @@ class CovBat(Harmonizer):
         if isinstance(found, Basis):
             return _next(ResidualBasis, state, basis=found.basis)
         return _next(ResidualComponents, state, components=self._kept(found))
+
+    def effect_shapes(self, model: CovBatModel, n_features: int) -> dict[str, Shape]:
+        scores = {f"score_{name}": shape for name, shape in SiteEffect.shapes(len(model.score_mean)).items()}
+        return SiteEffect.shapes(n_features) | scores
 
     def estimate(self, model: CovBatModel, table: SiteTable) -> CovBatEffect:
         effect = self._effect_on_features(model, table)

@@ -45,6 +45,11 @@ class Widths:
         """Columns of the target; 1 for one number a row, 0 without one."""
         return 0 if self.target is None else math.prod(self.target)
 
+    @classmethod
+    def of_frames(cls, n_parcels: int) -> "Widths":
+        """Columns of a recording's frames: its parcels, and nothing beside them."""
+        return cls(features=n_parcels, seen=n_parcels, covariates=0, target=None, second=0)
+
 
 @dataclass(frozen=True)
 class Sent:

@@ -22,7 +22,7 @@ from scipy.linalg import eigh
 
 from harmonization import combat
 from harmonization.combat import ComBat, ComBatModel, Prior, SiteEffect
-from harmonization.declared import Declared, Widths, everybody
+from harmonization.declared import Declared, Shape, Widths, everybody
 from harmonization.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
 from harmonization.protocol import Array, SiteTable, State, Sums
@@ -191,6 +191,9 @@ class ComBatGAM(Harmonizer):
             smooth=np.array(design.smooth),
             n_splines=self.n_splines,
         )
+
+    def effect_shapes(self, model: GamModel, n_features: int) -> dict[str, Shape]:
+        return SiteEffect.shapes(n_features)
 
     def estimate(self, model: GamModel, table: SiteTable) -> SiteEffect:
         return self.on_expanded.estimate(model.of_expanded, model.expand(table))

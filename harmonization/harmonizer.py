@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from harmonization.declared import Declared, Widths, everybody
+from harmonization.declared import Declared, Shape, Widths, everybody
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
 
@@ -32,6 +32,10 @@ class Harmonizer(Analysis):
     def initial(self) -> State | None:
         """Model before the first round: None, unless there is nothing to ask the sites."""
         return None
+
+    @abstractmethod
+    def effect_shapes(self, model: Any, n_features: int) -> dict[str, Shape]:
+        """Declare the arrays of a site's effect in so many features: all that it may show of itself."""
 
     @abstractmethod
     def estimate(self, model: Any, table: SiteTable) -> Effect:
@@ -69,6 +73,9 @@ class Unharmonized(Harmonizer):
 
     def solve(self, total: Sums, state: State | None) -> Nothing:
         return Nothing()
+
+    def effect_shapes(self, model: Nothing, n_features: int) -> dict[str, Shape]:
+        return {}
 
     def estimate(self, model: Nothing, table: SiteTable) -> Nothing:
         return Nothing()

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from harmonization.centring import centred
 from harmonization.combat import moments_of, solve_within, summarize
 from harmonization.combat_model import SiteEffect, check_columns, only_rounding
-from harmonization.declared import Declared, Widths, everybody
+from harmonization.declared import Declared, Shape, Widths, everybody
 from harmonization.empirical_bayes import Prior, RawEffects, shrink
 from harmonization.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
@@ -188,6 +188,9 @@ class LongitudinalComBat(Harmonizer):
         if isinstance(state, VarianceComponents):
             return _solve_weighted(total, state)
         return _solve_variances(total)
+
+    def effect_shapes(self, model: LongitudinalModel, n_features: int) -> dict[str, Shape]:
+        return SiteEffect.shapes(n_features)
 
     def estimate(self, model: LongitudinalModel, table: SiteTable) -> SiteEffect:
         visits = _visits(table)

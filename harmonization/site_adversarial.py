@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from harmonization.combat import check_number_of_covariates
-from harmonization.declared import Declared, Widths, everybody
+from harmonization.declared import Declared, Shape, Widths, everybody
 from harmonization.errors import DesignError, HarmonizationError, TableError
 from harmonization.harmonizer import Harmonizer, Nothing
 from harmonization.neural import Layout, Network, Weights, draw_weights, softmax_cross_entropy, unpack
@@ -262,6 +262,9 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
         return values, change, left + change
 
     # Harmonization
+
+    def effect_shapes(self, model: AdversarialModel, n_features: int) -> dict[str, Shape]:
+        return {}
 
     def estimate(self, model: AdversarialModel, table: SiteTable) -> Nothing:
         return Nothing()

@@ -8,11 +8,13 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from brainlm.embedding import feature_sizes
 from brainlm.evaluation import MODEL
 from exchange.messages import Arrays, DescribeRequest, EmbedReply, EmbedRequest, join, part_of
 from server.answers import Answers
 from server.averaging import evaluation_groups, measure_reconstruction, pretrain
 from server.errors import JournalError
+from server.expecting import of_embedding
 from server.harmonizing import Findings, Harmonizing
 from server.journal import Journal
 from server.measuring import Measures, measure, n_sums
@@ -87,18 +89,19 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
         track()
     journal.note(stage="harmonization")
     n_participants = int(answers.total["tally/n_participants"])
-    dimensions, lacking = _measured_together(roster, answers)
+    dimensions, lacking = _measured_together(study, roster, answers.total)
     return Harmonizing(study, roster, journal, dimensions, n_participants, lacking).run()
 
 
-def _measured_together(roster: Roster, answers: Answers[EmbedReply]) -> tuple[dict[str, int], Arrays]:
+def _measured_together(study: Study, roster: Roster, total: Arrays) -> tuple[dict[str, int], Arrays]:
     """Feature sets that are the same at all sites, and their sizes; and at how many sites somebody lacks a feature."""
-    described = [reply.dimensions for reply in answers.replies.values()]
-    dimensions = {name: size for name, size in described[0].items() if all(d.get(name) == size for d in described)}
-    atlases = {roster.about[site].atlas for site in answers.replies}
+    atlases = roster.atlases
+    atlas, n_parcels = next(iter(atlases.items()))
+    dimensions = feature_sizes(study.model, n_parcels)
     if len(atlases) > 1:  # connectivity of another atlas has other edges, even if as many
-        return {name: size for name, size in dimensions.items() if name != "connectivity"}, {}
-    return dimensions, part_of(answers.total, f"lacking/{atlases.pop()}")
+        del dimensions["connectivity"]
+        return dimensions, {}
+    return dimensions, part_of(total, f"lacking/{atlas}")
 
 
 def _describe(study: Study, journal: Journal) -> DescribeRequest:
@@ -118,7 +121,7 @@ def _embed(study: Study, roster: Roster, journal: Journal, weights: Arrays, meas
         holdout=study.training.holdout,
         seed=study.seed,
     )
-    answers = roster.ask(request, EmbedReply, "embedding")
+    answers = roster.ask(request, EmbedReply, of_embedding(request, study.model, roster.atlases), "embedding")
     roster.keep(answers.replies)
     by_atlas = measure_reconstruction(journal, study.averaging.rounds, answers)
     if by_atlas:

@@ -17,6 +17,7 @@ from cohorts.seeding import derive_seed
 from exchange.messages import Arrays, EmbedReply, Group, TrainReply, TrainRequest, join, part_of
 from server.answers import Answers
 from server.errors import ServerError
+from server.expecting import of_training
 from server.journal import Journal
 from server.measuring import Measures
 from server.outer import WEIGHT, OuterOptimizer, to_record
@@ -55,7 +56,8 @@ def pretrain(
         save_round(study, journal, 0, weights, measures, origin)
     for number in range(done + 1, study.averaging.rounds + 1):
         request = _train_request(study, roster, measures, weights, number)
-        answers = roster.ask(request, TrainReply, STAGE, number, bound=_bound(study, weights, number))
+        expected = of_training(request, roster.atlases)
+        answers = roster.ask(request, TrainReply, expected, STAGE, number, bound=_bound(study, weights, number))
         outer.begin(weights)
         weights = average(study.averaging, outer.strategy, request, answers)
         _measure_training(journal, number, answers)

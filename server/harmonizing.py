@@ -14,6 +14,7 @@ from brainlm.embedding import find_recipe
 from cohorts.files import save_arrays
 from exchange.messages import Arrays, HarmonizeReply, HarmonizeRequest, Step, TableSpec, join, part_of
 from harmonization import ComBatModel, Design, HarmonizationError, Projection, Residualization, State
+from harmonization.declared import Widths
 from harmonization.projection import ProjectionModel
 from harmonization.residualization import ResidualizationModel
 from harmonization.selection import Selection
@@ -28,6 +29,7 @@ from server.comparing import (
     variants_of,
 )
 from server.errors import QuorumError, StudyError
+from server.expecting import of_harmonization, size_after, widths_of
 from server.journal import Journal
 from server.roster import Roster
 from server.shown import keep_shown
@@ -96,6 +98,9 @@ class Harmonizing:
         self.roster = roster
         self.journal = journal
         self.dimensions = dict(dimensions)
+        self._sizes = dict(dimensions)
+        if study.association is not None:
+            self._sizes[self._vectors] = self._vector_dimensions()
         self._lacking = lacking
         self._n_counted = n_participants
         self.findings = Findings()
@@ -309,7 +314,10 @@ class Harmonizing:
         return min(most, size, max(1, self.n_participants // 2))
 
     def _solve(self, make_tasks: Callable[[], dict[str, Task]]) -> dict[str, Any]:
-        return solve_together(make_tasks, self.study.study, self.roster, STAGE)
+        def columns(table: TableSpec) -> Widths:
+            return widths_of(table, self._sizes)
+
+        return solve_together(make_tasks, columns, self.study.study, self.roster, STAGE)
 
     def _apply(self, steps: list[tuple[Step, State]]) -> None:
         """Let every site apply solved models to its own features; keep the models, which all sites share."""
@@ -323,7 +331,10 @@ class Harmonizing:
             steps=[step for step, _ in steps],
             final=FINAL if FINAL in results else None,
         )
-        answers = self.roster.ask(request, HarmonizeReply, STAGE)
+        for step, model in steps:
+            self._sizes[step.result] = size_after(model, self._sizes[step.source])
+        expected = of_harmonization(request, {step.result: model for step, model in steps}, self._sizes)
+        answers = self.roster.ask(request, HarmonizeReply, expected, STAGE)
         self.roster.keep(answers.replies)
         tally = part_of(answers.total, "tally")
         self._n_counted = min(int(n) for name, n in tally.items() if not name.startswith(_VECTORS))

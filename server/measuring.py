@@ -12,6 +12,7 @@ from cohorts.files import save_arrays
 from exchange.messages import Arrays, FrameSpec
 from exchange.roster import MIN_SITES
 from harmonization import Analysis, Moments, Quantiles, SecondMoments
+from harmonization.declared import Widths
 from server.errors import StudyError
 from server.journal import Journal
 from server.roster import Roster
@@ -103,4 +104,8 @@ def _solve(
 
     if not tasks():
         return {}
-    return solve_together(tasks, study.study, roster, STAGE, scaling, study.privacy.frame_noise)
+
+    def widths_of(spec: FrameSpec) -> Widths:
+        return Widths.of_frames(roster.atlases[spec.atlas])
+
+    return solve_together(tasks, widths_of, study.study, roster, STAGE, scaling, study.privacy.frame_noise)

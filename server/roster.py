@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from exchange.adding import add_replies, misfits
+from cohorts import load_atlas
+from exchange.adding import add_replies
+from exchange.expected import Expected, check_reply
 from exchange.messages import (
     AnySumRequest,
     Arrays,
@@ -23,7 +24,6 @@ from exchange.messages import (
     Request,
     SecureSum,
     SumReply,
-    TrainReply,
     audit_head_of,
     size_of,
 )
@@ -127,12 +127,13 @@ class Roster:
         self,
         request: AnySumRequest,
         kind: type[AnySumReply],
+        expected: Mapping[str, Expected],
         stage: str,
         round_number: int | None = None,
         *,
         bound: float = 1.0,
     ) -> Answers[AnySumReply]:
-        """Ask every site, and add the answers.
+        """Ask every site, and add the answers; one that is not as `expected` counts as none.
 
         Where sums are masked and a site fell silent, those that are left are asked once more, for the answers that
         they kept, masked among themselves.
@@ -154,7 +155,7 @@ class Roster:
         if self._journal.is_whole(path) and (known := read_answers(path, request.question, kind)) is not None:
             return known
         attempt = self._journal.attempt(stage, number, request.question, tuple(self.sites))
-        answers = self._attempt(request, kind, attempt, where, round_number, bound)
+        answers = self._attempt(request, kind, expected, attempt, where, round_number, bound)
         answers.save(path, request.question)
         self._journal.seal(path)
         return answers
@@ -163,6 +164,7 @@ class Roster:
         self,
         request: AnySumRequest,
         kind: type[AnySumReply],
+        expected: Mapping[str, Expected],
         attempt: Attempt,
         where: str,
         round_number: int | None,
@@ -173,14 +175,20 @@ class Roster:
             asked = request.model_copy(update={"run": self._journal.run})
             if self._keys:
                 asked = self._masked(asked, attempt, bound)
-            replies, outcomes = self._ask_until_quorum(asked, kind, attempt, where, round_number)
+            replies, outcomes = self._ask_until_quorum(asked, kind, expected, attempt, where, round_number)
             if not self._keys or len(replies) == len(attempt.sites):
                 return Answers(replies, _added(asked, replies, where), masked=bool(self._keys))
             self._require_another_attempt(attempt.attempt, outcomes, where)
             attempt = replace(attempt, attempt=attempt.attempt + 1, sites=tuple(replies))
 
     def _ask_until_quorum(
-        self, asked: AnySumRequest, kind: type[AnySumReply], attempt: Attempt, where: str, round_number: int | None
+        self,
+        asked: AnySumRequest,
+        kind: type[AnySumReply],
+        expected: Mapping[str, Expected],
+        attempt: Attempt,
+        where: str,
+        round_number: int | None,
     ) -> tuple[dict[str, AnySumReply], dict[str, str]]:
         """Ask the sites of an attempt; below the quorum wait for those that are missing, and ask them again.
 
@@ -191,7 +199,7 @@ class Roster:
         give_up, pause = None, _POLL_S
         while True:
             missing = {site: self.members[site].node for site in attempt.sites if site not in answers}
-            outcomes |= self._exchange(asked, kind, missing, attempt.stage, round_number, answers, attempt)
+            outcomes |= self._exchange(asked, kind, missing, attempt.stage, round_number, answers, expected, attempt)
             if len(answers) >= self._limits.quorum:
                 break
             give_up = give_up or time.monotonic() + self._limits.quorum_deadline_s
@@ -211,6 +219,11 @@ class Roster:
         secure = SecureSum(roster=self._keys, step=attempt.step, attempt=attempt.attempt, sites=sites, bound=bound)
         arrays = request.arrays if attempt.attempt == 1 else {}
         return request.model_copy(update={"groups": groups, "secure": secure, "arrays": arrays})
+
+    @property
+    def atlases(self) -> dict[str, int]:
+        """Atlases of the sites, and how many parcels each has."""
+        return {about.atlas: about.n_parcels for _, about in sorted(self.about.items())}
 
     def together(self, sites: Collection[str], among: Collection[str] | None = None) -> list[str]:
         """Those of `sites` that are there, or nobody where they would be too few for a secure sum."""
@@ -343,13 +356,19 @@ class Roster:
         """Ask nodes what they are."""
         names: dict[str, int | None] = {self._names.get(str(node), f"node {node}"): node for node in nodes}
         answers: dict[str, DescribeReply] = {}
-        outcomes = self._exchange(self._introduction, DescribeReply, names, "describe", None, answers)
+        outcomes = self._exchange(self._introduction, DescribeReply, names, "describe", None, answers, {})
         self._known |= set(nodes)
+        atlases = {name: load_atlas(name).n_parcels for name in self._introduction.contract["atlases"]}
         for name, about in list(answers.items()):
-            if not name.startswith("node ") and about.site != name:  # or one hospital could take another's place
-                self._journal.say(f"{name} is left out: it calls itself {about.site}. Correct name in its site.yaml")
-                outcomes[name] = str(RefusalCode.PROTOCOL)
-                del answers[name]
+            if atlases.get(about.atlas) != about.n_parcels:
+                wrong = f"{about.n_parcels} parcels of '{about.atlas[:80]}' are none of the study's atlases"
+            elif not name.startswith("node ") and about.site != name:  # or one hospital could take another's place
+                wrong = f"it calls itself {about.site}. Correct name in its site.yaml"
+            else:
+                continue
+            self._journal.say(f"{name} is left out: {wrong}")
+            outcomes[name] = str(RefusalCode.PROTOCOL)
+            del answers[name]
         return {node: answers[name] for name, node in names.items() if node is not None and name in answers}, outcomes
 
     def _named(self, by_name: Mapping[str, str]) -> dict[str, str]:
@@ -365,6 +384,7 @@ class Roster:
         stage: str,
         round_number: int | None,
         answers: dict[str, AnyReply],
+        expected: Mapping[str, Expected],
         attempt: Attempt | None = None,
     ) -> dict[str, str]:
         """Send one question to nodes, by name; add the good answers to `answers`, and return what came of each."""
@@ -394,14 +414,14 @@ class Roster:
                 outcomes[name] = _said(reply)
                 continue
             try:
-                answers[name] = _sound(kind.from_records(reply.content), request)
-                outcomes[name] = "ok"
-                heads[name] = audit_head_of(reply.content)
-            except MessageError:
+                answer = kind.from_records(reply.content)
+                if isinstance(answer, SumReply) and not isinstance(request, DescribeRequest):
+                    check_reply(answer, request, name, expected)
+            except MessageError as error:
+                self._journal.say(f"{stage}: the answer of {name} was dropped: {error}")
                 outcomes[name] = str(RefusalCode.PROTOCOL)
-        for name in _misfits(request, answers):
-            outcomes[name] = str(RefusalCode.PROTOCOL)
-            del answers[name]
+                continue
+            answers[name], outcomes[name], heads[name] = answer, "ok", audit_head_of(reply.content)
         outcomes = self._named(outcomes)
         self._journal.end_exchange(exchange, outcomes, bytes_up, self._named(heads))
         return outcomes
@@ -442,24 +462,6 @@ def _added(request: AnySumRequest, replies: dict[str, AnySumReply], stage: str) 
         return add_replies(request, replies)
     except MessageError as error:
         raise ServerError(f"{stage}: {error}") from None
-
-
-def _misfits(request: Request, answers: dict[str, AnyReply]) -> list[str]:
-    """Name the sites whose sums do not fit those of the others."""
-    if isinstance(request, DescribeRequest):
-        return []
-    return misfits(request, {site: reply for site, reply in answers.items() if isinstance(reply, SumReply)})
-
-
-def _sound(answer: AnyReply, request: Request) -> AnyReply:
-    """Refuse an answer that would spoil the sum: numbers that are not finite, or other weights than were sent."""
-    finite = all(np.isfinite(values).all() for values in answer.arrays.values())
-    sent = {name: values.shape for name, values in request.part("weights").items()}
-    came = {name: values.shape for name, values in answer.part("weights").items()}
-    clear = isinstance(answer, TrainReply) and not answer.sealed
-    if not finite or (clear and came != sent):
-        raise MessageError("an answer does not fit its question.")
-    return answer
 
 
 def _may_change(said: str) -> bool:

@@ -17,6 +17,8 @@ from exchange.messages import (
     part_of,
 )
 from harmonization import Analysis, State
+from harmonization.declared import Widths
+from server.expecting import of_sums
 from server.roster import Roster
 
 
@@ -37,6 +39,7 @@ class Task:
 
 def solve_together(
     make_tasks: Callable[[], Mapping[str, Task]],
+    widths_of: Callable[[Any], Widths],
     study: str,
     roster: Roster,
     stage: str,
@@ -45,7 +48,8 @@ def solve_together(
 ) -> dict[str, Any]:
     """Run all tasks in lock-step and return their final states.
 
-    Parts `shared` go with every request, and sites put `noise` on every sum.
+    `widths_of` says how many columns the tables of a spec have. Parts `shared` go with every request, and sites put
+    `noise` on every sum.
 
     A sum that lacks a site that was in the one before would be wrong. When a site falls silent, it is left out for
     good, and the tasks are made anew for the others and begin again, unless they had not begun.
@@ -54,7 +58,11 @@ def solve_together(
         tasks = make_tasks()
         states: dict[str, State] = {}
         while pending := [name for name in tasks if name not in states or not states[name].done]:
-            answers = roster.ask(_request(study, tasks, states, pending, shared or {}, noise), SummarizeReply, stage)
+            request = _request(study, tasks, states, pending, shared or {}, noise)
+            declared = {
+                name: tasks[name].analysis.sends(widths_of(tasks[name].table), states.get(name)) for name in pending
+            }
+            answers = roster.ask(request, SummarizeReply, of_sums(declared), stage)
             if len(answers.replies) < len(roster.sites):
                 roster.keep(answers.replies)
                 if states or make_tasks() != tasks:

@@ -14,7 +14,10 @@ from flwr.app import Array, ConfigRecord, Message, RecordDict
 
 from exchange.messages import DescribeRequest, SummarizeReply, SummarizeRequest
 from exchange.refusals import RefusalCode
+from harmonization import Projection
+from harmonization.declared import Widths
 from server.errors import ServerError
+from server.expecting import of_sums
 from server.journal import Journal
 from server.roster import Roster
 from server.study import ProtectionConfig, RoundsConfig, load_study
@@ -89,7 +92,8 @@ class Federation:
 
     def ask(self) -> np.ndarray:
         request = SummarizeRequest(study="small", jobs=SUMS)
-        return self.roster.ask(request, SummarizeReply, "sums").total["projection/feature_sum"]
+        declared = {"projection": Projection(2).sends(Widths(len(self.truth), len(self.truth), 0, None, 0), None)}
+        return self.roster.ask(request, SummarizeReply, of_sums(declared), "sums").total["projection/feature_sum"]
 
     def spoil(self, change) -> None:
         """Hand each summarize reply, with its node, to `change`, and let through what that returns."""

@@ -11,6 +11,7 @@ from brainlm.baselines import (
     Persistence,
     TimeInterpolation,
     ar_coefficients,
+    baseline_names,
     make_baselines,
     var_coefficients,
 )
@@ -97,6 +98,9 @@ def test_what_needs_moments_is_left_out_without_them():
     assert {"gaussian", "gaussian_space_time"} <= set(make_baselines(random, 4, moments))
     assert {"persistence", "ar1", "var1"} <= set(make_baselines(future, 4, moments))
     signal, visible, valid = windows(0, (1, 4, 15))
+    for mask in (random, future):
+        for names in ({}, moments, {"autocovariance": moments["autocovariance"]}):
+            assert baseline_names(mask, names) == list(make_baselines(mask, 4, names))
     shared = make_baselines(future, 4, {"autocovariance": moments["autocovariance"]})["ar1"]
     own = make_baselines(future, 4, moments)["ar1"]
     torch.testing.assert_close(shared.predict(signal, visible, valid), own.predict(signal, visible, valid))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cli.fab import PROJECT, stage_app
 from client.audit import AuditLog, app_hash, describe_records
 from client.errors import AuditError
-from exchange.messages import EmbedReply
+from exchange.messages import SealedGroup, TrainReply
 from server.study import load_study
 
 N_LINES = 9
@@ -248,7 +248,7 @@ def test_a_copy_can_be_verified_and_takes_no_file_s_place(written, tmp_path):
 
 def test_every_array_is_described_by_what_crosses_the_wire():
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    records = EmbedReply(arrays={"weights/a": values}, dimensions={"x": 5}).to_records()
+    records = TrainReply(arrays={"weights/a": values}, sealed=[SealedGroup(sites=["x"], layout={"x": 5})]).to_records()
 
     array, header = describe_records(records)
 
@@ -260,7 +260,7 @@ def test_every_array_is_described_by_what_crosses_the_wire():
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    assert '"dimensions":{"x":5}' in header["text"].replace("\\", "").replace(" ", "")
+    assert '"layout":{"x":5}' in header["text"].replace("\\", "").replace(" ", "")
 
 
 def test_the_hash_of_an_app_is_of_all_its_files(tmp_path):

@@ -498,7 +498,7 @@ def test_sums_that_do_not_fit_the_memory_are_refused_before_they_are_made():
 
 def test_frames_are_more_than_parcels_and_not_looked_at():
     moments = ANALYSES["second_moments"](n_lags=2)
-    declared = moments.sends(Widths(100, 100, covariates=0, target=None, second=0), None)
+    declared = moments.sends(Widths.of_frames(100), None)
     pairs = {"pairs": np.ones((100, 100))}
 
     permit_sums(Policy(), moments, declared, pairs, 12, clear=True)

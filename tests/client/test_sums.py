@@ -9,7 +9,7 @@ from exchange.messages import EmbedReply, EmbedRequest, SecureSum
 from exchange.refusals import Refusal
 
 SITES = ["a", "b", "c", "d", "e"]
-REPLY = EmbedReply(arrays={"tally/n": np.array(7), "evaluation/x": np.arange(6.0).reshape(2, 3)}, dimensions={"f": 2})
+REPLY = EmbedReply(arrays={"tally/n": np.array(7), "evaluation/x": np.arange(6.0).reshape(2, 3)})
 
 
 def request(step: int = 1, attempt: int = 1, sites: list[str] = SITES, seed: int = 0, weights: float = 1.0):
@@ -36,7 +36,6 @@ def test_the_same_question_gets_the_same_answer(store, tmp_path):
         found = reader.find("77", request())
 
         assert found.about == {"n_participants": 7}
-        assert found.reply.dimensions == {"f": 2}
         assert found.reply.arrays.keys() == REPLY.arrays.keys()
         for name, values in REPLY.arrays.items():
             np.testing.assert_array_equal(found.reply.arrays[name], values)

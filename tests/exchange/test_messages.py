@@ -73,7 +73,7 @@ PAYLOADS: list[Payload] = [
     ),
     TrainReply(arrays=ARRAYS, sealed=[SealedGroup(sites=["a", "b", "c"], layout={"fields": [], "bound": 1.0})]),
     EmbedRequest(arrays=ARRAYS, study="s", model={}, recipe="r", holdout=0.2, seed=1),
-    EmbedReply(arrays=ARRAYS, dimensions={"embedding": 4}),
+    EmbedReply(arrays=ARRAYS),
     SummarizeRequest(
         arrays=ARRAYS,
         study="s",
@@ -84,7 +84,9 @@ PAYLOADS: list[Payload] = [
     ),
     SummarizeReply(arrays=ARRAYS),
     HarmonizeRequest(arrays=ARRAYS, study="s", steps=[Step(source="a", result="b", transform="combat")]),
-    HarmonizeReply(arrays=join(tally={"b": np.array(12)}), pseudonyms=["p-0123456789abcdef"]),
+    HarmonizeReply(
+        arrays=join(tally={"b": np.array(12)}, shown={"embeddings": np.ones((1, 2))}), pseudonyms=["p-0123456789abcdef"]
+    ),
 ]
 
 

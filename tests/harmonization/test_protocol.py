@@ -38,6 +38,7 @@ from harmonization import (
     make_analysis,
     run_pooled,
 )
+from harmonization.harmonizer import Harmonizer
 from tests.support.sites import make_sites
 
 EVERY = [
@@ -161,6 +162,17 @@ def test_every_round_sends_what_is_declared_and_nothing_else(analysis):
             }
             assert {values.dtype for values in sums.values()} <= {np.dtype(np.float64)}
         state = analysis.solve(add_sums([analysis.summarize(table, state) for table in rows]), state)
+
+
+@pytest.mark.parametrize("method", [a for a in EVERY if isinstance(a, Harmonizer)], ids=lambda method: method.name)
+def test_what_a_site_may_show_of_itself_is_what_is_declared(method):
+    rows = tables(method.name)
+    model = run_pooled(method, rows)
+
+    effect = method.estimate(model, rows[0]).to_arrays()
+
+    declared = method.effect_shapes(model, rows[0].features.shape[1])
+    assert {name: values.shape for name, values in effect.items()} == declared
 
 
 def test_refuses_sums_that_do_not_fit():

@@ -24,7 +24,7 @@ def reply(seed: int, atlas: str) -> EmbedReply:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
     n_parcels = load_atlas(atlas).n_parcels
     predictors = {f"{atlas}/{name}": sums(seed + number, n_parcels).to_arrays() for number, name in enumerate(NAMES)}
-    return EmbedReply(arrays=join(baselines=join(**predictors)), dimensions={})
+    return EmbedReply(arrays=join(baselines=join(**predictors)))
 
 
 NAMES = ("flat", "bent")

@@ -5,7 +5,8 @@ import pytest
 from flwr.app import Error, Message
 from flwr.common.serde import message_from_proto, message_to_proto
 
-from exchange.messages import DescribeRequest, HarmonizeReply, HarmonizeRequest, Step
+from exchange.expected import Expected
+from exchange.messages import DescribeReply, DescribeRequest, HarmonizeReply, HarmonizeRequest, Step
 from exchange.refusals import RefusalCode
 from server.errors import QuorumError
 from server.journal import Journal
@@ -126,7 +127,7 @@ def test_a_silent_site_is_left_out_of_the_answers(tmp_path, small_cohorts, journ
 
     roster = gathered(tmp_path, small_cohorts, journal, request_, silent)
 
-    assert list(roster.ask(ASK, HarmonizeReply, "x").replies) == ["aalborg", "coimbra"]
+    assert list(roster.ask(ASK, HarmonizeReply, {}, "x").replies) == ["aalborg", "coimbra"]
     assert journal.table("outcomes")["outcome"].tolist()[-3:] == ["ok", "no reply", "ok"]
 
 
@@ -139,7 +140,7 @@ def test_the_text_of_an_error_is_never_repeated(tmp_path, small_cohorts, journal
     roster = gathered(tmp_path, small_cohorts, journal, request_, crash)
 
     with pytest.raises(QuorumError, match=r"x, round 3: 0 of 3 sites answered.*aalborg: flower error 2") as failed:
-        roster.ask(ASK, HarmonizeReply, "x", 3)
+        roster.ask(ASK, HarmonizeReply, {}, "x", 3)
 
     assert "0042" not in str(failed.value)
     assert "0042" not in "".join(journal.table("outcomes")["outcome"])
@@ -154,8 +155,50 @@ def test_damaged_answers_do_not_count(tmp_path, small_cohorts, journal, request_
 
     roster = gathered(tmp_path, small_cohorts, journal, request_, damage)
 
-    assert list(roster.ask(ASK, HarmonizeReply, "x").replies) == ["bergen", "coimbra"]
+    assert list(roster.ask(ASK, HarmonizeReply, {}, "x").replies) == ["bergen", "coimbra"]
     assert "protocol.unreadable" in journal.table("outcomes")["outcome"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        (
+            {"tally/b": np.array(1), "shown/parameters/../../final/x": np.ones(2)},
+            "'shown/parameters/../../final/x' was",
+        ),
+        ({"tally/b": np.array(1.0)}, "'tally/b' of shape () and kind float64 is not what was asked for"),
+        ({}, "'tally/b' is missing"),
+    ],
+)
+def test_an_answer_that_was_not_asked_for_is_dropped_and_named_and_the_run_goes_on(
+    tmp_path, small_cohorts, journal, request_, arrays, said
+):
+    def tamper(node: int, message: Message) -> Message:
+        own = arrays if node == 2 else {"tally/b": np.array(node)}
+        return Message(HarmonizeReply(arrays=own).to_records(), reply_to=message)
+
+    roster = gathered(tmp_path, small_cohorts, journal, request_, tamper)
+
+    answers = roster.ask(ASK, HarmonizeReply, {"tally/b": Expected("count")}, "x")
+
+    assert (list(answers.replies), answers.total["tally/b"]) == (["aalborg", "coimbra"], 4)
+    assert journal.table("outcomes")["outcome"].tolist()[-3:] == ["ok", "protocol.unreadable", "ok"]
+    assert [note for note in journal.table("notes")["text"] if "bergen was dropped" in note and said in note]
+
+
+@pytest.mark.parametrize("changes", [{"n_parcels": 99}, {"atlas": "../x"}, {"atlas": "schaefer200", "n_parcels": 200}])
+def test_a_site_of_an_atlas_that_the_study_does_not_have_is_left_out(
+    tmp_path, small_cohorts, journal, request_, changes
+):
+    def lie(node: int, message: Message) -> Message | None:
+        about = {"site": "bergen", "atlas": "schaefer100", "preprocessing": "x", "software": {}, "n_parcels": 100}
+        about |= dict.fromkeys(("n_participants", "n_recordings", "n_windows"), 20) | {"n_quarantined": 0}
+        return Message(DescribeReply(**about | changes).to_records(), reply_to=message) if node == 2 else None
+
+    roster = Roster(LocalGrid(write_sites(tmp_path / "s", small_cohorts), lie), journal, limits(), CLEAR)
+    roster.gather(request_)
+
+    assert roster.sites == ["aalborg", "coimbra"]
 
 
 def test_below_the_quorum_the_run_waits_and_asks_only_those_who_are_missing(tmp_path, small_cohorts, journal, request_):
@@ -167,7 +210,7 @@ def test_below_the_quorum_the_run_waits_and_asks_only_those_who_are_missing(tmp_
 
     roster = gathered(tmp_path, small_cohorts, journal, request_, late, quorum_deadline_s=30)
 
-    assert list(roster.ask(ASK, HarmonizeReply, "x").replies) == ["aalborg", "bergen", "coimbra"]
+    assert list(roster.ask(ASK, HarmonizeReply, {}, "x").replies) == ["aalborg", "bergen", "coimbra"]
     assert asked == [1, 2, 3, 2, 3]
     assert list(journal.table("notes")["text"]) == ["x: below the quorum of 2; waiting for bergen, coimbra"]
     assert journal.table("exchanges")["step"].tolist()[-2:] == [1, 1]  # the same question to the sites
@@ -182,7 +225,7 @@ def test_nobody_waits_for_a_site_that_refuses(tmp_path, small_cohorts, journal, 
     roster = gathered(tmp_path, small_cohorts, journal, request_, refuse, quorum_deadline_s=600)
 
     with pytest.raises(QuorumError, match=r"x: 0 of 3 sites answered.*coimbra: privacy\.budget-spent"):
-        roster.ask(ASK, HarmonizeReply, "x")
+        roster.ask(ASK, HarmonizeReply, {}, "x")
 
 
 def test_a_site_that_comes_back_as_another_node_is_known_by_its_name(tmp_path, small_cohorts, journal, request_):
@@ -196,7 +239,7 @@ def test_a_site_that_comes_back_as_another_node_is_known_by_its_name(tmp_path, s
     roster = gathered(tmp_path, small_cohorts, journal, request_, gone, quorum_deadline_s=30)
     grid = roster._grid
 
-    assert list(roster.ask(ASK, HarmonizeReply, "x").replies) == ["aalborg", "bergen"]
+    assert list(roster.ask(ASK, HarmonizeReply, {}, "x").replies) == ["aalborg", "bergen"]
     assert [member.node for member in roster.members.values()] == [1, 12, 13]
 
 
@@ -208,10 +251,10 @@ def test_a_slow_site_misses_its_deadline_and_takes_part_in_the_next_round(tmp_pa
 
     roster = gathered(tmp_path, small_cohorts, journal, request_, late)
 
-    assert list(roster.ask(ASK, HarmonizeReply, "x", 1).replies) == ["aalborg", "coimbra"]
+    assert list(roster.ask(ASK, HarmonizeReply, {}, "x", 1).replies) == ["aalborg", "coimbra"]
     slow.clear()
     slow.append(False)
-    assert list(roster.ask(ASK, HarmonizeReply, "x", 2).replies) == ["aalborg", "bergen", "coimbra"]
+    assert list(roster.ask(ASK, HarmonizeReply, {}, "x", 2).replies) == ["aalborg", "bergen", "coimbra"]
 
 
 class Repeating(LocalGrid):
@@ -236,7 +279,7 @@ def test_an_answer_that_comes_twice_counts_once(tmp_path, small_cohorts, journal
     roster = Roster(Repeating(write_sites(tmp_path / "s", small_cohorts), reply), journal, limits(), CLEAR)
     roster.gather(request_)
 
-    assert roster.ask(ASK, HarmonizeReply, "x").total["tally/b"] == 1 + 2 + 3
+    assert roster.ask(ASK, HarmonizeReply, {"tally/b": Expected("count")}, "x").total["tally/b"] == 1 + 2 + 3
     notes = sorted(journal.table("notes")["text"])
     assert notes == [f"x: {name} answered twice; the second answer was dropped" for name in roster.sites]
 

@@ -68,7 +68,7 @@ def test_replies_show_nothing_of_a_site_but_words_of_a_ring(finished_run):
                 assert name.startswith("sealed/")
                 assert array.dtype in ("uint32", "uint64")
             header = json.loads(message.content["header"]["json"])
-            assert header.keys() <= {"sealed", "dimensions", "pseudonyms"}
+            assert header.keys() <= {"sealed", "pseudonyms"}
     metrics = finished_run.journal.table("metrics")
     assert set(metrics["site"]) == {"all"}
     assert {"loss", "masked_r2"} <= set(metrics["name"])

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from flwr.app import Message
 
 from exchange.adding import seal
+from exchange.expected import Expected
 from exchange.messages import (
     DescribeReply,
     DescribeRequest,
@@ -40,13 +41,14 @@ ROSTER = KeyRoster(
     name="eight",
     sites=tuple(SiteKey(name=n, public_key=k.public_key().public_bytes_raw().hex()) for n, k in KEYS.items()),
 )
-FRAMES = FrameSpec(atlas="large", window={}, holdout=0, seed=0)
+FRAMES = FrameSpec(atlas="schaefer200", window={}, holdout=0, seed=0)
 QUESTIONS = {
     "measuring": SummarizeRequest(study="s", jobs={"x": Job(analysis="second_moments", parameters={}, table=FRAMES)}),
     "pretraining": TrainRequest(study="s", model={}, training={}, round_number=1, rounds=1, seed=0),
     "embedding": EmbedRequest(study="s", model={}, recipe="r", holdout=0, seed=0),
     "harmonization": HarmonizeRequest(study="s", steps=[Step(source="a", result="b", transform="projection")]),
 }
+ATLASES = {"schaefer200": 200, "schaefer100": 100}
 KINDS = {
     "measuring": SummarizeReply,
     "pretraining": TrainReply,
@@ -79,10 +81,9 @@ class Hospitals(LocalGrid):
         if site in self.silent:
             return False
         shape = (3,) if request.secure.attempt >= self.deviating.get(site, 99) else (2,)
-        values = {name: np.full(shape, float(NAMES.index(site) + 1)) for name in self._parts(site, stage)}
-        extra = {"dimensions": {}} if stage == "embedding" else {}
+        values = {name: np.full(shape, float(NAMES.index(site) + 1)) for name in self.parts(site, stage)}
         sealed = seal(
-            KINDS[stage](arrays=values, **extra),
+            KINDS[stage](arrays=values),
             request,
             Masker(site, KEYS[site], ROSTER),
             site=site,
@@ -91,27 +92,31 @@ class Hospitals(LocalGrid):
         )
         return Message(sealed.to_records(), reply_to=message)
 
-    def _parts(self, site: str, stage: str) -> list[str]:
+    @staticmethod
+    def parts(site: str, stage: str) -> list[str]:
         if stage == "measuring":
             return ["x/total"]
         evaluation = [f"evaluation/{_atlas(site)}/parcels", "overall/model"]
         return ["tally/n", *(evaluation if stage in ("pretraining", "embedding") else [])]
 
     def _about(self, site: str) -> DescribeReply:
-        counts = dict.fromkeys(("n_participants", "n_recordings", "n_windows", "n_parcels"), 20)
+        counts = dict.fromkeys(("n_participants", "n_recordings", "n_windows"), 20)
+        counts["n_parcels"] = ATLASES[_atlas(site)]
         about = {"site": site, "atlas": _atlas(site), "preprocessing": "x", "software": {}, "rosters": [ROSTER.hash]}
         return DescribeReply(**about, **counts, n_quarantined=0)
 
 
 def _atlas(site: str) -> str:
-    return "small" if NAMES.index(site) % 3 == 2 else "large"
+    return list(ATLASES)[NAMES.index(site) % 3 == 2]
 
 
 def begun(folder: Path, grid: Hospitals, *, quorum: int = 3, attempts: int = 2) -> Roster:
     folder.mkdir(parents=True, exist_ok=True)
     limits = RoundsConfig(quorum=quorum, deadline_s=5, start_deadline_s=5, quorum_deadline_s=0)
     roster = Roster(grid, Journal(folder), limits, ProtectionConfig(max_attempts=attempts))
-    request = DescribeRequest(study="s", contract={}, window={}, analyses=[], recipe="r", holdout=0, folds=1)
+    request = DescribeRequest(
+        study="s", contract={"atlases": ATLASES}, window={}, analyses=[], recipe="r", holdout=0, folds=1
+    )
     roster.gather(request)
     return roster
 
@@ -123,7 +128,8 @@ def ask(roster: Roster, stage: str) -> dict[str, np.ndarray]:
         question = question.model_copy(update={"groups": evaluation_groups(roster)})
     if stage == "measuring":
         question = question.model_copy(update={"groups": [Group(parts=["x"], sites=roster.sites)]})
-    return roster.ask(question, KINDS[stage], stage).total
+    parts = {name for site in roster.sites for name in Hospitals.parts(site, stage)}
+    return roster.ask(question, KINDS[stage], {name: Expected("sum", (2,)) for name in parts}, stage).total
 
 
 def outcomes(folder: Path) -> dict[str, set[str]]:
@@ -163,7 +169,7 @@ def test_those_that_answered_are_added_however_many_are_silent(tmp_path, stage):
 
         part = "x/total" if stage == "measuring" else "tally/n"
         np.testing.assert_array_equal(total[part], [sum_of(left)] * 2)
-        for atlas in ("large", "small"):
+        for atlas in ATLASES:
             having = [name for name in left if _atlas(name) == atlas]
             if stage in ("pretraining", "embedding") and len(having) >= 3:
                 np.testing.assert_array_equal(total[f"evaluation/{atlas}/parcels"], [sum_of(having)] * 2)
