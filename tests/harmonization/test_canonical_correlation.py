@@ -25,7 +25,7 @@ def split(x: np.ndarray, y: np.ndarray, n_sites: int) -> list[SiteTable]:
     return [SiteTable(x[index], second=y[index]) for index in rows]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10)
 @given(
     n=st.integers(60, 400),
     p=st.integers(2, 12),

@@ -52,7 +52,7 @@ def reference_fit(C, features, labels):
     rare=st.sampled_from([1.0, 0.1]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15)
 def test_equals_scikit_learn(sizes, p, n_classes, offset, C, rare, seed):
     features, labels, tables = labelled(sizes, p, n_classes, seed, offset, [rare] + [1.0] * (n_classes - 1))
     reference, analysis = reference_fit(C, features, labels), SoftmaxRegression(C, n_classes)

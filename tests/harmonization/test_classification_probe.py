@@ -93,7 +93,7 @@ def test_equals_a_loop_over_pooled_rows(n_classes, method, names):
     offset=st.sampled_from([0.0, 1e6]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4)
 def test_folds_equal_the_loop_on_any_data(sizes, p, n_classes, offset, seed):
     """Also with one site that has a single class."""
     sites = make_sites(tuple(sizes), p, seed, offset=offset)

@@ -121,7 +121,7 @@ def any_sites(draw: st.DrawFn) -> Sites:
     return Sites(sites.features, covariates, sites.target, sites.site)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12)
 @given(
     sites=any_sites(),
     prior=st.sampled_from(["parametric", "none"]),
@@ -142,7 +142,7 @@ def test_any_sites_equal_pooled_neurocombat(sites, prior, mean_only, offset):
     np.testing.assert_allclose(harmonized(far.features, far.covariates) - offset, expected, rtol=0, atol=bound)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8)
 @given(
     sizes=st.lists(st.integers(3, 40), min_size=2, max_size=5).map(tuple),
     p=st.integers(2, 30),

@@ -72,7 +72,7 @@ def test_equals_the_package_of_its_authors(run):
     np.testing.assert_allclose(federated(sites, RUNS[run]), FROZEN[run], rtol=0, atol=1e-10)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10)
 @given(
     sizes=st.lists(st.integers(3, 80), min_size=1, max_size=7).map(lambda sizes: (20, *sizes)),
     p=st.integers(2, 100),

@@ -70,7 +70,7 @@ def dense_fits(sites: Sites, penalties, n_splines: int) -> tuple[np.ndarray, np.
     return np.array(fits), np.array(edf), np.array(scores)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8)
 @given(
     sizes=st.lists(st.integers(3, 40), min_size=2, max_size=6).map(lambda sizes: (60, *sizes)),
     p=st.integers(2, 12),

@@ -19,7 +19,7 @@ from tests.support.sites import make_sites
     alpha=st.sampled_from([1e-3, 1.0, 1e4]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15)
 def test_ridge_equals_scikit_learn(sizes, p, offset, alpha, seed):
     sites = make_sites(tuple(sizes), p, seed, offset=offset)
     reference = Ridge(alpha, solver="svd").fit(sites.features, sites.target)

@@ -83,7 +83,7 @@ def whose(tables: list[SiteTable]) -> np.ndarray:
     return np.concatenate([table.participant for table in tables])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10)
 @given(
     sizes=st.lists(st.integers(6, 20), min_size=2, max_size=5).map(tuple),
     p=st.integers(2, 6),

@@ -24,7 +24,7 @@ def measured(tables: list[np.ndarray], n_lags: int) -> Moments:
     return run_pooled(SecondMoments(n_lags), [SiteTable(table, frames=True) for table in tables])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 4), st.integers(1, 9), st.integers(0, 99))
 def test_moments_are_means_over_the_frames_that_have_both(lengths, p, n_lags, seed):
     tables = recordings(lengths, p, seed)

@@ -80,7 +80,7 @@ def test_equals_a_loop_over_pooled_rows(five_sites, method, names, penalty):
     offset=st.sampled_from([0.0, 1e6]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10)
 def test_folds_equal_the_loop_on_any_data(sizes, p, offset, seed):
     sites = make_sites(tuple(sizes), p, seed, offset=offset)
     target = sites.target + offset
