@@ -163,7 +163,7 @@ def _abide(recordings: Path, participants: Path) -> list[SiteTable]:
         for number, name in enumerate(("PITT", "OLIN", "OHSU")):
             path = Path(folder) / name.lower()
             chosen = ("--participants", participants, "--select", f"site={name}", "--atlas", "aal116")
-            fedbrainlm("cohort", "import", recordings, path, *chosen)
+            fedbrainlm("cohort", "prepare", recordings, path, *chosen, "--keep-ids", "--no-report")
             cohort = Cohort.open(path)
             people = cohort.covariates()
             connectivity = functional_connectivity(cohort, people["participant_id"].tolist())

@@ -137,7 +137,7 @@ class PrivacyConfig(Settings):
     """What all steps of all rounds together may tell of a participant. Each site adds the noise that this takes."""
     noise_multiplier: float | None = Field(None, gt=0, le=10_000)
     """Instead of ``epsilon``: standard deviation of the noise over ``clip``."""
-    delta: float = Field(1e-5, gt=0, lt=0.1)
+    delta: float = Field(1e-5, ge=1e-10, lt=0.1)
     """Probability with which ``epsilon`` may not hold. It must be below 1 / participants of every site: at that,
     to show one of them outright would be within the rules."""
 

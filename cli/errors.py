@@ -31,6 +31,10 @@ class RunFailedError(Exception):
     """A run was started and failed. The message is its reason; the run's folder holds the logs."""
 
 
+class StoppedError(Exception):
+    """The user stopped a run. The message says how to go on with it."""
+
+
 class InternalError(Exception):
     """A fault of FedBrainLM. Repeat the command with --debug and report what it prints."""
 

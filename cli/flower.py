@@ -90,8 +90,11 @@ def flwr_run(
     *,
     simulated_sites: int = 0,
     watch: Callable[[], None] = lambda: None,
+    stopping: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Submit a run with `flwr run` and wait until it ends, calling `watch` all the while.
+
+    When the user stops the command, the run is stopped, after `stopping` was called.
 
     Parameters
     ----------
@@ -129,6 +132,7 @@ def flwr_run(
         # `flwr run` exits with 0 even when the ServerApp crashed: the outcome is in the list of runs.
         return _outcome(connection, run_id, home, watch)
     except KeyboardInterrupt:  # the SuperLink would go on without us
+        stopping()
         deadline = time.monotonic() + _SUBMIT_S
         while not (run_id := _run_id(log, begun)) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(_POLL_S)

@@ -11,10 +11,18 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from cli.errors import UNWRITABLE, InternalError, RunFailedError, UnwritableError, is_input_error, printable
+from cli.errors import (
+    UNWRITABLE,
+    InternalError,
+    RunFailedError,
+    StoppedError,
+    UnwritableError,
+    is_input_error,
+    printable,
+)
 
 COMMANDS = {
-    "cohort": ("cli.cohort", "app", "A site's recordings: make, import and show them."),
+    "cohort": ("cli.cohort", "app", "A site's recordings: prepare, check and show them."),
     "model": ("cli.model", "app", "Checkpoints: import released ones, export, and show what they are."),
     "study": ("cli.study", "app", "The app with a study in it, which hospitals approve by its hash."),
     "site": (
@@ -107,6 +115,9 @@ def run_command(arguments: list[str]) -> int:
         app(arguments, standalone_mode=True)
     except RunFailedError as error:
         return _fail(console, error, 1, arguments)
+    except StoppedError as stopped:
+        console.print(f"Stopped. {printable(str(stopped))}", highlight=False, markup=False, soft_wrap=True)
+        return 130
     except OSError as error:
         if error.errno not in UNWRITABLE:
             return _fail(console, InternalError(error), 1, arguments)

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,40 +15,33 @@ import yaml
 
 from brainlm.windows import usable_recordings
 from cli.display import console, counter
+from cli.ending import end_noted, how_to_go_on, note_stopping, settle
 from cli.errors import InputError, RunFailedError
 from cli.fab import PROJECT, pack_fab, stage_app
 from cli.flower import Outcome, connections, flwr_run, simulation_superlink
 from cli.names import registered_names
 from cli.options import RUNS
 from cli.watch import AS_JSON, find_run
-from cli.watching import end_of, print_event, print_summary, watching
+from cli.watching import end_of, print_absences, print_event, print_summary, watching
 from client.keys import agree
 from client.policy import EVERYTHING, SHOWS_ONE_SITE
+from client.process import private_files
 from client.site import SIMULATED_SITES, load_site
-from cohorts import Cohort
+from cohorts import Cohort, CohortError
 from cohorts.files import atomic_folder, write_text
 from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
-from server.errors import ServerError
-from server.journal import Journal
+from server.journal import WHERE, Journal
+from server.keeping import keep_study
 from server.report import write_report
 from server.study import Study, load_study
-from server.summary import write_summary
-
-_WHERE = "where"
-"""Fact of the journal: the connection to the federation that a run is on; ``simulation``, or its name after a colon."""
 
 
 def demo(runs: RUNS = Path("runs")) -> None:
     """Four simulated hospitals, from recordings to a report, in a real Flower simulation: about three minutes."""
     study = load_study(PROJECT / "configs" / "studies" / "demo.yaml")
     with _new_run(runs, study, "simulation") as folder:
-        with counter("Simulating four hospitals") as progress:
-            hospitals = simulated_hospitals(4, 40, minutes=8)
-            atlas = study.cohort.atlases[0]
-            paths = simulate_cohorts(folder / "cohorts", hospitals, atlas=atlas, seed=study.seed, progress=progress)
-        _write_sites(study, [Cohort.open(path) for path in paths], folder)
-        _run_to_its_end(study, folder, as_json=False)
+        _run_to_its_end(folder, as_json=False, set_up=lambda: _simulate_hospitals(study, folder))
 
 
 def run(
@@ -81,22 +76,24 @@ def run(
     if federation:
         _check_connection(federation)
         with _new_run(runs, loaded, f"federation:{federation}") as folder:
-            _run_to_its_end(loaded, folder, as_json)
+            _run_to_its_end(folder, as_json)
         return
     cohorts = _open_all(loaded, folders)
     with _new_run(runs, loaded, "simulation") as folder:
-        _write_sites(loaded, cohorts, folder)
-        _run_to_its_end(loaded, folder, as_json)
+        _run_to_its_end(folder, as_json, set_up=lambda: _write_sites(loaded, cohorts, folder))
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder: runs/<study>/<run-id>.")],
 ) -> None:
     """Make the report of a run anew."""
-    if not (folder / "summary.json").is_file():
-        status = Journal(folder).progress().status if (folder / "journal.sqlite").is_file() else ""
-        what = f"its status is '{status}'" if status else "it holds no journal"
-        raise InputError(f"{folder}: has no summary, {what}; expected the folder of a run that completed or failed.")
+    if not (folder / "journal.sqlite").is_file():
+        raise InputError(f"{folder}: has no summary, it holds no journal; expected the folder of a run that ended.")
+    journal = Journal(folder)
+    if (end := journal.end()) is None:
+        raise InputError(f"{folder}: the run is still going on. See 'fedbrainlm watch {folder}'.")
+    if end.status != "completed":  # whoever was killed could not write it
+        settle(load_study(folder / "study.yaml"), journal, end.status, end.reason)
     typer.echo(f"Report: {write_report(folder)}")
 
 
@@ -112,31 +109,65 @@ def _resume(folder: Path, as_json: bool) -> None:
     facts = journal.facts()
     if facts.get("status") == "completed":
         raise InputError(f"{folder}: the run is completed. Its report: fedbrainlm report {folder}")
-    if _WHERE not in facts:
+    if WHERE not in facts:
         raise InputError(f"{folder}: the run was begun by an earlier version. Begin it again with its study.yaml.")
     if journal.is_worked_on:
         raise InputError(f"{folder}: the run is still going on. See 'fedbrainlm watch {folder}'.")
+    _require_cohorts(folder)
     with journal.at_work("command"):
-        journal.note(status="starting", stage="", reason="")
+        journal.note(status="starting", stage="", reason="", stopped="")
         journal.say("resumed")
+        for name in ("summary.json", "report.html"):  # of the end that it has no more
+            (folder / name).unlink(missing_ok=True)
         console.print(f"Run: {folder}", highlight=False, markup=False)
-        _run_to_its_end(load_study(folder / "study.yaml"), folder, as_json)
+        _run_to_its_end(folder, as_json)
+
+
+def _require_cohorts(folder: Path) -> None:
+    """Refuse to go on with a simulation whose recordings are not where they were: nobody would bring them back.
+
+    Raises
+    ------
+    InputError
+        Naming the site.
+    """
+    left_out = {site for site, _, _ in Journal(folder).left_out()}
+    for path in sorted(folder.glob("sites/*/site.yaml")):
+        if path.parent.name in left_out:
+            continue
+        try:
+            _ = load_site(path).cohort
+        except CohortError as error:
+            raise InputError(
+                f"{folder}: the recordings of site {path.parent.name} cannot be read. {error} Put them back where they "
+                f"were, or correct cohort in {path}; then resume again."
+            ) from None
+
+
+def _simulate_hospitals(study: Study, folder: Path) -> None:
+    """Simulate the demo's hospitals, and set up their sites."""
+    with counter("Simulating four hospitals") as progress:
+        hospitals = simulated_hospitals(4, 40, minutes=8)
+        atlas = study.cohort.atlases[0]
+        paths = simulate_cohorts(folder / "cohorts", hospitals, atlas=atlas, seed=study.seed, progress=progress)
+    _write_sites(study, [Cohort.open(path) for path in paths], folder)
 
 
 def _write_sites(study: Study, cohorts: list[Cohort], folder: Path) -> None:
     """Set up one simulated site a cohort, all at once: a run is resumed with all of its sites or begun again."""
-    with atomic_folder(folder / "sites") as sites:
+    with private_files(), atomic_folder(folder / "sites") as sites:
         for cohort in cohorts:
             _write_site(study, cohort, sites / cohort.name)
         agree("simulation", [load_site(sites / cohort.name / "site.yaml").keys for cohort in cohorts])
 
 
-def _run_to_its_end(study: Study, folder: Path, as_json: bool) -> None:
-    """Run a study in its folder, on the federation that its journal names, and write its report."""
-    journal = Journal(folder)
-    where, _, federation = journal.facts()[_WHERE].partition(":")
+def _run_to_its_end(folder: Path, as_json: bool, set_up: Callable[[], None] = lambda: None) -> None:
+    """Run the study that lies in a run's folder, on the federation that its journal names, and write its report."""
+    study, journal = load_study(folder / "study.yaml"), Journal(folder)
+    where, _, federation = journal.facts()[WHERE].partition(":")
     with _end_shown(journal, as_json):
-        with _end_noted(folder), watching(journal, as_json=as_json) as watch:
+        with end_noted(study, folder), watching(journal, as_json=as_json) as watch:
+            set_up()
             if where == "simulation":
                 outcome = _simulate(study, folder, watch)
             else:
@@ -144,7 +175,7 @@ def _run_to_its_end(study: Study, folder: Path, as_json: bool) -> None:
                 app = stage_app(folder / "flower" / "app", study)
                 console.print(f"App: {hashlib.sha256(pack_fab(app)).hexdigest()}", highlight=False, soft_wrap=True)
                 journal.note(nodes=json.dumps(registered_names(federation)))
-                outcome = flwr_run(app, federation, folder, None, watch=watch)
+                outcome = flwr_run(app, federation, folder, None, watch=watch, stopping=lambda: _stopping(journal))
         _finish(study, folder, outcome, quiet=as_json)
 
 
@@ -156,7 +187,8 @@ def _simulate(study: Study, folder: Path, watch: Callable[[], None]) -> Outcome:
     app, home = stage_app(folder / "flower" / "app", study), folder / "flower"
     n_sites = len(list(sites.glob("*/site.yaml")))
     with simulation_superlink(home, {SIMULATED_SITES: str(sites.resolve())}) as connection:
-        return flwr_run(app, connection, folder, home, simulated_sites=n_sites, watch=watch)
+        stopping = partial(_stopping, Journal(folder))
+        return flwr_run(app, connection, folder, home, simulated_sites=n_sites, watch=watch, stopping=stopping)
 
 
 def _check_connection(federation: str) -> None:
@@ -174,20 +206,12 @@ def _end_shown(journal: Journal, as_json: bool) -> Iterator[None]:
         yield
     finally:
         if as_json:
-            print_event(end_of(journal.progress(), journal.folder))
+            print_event(end_of(journal.progress(), journal))
 
 
-@contextmanager
-def _end_noted(folder: Path) -> Iterator[None]:
-    """Note in the journal when the user stops the run, or Flower does not start it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        Journal(folder).note(status="stopped", reason="stopped by the user")
-        raise
-    except RunFailedError as error:
-        Journal(folder).note(status="failed", reason=str(error))
-        raise
+def _stopping(journal: Journal) -> None:
+    note_stopping(journal)
+    console.print("Stopping the run …", highlight=False)
 
 
 def _finish(study: Study, folder: Path, outcome: Outcome, *, quiet: bool) -> None:
@@ -203,18 +227,13 @@ def _finish(study: Study, folder: Path, outcome: Outcome, *, quiet: bool) -> Non
     # A completed study is one even where Flower could not be asked, or was not told.
     if facts.get("status") != "completed":
         reason = facts.get("reason") or outcome.details or f"Flower ended the run as {outcome.status}"
-        with suppress(ServerError, OSError):  # a full disk takes no reason: it is said all the same
-            journal.note(status="failed", reason=reason)
-            if facts.get("status") != "failed":  # the ServerApp died before it could say anything
-                write_summary(study, journal, {}, None)
-        raise RunFailedError(
-            f"{reason}\nGo on with it: fedbrainlm run --resume {folder}\nLogs: {folder / 'flower.log'}"
-            + _site_logs(folder)
-        )
+        settle(study, journal, "stopped" if outcome.status.endswith("stopped") else "failed", reason)
+        raise RunFailedError(f"{reason}\n{how_to_go_on(journal)}\nLogs: {folder / 'flower.log'}{_site_logs(folder)}")
     path = write_report(folder)
     if not quiet:
         print_summary(json.loads((folder / "summary.json").read_text()))
         typer.echo(f"Report: {path}")
+        print_absences(journal)
 
 
 def _site_logs(folder: Path) -> str:
@@ -236,10 +255,14 @@ def _new_run(runs: Path, study: Study, where: str) -> Iterator[Path]:
             raise InputError(
                 f"{folder}: cannot be made ({error.strerror}). Choose another place with --runs."
             ) from None
-        write_text(folder / "study.yaml", study.to_yaml())
-        journal = Journal(folder)
+        try:
+            keep_study(study, folder)
+            journal = Journal(folder)
+            journal.note(status="starting", stage="", **{WHERE: where})
+        except BaseException:  # interrupted, or the disk is full: there is no run yet
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         with journal.at_work("command"):
-            journal.note(status="starting", stage="", **{_WHERE: where})
             console.print(f"Run: {folder}", highlight=False, markup=False)
             yield folder
         return
@@ -252,7 +275,7 @@ def _open_all(study: Study, folders: list[Path]) -> list[Cohort]:
     names = [cohort.name for cohort in cohorts]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise InputError(f"two cohorts are called '{repeated[0]}'. Import one of them again with another --name.")
+        raise InputError(f"two cohorts are called '{repeated[0]}'. Prepare one of them anew with another --name.")
     if len(cohorts) < study.averaging.quorum:
         secure = (
             " Secure sums need three: with fewer, set privacy.secure_sums: false." if study.privacy.secure_sums else ""

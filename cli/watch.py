@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cli.ending import how_to_go_on
 from cli.errors import InputError, RunFailedError
 from cli.options import RUNS
-from cli.watching import end_of, print_event, watching
+from cli.watching import end_of, print_absences, print_event, watching
 from server.journal import Journal
 
 _POLL_S = 1.0
@@ -29,11 +30,13 @@ def watch(
             show()
             time.sleep(_POLL_S)
     if as_json:
-        print_event(end_of(end, journal.folder))
+        print_event(end_of(end, journal))
     if end.status != "completed":
-        raise RunFailedError(f"the run {end.status}: {end.reason}")
+        hint = "" if "its process was killed" in end.reason else f"\n{how_to_go_on(journal)}"
+        raise RunFailedError(f"the run {end.status}: {end.reason}{hint}")
     if not as_json:
         typer.echo(f"completed: {journal.folder}")
+        print_absences(journal)
 
 
 def find_run(run: str, runs: Path) -> Path:

@@ -5,17 +5,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
+import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from cli.display import console, live
+from cli.errors import printable
+from server.absences import absences_of
 from server.journal import Journal, Progress
-from server.summary import PROBE_SCORES, probe_score
+from server.summary import PROBE_SCORES, probe_score, site_score
 
 _RECENT_NOTES = 3
 
@@ -98,9 +102,17 @@ def print_event(event: dict[str, Any]) -> None:
     print(json.dumps(event), flush=True)
 
 
-def end_of(progress: Progress, folder: object) -> dict[str, Any]:
+def end_of(progress: Progress, journal: Journal) -> dict[str, Any]:
     """Return the last event of a run."""
-    return {"event": "end", "status": progress.status, "reason": progress.reason, "folder": str(folder)}
+    event = {"event": "end", "status": progress.status, "reason": progress.reason, "folder": str(journal.folder)}
+    absences = [asdict(absence) for absence in absences_of(journal)]
+    return {**event, "absences": absences} if absences else event
+
+
+def print_absences(journal: Journal) -> None:
+    """Say which sites were not in all of a run, if any."""
+    if missing := "; ".join(absence.sentence for absence in absences_of(journal)):
+        typer.echo(f"Not in all of the run: {printable(missing)}.")
 
 
 def _line(event: dict[str, Any]) -> str:
@@ -159,14 +171,17 @@ def print_summary(summary: dict[str, object]) -> None:
     )
     table = Table(title="Held-out, cross-validated inside the sites", title_justify="left")
     table.add_column("features")
-    table.add_column("site recognised (balanced accuracy)")
+    effects = harmonization.get("site_effect", {})
+    first = next(iter(effects.values()), {"raw": {}})["raw"]
+    table.add_column(site_score(first).title)
     targets = list(next(iter(probes.values()))) if probes else []
     scores = {target: probe_score(next(iter(probes.values()))[target]["raw"]) for target in targets}
     for target in targets:
         table.add_column(f"{target} ({PROBE_SCORES[scores[target]]})")
-    for features, effect in harmonization.get("site_effect", {}).items():
-        cells = [_change({name: value["balanced_accuracy"] for name, value in effect.items()})]
-        cells[0] += f", by chance {_number(effect['raw']['null_mean'])}"
+    for features, effect in effects.items():
+        scores = {name: site_score(value) for name, value in effect.items()}
+        cells = [_change({name: score.value for name, score in scores.items()})]
+        cells[0] += f", by chance {_number(scores['raw'].by_chance)}"
         cells += [
             _change({name: value[score] for name, value in probes[features][target].items()})
             for target, score in scores.items()

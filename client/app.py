@@ -8,16 +8,18 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from brainlm.architectures import check_model_config
-from brainlm.config import PrivacyConfig, WindowConfig
+from brainlm.config import WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
 from brainlm.evaluation import MODEL, reconstruct_example
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet, split_participants, usable_recordings
 from client import summing, training
+from client.describing import policy_objections, privacy_of
 from client.disclosure import permit_categories, read_design
 from client.features import FeatureSet, FeatureStore, complete_rows, read_features
 from client.frames import moments_of, scaling_of, split_site
 from client.ledger import EMBEDDING, LACKING, Release
+from client.limits import permit_design
 from client.models import (
     evaluate_held_out,
     evaluation_parts,
@@ -26,6 +28,7 @@ from client.models import (
     set_linear_path,
     shown_metrics,
 )
+from client.privacy import check_site, spends_to_come
 from client.release import Answer, answer
 from client.site import Site
 from cohorts.contract import CohortContract
@@ -96,13 +99,10 @@ def harmonize(message: Message, context: Context) -> Message:
 
 
 def _describe(site: Site, request: DescribeRequest) -> Answer:
-    site.policy.permit(request.study, request.analyses, request.recipe)
+    for refusal in policy_objections(site.policy, request):
+        raise refusal
     site.policy.permit_columns(request.columns, site.covariates.columns)
     site.policy.permit_rounds(site.ledger.rounds(request.study) + request.rounds)
-    privacy = check_settings(request.privacy, PrivacyConfig, "the study's privacy") if request.privacy else None
-    site.policy.permit_privacy(privacy.delta if privacy else None)
-    if privacy and privacy.epsilon is not None:
-        site.policy.permit_epsilon(privacy.epsilon)
     contract = check_settings(request.contract, CohortContract, "the study's contract")
     for mismatch in contract.mismatches(site.cohort):
         raise Refusal(_MISMATCHES[mismatch.kind], mismatch.message)
@@ -113,13 +113,16 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
     # Asked here so that a site that must refuse an answer later refuses the study now.
     people, _ = split_participants(list(usable), request.holdout, 0)
     site.policy.permit_release(len(people), carries_sums=True, in_secure_sum=request.secure_sums)
+    if (privacy := privacy_of(request)) is not None:
+        check_site(privacy, window, n_participants=len(people), devices=site.devices)
     site.policy.permit_group(len(usable) // max(1, request.folds), f"each of {request.folds} folds")
     for name, levels in contract.covariates.items():
+        site.policy.permit_size("levels", len(levels), "levels of a category")
         if levels:
             permit_categories(site, list(usable), Categorical(name, levels))
-    if request.vectors:
-        site.policy.permit_vectors(request.vectors)
     vectors = read_vectors(site.cohort, request.vectors) if request.vectors else None
+    spending = site.spending(request.study)
+    spending.permit(*spends_to_come(request, len(people), spending))
     windows = WindowSet(site.cohort, window)
     reply = DescribeReply(
         site=site.name,
@@ -188,13 +191,17 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
         ),
         dimensions={name: values.shape[1] for name, values in features.items()},
     )
-    counted = Release(EMBEDDING, participants, ("tally",)), Release(LACKING, participants, ("lacking",))
+    counted = (
+        Release(EMBEDDING, participants, ("tally",), accounted=True),
+        Release(LACKING, participants, ("lacking",)),
+    )
     evaluated = evaluation_releases(site, held_out, (about["model_sha256"],))
     return Answer(reply, len(participants), (*counted, *evaluated))
 
 
 def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:
     site.policy.permit(request.study, [step.transform for step in request.steps if step.transform in ANALYSES])
+    site.policy.permit_size("jobs", len(request.steps), "transforms in one message")
     store = FeatureStore(site.folder_of(request.study), request.run)
     tally: Arrays = {}
     shown: Arrays = {}
@@ -220,6 +227,7 @@ def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:
 
 def _transform(site: Site, source: FeatureSet, step: Step, model: Arrays) -> tuple[FeatureSet, Effect | None]:
     """Apply one solved model to the participants whose covariates are known; also return the site's own effect."""
+    permit_design(site.policy, step.covariates)
     rows, design = complete_rows(site, source.participants, read_design(step.covariates))
     features, effect = source.features[rows], None
     if step.transform != "selection":

@@ -20,6 +20,7 @@ from cohorts.vectors import read_vectors
 from exchange.messages import Arrays, TableSpec
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Categorical, Continuous, Design, SiteTable
+from harmonization.declared import Widths
 from harmonization.protocol import Array
 
 VECTORS = "vectors."
@@ -202,6 +203,11 @@ class Table:
     rows: SiteTable
     participants: list[str]
     data: tuple[str, ...]
+
+    @property
+    def widths(self) -> Widths:
+        """Columns of the rows."""
+        return self.rows.widths
 
 
 def find_table(site: Site, study: str, spec: TableSpec, store: FeatureStore | None = None) -> Table:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from brainlm.architectures import AnyModel
-from brainlm.config import MaskConfig, ModelConfig, TrainingConfig
+from brainlm.config import MaskConfig, ModelConfig, PrivacyConfig, SummaryNoise, TrainingConfig, WindowConfig
 from brainlm.errors import DivergenceError
 from brainlm.masking import choose_mask
 from brainlm.model import BrainLM
@@ -31,7 +31,11 @@ from brainlm.windows import Batch, Place, WindowSet
 from client.noise import RandomBytes, draw_normal
 from client.spending import PrivacyLedger, Spend
 from cohorts.seeding import derive_seed
+from cohorts.settings import check_settings
+from exchange.messages import DescribeRequest
 from exchange.refusals import Refusal, RefusalCode
+
+_SUMS = "rests on sums over all participants that left without noise, so that epsilon would not hold"
 
 
 def check_privacy(
@@ -55,14 +59,17 @@ def check_privacy(
     Refusal
         Naming the setting.
     """
-    privacy = training.privacy
-    if privacy is None:
+    if training.privacy is None:
         return
-    sums = "rests on sums over all participants that left without noise, so that epsilon would not hold"
     if isinstance(model, ModelConfig) and model.residual == "gaussian":
-        raise Refusal(RefusalCode.NOT_PRIVATE, f"the model's residual 'gaussian' {sums}. Use residual 'none'.")
-    if model.window.scaling == "robust":
-        raise Refusal(RefusalCode.NOT_PRIVATE, f"the window's scaling 'robust' {sums}. Use scaling 'zscore'.")
+        raise Refusal(RefusalCode.NOT_PRIVATE, f"the model's residual 'gaussian' {_SUMS}. Use residual 'none'.")
+    check_site(training.privacy, model.window, n_participants=n_participants, devices=devices)
+
+
+def check_site(privacy: PrivacyConfig, window: WindowConfig, *, n_participants: int, devices: int = 1) -> None:
+    """Refuse what `check_privacy` does, as far as it is known before there is a model; arguments as there."""
+    if window.scaling == "robust":
+        raise Refusal(RefusalCode.NOT_PRIVATE, f"the window's scaling 'robust' {_SUMS}. Use scaling 'zscore'.")
     if devices > 1:
         raise Refusal(
             RefusalCode.NOT_PRIVATE,
@@ -70,10 +77,42 @@ def check_privacy(
         )
     if privacy.delta * n_participants >= 1:
         raise Refusal(
-            RefusalCode.NOT_PRIVATE,
+            RefusalCode.PARTICIPANTS,
             f"privacy.delta is {privacy.delta:g}, and the site trains on {n_participants} participants. Set it below "
             f"{1 / n_participants:.2g}.",
         )
+
+
+def spends_to_come(request: DescribeRequest, n_participants: int, ledger: PrivacyLedger) -> list[Spend]:
+    """What the rest of a study will cost of the site's budget: its rounds of private training, and noisy sums.
+
+    Parameters
+    ----------
+    n_participants : int
+        Training participants of the site.
+    ledger : PrivacyLedger
+        Of the study.
+
+    Raises
+    ------
+    Refusal
+        If no noise gives the study's ε.
+    """
+    spends = []
+    if request.privacy is not None and request.steps_per_round:
+        privacy = check_settings(request.privacy, PrivacyConfig, "the study's privacy")
+        rate, steps = sample_rate(request.batch_size, n_participants), request.steps_per_round
+        noise_multiplier = ledger.noise_multiplier(privacy, rate, request.all_rounds * steps)
+        spends.append(Spend(noise_multiplier, rate, request.rounds * steps))
+    if request.frame_noise is not None:
+        noise = check_settings(request.frame_noise, SummaryNoise, "the study's noise on frames")
+        spends.append(Spend(noise.noise_multiplier, 1.0, request.noisy_sums))
+    return [spend for spend in spends if spend.steps]
+
+
+def sample_rate(batch_size: int, n_participants: int) -> float:
+    """Probability with which each training participant is in a step."""
+    return min(1.0, batch_size / n_participants)
 
 
 def train_privately(
@@ -126,7 +165,7 @@ def train_privately(
     n_participants = len(windows.participants)
     check_privacy(model.config, config, n_participants=n_participants, devices=devices)
     assert config.privacy is not None
-    rate = min(1.0, config.batch_size / n_participants)
+    rate = sample_rate(config.batch_size, n_participants)
     noise_multiplier = ledger.noise_multiplier(config.privacy, rate, rounds * config.steps_per_round)
     spend = Spend(noise_multiplier, rate, config.steps_per_round)
     ledger.permit(spend)

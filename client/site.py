@@ -96,7 +96,7 @@ class Site:
     @cached_property
     def approvals(self) -> Approvals:
         """The apps that its administrators approved."""
-        return Approvals(self.state, self.audit, self.policy.approvers)
+        return Approvals(self.state, self.audit, self.policy)
 
     @property
     def sums(self) -> SumStore:
@@ -167,6 +167,7 @@ def find_site(context: Context) -> Site:
         elif SIMULATED_SITES in os.environ and "partition-id" in context.node_config:
             sites = sorted(Path(os.environ[SIMULATED_SITES]).glob("*/site.yaml"))
             path = sites[int(context.node_config["partition-id"])]
+            path.with_name("node").write_text(str(context.node_id))  # so that the coordinator can name it
         else:
             raise Refusal(RefusalCode.SETUP, "the node config names no 'site-config'. See configs/sites/.")
         return load_site(path)

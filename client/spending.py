@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -25,8 +26,13 @@ from cohorts.files import write_text
 from cohorts.settings import Settings
 from exchange.refusals import Refusal, RefusalCode
 
-_TIGHT_UP_TO = 50.0
-"""ε above which the tight accountant takes seconds to minutes, and gigabytes."""
+_COMPOSED_UP_TO, _MOST_STEPS = 500.0, 10**5
+"""Largest ε that is composed numerically: e^ε is a number up to ε of 709, and the domain is wider than ε. And most
+steps: the time and memory that it takes grow with their root, to some seconds and half a gigabyte."""
+_ERROR, _RELATIVE_ERROR = 0.01, 0.001
+"""What is added to ε for what its composition leaves out: the finer, the longer it takes."""
+_LOG_NOISE_ERROR, _NOISE_STEP, _MOST_LOG_NOISE = 5e-4, math.log(8), math.log(1e6)
+"""Of the search for the noise that an ε takes: how exactly it is found, in which steps, and how large it may be."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -99,14 +105,15 @@ class PrivacyLedger:
             With what is spent, what would be, and the budget; or if the file is damaged.
         """
         content = self._read()  # a damaged ledger is refused without a budget, too
-        if self.budget is None:
-            return
-        after = epsilon_of([*content.history, *spends], self.delta)
-        if after > self.budget:
+        if self.budget is not None:
+            self._require_budget(content, epsilon_of([*content.history, *spends], self.delta))
+
+    def _require_budget(self, content: _Content, after: float) -> None:
+        if self.budget is not None and after > self.budget:
             raise Refusal(
                 RefusalCode.BUDGET,
                 f"epsilon is {epsilon_of(content.history, self.delta):.2f} and would be {after:.2f} at delta "
-                f"{self.delta:g}; policy.epsilon is {self.budget:g}.",
+                f"{self.delta:g}; policy.epsilon is {self.budget:g}. Let the study ask for less, or raise the budget.",
             )
 
     def commit(self, spends: Sequence[Spend], release: str) -> None:
@@ -129,15 +136,21 @@ class PrivacyLedger:
             content = self._read()
             if content.last == release:
                 return
-            self.permit(*spends)
             history = _add([*content.history, *spends])
-            known = {str(self.delta): epsilon_of(history, self.delta)}
+            epsilon = epsilon_of(history, self.delta)
+            self._require_budget(content, epsilon)
+            known = {str(self.delta): epsilon}
             self._write(content.model_copy(update={"history": history, "last": release, "epsilons": known}))
 
     def noise_multiplier(self, privacy: PrivacyConfig, sample_rate: float, steps: int) -> float:
         """Return the noise of a study of so many steps in all: as stated, or what its ε takes.
 
         That is found once, and is the same in all rounds as long as the site has as many participants.
+
+        Raises
+        ------
+        Refusal
+            If no noise is enough.
         """
         if privacy.noise_multiplier is not None:
             return privacy.noise_multiplier
@@ -182,8 +195,9 @@ class PrivacyLedger:
 def epsilon_of(history: Iterable[tuple[float, float, int]], delta: float) -> float:
     """ε of all releases of a history together, an upper bound.
 
-    By numerical composition (Gopi, Lee & Wutschitz, NeurIPS 2021). Where ε is so large that it would take too long, and
-    says little, by Rényi divergences (Mironov 2017; Wang, Balle & Kasiviswanathan 2019), whose bound is looser.
+    By numerical composition (Gopi, Lee & Wutschitz, NeurIPS 2021), to a thousandth or to 0.01. This is the number by
+    which noise is chosen and budgets are kept. Where ε is so large that nobody is protected, or steps are too many, the
+    bound stands for it by which the composition sets its domain, by Rényi divergences (Mironov 2017).
 
     Parameters
     ----------
@@ -196,37 +210,58 @@ def epsilon_of(history: Iterable[tuple[float, float, int]], delta: float) -> flo
     # Here, since it takes a second, and every message to a site is a process of its own.
     from opacus.accountants import PRVAccountant, RDPAccountant
 
-    loose, tight = RDPAccountant(), PRVAccountant()
-    loose.history = tight.history = list(releases)
+    domain, composed = RDPAccountant(), PRVAccountant()
+    domain.history = composed.history = list(releases)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of orders at the end of their range: the bound holds all the same
-        bound = float(loose.get_epsilon(delta))
-        epsilon = float(tight.get_epsilon(delta)) if bound <= _TIGHT_UP_TO else math.inf
-    return epsilon if math.isfinite(epsilon) else bound
+        bound = float(domain.get_epsilon(delta))
+        if bound > _COMPOSED_UP_TO or sum(release.steps for release in releases) > _MOST_STEPS:
+            return bound
+        epsilon = float(composed.get_epsilon(delta, eps_error=max(_ERROR, _RELATIVE_ERROR * bound)))
+    return max(epsilon, 0.0)
 
 
 def _find_noise(privacy: PrivacyConfig, sample_rate: float, steps: int) -> float:
-    """Find the least noise whose ε is the target, to 0.01 below it."""
-    from opacus.accountants.utils import get_noise_multiplier
+    """Find the least noise, to a thousandth of it, whose ε is not above the target.
 
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        found = get_noise_multiplier(
-            target_epsilon=privacy.epsilon,
-            target_delta=privacy.delta,
-            sample_rate=sample_rate,
-            steps=steps,
-            accountant="prv",
-        )
-    return float(found)
+    Raises
+    ------
+    Refusal
+        If there is none.
+    """
+    from scipy.optimize import brentq
+
+    assert privacy.epsilon is not None, "the noise is stated otherwise"
+    target = privacy.epsilon
+
+    @cache
+    def excess(log_noise: float) -> float:
+        epsilon = epsilon_of([Spend(math.exp(log_noise), sample_rate, steps)], privacy.delta)
+        return math.log(max(epsilon, _ERROR) / target)
+
+    low, high = -_NOISE_STEP, 0.0
+    while excess(high) > 0:
+        low, high = high, high + _NOISE_STEP
+        if high > _MOST_LOG_NOISE:
+            raise Refusal(
+                RefusalCode.NOT_PRIVATE,
+                f"no noise gives {steps} steps at a sampling rate of {sample_rate:g} an epsilon of {target:g}. Let the "
+                "study ask for a larger epsilon, or for fewer steps.",
+            )
+    while excess(low) <= 0:
+        low, high = low - _NOISE_STEP, low
+    least = brentq(excess, low, high, xtol=_LOG_NOISE_ERROR) + _LOG_NOISE_ERROR
+    while excess(least) > 0:
+        least += _LOG_NOISE_ERROR
+    return math.exp(least)
 
 
 def _add(history: Iterable[tuple[float, float, int]]) -> tuple[Spend, ...]:
-    """Put equal releases together: their order says nothing, and every further kind takes time to compose."""
+    """Put equal releases together, and all in order: when each was says nothing, and every kind takes time."""
     steps: Counter[tuple[float, float]] = Counter()
     for noise_multiplier, sample_rate, n in history:
         steps[noise_multiplier, sample_rate] += n
-    return tuple(Spend(*kind, n) for kind, n in steps.items())
+    return tuple(Spend(*kind, n) for kind, n in sorted(steps.items()))
 
 
 def _digest(ledger: Any) -> str:

@@ -7,8 +7,9 @@ from typing import TypeVar
 import numpy as np
 
 from exchange.messages import Arrays, MessageError, SealedGroup, SumReply, SumRequest
-from exchange.ring import Words
-from exchange.secure_sum import Context, Layout, Masker, SecureSumError, open_sum
+from exchange.ring import RingError, Words
+from exchange.roster import MIN_SITES
+from exchange.secure_sum import Context, Layout, Masker, SecureSumError, check_numbers, open_sum
 
 AnySumReply = TypeVar("AnySumReply", bound=SumReply)
 
@@ -48,17 +49,38 @@ def seal(reply: AnySumReply, request: SumRequest, masker: Masker, *, site: str, 
     if secure is None:
         raise SecureSumError("the request is for an answer in the clear.")
     arrays = {name: values for name, values in reply.arrays.items() if name.startswith(SHOWN)}
-    by_group: dict[tuple[str, ...], Arrays] = {}
-    for name, values in own_parts(reply, request, site).arrays.items():
-        if name not in arrays:
-            by_group.setdefault(tuple(request.sites_of(name, secure.sites)), {})[name] = values
     groups = []
-    for number, (sites, of_group) in enumerate(sorted(by_group.items())):
+    for number, (sites, of_group) in enumerate(sorted(_by_group(reply, request, site, secure.sites).items())):
         context = Context(request.study, run, secure.step, secure.attempt, sites, question)
         layout, sealed = masker.seal(of_group, context, secure.bound)
         groups.append(SealedGroup(sites=list(sites), layout=layout.to_json()))
         arrays |= {f"sealed/{number}/{bits}": words for bits, words in sealed.items()}
     return reply.model_copy(update={"arrays": arrays, "sealed": groups})
+
+
+def check_room(reply: SumReply, request: SumRequest, site: str) -> None:
+    """Refuse an answer with a number that cannot be summed, or that is too large for the sum's ring.
+
+    Raises
+    ------
+    RingError
+        Naming the array, and why.
+    """
+    for name, values in own_parts(reply, request, site).arrays.items():
+        if not np.isfinite(values).all():
+            raise RingError(f"{name}: a number is NaN or infinite, and cannot be summed.")
+    if request.secure is not None:
+        for sites, of_group in _by_group(reply, request, site, request.secure.sites).items():
+            check_numbers(of_group, len(sites), request.secure.bound)
+
+
+def _by_group(reply: SumReply, request: SumRequest, site: str, among: Sequence[str]) -> dict[tuple[str, ...], Arrays]:
+    """Arrays of a site's answer that are masked, by the sites that they are masked among."""
+    by_group: dict[tuple[str, ...], Arrays] = {}
+    for name, values in own_parts(reply, request, site).arrays.items():
+        if not name.startswith(SHOWN):
+            by_group.setdefault(tuple(request.sites_of(name, among)), {})[name] = values
+    return by_group
 
 
 def own_parts(reply: AnySumReply, request: SumRequest, site: str) -> AnySumReply:
@@ -101,18 +123,23 @@ def add_replies(request: SumRequest, replies: Mapping[str, SumReply]) -> Arrays:
 
 
 def misfits(request: SumRequest, replies: Mapping[str, SumReply]) -> list[str]:
-    """Name the sites whose answers lack what others send, or have it in another shape."""
+    """Name the sites whose answers lack what others send, or have it in another shape.
+
+    Right is what most of those say who answered and were to send it; a site that is silent says nothing.
+    """
     described = {site: _describe(request, reply) for site, reply in replies.items()}
     wrong: set[str] = set()
     for name in {name for named in described.values() for name in named}:
         sent = {site for site, named in described.items() if name in named}
-        expected = set(_senders(request, name, list(replies)))
-        usual, count = Counter(described[site][name] for site in sent).most_common(1)[0]
-        if 2 * count <= len(expected):  # no majority knows of it
+        asked = [site for site in replies if site in _senders(request, name, list(replies))]
+        wrong |= sent.difference(asked)
+        if request.secure is not None and len(asked) < MIN_SITES:
+            continue  # of so few no sum is made: the next attempt asks nobody for it
+        said = Counter(described[site].get(name) for site in asked)
+        usual = [what for what, count in said.items() if count == max(said.values())]
+        wrong |= {site for site in asked if described[site].get(name) not in usual}
+        if len(usual) > 1:  # nobody can tell who is right
             wrong |= sent
-        else:
-            wrong |= sent - expected
-            wrong |= {site for site in expected & replies.keys() if described[site].get(name) != usual}
     return [site for site in replies if site in wrong]
 
 

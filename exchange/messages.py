@@ -7,15 +7,17 @@ checks names, types and version, and takes nothing that the payload does not dec
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors.numpy import load, save
 
-PROTOCOL = 5
+from exchange.roster import Name
+
+PROTOCOL = 6
 """Version of the messages. Coordinator and sites must have the same."""
 
 RUN = r"^[A-Za-z0-9-]{0,64}$"
@@ -288,6 +290,16 @@ class DescribeRequest(Payload):
         Whether answers will be masked.
     privacy : dict or None
         How training is private (`brainlm.config.PrivacyConfig`); None if it is not.
+    noisy : list of str
+        Those of the analyses whose sums will carry noise.
+    all_rounds : int
+        Rounds of training of the whole study: the noise that an ε takes is for all of them.
+    steps_per_round, batch_size : int
+        Steps of a round, and windows a step.
+    frame_noise : dict or None
+        Noise on sums over frames before training (`brainlm.config.SummaryNoise`); None for none.
+    noisy_sums : int
+        How many such sums are to come.
     """
 
     message: ClassVar[str] = "query.describe"
@@ -305,6 +317,25 @@ class DescribeRequest(Payload):
     rounds: int = 1
     secure_sums: bool = True
     privacy: dict[str, Any] | None = None
+    noisy: list[str] = []
+    all_rounds: int = Field(1, ge=1)
+    steps_per_round: int = Field(0, ge=0)
+    batch_size: int = Field(1, ge=1)
+    frame_noise: dict[str, Any] | None = None
+    noisy_sums: int = Field(0, ge=0)
+
+
+def _is_plain(text: str) -> str:
+    """Refuse what a terminal or a page would obey: these texts are shown to people as a site says them."""
+    if not text.isprintable():
+        raise ValueError("a text holds characters that cannot be printed")
+    return text
+
+
+Label = Annotated[str, Field(max_length=1000), AfterValidator(_is_plain)]
+"""A text that a site chooses, and that the coordinator shows."""
+Count = Annotated[int, Field(ge=0, le=10**9, strict=True)]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class DescribeReply(Payload):
@@ -313,17 +344,17 @@ class DescribeReply(Payload):
     ``rosters`` are the hashes of the rosters of keys that its administrator approved, and that list its key.
     """
 
-    site: str
-    n_participants: int
-    n_recordings: int
-    n_quarantined: int
-    n_windows: int
-    n_parcels: int
-    n_vector_dimensions: int = 0
-    atlas: str
-    preprocessing: str
-    software: dict[str, str]
-    rosters: list[str] = []
+    site: Name
+    n_participants: Count
+    n_recordings: Count
+    n_quarantined: Count
+    n_windows: Count
+    n_parcels: Count
+    n_vector_dimensions: Count = 0
+    atlas: Label
+    preprocessing: Label
+    software: Annotated[dict[Label, Label], Field(max_length=20)]
+    rosters: Annotated[list[Hash], Field(max_length=1000)] = []
 
 
 # --- train: one round of local training ------------------------------------------------------------------------------
@@ -420,7 +451,7 @@ class EmbedReply(SumReply):
         Feature set → number of features.
     """
 
-    dimensions: dict[str, int]
+    dimensions: Annotated[dict[Label, Count], Field(max_length=20)]
 
 
 # --- summarize: one round of any analyses ----------------------------------------------------------------------------
@@ -590,7 +621,7 @@ class HarmonizeReply(SumReply):
     - ``shown/embeddings`` [n, p], if its policy shares embeddings, and ``pseudonyms`` for its rows.
     """
 
-    pseudonyms: list[str] = []
+    pseudonyms: list[Annotated[str, Field(pattern=r"^p-[0-9a-f]{16}$")]] = []
 
 
 AnySumRequest = TrainRequest | EmbedRequest | SummarizeRequest | HarmonizeRequest

@@ -33,7 +33,10 @@ class RingError(Exception):
 
 
 class RingOverflowError(RingError):
-    """A number is too large for the sum. Scale what is summed, or raise the bound of updates."""
+    """A number is too large for the sum. Scale what is summed, or raise the bound of updates.
+
+    NaN and infinity are none: no scale makes them fit, and they tell of a fault in the data.
+    """
 
 
 def bits_of(kind: Kind) -> Literal[32, 64]:

@@ -12,6 +12,7 @@ from harmonization.crossvalidation import (
     Centres,
     CrossValidation,
     Fold,
+    centres_of,
     check_size,
     deviations,
     people_of,
@@ -19,6 +20,7 @@ from harmonization.crossvalidation import (
     solve_centres,
     summarize_centres,
 )
+from harmonization.declared import Declared, Widths, everybody, in_parts, named, of_groups
 from harmonization.errors import HarmonizationError
 from harmonization.newton import (
     Newton,
@@ -29,6 +31,7 @@ from harmonization.newton import (
     numbers_sent,
     row_terms,
     summarize_fits,
+    sums_of_fits,
 )
 from harmonization.protocol import Array, SiteTable, State, Sums
 from harmonization.scoring import (
@@ -36,6 +39,7 @@ from harmonization.scoring import (
     classification_scores,
     classification_sums,
     compare_with_null,
+    counts_of_classes,
     interval,
     permuted_rows,
 )
@@ -216,6 +220,28 @@ class CrossValidatedLogistic(CrossValidation):
             parts = self.summarize_parts(table, folds, own, lambda x, rows: _spread(x, one_hot[rows]))
             return {**parts, "together": seen_together(table)}
         return summarize_centres(table, folds)
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        # A site of few participants of a class deals them into fewer folds than there are (`folds_at`).
+        declared = super().sends(widths, state)
+        return {name: of_groups(sent) if sent.people == "everybody" else sent for name, sent in declared.items()}
+
+    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
+        k, n_classes = widths.seen, widths.classes
+        if isinstance(own, OuterFits) and not own.active.any():
+            drawn = counts_of_classes(1 + self.bootstrap, n_classes, self.bins)
+            permuted = counts_of_classes(1 + self.permutations, n_classes, self.bins)
+            return {**named("drawn/", drawn), **named("permuted/", permuted)}
+        if isinstance(own, Newton):
+            n_fits = int((own.active > 0).sum())
+            sums = sums_of_fits(n_fits, n_classes, k)
+            if isinstance(own, InnerFits):
+                sums["validation"] = of_groups(everybody(n_fits, 2))
+            return {name: in_parts(sent, self.n_dealt) for name, sent in sums.items()}
+        if isinstance(own, Centres):
+            spread = {"feature_sum": everybody(k), "squares": everybody(k), "class_n": of_groups(everybody(n_classes))}
+            return {**self.of_parts(spread), "together": everybody()}
+        return centres_of(self, k, n_classes)
 
     def solve_folds(self, total: Sums, own: State | None) -> State:
         if isinstance(own, OuterFits):

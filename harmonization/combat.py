@@ -26,6 +26,7 @@ from harmonization.centring import centred
 from harmonization.columns import site_name
 from harmonization.combat_model import ComBatModel as ComBatModel
 from harmonization.combat_model import SiteEffect as SiteEffect
+from harmonization.declared import Declared, Sent, Widths, everybody, of_groups
 from harmonization.empirical_bayes import Prior as Prior
 from harmonization.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
@@ -66,6 +67,31 @@ def summarize(features: Array, covariates: Array | None) -> Sums:
         "V": c.T @ y,
         "T": np.einsum("np,np->p", y, y),
     }
+
+
+def moments_of(p: int, q: int) -> dict[str, Sent]:
+    """Declare what `summarize` returns for p features and q covariates."""
+    return {
+        "n": everybody(),
+        "feature_sum": everybody(p),
+        "covariate_sum": everybody(q),
+        "W": everybody(q, q),
+        "V": everybody(q, p),
+        "T": everybody(p),
+    }
+
+
+def _moments_per_feature(p: int, q: int) -> dict[str, Sent]:
+    """Declare what `summarize_per_feature` returns: sums over groups that have a feature, or lack it."""
+    of_features = {
+        "counts": everybody(p),
+        "feature_sum": everybody(p),
+        "covariate_sum": everybody(p, q),
+        "W": everybody(p, q, q),
+        "V": everybody(q, p),
+        "T": everybody(p),
+    }
+    return {"n": everybody(), **{name: of_groups(sent) for name, sent in of_features.items()}}
 
 
 def summarize_per_feature(features: Array, covariates: Array, min_group: int = 1) -> Sums:
@@ -260,6 +286,15 @@ class ComBat(Harmonizer):
         if self.missing == "per_feature":
             return summarize_per_feature(rows.features, rows.design, table.min_group)
         return summarize(rows.features, rows.design)
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        p, q = widths.features, widths.covariates
+        if isinstance(state, CovariateEffects):
+            return {
+                "sites": everybody(),
+                **{name: of_groups(everybody(p)) for name in ("counts", "feature_sum", "squares")},
+            }
+        return _moments_per_feature(p, q) if self.missing == "per_feature" else moments_of(p, q)
 
     def solve(self, total: Sums, state: State | None) -> State:
         if isinstance(state, CovariateEffects):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from harmonization import combat
 from harmonization.combat import ComBatModel, Prior, SiteEffect
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.errors import HarmonizationError, TableError
 from harmonization.harmonizer import Harmonizer
 from harmonization.neural import Layout, Network, Weights, draw_weights, unpack
@@ -167,6 +168,12 @@ class ContentStyle(Harmonizer, FederatedTraining):
         if table.n < 2:
             raise TableError("'content_style' needs two participants at a site to know its scale. Leave the site out.")
         return {"sites": np.array(1.0), **combat.summarize(table.features, table.design)}
+
+    def sends_inputs(self, widths: Widths, state: State | None) -> Declared:
+        p = widths.features
+        if isinstance(state, Located):
+            return {"shape": everybody(p, _SHAPE), "shape_n": everybody(p)}
+        return {"sites": everybody(), **combat.moments_of(p, widths.covariates)}
 
     def solve_inputs(self, total: Sums, state: State | None) -> State:
         if isinstance(state, Located):

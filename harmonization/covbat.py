@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from harmonization import combat
 from harmonization.combat import ComBat, ComBatModel, Prior, SiteEffect
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.errors import HarmonizationError
 from harmonization.harmonizer import Harmonizer
 from harmonization.projection import Basis, Centre, Projection, ProjectionModel
@@ -196,6 +197,15 @@ class CovBat(Harmonizer):
             return combat.summarize(state.scores(table, cleaned), _no_covariates(table.n))
         standardized = SiteTable(state.standardized(table, cleaned))
         return _all_components(state).summarize(standardized, state.for_projection())
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        if not isinstance(state, CommonEffects):
+            return self.first_step.sends(widths, None)
+        if not isinstance(state, ResidualScale):
+            return {name: everybody(widths.features) for name in ("residual_sum", "residual_squares")}
+        if isinstance(state, ResidualComponents):
+            return combat.moments_of(len(state.components), 0)
+        return _all_components(state).sends(widths, state.for_projection())
 
     def solve(self, total: Sums, state: State | None) -> State:
         if not isinstance(state, CommonEffects):

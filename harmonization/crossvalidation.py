@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonization.declared import Declared, Sent, Widths, by_part, everybody, in_parts, named
 from harmonization.errors import HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
 from harmonization.methods import make_harmonizer
@@ -117,6 +118,10 @@ class CrossValidation(Analysis):
         """At a site: sums of this round, over harmonized rows; `own` is None in the analysis' first round."""
 
     @abstractmethod
+    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
+        """Declare what `summarize_folds` returns."""
+
+    @abstractmethod
     def solve_folds(self, total: Sums, own: State | None) -> State:
         """At the coordinator: the analysis' next state, or its answer."""
 
@@ -124,6 +129,20 @@ class CrossValidation(Analysis):
     def n_parts(self) -> int:
         """How many parts are left out in turn, K."""
         return len(self.sites) or self.n_folds
+
+    @property
+    def n_dealt(self) -> int:
+        """Into how many parts a site deals its own participants: none where whole sites are left out."""
+        return 1 if self.sites else self.n_folds
+
+    def stacked(self, sent: Sent) -> Sent:
+        """Declare sums with an entry for each part left out, [K, ...]."""
+        return by_part(sent, self.n_dealt, self.n_parts)
+
+    def of_parts(self, declared: Declared) -> dict[str, Sent]:
+        """Declare what `summarize_parts` returns of such sums."""
+        rows = 1 if self.alike else self.n_parts
+        return {name: by_part(sent, self.n_dealt, rows, self.n_parts) for name, sent in declared.items()}
 
     @property
     def alike(self) -> bool:
@@ -152,6 +171,18 @@ class CrossValidation(Analysis):
                 part = _sum_over(harmonizer, model, table, left_out != fold)
                 sums |= {f"{fold}/{name}": values for name, values in part.items()}
         return sums
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        progress = self._progress(state)
+        if progress.finished:
+            return self.sends_folds(widths, progress.own)
+        harmonizer = self.harmonizer
+        declared: dict[str, Sent] = {}
+        for fold, model in enumerate(progress.models):
+            if model is None or not model.done:
+                own = {name: in_parts(sent, self.n_dealt) for name, sent in harmonizer.sends(widths, model).items()}
+                declared |= named(f"{fold}/", own)
+        return declared
 
     def solve(self, total: Sums, state: State | None) -> State:
         progress = self._progress(state)
@@ -305,6 +336,12 @@ def summarize_centres(table: SiteTable, folds: list[Fold]) -> Sums:
         "feature_sum": np.stack([fold.features[fold.training].sum(axis=0) for fold in folds]),
         "target_sum": np.stack([target[fold.training].sum(axis=0) for fold in folds]),
     }
+
+
+def centres_of(analysis: CrossValidation, k: int, m: int) -> dict[str, Sent]:
+    """Declare what `summarize_centres` returns, for k features and m columns of the target."""
+    sums = {"n": everybody(), "feature_sum": everybody(k), "target_sum": everybody(m)}
+    return {name: analysis.stacked(sent) for name, sent in sums.items()}
 
 
 def solve_centres(total: Sums) -> Centres:

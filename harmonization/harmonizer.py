@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
 
@@ -67,6 +68,9 @@ class Unharmonized(Harmonizer):
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
         return {"n": np.array(float(table.n))}
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        return {"n": everybody()}
 
     def solve(self, total: Sums, state: State | None) -> Nothing:
         return Nothing()

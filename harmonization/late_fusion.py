@@ -17,6 +17,7 @@ from harmonization.crossvalidation import (
     Centres,
     CrossValidation,
     Fold,
+    centres_of,
     deviations,
     one_target_of,
     seen_together,
@@ -24,6 +25,7 @@ from harmonization.crossvalidation import (
     summarize_centres,
     target_of,
 )
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.errors import HarmonizationError
 from harmonization.probes import ALPHAS, RidgePath
 from harmonization.protocol import Array, SiteTable, State, Sums
@@ -158,6 +160,19 @@ class LateFusion(CrossValidation):
             return _summarize_products(table, joined, own)
         n_width = np.array([table.n, table.n * folds[0].features.shape[1]], dtype=np.float64)
         return {**summarize_centres(table, joined), "n_width": n_width, "together": seen_together(table)}
+
+    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
+        d, n_models = widths.seen + widths.second, len(MODELS)
+        if isinstance(own, Fusions):
+            sizes = {"squared_error": n_models, "absolute_error": n_models, "gain": 2, "gain_squares": 2}
+            numbers = {name: everybody() for name in ("n", "target", "target_squares")}
+            return {**numbers, **{name: everybody(size) for name, size in sizes.items()}}
+        if isinstance(own, ViewFits):
+            return {"products": self.stacked(everybody(3, 3))}
+        if isinstance(own, ViewCentres):
+            sums = {"XX": everybody(d, d), "Xy": everybody(d), "yy": everybody()}
+            return {name: self.stacked(sent) for name, sent in sums.items()}
+        return {**centres_of(self, d, widths.classes), "n_width": everybody(2), "together": everybody()}
 
     def solve_folds(self, total: Sums, own: State | None) -> State:
         if isinstance(own, Fusions):

@@ -35,8 +35,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonization.centring import centred
-from harmonization.combat import solve_within, summarize
+from harmonization.combat import moments_of, solve_within, summarize
 from harmonization.combat_model import SiteEffect, check_columns, only_rounding
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.empirical_bayes import Prior, RawEffects, shrink
 from harmonization.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
@@ -167,6 +168,21 @@ class LongitudinalComBat(Harmonizer):
         if isinstance(state, VarianceComponents):
             return _summarize_weighted(table, visits, state.ratio)
         return _summarize_variances(table, visits)
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        p, q = widths.features, widths.covariates
+        if isinstance(state, VarianceComponents):
+            sums = {"W": everybody(p, q, q), "V": everybody(q, p)}
+            return {**sums, "feature_sum": everybody(p), "covariate_sum": everybody(p, q)}
+        sums = {name: sent for name, sent in moments_of(p, q).items() if name != "feature_sum"}
+        return {
+            **sums,
+            **{name: everybody() for name in ("sites", "participants", "squared_counts")},
+            "between": everybody(q, q),
+            "W_within": everybody(q, q),
+            "V_within": everybody(q, p),
+            "T_within": everybody(p),
+        }
 
     def solve(self, total: Sums, state: State | None) -> State:
         if isinstance(state, VarianceComponents):

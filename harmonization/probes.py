@@ -12,6 +12,7 @@ from harmonization.crossvalidation import (
     Centres,
     CrossValidation,
     Fold,
+    centres_of,
     check_size,
     deviations,
     one_target_of,
@@ -20,9 +21,11 @@ from harmonization.crossvalidation import (
     summarize_centres,
     target_of,
 )
+from harmonization.declared import Declared, Widths, everybody, triangle
 from harmonization.errors import HarmonizationError
 from harmonization.protocol import Array, SiteTable, State, Sums
 from harmonization.scoring import (
+    N_SCORED,
     bootstrap_weights,
     compare_with_null,
     interval,
@@ -153,6 +156,22 @@ class CrossValidatedRidge(CrossValidation):
             parts = self.summarize_parts(table, folds, own, lambda x, rows: _products(x, targets[rows]))
             return {**parts, "together": seen_together(table)}
         return summarize_centres(table, folds)
+
+    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
+        k, targets = widths.seen, 1 + self.permutations
+        if isinstance(own, RidgeFits):
+            return {"drawn": everybody(1 + self.bootstrap, N_SCORED), "permuted": everybody(targets, N_SCORED)}
+        if isinstance(own, Centres):
+            products = {
+                "n": everybody(),
+                "x": everybody(k),
+                "y": everybody(targets),
+                "yy": everybody(),
+                "XX": triangle(k),
+                "Xy": everybody(k, targets),
+            }
+            return {**self.of_parts(products), "together": everybody()}
+        return centres_of(self, k, widths.classes)
 
     def solve_folds(self, total: Sums, own: State | None) -> State:
         if isinstance(own, RidgeFits):

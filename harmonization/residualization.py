@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonization.centring import centred
-from harmonization.combat import ComBatModel, solve_within
+from harmonization.combat import ComBatModel, moments_of, solve_within
+from harmonization.declared import Declared, Widths
 from harmonization.errors import TableError
 from harmonization.projection import Centre
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
@@ -146,6 +147,11 @@ class Residualization(Analysis):
         else:
             return sums
         return {**sums, "W": c.T @ c, "V": c.T @ y}
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        declared = {name: sent for name, sent in moments_of(widths.features, widths.covariates).items() if name != "T"}
+        first = not self.site and not isinstance(state, ResidualizationCentre)
+        return {name: sent for name, sent in declared.items() if not (first and name in ("W", "V"))}
 
     def solve(self, total: Sums, state: State | None) -> State:
         n = float(total["n"])

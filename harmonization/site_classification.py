@@ -11,6 +11,7 @@ from scipy.linalg import solve
 from harmonization import combat
 from harmonization.classification import one_hot_of
 from harmonization.crossvalidation import Centres, CrossValidation, Fold, deviations, seen_together, target_of
+from harmonization.declared import Declared, Sent, Widths, everybody, in_parts, of_groups
 from harmonization.errors import HarmonizationError
 from harmonization.protocol import Array, SiteTable, State, Sums
 from harmonization.site_metrics import require_sites
@@ -129,6 +130,11 @@ class SiteRecognition(CrossValidation):
             right += (labelings[:, held_out] * np.take_along_axis(labelings[:, held_out], best, axis=2)).sum(axis=1)
         return {"right": right, "class_n": labelings.sum(axis=1)}
 
+    def counts_of_recognised(self, n_classes: int) -> dict[str, Sent]:
+        """Declare what `count_recognised` returns."""
+        counts = of_groups(in_parts(everybody(1 + self.permutations, n_classes), self.n_dealt))
+        return {"right": counts, "class_n": counts}
+
     def score(self, total: Sums) -> SiteClassificationResult:
         """Balanced accuracies from `count_recognised`."""
         present = total["class_n"] > 0
@@ -173,6 +179,19 @@ class SiteClassification(SiteRecognition):
         if isinstance(own, AdjustedCentres):
             return self._summarize_classes(table, folds, own)
         return summarize_adjusted_centres(table, folds)
+
+    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
+        k, n_labelings, n_classes = widths.seen, 1 + self.permutations, widths.classes
+        if isinstance(own, SiteDiscriminants):
+            return self.counts_of_recognised(n_classes)
+        if isinstance(own, AdjustedCentres):
+            sums = {
+                "XX": everybody(k, k),
+                "class_n": of_groups(everybody(n_labelings, n_classes)),
+                "class_sum": of_groups(everybody(n_labelings, n_classes, k)),
+            }
+            return {**{name: self.stacked(sent) for name, sent in sums.items()}, "together": everybody()}
+        return adjusted_centres_of(self, widths)
 
     def solve_folds(self, total: Sums, own: State | None) -> State:
         if isinstance(own, SiteDiscriminants):
@@ -257,6 +276,12 @@ def summarize_adjusted_centres(table: SiteTable, folds: list[Fold]) -> Sums:
         sums = sums or {n: np.zeros_like(v) for n, v in combat.summarize(fold.features, table.design).items()}
         parts.append({**sums, "target_sum": target[rows].sum(axis=0)})
     return {name: np.stack([part[name] for part in parts]) for name in parts[0] if name != "T"}
+
+
+def adjusted_centres_of(analysis: CrossValidation, widths: Widths) -> dict[str, Sent]:
+    """Declare what `summarize_adjusted_centres` returns."""
+    sums = {**combat.moments_of(widths.seen, widths.covariates), "target_sum": everybody(widths.classes)}
+    return {name: analysis.stacked(sent) for name, sent in sums.items() if name != "T"}
 
 
 def solve_adjusted_centres(total: Sums) -> AdjustedCentres:

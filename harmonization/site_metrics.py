@@ -9,6 +9,7 @@ from scipy.special import polygamma
 from scipy.stats import f as f_distribution
 from scipy.stats import false_discovery_control
 
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.errors import HarmonizationError, TableError
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
@@ -130,6 +131,13 @@ class SiteSpread(Analysis):
             "noise": np.asarray(polygamma(1, (table.n - 1) / 2)),
         }
 
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        of_features = everybody(widths.seen)
+        if isinstance(state, SpreadCentre):
+            return dict.fromkeys(("between", "within", "log_variance_squares"), of_features)
+        numbers = dict.fromkeys(("n", "sites", "noise"), everybody())
+        return {**numbers, **dict.fromkeys(("deviation_sum", "log_variance_sum", "varying"), of_features)}
+
     def solve(self, total: Sums, state: State | None) -> State:
         if isinstance(state, SpreadCentre):
             return self._result(total, state)
@@ -245,6 +253,11 @@ class CovarianceDistance(Analysis):
             "noise": np.array((1 - 2 * weight) * noise),
             "pooled_noise": np.array(weight**2 * noise),
         }
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        if isinstance(state, WithinSites):
+            return dict.fromkeys(("sites", "squared_distance", "noise", "pooled_noise"), everybody())
+        return {"freedom": everybody(), "weighted_matrix": everybody(widths.seen, widths.seen)}
 
     def solve(self, total: Sums, state: State | None) -> State:
         if isinstance(state, WithinSites):

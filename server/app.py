@@ -15,7 +15,7 @@ from server.averaging import evaluation_groups, measure_reconstruction, pretrain
 from server.errors import JournalError
 from server.harmonizing import Findings, Harmonizing
 from server.journal import Journal
-from server.measuring import Measures, measure
+from server.measuring import Measures, measure, n_sums
 from server.reconstruction import baselines_of, write_reconstruction
 from server.roster import Roster
 from server.study import Study, load_study
@@ -63,7 +63,7 @@ def _fail(study: Study, roster: Roster, journal: Journal, error: Exception) -> N
         reason = f"the disk is full at {journal.folder}. Free some of it; then go on with 'fedbrainlm run --resume'."
     print(f"fedbrainlm: {reason}", flush=True)
     with suppress(JournalError, OSError):
-        journal.note(status="failed", reason=reason)
+        journal.fail(reason)
         write_summary(study, journal, roster.about, None)
 
 
@@ -102,20 +102,9 @@ def _measured_together(roster: Roster, answers: Answers[EmbedReply]) -> tuple[di
 
 
 def _describe(study: Study, journal: Journal) -> DescribeRequest:
-    return DescribeRequest(
-        study=study.study,
-        contract=study.contract().model_dump(mode="json"),
-        window=study.model.window.model_dump(mode="json"),
-        analyses=study.asks_for(),
-        recipe=study.recipe,
-        holdout=study.training.holdout,
-        folds=study.analyses.folds,
-        vectors=study.association.vectors if study.association else None,
-        columns=study.columns,
-        rounds=study.averaging.rounds - journal.last_round(),
-        secure_sums=study.privacy.secure_sums,
-        privacy=study.training.privacy.model_dump(mode="json") if study.training.privacy else None,
-    )
+    asked = study.introduction(study.averaging.rounds - journal.last_round())
+    contract = study.contract().model_dump(mode="json")
+    return asked.model_copy(update={"contract": contract, "noisy_sums": n_sums(study, journal)})
 
 
 def _embed(study: Study, roster: Roster, journal: Journal, weights: Arrays, measures: Measures) -> Answers[EmbedReply]:

@@ -187,9 +187,10 @@ class Harmonizing:
             probes: dict[str, Any] = {target: {} for target in self.study.analyses.targets}
             for variant in self.variants:
                 measured = _measured(models, features, variant)
-                effect[variant.name] = numbers_of(measured.pop("site"))
-                if "network" in measured:
-                    effect[variant.name]["network"] = numbers_of(measured.pop("network"))
+                effect[variant.name] = numbers_of(measured.pop("site")) if "site" in measured else {}
+                for other in ("permanova", "network"):
+                    if other in measured:
+                        effect[variant.name][other] = numbers_of(measured.pop(other))
                 for name, state in measured.items():
                     kind, _, target = name.partition("/")
                     found = numbers_of(state)
@@ -209,9 +210,10 @@ class Harmonizing:
 
     def _held_out_tasks(self) -> dict[str, Task]:
         tasks: dict[str, Task] = {}
+        sites = {site: about.n_participants for site, about in self.roster.about.items()}
         for features in self.dimensions:
             for variant in self.variants:
-                measures = held_out_measures(self.study, features, variant, self.roster.sites)
+                measures = held_out_measures(self.study, features, variant, sites)
                 tasks |= {f"{features}/{variant.name}/{name}": task for name, task in measures.items()}
                 if variant.name != RAW:
                     complete = self.study.complete.to_json()
@@ -238,7 +240,7 @@ class Harmonizing:
         tasks: dict[str, Task] = {}
         for features in self.dimensions:
             for variant in self.variants:
-                measures = site_measures(self.study, features, variant, self.roster.sites)
+                measures = site_measures(self.study, features, variant)
                 tasks |= {f"{features}/{variant.name}/{name}": task for name, task in measures.items()}
         table = TableSpec(features=self._final, complete=self.study.complete.to_json())
         tasks["projection"] = Task(Projection(self._most(self.dimensions["embedding"])), table)

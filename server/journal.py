@@ -4,6 +4,7 @@
 
     runs/<study>/<run-id>/
       study.yaml                            the study, with everything resolved
+      inputs/                               copies of the files that it names (`server.keeping`)
       journal.sqlite                        status, exchanges, metrics; what a resumed run must know
       answers/<stage>-0003.safetensors      what the sites answered, until the run is completed
       checkpoints/round-0007.safetensors    the model after each round; round 0 is the initial one
@@ -15,6 +16,7 @@
       reconstruction.parquet                scores of the final model and the baselines
       metrics.parquet, summary.json         written at the end
       report.html                           made from these by `fedbrainlm report`
+      sites/<name>/                         of a simulation: the site's settings and state, and its node's number
 """
 
 import fcntl
@@ -48,7 +50,10 @@ CREATE TABLE IF NOT EXISTS metrics (
     round INTEGER NOT NULL, site TEXT NOT NULL, name TEXT NOT NULL, value REAL, PRIMARY KEY (round, site, name));
 CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, time REAL NOT NULL, text TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS left_out (site TEXT PRIMARY KEY, stage TEXT NOT NULL, why TEXT NOT NULL);
 """
+WHERE = "where"
+"""Fact: the connection to the federation that a run is on; ``simulation``, or its name after a colon."""
 _PATIENCE_S = 30
 """Seconds to wait for another process that holds the database."""
 
@@ -189,6 +194,14 @@ class Journal:
         with self._connected() as database:
             database.execute("INSERT INTO notes (time, text) VALUES (?, ?)", (time.time(), text))
 
+    def fail(self, reason: str) -> None:
+        """Write that the run failed; where the user is stopping it, that it was stopped: what broke then broke of that.
+
+        The command that stops a run says so before (fact ``stopped``), so that all that is written of its end is one.
+        """
+        stopped = self.facts().get("stopped", "")
+        self.note(status="stopped" if stopped else "failed", reason=stopped or reason)
+
     def begin_exchange(
         self,
         stage: str,
@@ -231,6 +244,12 @@ class Journal:
             (last,) = database.execute("SELECT MAX(round) FROM exchanges").fetchone()
         return int(last or 0)
 
+    def last_question(self, stage: str) -> int:
+        """Last question of a stage that sites were asked, counted from 1; 0 before the first."""
+        with self._connected() as database:
+            (last,) = database.execute("SELECT MAX(number) FROM exchanges WHERE stage = ?", (stage,)).fetchone()
+        return int(last or 0)
+
     def end_exchange(
         self, exchange: int, outcomes: dict[str, str], bytes_up: int, audit_heads: Mapping[str, str] | None = None
     ) -> None:
@@ -249,6 +268,33 @@ class Journal:
                 "UPDATE exchanges SET answered = ?, ended = ?, bytes_up = ? WHERE id = ?",
                 (answered, time.time(), bytes_up, exchange),
             )
+
+    def leave_out(self, site: str, stage: str, why: str) -> None:
+        """Write that the run goes on without a site, since which stage and why; what stands there stays."""
+        with self._connected() as database:
+            database.execute("INSERT OR IGNORE INTO left_out VALUES (?, ?, ?)", (site, stage, why))
+        self.note(left_out=", ".join(sorted(site for site, _, _ in self.left_out())))
+
+    def leave_nobody_out(self) -> None:
+        """Forget who was left out, of a run whose sites gather anew because it had not begun."""
+        with self._connected() as database:
+            database.execute("DELETE FROM left_out")
+        self.note(left_out="")
+
+    def left_out(self) -> list[tuple[str, str, str]]:
+        """Return the sites that the run went on without, since which stage each, and why."""
+        with self._connected() as database:
+            return database.execute("SELECT site, stage, why FROM left_out ORDER BY site").fetchall()
+
+    def unanswered(self) -> list[tuple[str, str, int | None, str]]:
+        """Return what sites did not answer in the end, as it was asked: site, stage, round, and what came instead."""
+        with self._connected() as database:
+            return database.execute(
+                "SELECT site, stage, round, outcome FROM (SELECT *, ROW_NUMBER() OVER "
+                "(PARTITION BY site, stage, number ORDER BY exchange DESC) AS place FROM outcomes JOIN exchanges "
+                "ON exchange = id WHERE step IS NOT NULL OR stage = 'describe') "
+                "WHERE place = 1 AND outcome != 'ok' ORDER BY exchange"
+            ).fetchall()
 
     def measure(self, round_number: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Write metrics of a round: site → name → value; site ``all`` is the federation."""
@@ -305,7 +351,14 @@ class Journal:
         if now.status not in ("starting", "running"):
             return now
         killed = f"its process was killed. Go on with 'fedbrainlm run --resume {self.folder}'"
+        if not self.is_set_up:
+            killed = "its process was killed before its sites were set up. Begin it again"
         return None if worked_on else replace(now, status="failed", reason=killed)
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether the run can go on: in a simulation, whether its sites were made."""
+        return self.facts().get(WHERE) != "simulation" or (self.folder / "sites").is_dir()
 
     def rounds_done(self) -> int:
         """Rounds of training whose checkpoints were written."""

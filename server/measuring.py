@@ -37,6 +37,11 @@ class Measures:
         return {f"moments/{atlas}": moments.to_arrays() for atlas, moments in self.moments.items()}
 
 
+def n_sums(study: Study, journal: Journal) -> int:
+    """Count the sums over frames that are to come, as long as no site falls silent."""
+    return max(0, study.frame_sums - journal.last_question(STAGE))
+
+
 def measure(study: Study, roster: Roster, journal: Journal) -> Measures:
     """Measure what the study needs, and write it to ``scaling/`` and ``moments/`` of the run's folder.
 

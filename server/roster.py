@@ -29,6 +29,7 @@ from exchange.messages import (
 )
 from exchange.refusals import RefusalCode
 from exchange.roster import MIN_SITES
+from server.absences import AWAY, explained
 from server.answers import Answers, AnySumReply, read_answers
 from server.errors import QuorumError, ServerError
 from server.journal import Attempt, Journal
@@ -104,6 +105,7 @@ class Roster:
             self._keys = facts.get("roster", "")
             self._gather_again(json.loads(facts["members"]), facts.get("left_out", "").split(", "))
             return
+        self._journal.leave_nobody_out()
         answers, outcomes = self._introduce(self._wait_for_nodes())
         for node, about in answers.items():
             if about.site in self.members:
@@ -111,7 +113,11 @@ class Roster:
             self.members[about.site] = Member(node, about)
         self.members = dict(sorted(self.members.items()))
         self._require_quorum(len(self.members), outcomes, "describe")
-        self._note_left_out(set(self._names.values()) - set(self.members))
+        for site in sorted(self._expected() - set(self.members)):
+            why = outcomes.get(site, AWAY)
+            if why != AWAY:  # which is said where sites are waited for
+                self._journal.say(f"{site} is left out: {explained(why)}")
+            self._journal.leave_out(site, "describe", why)
         if self._protection.secure_sums:
             self._agree_on_keys()
         members = {site: about.model_dump(mode="json") for site, about in self.about.items()}
@@ -247,17 +253,21 @@ class Roster:
         self._keys = keys
         if without := sorted(set(self.members) - set(having)):
             self._journal.say(f"left out, not having approved roster {keys[:12]}: {', '.join(without)} ({listed})")
-        self.keep(having)
+            for site in without:
+                self._journal.leave_out(site, "describe", str(RefusalCode.ROSTER))
+        self.members = {site: self.members[site] for site in having}
 
     def keep(self, sites: Collection[str]) -> None:
-        """Go on with these sites alone; the journal notes the others."""
-        self._note_left_out(set(self.members) - set(sites))
+        """Go on with these sites alone; the journal notes what the others did not answer."""
+        said = {site: (stage, why) for site, stage, _, why in self._journal.unanswered()}
+        for site in sorted(set(self.members) - set(sites)):
+            self._journal.leave_out(site, *said.get(site, ("the run", _NO_REPLY)))
         self.members = {site: member for site, member in self.members.items() if site in sites}
 
-    def _note_left_out(self, sites: Collection[str]) -> None:
-        if sites:
-            left_out = {*self._journal.facts().get("left_out", "").split(", "), *sites} - {""}
-            self._journal.note(left_out=", ".join(sorted(left_out)))
+    def _expected(self) -> set[str]:
+        """Names of all sites that could take part, as far as they are known: those registered, or simulated."""
+        simulated = (path.parent.name for path in self._journal.folder.glob("sites/*/site.yaml"))
+        return {*self._names.values(), *simulated}
 
     def _wait_for_nodes(self) -> list[int]:
         """Wait for the nodes that are hoped for, and at the deadline make do with a quorum."""
@@ -327,7 +337,7 @@ class Roster:
                 self.members[about.site] = replace(member, node=node)
         for name, said in outcomes.items():
             if said != "ok":
-                self._journal.say(f"{name} does not take part: {_explained(said)}")
+                self._journal.say(f"{name} does not take part: {explained(said)}")
 
     def _introduce(self, nodes: list[int]) -> tuple[dict[int, DescribeReply], dict[str, str]]:
         """Ask nodes what they are."""
@@ -341,6 +351,11 @@ class Roster:
                 outcomes[name] = str(RefusalCode.PROTOCOL)
                 del answers[name]
         return {node: answers[name] for name, node in names.items() if node is not None and name in answers}, outcomes
+
+    def _named(self, by_name: Mapping[str, str]) -> dict[str, str]:
+        """Call the nodes of a simulation by their sites' names, which each notes when it is asked what it is."""
+        known = {f"node {path.read_text()}": path.parent.name for path in self._journal.folder.glob("sites/*/node")}
+        return {known.get(name, name): value for name, value in by_name.items()}
 
     def _exchange(
         self,
@@ -387,24 +402,29 @@ class Roster:
         for name in _misfits(request, answers):
             outcomes[name] = str(RefusalCode.PROTOCOL)
             del answers[name]
-        self._journal.end_exchange(exchange, outcomes, bytes_up, heads)
+        outcomes = self._named(outcomes)
+        self._journal.end_exchange(exchange, outcomes, bytes_up, self._named(heads))
         return outcomes
 
     def _require_another_attempt(self, attempt: int, outcomes: dict[str, str], stage: str) -> None:
         answered = sum(said == "ok" for said in outcomes.values())
-        silent = "; ".join(f"{name}: {_explained(said)}" for name, said in outcomes.items() if said != "ok")
+        silent = "; ".join(f"{name}: {explained(said)}" for name, said in outcomes.items() if said != "ok")
         if answered < MIN_SITES:
             raise QuorumError(
                 f"{stage}: {answered} sites are left, and a secure sum needs {MIN_SITES}, or it would show too much "
                 f"of each. {silent}."
             )
         if attempt >= self._protection.max_attempts:
-            raise QuorumError(f"{stage}: a site was missing in each of {attempt} attempts at a secure sum. {silent}.")
+            raise QuorumError(
+                f"{stage}: a site was missing in each of {attempt} attempts at a secure sum. {silent}. Resume the run "
+                "when they answer again, or begin it again with a larger privacy.max_attempts, as far as the sites' "
+                "policies allow."
+            )
 
     def _require_quorum(self, answered: int, outcomes: dict[str, str], stage: str) -> None:
         if answered >= self._limits.quorum:
             return
-        missing = "; ".join(f"{name}: {_explained(said)}" for name, said in outcomes.items() if said != "ok")
+        missing = "; ".join(f"{name}: {explained(said)}" for name, said in outcomes.items() if said != "ok")
         raise QuorumError(
             f"{stage}: {answered} of {len(outcomes)} sites answered, the quorum is {self._limits.quorum}. {missing}."
         )
@@ -451,7 +471,3 @@ def _said(reply: Message) -> str:
     """Code of a refusal; any other error of Flower's by its number, never by its text, which may hold a site's data."""
     known = {code.number: str(code) for code in RefusalCode}
     return known.get(reply.error.code, f"flower error {reply.error.code}")
-
-
-def _explained(said: str) -> str:
-    return f"{said} ({RefusalCode(said).sentence})" if said in list(RefusalCode) else said

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +13,7 @@ from brainlm.evaluation import SCORES, ReconstructionSums
 from cohorts import load_atlas
 from cohorts.files import atomic_path, write_text
 from exchange.messages import DescribeReply
+from server.absences import absences_of
 from server.harmonizing import Findings
 from server.journal import Journal
 from server.reconstruction import read_reconstruction, summarize_reconstruction
@@ -24,6 +26,40 @@ PROBE_SCORES = {"r2": "R²", "balanced_accuracy": "balanced accuracy"}
 def probe_score(scores: Mapping[str, Any]) -> str:
     """Which of `PROBE_SCORES` a probe's entry in the summary has."""
     return next(score for score in PROBE_SCORES if score in scores)
+
+
+@dataclass(frozen=True)
+class SiteScore:
+    """How much of the site is in one variant of a feature set, in the number that a run is known by.
+
+    Attributes
+    ----------
+    title : str
+        What was measured.
+    value : float or None
+        The number.
+    by_chance : float or None
+        What it would be if sites did not differ.
+    """
+
+    title: str
+    value: float | None
+    by_chance: float | None
+
+
+def site_score(measured: Mapping[str, Any]) -> SiteScore:
+    """Take the score of the classifier, where a study asked for one; else the share of distances between sites."""
+    if "balanced_accuracy" in measured:
+        return SiteScore("site recognised (balanced accuracy)", measured["balanced_accuracy"], measured["null_mean"])
+    permanova = measured.get("permanova", {})
+    return SiteScore("site (PERMANOVA R²)", permanova.get("r2"), permanova.get("r2_by_chance"))
+
+
+def sites_of(journal: Journal) -> dict[str, DescribeReply]:
+    """Sites that a run goes on with, and what each said of itself when it began; none before that."""
+    facts, left_out = journal.facts(), {site for site, _, _ in journal.left_out()}
+    members = json.loads(facts.get("members", "{}"))
+    return {site: DescribeReply.model_validate(about) for site, about in members.items() if site not in left_out}
 
 
 def write_summary(
@@ -52,6 +88,7 @@ def write_summary(
         "rounds": int(metrics["round"].max()) if len(metrics) else 0,
         "sites": {site: about.model_dump() for site, about in sites.items()},
         "left_out": facts.get("left_out", ""),
+        "absences": [asdict(absence) for absence in absences_of(journal)],
         "recipe": study.recipe,
         "pretraining": _pretraining(study, journal),
         "harmonization": _harmonization(study, findings),

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from cohorts import Cohort
+from cohorts import Atlas, Cohort, load_atlas
 from cohorts.settings import read_yaml
+from server.absences import Absence, absences_of
 from server.journal import Journal
 from server.reconstruction import read_reconstruction
+from server.study import load_study
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class RunData:
         return self._journal.table("outcomes")
 
     @cached_property
+    def absences(self) -> list[Absence]:
+        return absences_of(self._journal)
+
+    @cached_property
     def parcels(self) -> pd.DataFrame | None:
         path = self.folder / "parcels.parquet"
         return pd.read_parquet(path) if path.is_file() else None
@@ -63,6 +69,11 @@ class RunData:
     @cached_property
     def reconstruction(self) -> pd.DataFrame | None:
         return read_reconstruction(self.folder)
+
+    def atlas(self, name: str) -> Atlas:
+        """One of the study's atlases, by name."""
+        atlases = map(load_atlas, load_study(self.folder / "study.yaml").cohort.atlases)
+        return next(atlas for atlas in atlases if atlas.name == name)
 
     @property
     def is_simulation(self) -> bool:

@@ -6,6 +6,7 @@ import pytest
 from typer.core import TyperCommand
 
 from cli import cohort
+from cli.errors import StoppedError
 from cli.main import COMMANDS, load, run_command
 
 
@@ -32,11 +33,21 @@ def test_help_imports_nothing_that_takes_seconds():
     assert {"torch", "flwr", "pandas", "numpy"} & set(shown.split()) == set()
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["cohort", "simulate"], ["cohort", "import", "a", "b"], ["run"]])
+@pytest.mark.parametrize("arguments", [["nonsense"], ["cohort", "simulate"], ["cohort", "prepare", "a", "b"], ["run"]])
 def test_misuse_exits_with_2(arguments, capsys):
     assert run_command(arguments) == 2
 
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_who_stops_a_run_is_told_last_how_to_go_on(monkeypatch, capsys, tmp_path):
+    def stopped(*args: object, **kwargs: object) -> None:
+        raise StoppedError("Go on with it: fedbrainlm run --resume runs/a/b")
+
+    monkeypatch.setattr(cohort.Cohort, "open", stopped)
+
+    assert run_command(["cohort", "show", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "Stopped. Go on with it: fedbrainlm run --resume runs/a/b\n"
 
 
 def test_a_fault_of_ours_is_one_line_too(monkeypatch, capsys, tmp_path):

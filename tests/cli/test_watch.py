@@ -46,6 +46,19 @@ def test_a_run_that_completed_is_told_in_lines(capsys, tmp_path, small_run):
     ]
 
 
+def test_sites_that_were_not_in_all_of_a_run_are_named_at_its_end(capsys, small_run):
+    small_run.note(status="completed")
+    small_run.leave_out("c", "describe", "policy.small-group")
+
+    _, out, _ = watched(capsys, small_run.folder)
+    _, events, _ = watched(capsys, small_run.folder, "--json")
+
+    last = "Not in all of the run: c was left out when the sites gathered: policy.small-group ("
+    assert out.splitlines()[-1].startswith(last)
+    (absence,) = json.loads(events.splitlines()[-1])["absences"]
+    assert (absence["site"], absence["why"]) == ("c", "policy.small-group")
+
+
 def test_a_script_reads_events(capsys, small_run):
     small_run.note(status="failed", reason="below the quorum")
 

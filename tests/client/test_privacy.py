@@ -13,12 +13,13 @@ from brainlm.config import MaskConfig, ModelConfig, PrivacyConfig, TrainingConfi
 from brainlm.official_dense import DenseConfig
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet
-from client.privacy import ClippedSum, Draws, check_privacy, train_privately
-from client.spending import PrivacyLedger, epsilon_of
+from client.privacy import ClippedSum, Draws, check_privacy, spends_to_come, train_privately
+from client.spending import PrivacyLedger, Spend, epsilon_of
 from cohorts import Cohort, Recording
 from cohorts.atlas import Atlas
 from cohorts.errors import SettingsError
 from cohorts.settings import check_settings
+from exchange.messages import DescribeRequest
 from exchange.refusals import Refusal, RefusalCode
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of Opacus, asked by hand
@@ -313,7 +314,7 @@ def test_a_round_over_the_budget_trains_nothing(cohort, tmp_path):
         ({"model": make_config(residual="gaussian")}, RefusalCode.NOT_PRIVATE, "'gaussian'"),
         ({"model": make_config(window=WindowConfig(scaling="robust"))}, RefusalCode.NOT_PRIVATE, "'robust'"),
         ({"devices": 2}, RefusalCode.NOT_PRIVATE, "devices is 2"),
-        ({"n_participants": 200_000}, RefusalCode.NOT_PRIVATE, "delta"),
+        ({"n_participants": 200_000}, RefusalCode.PARTICIPANTS, "delta"),
     ],
 )
 def test_what_would_not_be_as_private_as_it_says_is_refused(changes, code, says):
@@ -324,6 +325,48 @@ def test_what_would_not_be_as_private_as_it_says_is_refused(changes, code, says)
     assert refused.value.code is code
     check_privacy(make_config(), make_training(), n_participants=40)
     check_privacy(make_config(), TrainingConfig(), n_participants=40)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_study_will_cost_is_known_when_it_begins(tmp_path, seed):
+    """What the site takes when it is asked what it is fits in every round, whatever was spent before; else it is said.
+
+    Rounds, steps, batches, targets and what was spent are drawn; the budget is just enough, or a hair too little.
+    """
+    rng = np.random.default_rng(seed)
+    rounds, steps, n_participants = int(rng.integers(1, 4)), int(rng.integers(1, 40)), int(rng.integers(5, 60))
+    asked = {"epsilon": float(rng.choice([0.5, 8.0, 48.0]))} if seed % 2 else {"noise_multiplier": rng.uniform(0.6, 3)}
+    before = [Spend(float(rng.uniform(1, 4)), float(rng.uniform(0.1, 1)), 5)] if seed % 3 else []
+    request = DescribeRequest(
+        study="s",
+        contract={},
+        window={},
+        analyses=[],
+        recipe="r",
+        holdout=0.0,
+        folds=1,
+        rounds=rounds,
+        all_rounds=rounds,
+        steps_per_round=steps,
+        batch_size=int(rng.integers(1, 70)),
+        privacy=asked,
+        frame_noise={"clip": 1.0, "noise_multiplier": 4.0},
+        noisy_sums=2,
+    )
+    unlimited = PrivacyLedger(tmp_path / "ledger.json", delta=1e-5)
+    unlimited.commit(before, "before")
+    training, sums = spends_to_come(request, n_participants, unlimited)
+    needed = epsilon_of([*before, training, sums], 1e-5)
+
+    with pytest.raises(Refusal, match=r"would be .* policy\.epsilon is"):
+        PrivacyLedger(unlimited.path, delta=1e-5, budget=0.999 * needed).permit(training, sums)
+    ledger = PrivacyLedger(unlimited.path, delta=1e-5, budget=needed)
+    ledger.permit(training, sums)
+    for number in range(2):
+        ledger.commit([Spend(4.0, 1.0, 1)], f"sum {number}")
+    for number in range(rounds):
+        ledger.commit([training._replace(steps=steps)], f"round {number}")
+    assert ledger.epsilon == needed
 
 
 def test_settings_that_do_not_go_with_privacy_are_refused():

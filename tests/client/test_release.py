@@ -11,17 +11,28 @@ from flwr.supercore.task_identity import TaskIdentity
 import client
 from brainlm.errors import DivergenceError
 from client.audit import AuditLog
+from client.keys import agree
 from client.ledger import Question, Release
 from client.release import Answer, _kept, _permit_shipped, _restored, answer
+from client.site import load_site
 from client.spending import Spend
 from cohorts.errors import CohortError, SecretError
-from exchange.messages import DescribeRequest, HarmonizeReply, HarmonizeRequest, Step, audit_head_of, join
+from exchange.messages import (
+    DescribeRequest,
+    HarmonizeReply,
+    HarmonizeRequest,
+    SecureSum,
+    Step,
+    audit_head_of,
+    join,
+)
 from exchange.refusals import Refusal, RefusalCode
-from exchange.ring import RingOverflowError
+from exchange.ring import RingError, RingOverflowError
 from exchange.secure_sum import SecureSumError
 from harmonization.errors import HarmonizationError
 from tests.support.local_grid import write_site
 
+CONTENT = HarmonizeRequest(study="s", steps=[Step(source="a", result="b", transform="combat")]).to_records()
 SECRET = "/data/patients/sub-0042 aged 33"
 
 
@@ -32,9 +43,7 @@ def site(tmp_path, small_cohorts) -> Path:
 
 def ask(site: Path, handle, content: RecordDict | None = None) -> Message:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 0, 0
-    if content is None:
-        content = HarmonizeRequest(study="s", steps=[Step(source="a", result="b", transform="combat")]).to_records()
-    message = Message(content, dst_node_id=1, message_type="query.harmonize")
+    message = Message(content or CONTENT, dst_node_id=1, message_type="query.harmonize")
     return answer(message, Context(7, 1, {"site-config": str(site)}, RecordDict(), {}), HarmonizeRequest, handle)
 
 
@@ -83,7 +92,7 @@ def test_nothing_leaves_that_cannot_be_written_down(site, capfd):
 
     reply = ask(site, good)
 
-    assert reply.error.reason == "site.internal-error"
+    assert reply.error.reason == "site.not-set-up"  # what cannot be counted is not told
     assert "cannot be written" in capfd.readouterr().out
 
 
@@ -93,11 +102,12 @@ ERRORS = [
     (HarmonizationError(SECRET), RefusalCode.ANALYSIS_FAILED),
     (CohortError(SECRET), RefusalCode.SETUP),
     (RingOverflowError(SECRET), RefusalCode.OVERFLOW),
+    (RingError(SECRET), RefusalCode.ANALYSIS_FAILED),
     (SecureSumError(SECRET), RefusalCode.PROTOCOL),
     (SecretError(SECRET), RefusalCode.SETUP),
     (ValueError(SECRET), RefusalCode.INTERNAL),
     (KeyError(SECRET), RefusalCode.INTERNAL),
-    (MemoryError(SECRET), RefusalCode.INTERNAL),
+    (MemoryError(SECRET), RefusalCode.LIMIT),
 ]
 
 
@@ -108,13 +118,60 @@ def test_errors_leave_as_codes_and_stay_as_sentences(site, error, code):
 
     reply = ask(site, fail)
 
-    assert (reply.error.code, reply.error.reason) == (code.number, str(code))
+    assert (reply.error.code, reply.error.reason) == (code.told.number, str(code.told))
     log = (site.parent / "state" / "site.log").read_text()
     assert "0042 aged 33" in log
     assert ("Traceback" in log) == (code is RefusalCode.INTERNAL)
     (event,) = AuditLog(site.parent / "state" / "audit.jsonl").read()
-    assert (event["event"], event["code"]) == ("refusal", str(code))
+    assert (event["event"], event["code"], event["rule"]) == ("refusal", str(code.told), str(code))
+    assert (event["study"], event["question"]) == ("s", HarmonizeRequest.from_records(CONTENT).question)
     assert "sub-0042" not in json.dumps(event)
+
+
+def summing(value: float):
+    """A handler whose sum has this number."""
+
+    def handle(site, request) -> Answer:
+        release = Release(Question("combat", ("x",)), [f"sub-{number}" for number in range(12)], ("job",))
+        return Answer(HarmonizeReply(arrays=join(job={"x": np.array([1.0, value])})), 12, (release,))
+
+    return handle
+
+
+@pytest.fixture
+def masked(tmp_path, site) -> RecordDict:
+    """A question to the site and two others, under masks."""
+    others = [write_site(tmp_path / name, name, tmp_path) for name in ("bergen", "coimbra")]
+    agree("three", [load_site(path).keys for path in (site, *others)])
+    (approval,) = load_site(site).keys.approvals()
+    secure = SecureSum(roster=approval.hash, step=1, sites=["aalborg", "bergen", "coimbra"])
+    step = Step(source="a", result="b", transform="combat")
+    return HarmonizeRequest(study="s", steps=[step], secure=secure).to_records()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("in_secure_sum", [True, False])
+def test_what_is_no_number_is_no_overflow_and_mended_data_answer_the_same_question(site, masked, wrong, in_secure_sum):
+    """However often it was asked before, in the same run."""
+    content = masked if in_secure_sum else None
+    for _ in range(5):
+        assert ask(site, summing(wrong), content).error.reason == "analysis.not-possible"
+
+    assert HarmonizeReply.from_records(ask(site, summing(2.0), content).content).arrays
+    log = (site.parent / "state" / "site.log").read_text()
+    assert log.count("job/x: a number is NaN or infinite") == 5
+
+
+def test_a_number_that_is_too_large_is_counted_and_mended_data_answer_until_the_third(site, masked):
+    asked = HarmonizeRequest.from_records(masked)
+    later = asked.model_copy(update={"secure": asked.secure.model_copy(update={"step": 2})}).to_records()
+
+    for _ in range(2):
+        assert ask(site, summing(1e17), masked).error.reason == "sum.overflow"
+    assert ask(site, summing(2.0), masked).has_content()
+
+    assert ask(site, summing(1e17), later).error.reason == "sum.overflow"
+    assert ask(site, summing(2.0), later).error.reason == "sum.overflow"
 
 
 def test_nothing_leaves_beside_a_damaged_audit_log(site):
@@ -140,7 +197,8 @@ def test_what_a_site_shows_of_itself_is_asked_of_its_policy(site, name):
 def test_the_policy_has_the_last_word(site):
     reply = ask(site, lambda site, request: Answer(HarmonizeReply(), 9))
 
-    assert reply.error.reason == "policy.too-few-participants"
+    assert reply.error.reason == "site.cannot-answer"
+    assert AuditLog(site.parent / "state" / "audit.jsonl").read()[-1]["rule"] == "policy.too-few-participants"
 
 
 def test_messages_of_another_kind_are_refused(site):

@@ -42,15 +42,32 @@ def test_a_release_that_is_repeated_after_a_kill_is_counted_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "release", [Spend(0.3, 1.0, 200), Spend(0.1, 1.0, 1000), Spend(0.02, 0.1, 10), Spend(0.8, 0.3, 5000)]
+    ("history", "delta", "exact"),
+    [
+        ([(1.0, 0.05, 500)], 1e-5, 7.5237),
+        ([(2.0, 0.5, 100)], 1e-8, 18.2615),
+        ([(5.0, 1.0, 50)], 1e-5, 6.5730),
+        ([(1.0, 0.1, 100), (3.0, 1.0, 2)], 1e-5, 7.3941),
+        ([(0.7714, 0.25, 200)], 1e-5, 44.9488),
+        ([(0.5, 0.3, 20)], 1e-10, 50.0874),
+        ([(0.8, 0.3, 500)], 1e-5, 97.4901),
+        ([(20.0, 1.0, 1)], 1e-5, 0.1600),
+    ],
 )
+def test_epsilon_is_a_tight_bound_however_large(history, delta, exact):
+    """Beside Google's dp-accounting 0.6.0 (PLDAccountant, ADD_OR_REMOVE_ONE, value_discretization_interval 1e-4)."""
+    assert exact <= epsilon_of(history, delta) <= exact + max(0.015, 2e-3 * exact)
+
+
+@pytest.mark.parametrize("release", [Spend(0.3, 1.0, 200), Spend(0.1, 1.0, 1000), Spend(0.02, 0.1, 10)])
 def test_what_protects_nobody_is_counted_all_the_same(release):
-    """Where composing exactly would take gigabytes, a bound above 50 stands for it."""
+    """Where e^ε is no number any more, a bound stands for it; and where nothing is told, it is not below 0."""
     accountant = RDPAccountant()
     accountant.history = [tuple(release)]
 
-    assert epsilon_of([release], 1e-5) == accountant.get_epsilon(1e-5) > 50
-    assert epsilon_of([Spend(10_000, 1.0, 1)], 1e-5) < 0.02
+    assert epsilon_of([release], 1e-5) == accountant.get_epsilon(1e-5) > 500
+    assert 0 <= epsilon_of([Spend(10_000, 1.0, 1)], 1e-5) < 0.02
+    assert epsilon_of([Spend(10_000, 1.0, 1)], 0.5) == 0
 
 
 def test_a_release_over_the_budget_is_refused_and_not_counted(tmp_path):
@@ -95,3 +112,25 @@ def test_the_noise_of_a_target_lasts_for_the_whole_study(tmp_path):
     assert 2.98 < ledger.epsilon <= 3.0
     assert len(json.loads(ledger.path.read_text())["ledger"]["history"]) == 1
     assert ledger.noise_multiplier(PrivacyConfig(noise_multiplier=1.5), 0.1, 200) == 1.5
+
+
+def test_a_target_that_is_the_budget_lasts_to_the_last_round(tmp_path):
+    """Noise is chosen by the number that the budget is kept by, also where a looser bound is far above it."""
+    epsilon = 45.0
+    privacy, ledger = PrivacyConfig(epsilon=epsilon), PrivacyLedger(tmp_path / "x.json", delta=1e-5, budget=epsilon)
+    noise_multiplier = ledger.noise_multiplier(privacy, 0.1, 3 * 10)
+    for number in range(3):
+        ledger.commit([Spend(noise_multiplier, 0.1, 10)], f"round {number}")
+
+    assert 0.98 * epsilon < ledger.epsilon <= epsilon
+    with pytest.raises(Refusal, match=r"policy\.epsilon is"):
+        ledger.permit(Spend(noise_multiplier, 0.1, 10))
+
+
+def test_a_target_that_no_noise_reaches_is_refused(tmp_path):
+    ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5)
+
+    with pytest.raises(Refusal, match="no noise gives 1000000000000 steps") as refused:
+        ledger.noise_multiplier(PrivacyConfig(epsilon=0.1), 1.0, 10**12)
+    assert refused.value.code is RefusalCode.NOT_PRIVATE
+    assert not ledger.path.exists()

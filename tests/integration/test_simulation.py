@@ -58,7 +58,7 @@ def test_a_killed_command_leaves_nothing_running(tmp_path, small_cohorts, kill):
     runs = tmp_path / "runs" / "small"
     assert wait_until(lambda: list(runs.glob("*/checkpoints/round-0002*")), 120)
     process.send_signal(kill)
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
 
     assert wait_until(lambda: not processes_of(tmp_path), 60)
     (folder,) = runs.iterdir()
@@ -66,7 +66,12 @@ def test_a_killed_command_leaves_nothing_running(tmp_path, small_cohorts, kill):
     assert load_checkpoint(last)[1]["round"] >= 2
     if kill is not signal.SIGKILL:
         assert process.returncode == 130
-        assert Journal(folder).progress().status == "stopped"
+        last = f"Stopped. Go on with it: fedbrainlm run --resume {folder.relative_to(tmp_path)}"
+        assert err.splitlines()[-1] == last
+        summary = json.loads((folder / "summary.json").read_text())
+        end = ("stopped", "stopped by the user")
+        assert (summary["status"], summary["reason"]) == end
+        assert (Journal(folder).progress().status, Journal(folder).progress().reason) == end
 
 
 @pytest.mark.slow

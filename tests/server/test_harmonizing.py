@@ -27,6 +27,7 @@ RICH = {
         "bootstrap": 20,
         "category_permutations": 3,
         "leave_one_site_out": True,
+        "site_classification": True,
         "compare": ["covbat"],
     },
     "association": {"vectors": "genes", "components": 4, "permutations": 20},

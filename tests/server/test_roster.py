@@ -71,7 +71,7 @@ def test_a_site_that_refuses_does_not_stop_the_others(tmp_path, small_cohorts, j
     roster.gather(request_)
 
     assert roster.sites == ["bergen", "coimbra"]
-    assert "policy.too-few-participants" in journal.table("outcomes")["outcome"].tolist()
+    assert "site.cannot-answer" in journal.table("outcomes")["outcome"].tolist()
 
 
 def test_below_the_quorum_the_reasons_are_named(tmp_path, small_cohorts, journal, request_):
@@ -269,12 +269,29 @@ def test_sites_that_the_coordinator_registered_are_named_before_they_say_what_th
     Roster(LocalGrid(sites), journal, limits(), CLEAR).gather(request_)
 
     assert journal.table("outcomes").set_index("site")["outcome"].to_dict() == {
-        "aalborg": "policy.too-few-participants",
+        "aalborg": "site.cannot-answer",
         "bergen": "ok",
         "coimbra": "ok",
     }
     assert journal.facts()["left_out"] == "aalborg, oslo"
     assert "not online when the run began, and left out: oslo" in journal.table("notes")["text"].tolist()
+
+
+def test_a_site_that_refused_before_the_run_began_takes_part_once_it_does_not(
+    tmp_path, small_cohorts, journal, request_
+):
+    """The run had failed for want of keys in common, and is resumed when administrators had done their part."""
+    sites = write_sites(tmp_path / "s", small_cohorts)
+    refusing = sites[0].read_text().replace("min_participants: 2", "min_participants: 99")
+    allowed, _ = sites[0].read_text(), sites[0].write_text(refusing)
+    journal.note(nodes='{"1": "aalborg", "2": "bergen", "3": "coimbra"}')
+    with pytest.raises(QuorumError, match="the study names roster 000000000000"):
+        Roster(LocalGrid(sites), journal, limits(), ProtectionConfig(roster="0" * 64)).gather(request_)
+
+    sites[0].write_text(allowed)
+    Roster(LocalGrid(sites), journal, limits(), CLEAR).gather(request_)
+
+    assert (journal.left_out(), journal.facts()["left_out"]) == ([], "")
 
 
 def test_too_few_at_the_start_names_the_others(tmp_path, small_cohorts, journal, request_):

@@ -122,6 +122,41 @@ def test_the_survivors_of_a_sum_have_the_right_answer(tmp_path, four_cohorts, st
         assert all(np.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in ours)
 
 
+@pytest.fixture(scope="module")
+def seven_cohorts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seven")
+    return simulate_cohorts(folder / "c", simulated_hospitals(7, 12, minutes=2.2), atlas="schaefer100", seed=4)
+
+
+@pytest.mark.parametrize(
+    ("stage", "n_sites"),
+    [
+        pytest.param("query.summarize", 6, marks=pytest.mark.slow),
+        ("train", 6),
+        pytest.param("train", 7, marks=pytest.mark.slow),
+        pytest.param("query.embed", 6, marks=pytest.mark.slow),
+        pytest.param("query.harmonize", 7, marks=pytest.mark.slow),
+    ],
+)
+def test_a_study_comes_to_its_end_though_half_of_its_sites_fall_silent(tmp_path, seven_cohorts, stage, n_sites):
+    """Three of six, or four of seven, at once and for good; the quorum is three."""
+    gone = []
+
+    def die(to: int, message: Message) -> bool | None:
+        if to > 3 and (gone or message.metadata.message_type == stage):
+            gone.append(to)
+            return False
+        return None
+
+    cohorts = seven_cohorts[:n_sites]
+    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", cohorts), die), SHORT)
+
+    summary = summary_of(tmp_path / "run")
+    assert summary["status"] == "completed"
+    assert list(summary["sites"]) == [path.name for path in cohorts[:3]]
+    assert set(journal.table("outcomes").query("site in @summary['sites']")["outcome"]) == {"ok"}
+
+
 def test_below_three_sites_a_sum_fails_and_says_who_is_missing(tmp_path, small_cohorts):
     def gone(node: int, message: Message) -> bool | None:
         return False if node == 2 and message.metadata.message_type == "train" else None

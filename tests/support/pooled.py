@@ -27,6 +27,7 @@ from harmonization import (
     CovBat,
     CrossValidatedCCA,
     CrossValidatedLogistic,
+    CrossValidatedPermanova,
     CrossValidatedRidge,
     LateFusion,
     LinearRegression,
@@ -385,6 +386,19 @@ def permanova(people: People, analysis: Permanova, tables: Tables) -> Answer:
     within = (people.residuals**2).sum()
     freedom = len(people.rows) - 1, len(people.site) - len(people.rows) - people.covariates.shape[1]
     return {"r2": 1 - within / total, "pseudo_f": (total - within) / freedom[0] / (within / freedom[1])}
+
+
+def permanova_in_folds(people: People, analysis: CrossValidatedPermanova, tables: Tables) -> Answer:
+    fold = np.concatenate([analysis.deal(table) for table in tables])
+    folds, cells = np.eye(analysis.n_folds)[fold], analysis.n_folds * people.site + fold
+    squares = []
+    for groups in (folds, np.eye(cells.max() + 1)[cells]):
+        design = np.linalg.qr(np.column_stack([groups[:, groups.any(axis=0)], people.covariates])).Q
+        squares.append(((people.centred - design @ (design.T @ people.centred)) ** 2).sum())
+    sites, q, k = len(people.rows), people.covariates.shape[1], analysis.n_folds
+    freedom = k * (sites - 1), len(people.site) - k * sites - q
+    pseudo_f = (squares[0] - squares[1]) / freedom[0] / (squares[1] / freedom[1])
+    return {"r2": 1 - squares[1] / squares[0], "pseudo_f": pseudo_f}
 
 
 def spread(people: People, analysis: SiteSpread, tables: Tables) -> Answer:

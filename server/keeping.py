@@ -1,0 +1,37 @@
+"""What a run needs, kept in its folder: the resolved study, and copies of the files that it names.
+
+::
+
+    runs/<study>/<run-id>/
+      study.yaml
+      inputs/start/<file>      the checkpoint that training goes on from
+      inputs/atlas-0/<file>    tables of atlases that do not come with FedBrainLM
+"""
+
+import shutil
+from pathlib import Path
+
+from cohorts.files import atomic_path, write_text
+from server.study import Study
+
+
+def keep_study(study: Study, folder: Path) -> None:
+    """Write a study into a run's folder, so that `server.study.load_study` needs nothing from outside of it.
+
+    Models are in it already; where the study names files, it names their copies from now on.
+    """
+    start = None if study.start is None else _kept(Path(study.start), folder, "start")
+    atlases = tuple(
+        _kept(Path(atlas), folder, f"atlas-{number}") if Path(atlas).is_absolute() else atlas
+        for number, atlas in enumerate(study.cohort.atlases)
+    )
+    cohort = study.cohort.model_copy(update={"atlases": atlases})
+    write_text(folder / "study.yaml", study.model_copy(update={"start": start, "cohort": cohort}).to_yaml())
+
+
+def _kept(source: Path, folder: Path, kind: str) -> str:
+    """Copy a file, under its own name, by which checkpoints and atlases are known; return its path in the folder."""
+    target = folder / "inputs" / kind / source.name
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return target.relative_to(folder).as_posix()

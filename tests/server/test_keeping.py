@@ -1,0 +1,84 @@
+"""A run's folder holds all that the run needs of its study."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from brainlm import ModelConfig
+from brainlm.checkpoints import load_settings, save_checkpoint
+from brainlm.pretraining import initial_model
+from cli.errors import InputError
+from cli.fab import build_fab
+from cli.run import _new_run, _resume
+from cohorts import load_atlas
+from cohorts.settings import check_settings
+from server.journal import Journal
+from server.study import load_study
+from tests.support.federation import STUDY
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A folder of the user's: a study that names a checkpoint, two tables of atlases, and a model's file."""
+    folder = tmp_path / "outside"
+    for number, name in enumerate(("first", "second")):
+        (folder / name).mkdir(parents=True)
+        table = json.loads(load_atlas("schaefer100").to_json())
+        parcels = [[label, x + number, *rest] for label, x, *rest in table["parcels"]]
+        (folder / name / "atlas.json").write_text(json.dumps({**table, "name": name, "parcels": parcels}))
+    (folder / "model.yaml").write_text(yaml.safe_dump(STUDY["model"]))
+    config = check_settings(STUDY["model"], ModelConfig, "model")
+    save_checkpoint(folder / "begun.safetensors", dict(initial_model(config, 7).state_dict()), config)
+    study = {
+        **STUDY,
+        "start": "begun.safetensors",
+        "model": "model.yaml",
+        "cohort": {"atlases": ["first/atlas.json", "schaefer100", "second/atlas.json"]},
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    return folder
+
+
+def test_nothing_outside_is_needed_once_a_run_has_begun(tmp_path, outside):
+    """Not the files that its study named, nor the place where the run's folder was."""
+    given = load_study(outside / "study.yaml")
+    before = build_fab(given), given.contract(), load_settings(given.start)
+
+    with _new_run(tmp_path / "runs", given, "simulation") as folder:
+        pass
+    shutil.rmtree(outside)
+    moved = folder.rename(tmp_path / "elsewhere")
+    kept = load_study(moved / "study.yaml")
+
+    assert kept.start == str(moved / "inputs" / "start" / "begun.safetensors")
+    assert (build_fab(kept), kept.contract(), load_settings(kept.start)) == before
+    assert kept.model_dump(exclude={"start", "cohort"}) == given.model_dump(exclude={"start", "cohort"})
+    assert list(kept.contract().atlases) == ["first", "schaefer100", "second"]
+
+
+def test_a_run_that_could_not_be_begun_leaves_nothing(tmp_path, outside):
+    study = load_study(outside / "study.yaml")
+    shutil.rmtree(outside)
+
+    with pytest.raises(OSError, match="begun"), _new_run(tmp_path / "runs", study, "simulation"):
+        pass
+
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_recordings_that_a_simulation_goes_on_with_are_missed_at_once(tmp_path, small_cohorts):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    with _new_run(tmp_path / "runs", load_study(tmp_path / "study.yaml"), "simulation") as folder:
+        for name, cohort in (("aalborg", small_cohorts[0]), ("bergen", tmp_path / "gone"), ("dalarna", "gone, too")):
+            (folder / "sites" / name).mkdir(parents=True)
+            (folder / "sites" / name / "site.yaml").write_text(
+                yaml.safe_dump({"name": name, "cohort": str(cohort), "state": "state"})
+            )
+        Journal(folder).leave_out("dalarna", "describe", "policy.small-group")
+        Journal(folder).note(status="stopped", reason="stopped by the user")
+
+    with pytest.raises(InputError, match=f"recordings of site bergen cannot be read.*{tmp_path / 'gone'}"):
+        _resume(folder, as_json=False)
+    assert Journal(folder).progress().status == "stopped"
