@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow test-containers chaos benchmark-demo images lint format lock clean
+.PHONY: help install demo test test-slow explore test-containers chaos benchmark-demo images lint format lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -26,6 +26,9 @@ test: install  ## the fast tests, and one real `flwr run` simulation
 
 test-slow: install  ## tests that take minutes: a deployed federation of real processes
 	$(BIN)/pytest -m slow --ignore tests/chaos --ignore tests/docker
+
+explore: install  ## property tests on ever new examples, until one fails (write it down as an @example) or you stop it
+	@pass=1; while echo "pass $$pass" && $(BIN)/pytest -m 'hypothesis and not slow' --hypothesis-profile explore -x; do pass=$$((pass + 1)); done; exit 1
 
 chaos: install  ## the fault matrix: processes killed, links cut, disks full, strangers at the door (root; an hour)
 	$(BIN)/pytest -m slow tests/chaos tests/integration/test_federation.py

@@ -63,6 +63,19 @@ class Columns:
         return self.design.encode(columns, n)
 
 
+def table_like(X: Any, values: Array, names: Sequence[str] | None = None) -> Any:
+    """Return `values` [n, k] as what they were made of: if X is a table of pandas, with its index.
+
+    Parameters
+    ----------
+    names : sequence of str, optional
+        Of the k columns; those of X if not given.
+    """
+    if not (hasattr(X, "columns") and hasattr(X, "index")):
+        return values
+    return type(X)(values, index=X.index, columns=X.columns if names is None else list(names))
+
+
 def split(table: SiteTable, sites: Sequence[Any]) -> list[tuple[NDArray[np.int64], SiteTable]]:
     """Return each site's rows of a table: their numbers, and the table of that name."""
     names = row_names(sites, table.n, "site")

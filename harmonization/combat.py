@@ -371,7 +371,22 @@ class ComBat(Harmonizer):
 
 
 class ComBatHarmonizer(PooledHarmonizer):
-    """ComBat on pooled tables, with scikit-learn's manners; parameters as of `ComBat`.
+    """ComBat on pooled tables, with scikit-learn's manners.
+
+    A pandas table comes back as one, with its columns and index; anything else as an array.
+
+    Parameters
+    ----------
+    prior : {"parametric", "nonparametric", "none"}
+        How a site's effects are shrunk towards those in its other features.
+    mean_only : bool
+        Remove shifts and leave scales.
+    reference : optional
+        Label of the site that all others are made alike to; its own rows stay as they are.
+    missing : {"refuse", "complete", "per_feature"}
+        What to do where features are NaN. "refuse" raises `TableError`. "complete" estimates everything from the rows
+        that have all features, "per_feature" each feature from the rows that have it, as if it were harmonized alone.
+        In both, every value that is there is harmonized, and NaN stays NaN. Covariates may never be missing.
 
     Examples
     --------

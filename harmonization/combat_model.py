@@ -141,20 +141,16 @@ class ComBatModel(State):
                 f"feature {int(unknown.argmax()) + 1} had no value at this site when its effect was estimated. "
                 "Estimate it anew from rows that have the feature."
             )
-        cleaned = (z - effect.gamma) / np.sqrt(effect.delta) * np.sqrt(self.pooled_variance) + self._expected(
-            covariates
-        )
+        cleaned = (z - effect.gamma) / np.sqrt(effect.delta) * np.sqrt(self.pooled_variance)
+        cleaned = cleaned + covariates @ self.coefficients + self.grand_mean
         result: Array = np.where(effect.unadjusted, features, cleaned)
         return result
-
-    def _expected(self, covariates: Array) -> Array:
-        expected: Array = self.grand_mean + covariates @ self.coefficients
-        return expected
 
     def _standardize(self, features: Array, covariates: Array) -> Array:
         check_columns(features, covariates, self.coefficients)
         deviation = np.sqrt(self.pooled_variance)
-        z: Array = (features - self._expected(covariates)) / np.where(deviation > 0, deviation, 1.0)
+        left = features - self.grand_mean - covariates @ self.coefficients
+        z: Array = left / np.where(deviation > 0, deviation, 1.0)
         return z
 
     def _without_rounding(self, z: Array, features: Array) -> Array:

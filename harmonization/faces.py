@@ -6,15 +6,17 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonization.columns import Columns, split
+from harmonization.columns import Columns, split, table_like
 from harmonization.errors import HarmonizationError, TableError
 from harmonization.projection import Projection, ProjectionModel
-from harmonization.protocol import Array, SiteTable, run_pooled
+from harmonization.protocol import SiteTable, run_pooled
 from harmonization.residualization import Residualization, ResidualizationModel
 
 
 class Residualizer:
     """Takes linear effects of covariates, and of the site, out of features.
+
+    A pandas table comes back as one, with its columns and index; anything else as an array. Features may not be NaN.
 
     Parameters
     ----------
@@ -46,7 +48,7 @@ class Residualizer:
         self._centres = {table.site: self.model_.centre(table.features, table.design) for _, table in by_site}
         return self
 
-    def transform(self, X: Any, covariates: Any = None, site: Sequence[Any] | None = None) -> Array:
+    def transform(self, X: Any, covariates: Any = None, site: Sequence[Any] | None = None) -> Any:
         """Residuals [n, p] of rows. The mean of a site that was not fitted is that of the rows given."""
         if not hasattr(self, "model_"):
             raise HarmonizationError("this residualizer is not fitted. Call fit before transform.")
@@ -56,9 +58,9 @@ class Residualizer:
         for rows, table in by_site:
             centre = self._centres.get(table.site) or self.model_.centre(table.features, table.design)
             residuals[rows] = self.model_.remove(table.features, table.design, centre)
-        return residuals
+        return table_like(X, residuals)
 
-    def fit_transform(self, X: Any, covariates: Any = None, site: Sequence[Any] | None = None) -> Array:
+    def fit_transform(self, X: Any, covariates: Any = None, site: Sequence[Any] | None = None) -> Any:
         """Estimate from rows and return their residuals."""
         return self.fit(X, covariates, site).transform(X, covariates, site)
 
@@ -76,6 +78,9 @@ class Residualizer:
 
 class Projector:
     """Principal components of features.
+
+    Of a pandas table the scores are one, too, with its index and columns ``c0``, ``c1``, …; of anything else an array.
+    Features may not be NaN.
 
     Parameters
     ----------
@@ -105,13 +110,14 @@ class Projector:
         self.explained_variance_ratio_ = self.model_.explained_variance / self.model_.total_variance
         return self
 
-    def transform(self, X: Any) -> Array:
+    def transform(self, X: Any) -> Any:
         """Scores [n, k] of rows."""
         if not hasattr(self, "model_"):
             raise HarmonizationError("this projector is not fitted. Call fit before transform.")
         self._columns.check(X, None)
-        return self.model_.project(self._columns.read(X, None).features)
+        scores = self.model_.project(self._columns.read(X, None).features)
+        return table_like(X, scores, [f"c{number}" for number in range(scores.shape[1])])
 
-    def fit_transform(self, X: Any) -> Array:
+    def fit_transform(self, X: Any) -> Any:
         """Find the components of rows and return their scores."""
         return self.fit(X).transform(X)

@@ -14,8 +14,9 @@ generalized cross-validation score, n RSS / (n - edf)^2, for each feature apart.
 ComBat's then, and what hardly varies at a site comes back as it was.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from scipy.linalg import eigh
@@ -122,9 +123,10 @@ class ComBatGAM(Harmonizer):
 
     Parameters
     ----------
-    smooth : sequence of (int, float, float)
-        For each smooth covariate: its column of the design, counted from 0, and public bounds of its knots, coded as
-        the column is. Beyond them its effect goes on as a straight line.
+    smooth : mapping, or sequence of (column, float, float)
+        For each smooth covariate: its column of the design, and public bounds of its knots, coded as the column is.
+        Beyond them its effect goes on as a straight line. Covariates that have names go by them, ``{"age": (18, 90)}``;
+        columns of a matrix by their number, counted from 0.
     n_splines : int
         Cubic B-splines of each smooth covariate, at least 4.
     penalties : sequence of float
@@ -135,7 +137,7 @@ class ComBatGAM(Harmonizer):
         Remove shifts and leave scales.
     """
 
-    smooth: tuple[tuple[int, float, float], ...]
+    smooth: tuple[tuple[int | str, float, float], ...]
     n_splines: int = 10
     penalties: tuple[float, ...] = PENALTIES
     prior: Prior = "parametric"
@@ -145,15 +147,38 @@ class ComBatGAM(Harmonizer):
     states: ClassVar[tuple[type[State], ...]] = (GamModel,)
 
     def __post_init__(self) -> None:
+        if isinstance(self.smooth, Mapping):
+            object.__setattr__(self, "smooth", _triples(self.smooth))
         super().__post_init__()
         if not len(self.penalties) or not all(0 < penalty < np.inf for penalty in self.penalties):
             raise HarmonizationError("penalties must be positive numbers, and at least one.")
-        _ = self.design, self.on_expanded  # refuse what they do not know
+        bounds = [bounds for _, *bounds in self.smooth]
+        numbers = range(len(bounds)) if self._names else [column for column, *_ in self.smooth]
+        SmoothDesign.read([(number, *edges) for number, edges in zip(numbers, bounds, strict=True)], self.n_splines)
+        _ = self.on_expanded  # refuses options that it does not know
+
+    def for_columns(self, names: Sequence[str]) -> Self:
+        unknown = [name for name in self._names if name not in names]
+        if unknown:
+            raise DesignError(
+                f"smooth names '{unknown[0]}', which is no number among the covariates {', '.join(names)}. Name one."
+            )
+        numbered = ((names.index(c) if isinstance(c, str) else c, lower, upper) for c, lower, upper in self.smooth)
+        return replace(self, smooth=tuple(numbered))
 
     @property
     def design(self) -> SmoothDesign:
         """Which columns are smooth, and how."""
+        if self._names:
+            raise DesignError(
+                f"smooth names '{self._names[0]}', and the covariates have no names. Give them as a table, or the "
+                "number of the column."
+            )
         return SmoothDesign.read(self.smooth, self.n_splines)
+
+    @property
+    def _names(self) -> list[str]:
+        return [column for column, _, _ in self.smooth if isinstance(column, str)]
 
     @property
     def on_expanded(self) -> ComBat:
@@ -200,6 +225,13 @@ class ComBatGAM(Harmonizer):
 
     def apply(self, model: GamModel, table: SiteTable, effect: SiteEffect) -> Array:
         return self.on_expanded.apply(model.of_expanded, model.expand(table), effect)
+
+
+def _triples(smooth: Mapping[Any, Any]) -> tuple[tuple[Any, ...], ...]:
+    """Column and bounds of each entry of a mapping, as they are on the wire; whatever else is left as it is."""
+    return tuple(
+        (column, *bounds) if isinstance(bounds, list | tuple) else (column, bounds) for column, bounds in smooth.items()
+    )
 
 
 def _straight(total: Sums, lines: Array) -> ComBatModel:

@@ -1,8 +1,9 @@
 """What every way of making sites alike has in common: rounds that end in a shared model, then work at each site."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -28,6 +29,10 @@ class Harmonizer(Analysis):
     With it a site estimates its own effect from rows that it may learn from, and applies both to any of its rows. A
     site that took no part in the rounds does the same, with the model as it is.
     """
+
+    def for_columns(self, names: Sequence[str]) -> Self:
+        """Return the same method for a design whose columns have these names."""
+        return self
 
     def initial(self) -> State | None:
         """Model before the first round: None, unless there is nothing to ask the sites."""

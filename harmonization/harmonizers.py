@@ -12,15 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonization import saving
-from harmonization.columns import Columns, participant_codes, split
+from harmonization.columns import Columns, participant_codes, split, table_like
 from harmonization.design import Design
 from harmonization.errors import HarmonizationError
 from harmonization.harmonizer import Harmonizer
-from harmonization.protocol import Array, SiteTable, State, run_pooled
+from harmonization.protocol import SiteTable, State, run_pooled
 
 
 class PooledHarmonizer:
     """Any method on pooled tables: `fit`, `transform`, `save` and `load`.
+
+    A pandas table comes back as one, with its columns and index; anything else as an array.
+
+    Parameters
+    ----------
+    method : Harmonizer
+        With its options, as `make_harmonizer` makes it. Covariates that have names may be smooth by name.
 
     Attributes
     ----------
@@ -38,6 +45,7 @@ class PooledHarmonizer:
     --------
     >>> harmonizer = PooledHarmonizer(make_harmonizer("combat", {"prior": "none"}))
     >>> harmonizer.fit(X_train, covariates_train, site_train).transform(X_test, covariates_test, site_test)
+    >>> gam = PooledHarmonizer(make_harmonizer("combat_gam", {"smooth": {"age": [18, 90]}}))
     """
 
     method_type: ClassVar[type[Any]] = Harmonizer
@@ -54,7 +62,8 @@ class PooledHarmonizer:
         Parameters
         ----------
         X : array-like or table
-            [n, p] numbers. The names of a table's columns are remembered.
+            [n, p] numbers; NaN only where the method's ``missing`` allows it (`ComBat`). The names of a table's columns
+            are remembered.
         covariates : array-like, mapping or table, optional
             What is to be kept: a design matrix [n, q], or named columns of numbers and categories. The levels found
             are those that `transform` accepts.
@@ -65,20 +74,25 @@ class PooledHarmonizer:
         """
         columns = Columns.learn(X, covariates)
         self.feature_names_, self.design_ = columns.features, columns.design
+        method = self._method
         tables = [table for _, table in self._by_site(X, covariates, site, participant)]
-        initial = self.method.initial()
+        initial = method.initial()
         if initial is None and len(tables) < 2:
             raise HarmonizationError(
                 "all rows are of one site, and nothing is to be made alike. Give two sites or more."
             )
-        self.model_: State = run_pooled(self.method, tables) if initial is None else initial
+        self.model_: State = run_pooled(method, tables) if initial is None else initial
         self.effects_ = {table.site: self._estimate(table) for table in tables}
         return self
 
     def transform(
         self, X: Any, covariates: Any, site: Sequence[Any], *, participant: Sequence[Any] | None = None
-    ) -> Array:
-        """Harmonize rows [n, p]. The effect of a site that was not fitted is estimated from the rows given."""
+    ) -> Any:
+        """Harmonize rows [n, p]. The effect of a site that was not fitted is estimated from the rows given.
+
+        Features that hardly vary at a site (`harmonization.variation`) come back as they were there: how many,
+        ``effects_[site].n_unadjusted`` says. A table comes back as a table, an array as an array.
+        """
         if not hasattr(self, "model_"):
             raise HarmonizationError("this harmonizer is not fitted. Call fit before transform, or load one.")
         self._columns.check(X, covariates)
@@ -88,12 +102,12 @@ class PooledHarmonizer:
             effect = self.effects_.get(table.site)
             if effect is None:
                 effect = self._estimate(table)
-            harmonized[rows] = self.method.apply(self.model_, table, effect)
-        return harmonized
+            harmonized[rows] = self._method.apply(self.model_, table, effect)
+        return table_like(X, harmonized)
 
     def fit_transform(
         self, X: Any, covariates: Any, site: Sequence[Any], *, participant: Sequence[Any] | None = None
-    ) -> Array:
+    ) -> Any:
         """Estimate from rows and harmonize them."""
         fitted = self.fit(X, covariates, site, participant=participant)
         return fitted.transform(X, covariates, site, participant=participant)
@@ -148,9 +162,14 @@ class PooledHarmonizer:
 
     def _estimate(self, table: SiteTable) -> State:
         try:
-            return self.method.estimate(self.model_, table)
+            return self._method.estimate(self.model_, table)
         except HarmonizationError as error:
             raise type(error)(f"site '{table.site}': {error}") from None
+
+    @property
+    def _method(self) -> Harmonizer:
+        """The method, told the names of the covariates that were fitted."""
+        return self.method if self.design_ is None else self.method.for_columns(self.design_.columns)
 
     @property
     def _columns(self) -> Columns:

@@ -323,7 +323,7 @@ def _solve_weighted(total: Sums, state: VarianceComponents) -> LongitudinalModel
 def _left(model: LongitudinalModel, table: SiteTable) -> Array:
     """What mean and covariates do not explain of the features [n, p]."""
     check_columns(table.features, table.design, model.coefficients)
-    left: Array = table.features - (model.grand_mean + table.design @ model.coefficients)
+    left: Array = table.features - model.grand_mean - table.design @ model.coefficients
     return left
 
 

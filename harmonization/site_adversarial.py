@@ -275,8 +275,7 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
         _, _, corrected = self._correct(unpack(model.weights, self.layout(model)), scores, model)
         outside = standardized - (scores * model.spread) @ model.components
         alike = (corrected * model.spread) @ model.components + _without(outside, model.erased_outside)
-        p = model.width()
-        return np.asarray(model.mean[:p] + model.scale[:p] * alike)
+        return model.restored(alike)
 
 
 def recognition(scores: Array, target: Array) -> tuple[Array, Array]:

@@ -300,6 +300,6 @@ def solve_adjusted_centres(total: Sums) -> AdjustedCentres:
 
 
 def adjust(features: Array, table: SiteTable, centres: AdjustedCentres, fold: int) -> Array:
-    """Take the covariates' effects out of features [n, k], and their mean."""
-    adjusted: Array = features - table.design @ centres.coefficients[fold] - centres.mean[fold]
+    """Take their mean out of features [n, k], and then, when no digit is lost any more, the covariates' effects."""
+    adjusted: Array = features - centres.mean[fold] - table.design @ centres.coefficients[fold]
     return adjusted

@@ -32,8 +32,9 @@ class NetworkTraining(AdjustedCentres):
 
     Attributes
     ----------
-    scale : numpy.ndarray
-        [K, k], standard deviations of the features; 1 where one is constant.
+    scale, left : numpy.ndarray
+        [K, k], standard deviations of the features, 1 where one is constant; and the mean of what the centres leave
+        (`harmonization.training.Standard`).
     weights, gradient_mean, gradient_square : numpy.ndarray
         [K, 1 + B, w], the weights, and Adam's memory.
     steps : int
@@ -41,6 +42,7 @@ class NetworkTraining(AdjustedCentres):
     """
 
     scale: Array
+    left: Array
     weights: Array
     gradient_mean: Array
     gradient_square: Array
@@ -94,8 +96,11 @@ class SiteNetwork(SiteRecognition):
                 )
             return self._summarize_gradients(table, folds, own)
         if isinstance(own, AdjustedCentres):
-            centred = [adjust(fold.features, table, own, part)[fold.training] for part, fold in enumerate(folds)]
-            return {"squares": np.stack([(x**2).sum(axis=0) for x in centred])}
+            about = [adjust(fold.features, table, own, part)[fold.training] for part, fold in enumerate(folds)]
+            return {
+                "left_sum": np.stack([x.sum(axis=0) for x in about]),
+                "squares": np.stack([(x**2).sum(axis=0) for x in about]),
+            }
         return summarize_adjusted_centres(table, folds)
 
     def sends_folds(self, widths: Widths, own: State | None) -> Declared:
@@ -105,7 +110,7 @@ class SiteNetwork(SiteRecognition):
             gradients = network(self._network(own).layout, 1 + self.permutations)
             return {"gradients": self.stacked(of_groups(gradients))}
         if isinstance(own, AdjustedCentres):
-            return {"squares": self.stacked(everybody(widths.seen))}
+            return {name: self.stacked(everybody(widths.seen)) for name in ("left_sum", "squares")}
         return adjusted_centres_of(self, widths)
 
     def solve_folds(self, total: Sums, own: State | None) -> State:
@@ -120,7 +125,8 @@ class SiteNetwork(SiteRecognition):
 
     def _begin(self, total: Sums, centres: AdjustedCentres) -> NetworkTraining:
         """Draw the same public weights for every part and labeling."""
-        deviation = np.sqrt(total["squares"] / centres.n[:, None])
+        left = total["left_sum"] / centres.n[:, None]
+        deviation = np.sqrt(np.maximum(total["squares"] / centres.n[:, None] - left**2, 0.0))
         layout = self._network(centres).layout
         weights = pack(draw_weights(layout, 0), layout)
         every = np.tile(weights, (len(centres.n), 1 + self.permutations, 1))
@@ -128,6 +134,7 @@ class SiteNetwork(SiteRecognition):
             NetworkTraining,
             centres,
             scale=np.where(deviation > 1e-12 * np.abs(centres.mean), deviation, 1.0),
+            left=left,
             weights=every,
             gradient_mean=np.zeros_like(every),
             gradient_square=np.zeros_like(every),
@@ -172,5 +179,6 @@ class SiteNetwork(SiteRecognition):
 
 def _inputs(table: SiteTable, fold: Fold, own: NetworkTraining, part: int) -> Array:
     """Polynomials [n, 3 k] of standardised features, covariates taken out."""
-    x = np.clip(adjust(fold.features, table, own, part) / own.scale[part], -_FARTHEST, _FARTHEST)
+    x = (adjust(fold.features, table, own, part) - own.left[part]) / own.scale[part]
+    x = np.clip(x, -_FARTHEST, _FARTHEST)
     return np.concatenate([x, (x**2 - 1) / np.sqrt(2), (x**3 - 3 * x) / np.sqrt(6)], axis=1)

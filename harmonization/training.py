@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -32,12 +32,28 @@ class Standard(State):
         Number of columns of each input.
     n : float
         Participants.
+    left : numpy.ndarray
+        [d], mean of what `mean` leaves: one number can say no mean that is far from zero to the last digit of what
+        varies about it, and a network sees a shift that is common to all.
     """
 
     mean: Array
     scale: Array
     widths: Array
     n: float
+    left: Array = field(kw_only=True, default_factory=lambda: np.zeros(()))
+
+    def standardized(self, joined: Array) -> Array:
+        """Inputs [n, d], one behind the other, of mean 0 and deviation 1."""
+        standardized: Array = (joined - self.mean - self.left) / self.scale
+        return standardized
+
+    def restored(self, standardized: Array) -> Array:
+        """Undo it for the columns [n, p] of the first input."""
+        first = slice(self.width())
+        left = np.broadcast_to(self.left, self.mean.shape)[first]
+        restored: Array = self.mean[first] + (left + self.scale[first] * standardized)
+        return restored
 
     def width(self, position: int = 0) -> int:
         """Columns of the input at that position of `FederatedTraining.inputs`."""
@@ -187,7 +203,7 @@ class FederatedTraining(Analysis):
         """Declare what `summarize_inputs` returns."""
         inputs = [getattr(widths, name) for name in self.inputs]
         if isinstance(state, InputCentre):
-            return {"squares": everybody(sum(inputs))}
+            return {"left_sum": everybody(sum(inputs)), "squares": everybody(sum(inputs))}
         return {"n": everybody(), "input_sum": everybody(sum(inputs)), "n_widths": everybody(len(inputs))}
 
     def solve(self, total: Sums, state: State | None) -> State:
@@ -200,7 +216,8 @@ class FederatedTraining(Analysis):
         parts = self._input_parts(table)
         joined = np.concatenate(parts, axis=1)
         if isinstance(state, InputCentre):
-            return {"squares": ((joined - state.mean) ** 2).sum(axis=0)}
+            about = joined - state.mean
+            return {"left_sum": about.sum(axis=0), "squares": (about**2).sum(axis=0)}
         return {
             "n": np.array(float(table.n)),
             "input_sum": joined.sum(axis=0),
@@ -210,10 +227,12 @@ class FederatedTraining(Analysis):
     def solve_inputs(self, total: Sums, state: State | None) -> State:
         """At the coordinator: the next state of the rounds before the training."""
         if isinstance(state, InputCentre):
-            deviation = np.sqrt(total["squares"] / state.n)
+            left = total["left_sum"] / state.n
+            mean = state.mean + left
+            deviation = np.sqrt(np.maximum(total["squares"] / state.n - left**2, 0.0))
             # An input that is constant leaves only the rounding error of its centring.
-            constant = deviation <= 1e-14 * np.abs(state.mean)
-            return self.begin(Standard(state.mean, np.where(constant, 1.0, deviation), state.widths, state.n))
+            scale = np.where(deviation <= 1e-14 * np.abs(mean), 1.0, deviation)
+            return self.begin(Standard(mean, scale, state.widths, state.n, left=state.mean - mean + left))
         n = float(total["n"])
         return InputCentre(total["input_sum"] / n, n, np.rint(total["n_widths"] / n))
 
@@ -244,7 +263,7 @@ class FederatedTraining(Analysis):
                 f"network was trained on {' and '.join(str(int(width)) for width in standard.widths)}. Use the same "
                 "ones, in the same order."
             )
-        joined = (np.concatenate(parts, axis=1) - standard.mean) / standard.scale
+        joined = standard.standardized(np.concatenate(parts, axis=1))
         ends = np.cumsum(standard.widths.astype(int))[:-1]
         named: dict[str, Any] = dict(zip(self.inputs, np.split(joined, ends, axis=1), strict=True))
         return replace(table, **named)

@@ -44,7 +44,7 @@ class Aligned(Standard):
         check_width(features, p)
         check_width(second, self.width(1), "second views")
         weights = unpack(self.weights, _layout(self, len(self.weights) // int(self.widths.sum())))
-        x, y = (features - self.mean[:p]) / self.scale[:p], (second - self.mean[p:]) / self.scale[p:]
+        x, y = np.split(self.standardized(np.concatenate([features, second], axis=1)), [p], axis=1)
         return _normalised(x @ weights["features"])[0], _normalised(y @ weights["second"])[0]
 
 

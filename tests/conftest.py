@@ -1,21 +1,20 @@
 """Fixtures that many tests share."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from server.journal import Journal
 from tests.support.federation import run_study, simulate_small_cohorts, write_sites
 from tests.support.local_grid import LocalGrid
 
-# Examples are drawn at random where people look on, and are the same each time where nobody does. None is timed: the
-# machine may be busy.
-settings.register_profile("here", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "here")
+# Whoever runs the tests tries the same examples. `make explore` draws others for as long as it is let; what it finds
+# becomes an @example. Neither an example nor its drawing is timed: the machine may be busy.
+settings.register_profile("fixed", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+settings.load_profile("fixed")
 SHARED = Path(__file__).parents[2] / "shared"
 
 

@@ -20,10 +20,13 @@ from harmonization import (
     run_pooled,
 )
 from harmonization.scoring import bootstrap_weights, permuted_rows
+from tests.support.conditioning import tolerance
 from tests.support.plain_loops import Left, leave_out, parts_of, tables_of
 from tests.support.sites import Sites, make_sites
 
 CS = (1e-3, 1e-1, 1.0)
+STOPS = 1e-6
+"""How far from its least scikit-learn's solver leaves a log loss, relative to it."""
 
 
 def draw_labels(sites: Sites, n_classes: int, seed: int = 0, strength: float = 1.0) -> np.ndarray:
@@ -90,7 +93,7 @@ def test_equals_a_loop_over_pooled_rows(n_classes, method, names):
     offset=st.sampled_from([0.0, 1e6]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4)
 def test_folds_equal_the_loop_on_any_data(sizes, p, n_classes, offset, seed):
     """Also with one site that has a single class."""
     sites = make_sites(tuple(sizes), p, seed, offset=offset)
@@ -101,10 +104,14 @@ def test_folds_equal_the_loop_on_any_data(sizes, p, n_classes, offset, seed):
     analysis = CrossValidatedLogistic(n_folds=3, Cs=CS)
     probability, chosen = plain_loop(sites, labels, parts_of(analysis, tables), "none")
 
+    def found(features: np.ndarray) -> float:
+        return run_pooled(analysis, tables_of(replace(sites, features=features), np.eye(n_classes)[labels])).log_loss
+
     scores = run_pooled(analysis, tables)
 
-    np.testing.assert_allclose(scores.C, chosen, rtol=1e-8)
-    assert scores.log_loss == pytest.approx(log_loss(labels, probability), rel=1e-6)
+    np.testing.assert_array_equal(scores.C, chosen)
+    bound = tolerance(found, sites.features) + STOPS * scores.log_loss
+    assert scores.log_loss == pytest.approx(log_loss(labels, probability), rel=0, abs=bound)
     assert abs(scores.auroc - area(labels, probability)) <= scores.auroc_error + 1e-12
 
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.decomposition import PCA
 
@@ -50,3 +51,16 @@ def test_projector_has_the_numbers_of_scikit_learn(five_sites):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-9)
     scores = ours.fit_transform(five_sites.features)
     np.testing.assert_allclose(scores, theirs.transform(five_sites.features), atol=1e-9)
+
+
+def test_a_table_comes_back_as_one(five_sites):
+    people = pd.Index([f"sub-{n}" for n in range(len(five_sites.site))], name="participant_id")
+    table = pd.DataFrame(five_sites.features, index=people, columns=[f"roi{k}" for k in range(40)])
+    plain = Residualizer().fit_transform(five_sites.features, five_sites.covariates, five_sites.site)
+    scores = Projector(3).fit_transform(five_sites.features)
+
+    residuals = Residualizer().fit_transform(table, five_sites.covariates, five_sites.site)
+    pd.testing.assert_frame_equal(residuals, pd.DataFrame(plain, people, table.columns))
+    named = pd.DataFrame(scores, people, ["c0", "c1", "c2"])
+    pd.testing.assert_frame_equal(Projector(3).fit_transform(table), named)
+    assert type(plain) is type(scores) is np.ndarray

@@ -192,9 +192,29 @@ def test_named_columns_are_coded_as_a_matrix_would_be(five_sites, as_mapping):
 
     harmonized = ComBatHarmonizer().fit_transform(features, given, five_sites.site)
 
-    assert type(harmonized) is np.ndarray
+    assert isinstance(harmonized, pd.DataFrame)
     expected = ComBatHarmonizer().fit_transform(five_sites.features, coded, list(five_sites.site))
     np.testing.assert_allclose(harmonized, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_table_comes_back_as_one_and_an_array_as_an_array(five_sites, tmp_path, method):
+    features, covariates = frames(five_sites)
+    features.index = covariates.index = pd.Index([f"sub-{n}" for n in range(len(features))], name="participant_id")
+    rows = {"site": five_sites.site, "participant": people(five_sites)}
+    harmonizer = PooledHarmonizer(method).fit(features, covariates, **rows)
+    harmonizer.save(tmp_path / "file")
+
+    harmonized = harmonizer.transform(features, covariates, **rows)
+    plain = harmonizer.transform(five_sites.features, covariates, **rows)
+
+    pd.testing.assert_index_equal(harmonized.index, features.index)
+    pd.testing.assert_index_equal(harmonized.columns, features.columns)
+    assert type(plain) is np.ndarray
+    np.testing.assert_array_equal(harmonized.to_numpy(), plain)
+    loaded = PooledHarmonizer.load(tmp_path / "file")
+    pd.testing.assert_frame_equal(loaded.transform(features, covariates, **rows), harmonized)
+    pd.testing.assert_frame_equal(PooledHarmonizer(method).fit_transform(features, covariates, **rows), harmonized)
 
 
 def test_levels_of_categories_are_those_of_the_fit(five_sites):
@@ -206,7 +226,7 @@ def test_levels_of_categories_are_those_of_the_fit(five_sites):
     some = harmonizer.transform(
         features.iloc[men], covariates.iloc[men][["sex", "scanner", "age"]], five_sites.site[men]
     )
-    np.testing.assert_array_equal(some, everybody[men])
+    pd.testing.assert_frame_equal(some, everybody.iloc[men])
     with pytest.raises(DesignError, match="'sex' has a level outside the agreed F, M"):
         harmonizer.transform(features, covariates.assign(sex="unknown"), five_sites.site)
     with pytest.raises(DesignError, match="'age' is not a number everywhere"):
@@ -273,3 +293,40 @@ def test_any_method_has_a_face(five_sites):
         five_sites.features, {"age": five_sites.covariates[:, 0]}, five_sites.site
     )
     np.testing.assert_array_equal(harmonized, expected)
+
+
+@pytest.mark.parametrize("smooth", [{"age": (-1.6, 2.0)}, [["age", -1.6, 2.0]], [[0, -1.6, 2.0]], {0: [-1.6, 2.0]}])
+def test_covariates_are_smooth_by_name_or_by_number(five_sites, tmp_path, smooth):
+    """A number is that of the column in the design: the names of the table, in their order."""
+    features, covariates = frames(five_sites)
+    face = PooledHarmonizer(make_harmonizer("combat_gam", {"smooth": smooth}))
+    coded = np.column_stack([covariates["age"], *(covariates["scanner"] == name for name in ("Philips", "Siemens"))])
+    named = covariates[["age", "scanner"]]
+
+    harmonized = face.fit_transform(features, named, five_sites.site)
+
+    matrix = PooledHarmonizer(make_harmonizer("combat_gam", {"smooth": [[0, -1.6, 2.0]]}))
+    expected = matrix.fit_transform(five_sites.features, coded.astype(float), five_sites.site)
+    np.testing.assert_allclose(harmonized, expected, rtol=0, atol=1e-12)
+    face.save(tmp_path / "gam")
+    loaded = PooledHarmonizer.load(tmp_path / "gam")
+    pd.testing.assert_frame_equal(loaded.transform(features, named, five_sites.site), harmonized)
+
+
+def test_smooth_names_numbers_of_covariates_that_have_names(five_sites):
+    features, covariates = frames(five_sites)
+    for name in ("sex", "height"):
+        face = PooledHarmonizer(make_harmonizer("combat_gam", {"smooth": {name: (0, 1)}}))
+        with pytest.raises(DesignError, match=f"smooth names '{name}', which is no number among the covariates age"):
+            face.fit(features, covariates, five_sites.site)
+    by_name = PooledHarmonizer(make_harmonizer("combat_gam", {"smooth": {"age": (0, 1)}}))
+    with pytest.raises(
+        DesignError, match=r"smooth names 'age', and the covariates have no names\. Give them as a table"
+    ):
+        by_name.fit(features, five_sites.covariates, five_sites.site)
+    for smooth in ({"age": (1, 0)}, {"age": (0, float("nan"))}):
+        with pytest.raises(DesignError, match="expected a lower and an upper"):
+            make_harmonizer("combat_gam", {"smooth": smooth})
+    for smooth in ({"age": 3}, {"age": (1, 2, 3)}, {"age": "18-90"}, 7):
+        with pytest.raises(HarmonizationError, match="smooth of 'combat_gam' is"):
+            make_harmonizer("combat_gam", {"smooth": smooth})
