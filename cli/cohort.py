@@ -65,7 +65,9 @@ def import_(
     out: Annotated[Path, typer.Argument(help="New folder of the cohort.")],
     atlas: Annotated[str, typer.Option(help=ATLAS_HELP)],
     participants: Annotated[Path | None, typer.Option(help="Participants table (.tsv or .csv), after BIDS.")] = None,
-    tr: Annotated[float | None, typer.Option(help="Repetition time in seconds, unless the table has t_r.")] = None,
+    tr: Annotated[
+        float | None, typer.Option(callback=finite, help="Repetition time in seconds, unless the table has t_r.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the cohort; the folder's name if not given.")] = None,
     select: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: only participants that have it.")] = None,
     columns: Annotated[str | None, typer.Option(help="FIRST-LAST column to take, counted from 1.")] = None,

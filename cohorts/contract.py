@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import pandas as pd
 from pydantic import Field
 
 from cohorts.cohort import Cohort, Scale
+from cohorts.participants import as_levels
 from cohorts.settings import Settings
+
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class CohortContract(Settings):
     """Allowed scalings of the recordings as they are stored. Robust scaling needs their units, so raw ones."""
     covariates: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Needed columns of ``participants.tsv`` (or of the recordings) → allowed levels; none for numbers."""
+    asked_by: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """The same columns → the study's settings that name them, for messages."""
 
     def mismatches(self, cohort: Cohort) -> list[Mismatch]:
         """List how `cohort` falls short; empty if it meets the contract."""
@@ -71,16 +77,36 @@ class CohortContract(Settings):
 
     def _covariates(self, cohort: Cohort) -> list[Mismatch]:
         table = cohort.covariates()
-        found = []
-        for name, levels in self.covariates.items():
-            if name not in table or table[name].isna().all():
-                message = (
-                    f"cohort {cohort.name}: knows no participant's {name}, which the study needs. Add the column "
-                    "to the participants table and import again, or ask for a study without it."
+        said = (self._covariate(cohort.name, name, table.get(name)) for name in self.covariates)
+        return [Mismatch("covariates", message) for message in said if message]
+
+    def _covariate(self, cohort: str, name: str, values: pd.Series | None) -> str | None:
+        """Say how a column falls short of what the study makes of it; None if it does not."""
+        asks = " and ".join(self.asked_by.get(name, ())) or "the study"
+        if values is None or values.isna().all():
+            return (
+                f"cohort {cohort}: knows no participant's {name}, which {asks} asks for. Add the column to the "
+                f"participants table and import again, or ask for a study without {name} there."
+            )
+        known, levels = values.dropna(), self.covariates[name]
+        if levels:
+            texts = as_levels(known)
+            others = texts[~texts.isin(levels)]
+            if len(others):
+                return (
+                    f"cohort {cohort}: {name} has levels outside {', '.join(levels)}: {_counted(others)}. Recode them "
+                    f"and import again, or ask for the study's covariates.{name}.levels to name them."
                 )
-                found.append(Mismatch("covariates", message))
-            elif levels and not set(table[name].dropna().astype("str")) <= set(levels):
-                allowed = ", ".join(levels)
-                message = f"cohort {cohort.name}: {name} has levels outside {allowed}. Recode them and import again."
-                found.append(Mismatch("covariates", message))
-        return found
+        elif not pd.api.types.is_numeric_dtype(known):
+            return (
+                f"cohort {cohort}: {name} holds text, such as {_counted(known.astype('str'))}, and the study takes it "
+                f"for a number. Ask for its levels to be named in the study: covariates: {{{name}: {{levels: [...]}}}}."
+            )
+        return None
+
+
+def _counted(values: pd.Series) -> str:
+    """Name the most frequent values and say how many participants have each. This stays where the cohort is."""
+    counts = values.value_counts()
+    named = ", ".join(f"{value!r} ({n} participants)" for value, n in counts.head(_MOST_SHOWN).items())
+    return named + (f" and {len(counts) - _MOST_SHOWN} more" if len(counts) > _MOST_SHOWN else "")
