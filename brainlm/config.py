@@ -152,7 +152,7 @@ class TrainingConfig(Settings):
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """``sgd`` is plain gradient descent, whose federated average equals a pooled step exactly."""
-    learning_rate: float = Field(1e-3, gt=0, le=100)
+    learning_rate: float = Field(1e-3, gt=0)
     """Peak of the cosine schedule."""
     final_fraction: float = Field(0.05, ge=0, le=1)
     """Learning rate at the end, as a fraction of the peak."""

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from brainlm.windows import usable_recordings
+from cli.at_hand import open_cohorts
 from cli.display import console, counter
 from cli.errors import InputError, RunFailedError
 from cli.fab import PROJECT, pack_fab, stage_app
@@ -83,7 +83,7 @@ def run(
         with _new_run(runs, loaded, f"federation:{federation}") as folder:
             _run_to_its_end(loaded, folder, as_json)
         return
-    cohorts = _open_all(loaded, folders)
+    cohorts = open_cohorts(loaded, folders)
     with _new_run(runs, loaded, "simulation") as folder:
         _write_sites(loaded, cohorts, folder)
         _run_to_its_end(loaded, folder, as_json)
@@ -244,33 +244,6 @@ def _new_run(runs: Path, study: Study, where: str) -> Iterator[Path]:
             yield folder
         return
     raise InputError(f"{runs / study.study}: too many runs were started this second. Try again.")
-
-
-def _open_all(study: Study, folders: list[Path]) -> list[Cohort]:
-    """Open the cohorts of a simulation, and say what is wrong before Flower starts."""
-    cohorts = [Cohort.open(folder) for folder in folders]
-    names = [cohort.name for cohort in cohorts]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InputError(f"two cohorts are called '{repeated[0]}'. Import one of them again with another --name.")
-    if len(cohorts) < study.averaging.quorum:
-        secure = (
-            " Secure sums need three: with fewer, set privacy.secure_sums: false." if study.privacy.secure_sums else ""
-        )
-        raise InputError(
-            f"{len(cohorts)} cohorts were given; the study's quorum is {study.averaging.quorum}. "
-            f"Give more, or lower averaging.quorum.{secure}"
-        )
-    window = study.model.window
-    for cohort in cohorts:
-        for mismatch in study.contract().mismatches(cohort):
-            raise InputError(mismatch.message)
-        if not usable_recordings(cohort, window):
-            raise InputError(
-                f"cohort {cohort.name}: no recording is {window.seconds:g} s long, the model's window. "
-                "Shorten model.window, or leave the cohort out."
-            )
-    return sorted(cohorts, key=lambda cohort: cohort.name)
 
 
 def _write_site(study: Study, cohort: Cohort, folder: Path) -> None:

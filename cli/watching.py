@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -157,28 +158,36 @@ def print_summary(summary: dict[str, object]) -> None:
         f"Masked R² on held-out participants: [bold]{_number(pretraining['masked_r2'])}[/] "
         f"({before} {_number(pretraining[f'masked_r2_{before}'])})"
     )
+    effects = harmonization.get("site_effect", {})
+    columns = {target: _score_of(probes, target) for named in probes.values() for target in named}
+    recognised = any("balanced_accuracy" in measured for effect in effects.values() for measured in effect.values())
     table = Table(title="Held-out, cross-validated inside the sites", title_justify="left")
-    table.add_column("features")
-    table.add_column("site recognised (balanced accuracy)")
-    targets = list(next(iter(probes.values()))) if probes else []
-    scores = {target: probe_score(next(iter(probes.values()))[target]["raw"]) for target in targets}
-    for target in targets:
-        table.add_column(f"{target} ({PROBE_SCORES[scores[target]]})")
-    for features, effect in harmonization.get("site_effect", {}).items():
-        cells = [_change({name: value["balanced_accuracy"] for name, value in effect.items()})]
-        cells[0] += f", by chance {_number(effect['raw']['null_mean'])}"
-        cells += [
-            _change({name: value[score] for name, value in probes[features][target].items()})
-            for target, score in scores.items()
-        ]
+    for name in ("features", *(["site recognised (balanced accuracy)"] if recognised else [])):
+        table.add_column(name)
+    for target, score in columns.items():
+        table.add_column(f"{target} ({PROBE_SCORES[score]})")
+    for features in dict.fromkeys((*effects, *probes)):
+        effect, of_targets = effects.get(features, {}), probes.get(features, {})
+        chance = f", by chance {_number(effect.get('raw', {}).get('null_mean'))}"
+        cells = [_change(effect, "balanced_accuracy") + chance] if recognised else []
+        cells += [_change(of_targets.get(target, {}), score) for target, score in columns.items()]
         table.add_row(features, *cells)
-    out.print(table)
+    if len(table.columns) > 1:
+        out.print(table)
+    for caution in summary["cautions"]:
+        out.print(f"[bold yellow]Note:[/] {escape(caution)}", highlight=False)
 
 
-def _change(values: dict[str, float]) -> str:
+def _score_of(probes: dict[str, Any], target: str) -> str:
+    """Score by which a target's probes are known."""
+    return next(probe_score(next(iter(named[target].values()))) for named in probes.values() if target in named)
+
+
+def _change(measured: dict[str, dict[str, float]], score: str) -> str:
+    values = {variant: scores.get(score) for variant, scores in measured.items()}
     if "harmonized" not in values:
-        return _number(values["raw"])
-    return f"{_number(values['raw'])} → {_number(values['harmonized'])}"
+        return _number(values.get("raw"))
+    return f"{_number(values.get('raw'))} → {_number(values['harmonized'])}"
 
 
 def _number(value: float | None) -> str:

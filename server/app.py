@@ -12,7 +12,8 @@ from brainlm.evaluation import MODEL
 from exchange.messages import Arrays, DescribeRequest, EmbedReply, EmbedRequest, join
 from server.answers import Answers
 from server.averaging import evaluation_groups, measure_reconstruction, pretrain
-from server.errors import JournalError
+from server.comparing import lacking_sites
+from server.errors import JournalError, StudyError
 from server.harmonizing import Findings, Harmonizing
 from server.journal import Journal
 from server.measuring import Measures, measure
@@ -77,6 +78,7 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
     """
     journal.note(stage="gathering the sites")
     roster.gather(_describe(study, journal))
+    _check_sites(study, roster, journal)
     journal.note(stage="measuring the recordings", sites=len(roster.members))
     measures = measure(study, roster, journal)
     journal.note(stage="pretraining", sites=len(roster.members))
@@ -91,6 +93,21 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
     dimensions = {name: size for name, size in described[0].items() if all(d.get(name) == size for d in described)}
     n_participants = int(answers.total["tally/n_participants"])
     return Harmonizing(study, roster, journal, dimensions, n_participants).run()
+
+
+def _check_sites(study: Study, roster: Roster, journal: Journal) -> None:
+    """Say before training what the sites that came are too few for.
+
+    Raises
+    ------
+    StudyError
+        If the site that the others are to be made like is not among them.
+    """
+    reference = study.harmonization.reference
+    if reference is not None and reference not in roster.sites:
+        raise StudyError(f"harmonization.reference: site '{reference}' does not take part. Name another.")
+    for what, why in lacking_sites(study, len(roster.sites)).items():
+        journal.say(f"{what}: will be left out, since {why}")
 
 
 def _describe(study: Study, journal: Journal) -> DescribeRequest:

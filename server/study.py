@@ -36,7 +36,15 @@ PROBES: dict[type[Covariate], str] = {Continuous: "cross_validated_ridge", Categ
 
 
 class CovariateConfig(Settings):
-    """How a covariate of this study's own is coded. Known ones (age, sex, mean_fd, tsnr) need no entry."""
+    """How a covariate or target of this study's own is coded, by the name of its column in participants.tsv.
+
+    Known ones need no entry: age (center 50, scale 20), sex (levels F and M), mean_fd (center 0.2, scale 0.1) and tsnr
+    (center 60, scale 30). A category has levels, a number center and scale::
+
+        covariates:
+          dx: {levels: [TDC, ASD]}
+          iq: {center: 100, scale: 15}
+    """
 
     levels: tuple[str, ...] | None = Field(None, min_length=2)
     """Agreed levels of a category, as participants.tsv has them; the first is the reference. Null for a number."""
@@ -48,7 +56,7 @@ class CovariateConfig(Settings):
     def conflicts(self) -> Iterator[str]:
         if self.levels and len(set(self.levels)) < len(self.levels):
             yield f"levels {', '.join(self.levels)} hold one twice. Give each once."
-        if self.levels and self.model_fields_set & {"center", "scale"}:
+        if self.levels and (self.center, self.scale) != (0, 1):
             yield "levels are of a category, center and scale of a number. Leave one of the two out."
 
     def coding(self, name: str) -> Covariate:
@@ -91,7 +99,7 @@ class RoundsConfig(Settings):
     """Rounds of training: all sites train for ``training.steps_per_round``, then their weights are averaged."""
     optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
     """What becomes of the sites' average: the new model (``fedavg``), or a direction for an optimizer's step."""
-    server_learning_rate: float | None = Field(None, gt=0, le=1000)
+    server_learning_rate: float | None = Field(None, gt=0)
     """Of the outer step. Null: 0.7 for fedavgm, 0.01 for fedadam and fedyogi."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Of fedavgm."""
@@ -234,6 +242,7 @@ class Study(Settings):
     study: Name
     """Name of the study: in policies, folders and reports."""
     title: str = ""
+    """What the report is headed by; the name if it is empty."""
     seed: int = 0
     """Decides weights, splits, windows and masks, together with names of sites and numbers of rounds."""
     cohort: CohortConfig
@@ -245,6 +254,9 @@ class Study(Settings):
     averaging: RoundsConfig = RoundsConfig()
     privacy: ProtectionConfig = ProtectionConfig()
     recipe: str = "rsfmri_brainlm_segments_v1"
+    """Id of the recipe by which recordings become one vector a participant. This one averages the encoder's tokens over a
+    recording's windows, and residualizes age, sex, site, mean FD and tSNR unless ``harmonization.residualize`` says
+    otherwise."""
     covariates: dict[str, CovariateConfig] = Field(default_factory=dict)
     """Codings of covariates that are not among the known ones, or are to be coded otherwise."""
     harmonization: HarmonizationConfig = HarmonizationConfig()

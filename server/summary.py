@@ -12,6 +12,7 @@ from brainlm.evaluation import SCORES, ReconstructionSums
 from cohorts import load_atlas
 from cohorts.files import atomic_path, write_text
 from exchange.messages import DescribeReply
+from server.cautions import cautions_of
 from server.harmonizing import Findings
 from server.journal import Journal
 from server.reconstruction import read_reconstruction, summarize_reconstruction
@@ -52,6 +53,7 @@ def write_summary(
         "rounds": int(metrics["round"].max()) if len(metrics) else 0,
         "sites": {site: about.model_dump() for site, about in sites.items()},
         "left_out": facts.get("left_out", ""),
+        "cautions": cautions_of(findings) if findings else [],
         "recipe": study.recipe,
         "pretraining": _pretraining(study, journal),
         "harmonization": _harmonization(study, findings),
@@ -116,7 +118,12 @@ def _harmonization(study: Study, findings: Findings | None) -> dict[str, Any]:
     }
     if findings is None:
         return settings
-    return {**settings, "components": findings.components, "site_effect": findings.site_effect}
+    return {
+        **settings,
+        "components": findings.components,
+        "site_effect": findings.site_effect,
+        "left_out": findings.left_out,
+    }
 
 
 def _privacy(study: Study, journal: Journal, sites: Mapping[str, DescribeReply]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def _headlines(data: RunData) -> list[tuple[str, str, str]]:
         )
     ]
     effect = data.summary["harmonization"].get("site_effect", {}).get("embedding", {})
-    if "harmonized" in effect:
+    if all("balanced_accuracy" in effect.get(variant, {}) for variant in ("raw", "harmonized")):
         found.append(
             (
                 f"{_number(effect['raw']['balanced_accuracy'])} → {_number(effect['harmonized']['balanced_accuracy'])}",
@@ -55,15 +55,15 @@ def _headlines(data: RunData) -> list[tuple[str, str, str]]:
             )
         )
     for target, scores in data.summary["probes"].get("embedding", {}).items():
-        if "harmonized" in scores:
-            baseline = data.summary["probes"].get("connectivity", data.summary["probes"]["untrained"])
+        if {"raw", "harmonized"} <= scores.keys():
+            name = "connectivity" if "connectivity" in data.summary["probes"] else "untrained"
+            baseline = data.summary["probes"].get(name, {}).get(target, {}).get("harmonized", {})
             score = probe_score(scores["raw"])
             found.append(
                 (
                     f"{_number(scores['raw'][score])} → {_number(scores['harmonized'][score])}",
                     f"{target} predicted ({PROBE_SCORES[score]}), raw → harmonized",
-                    f"{'functional connectivity' if 'connectivity' in data.summary['probes'] else 'untrained'}: "
-                    f"{_number(baseline[target]['harmonized'][score])}",
+                    f"{'functional connectivity' if name == 'connectivity' else name}: {_number(baseline.get(score))}",
                 )
             )
     cca = data.summary["association"].get("cca")
@@ -142,8 +142,9 @@ def _site_effects(data: RunData) -> Table:
             row += [f"{_number(permanova.get('r2'))} ({_number(permanova.get('r2_by_chance'))})"]
             row += [_number(measured.get("site_spread", {}).get("mean_geometric_sd"))]
             row += [_number(measured.get("covariance_distance", {}).get("corrected"))]
-            row += [_number(measured["balanced_accuracy"])]
-            row += [f"{_number(measured['null_mean'])} ({_number(measured['null_95'])})", _number(measured["p_value"])]
+            row += [_number(measured.get("balanced_accuracy"))]
+            row += [f"{_number(measured.get('null_mean'))} ({_number(measured.get('null_95'))})"]
+            row += [_number(measured.get("p_value"))]
             row += [_number(measured.get("network", {}).get("balanced_accuracy"))] if network else []
             rows.append(row)
     note = (
