@@ -254,8 +254,8 @@ class Study(Settings):
     averaging: RoundsConfig = RoundsConfig()
     privacy: ProtectionConfig = ProtectionConfig()
     recipe: str = "rsfmri_brainlm_segments_v1"
-    """Id of the recipe by which recordings become one vector a participant. This one averages the encoder's tokens over a
-    recording's windows, and residualizes age, sex, site, mean FD and tSNR unless ``harmonization.residualize`` says
+    """Id of the recipe by which recordings become one vector a participant. This one averages the encoder's tokens over
+    a recording's windows, and residualizes age, sex, site, mean FD and tSNR unless ``harmonization.residualize`` says
     otherwise."""
     covariates: dict[str, CovariateConfig] = Field(default_factory=dict)
     """Codings of covariates that are not among the known ones, or are to be coded otherwise."""

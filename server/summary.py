@@ -42,7 +42,7 @@ def write_summary(
     metrics = journal.table("metrics")
     with atomic_path(journal.folder / "metrics.parquet") as temporary:
         metrics.to_parquet(temporary, index=False)
-    facts = journal.facts()
+    facts, pretraining = journal.facts(), _pretraining(study, journal)
     content = {
         "study": study.study,
         "title": study.title,
@@ -53,9 +53,9 @@ def write_summary(
         "rounds": int(metrics["round"].max()) if len(metrics) else 0,
         "sites": {site: about.model_dump() for site, about in sites.items()},
         "left_out": facts.get("left_out", ""),
-        "cautions": cautions_of(findings) if findings else [],
+        "cautions": cautions_of(study, metrics, pretraining, findings) if findings else [],
         "recipe": study.recipe,
-        "pretraining": _pretraining(study, journal),
+        "pretraining": pretraining,
         "harmonization": _harmonization(study, findings),
         "probes": findings.probes if findings else {},
         "association": findings.association if findings else {},
