@@ -175,8 +175,9 @@ class TrainingConfig(Settings):
     keep_optimizer_state: bool = False
     """Whether AdamW's moments stay on each site's disk and go on in the next round; else every round starts afresh.
     With ``privacy`` they are made of gradients with noise, and so cost none of it."""
-    steps_per_round: int = Field(20, ge=1, le=1_000_000)
-    """Local steps between two averages. The schedule counts them globally, over all rounds."""
+    steps_per_round: int = Field(75, ge=1, le=1_000_000)
+    """Local steps between two averages. The schedule counts them globally, over all rounds. A model that had too few is
+    worse than linear prediction, and the report says so."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto``: bfloat16 where the processor multiplies it natively, float32 elsewhere."""
     holdout: float = Field(0.2, ge=0, lt=1)

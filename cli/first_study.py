@@ -187,6 +187,7 @@ _TRAINING: list[Field] = [
     ("batch_size", 4, "windows a step"),
     ("steps_per_round", 75, "more make a better model: the report says whether these were enough"),
     ("warmup_steps", 60, ""),
+    ("keep_optimizer_state", True, "rounds are short: AdamW would begin each by learning its moments anew"),
     ("precision", "float32", "the same numbers on every processor"),
 ]
 

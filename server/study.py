@@ -95,7 +95,7 @@ _ROBUST_NEEDS = {"median": (2, 1), "trimmed_mean": (2, 1), "krum": (2, 3), "mult
 class RoundsConfig(Settings):
     """The rounds of federated averaging, the outer optimizer, and when to stop waiting."""
 
-    rounds: int = Field(10, ge=1, le=100_000)
+    rounds: int = Field(16, ge=1, le=100_000)
     """Rounds of training: all sites train for ``training.steps_per_round``, then their weights are averaged."""
     optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
     """What becomes of the sites' average: the new model (``fedavg``), or a direction for an optimizer's step."""
