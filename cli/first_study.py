@@ -168,6 +168,7 @@ def _model(cohorts: list[Cohort], window: WindowConfig, people: Mapping[str, pd.
             "",
         ),
         ("mask", [("kind", "random", ""), ("ratio", 0.75, "of the tokens are hidden")], ""),
+        ("residual", "none", "gaussian: begin as linear prediction; its embeddings know less of age (docs/models.md)"),
         *((name, value, "") for name, value in _SIZES.items()),
     ]
 
@@ -195,7 +196,7 @@ _TRAINING: list[Field] = [
 def _averaging(n_sites: int) -> list[Field]:
     quorum = min(n_sites, MIN_SITES)
     return [
-        ("rounds", 16, "every site trains for steps_per_round, then weights are averaged"),
+        ("rounds", 24, "every site trains for steps_per_round, then weights are averaged"),
         ("quorum", quorum, f"of {n_sites}: with fewer the run waits, and then fails"),
         ("sites", n_sites, "to wait for at the start"),
     ]

@@ -98,9 +98,11 @@ class CohortContract(Settings):
                     f"and import again, or ask for the study's covariates.{name}.levels to name them."
                 )
         elif not pd.api.types.is_numeric_dtype(known):
+            texts = sorted(known.astype("str").unique())
+            named = ", ".join(texts) if len(texts) <= _MOST_SHOWN else "..."
             return (
                 f"cohort {cohort}: {name} holds text, such as {_counted(known.astype('str'))}, and the study takes it "
-                f"for a number. Ask for its levels to be named in the study: covariates: {{{name}: {{levels: [...]}}}}."
+                f"for a number. Ask for the study to name its levels: covariates: {{{name}: {{levels: [{named}]}}}}."
             )
         return None
 

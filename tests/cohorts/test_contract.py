@@ -61,6 +61,7 @@ def coded(tmp_path):
         ("group", ("1", "3"), "group has levels outside 1, 3: '2' (3 participants). Recode them"),
         ("dx", ("ASD", "TDC"), "dx has levels outside ASD, TDC: 'Aut' (2 participants), 'aut' (1 participants)."),
         ("dx", (), "dx holds text, such as 'ASD' (2 participants), 'Aut' (2 participants)"),
+        ("dx", (), "Ask for the study to name its levels: covariates: {dx: {levels: [ASD, Aut, TDC, aut]}}."),
         ("iqq", (), "knows no participant's iqq, which harmonization.keep asks for. Add the column"),
         ("nothing", (), "knows no participant's nothing, which harmonization.keep asks for"),
     ],
