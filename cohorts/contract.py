@@ -90,8 +90,7 @@ class CohortContract(Settings):
             )
         known, levels = values.dropna(), self.covariates[name]
         if levels:
-            texts = as_levels(known)
-            others = texts[~texts.isin(levels)]
+            others = as_levels(known)[~(as_levels(known).isin(levels) | known.astype("str").isin(levels))]
             if len(others):
                 return (
                     f"cohort {cohort}: {name} has levels outside {', '.join(levels)}: {_counted(others)}. Recode them "

@@ -142,7 +142,7 @@ def _continuous(covariate: Continuous, values: list[Any]) -> Array:
 
 
 def _categorical(covariate: Categorical, values: list[Any]) -> Array:
-    levels = [level_of(value) for value in values]
+    levels = [str(value) if str(value) in covariate.levels else level_of(value) for value in values]
     unknown = Counter(level for level in levels if level not in covariate.levels)
     if unknown:
         named = ", ".join(f"{level!r} ({n} rows)" for level, n in unknown.most_common(5))

@@ -15,7 +15,6 @@ from client.ledger import Release, question_of_job
 from client.policy import Policy
 from client.site import Site, find_site
 from cohorts import Cohort, Recording
-from cohorts.participants import as_levels
 from exchange.messages import Job, TableSpec
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import (
@@ -121,7 +120,7 @@ def test_a_category_of_one_gives_that_person_s_row(folder, features, site):
 
 def test_a_column_for_each_person_gives_all_rows(folder, features, site):
     """With as many covariates as people, X'Y is solved for Y by whoever knows or chose X."""
-    ages = list(as_levels(site.covariates["age"]))
+    ages = [str(age) for age in site.covariates["age"]]
     one_each = Categorical("age", tuple(ages))
     careless = open_site(folder, features, "careless", min_group=1, max_covariate_ratio=1.0)
 
