@@ -34,7 +34,7 @@ def open_cohorts(study: Study, folders: list[Path]) -> list[Cohort]:
 
 def _faults_of_sites(study: Study, names: list[str]) -> Iterator[str]:
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"two cohorts are called '{name}'. Import one of them again with another --name."
+        yield f"two cohorts are called '{name}'. Prepare one of them anew with another --name."
     if len(names) < study.averaging.quorum:
         secure = (
             " Secure sums need three: with fewer, set privacy.secure_sums: false." if study.privacy.secure_sums else ""

@@ -8,9 +8,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "fedbrainlm cohort prepare derivatives/xcp_d data/bergen --atlas schaefer100 --participants participants.tsv",
     ),
     "cohort simulate": ("fedbrainlm cohort simulate data --sites 4 --participants 40",),
-    "cohort import": (
-        "fedbrainlm cohort import matrices.npz data/lund --atlas schaefer100 --participants participants.tsv --tr 2.0",
-    ),
     "cohort vectors": ("fedbrainlm cohort vectors data/lund genes.parquet --name genes",),
     "cohort show": ("fedbrainlm cohort show data/lund --recordings",),
     "cohort check": ("fedbrainlm cohort check data/lund --study study.yaml --quality configs/quality.yaml",),
@@ -25,6 +22,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "site check": ("fedbrainlm site check oslo/site.yaml --study study.yaml",),
     "site start": ("fedbrainlm site start oslo/site.yaml",),
     "site execute": ("fedbrainlm site execute oslo/site.yaml",),
+    "site show": ("fedbrainlm site show study.fab oslo/site.yaml",),
     "site approve": ("fedbrainlm site approve oslo/site.yaml study.fab --by kari",),
     "site approved": ("fedbrainlm site approved oslo/site.yaml",),
     "site withdraw": ("fedbrainlm site withdraw oslo/site.yaml becebc1f7a2a --by kari",),

@@ -15,7 +15,7 @@ from cli.errors import UNWRITABLE, InternalError, RunFailedError, UnwritableErro
 from cli.examples import with_examples
 
 COMMANDS = {
-    "cohort": ("cli.cohort", "app", "A site's recordings: make, import and show them."),
+    "cohort": ("cli.cohort", "app", "A site's recordings: prepare, check and show them."),
     "model": ("cli.model", "app", "Checkpoints: import released ones, export, and show what they are."),
     "study": (
         "cli.study",

@@ -22,6 +22,7 @@ from cli.watch import AS_JSON, find_run
 from cli.watching import end_of, print_event, print_summary, watching
 from client.keys import agree
 from client.policy import EVERYTHING, SHOWS_ONE_SITE
+from client.process import private_files
 from client.site import SIMULATED_SITES, load_site
 from cohorts import Cohort
 from cohorts.files import atomic_folder, write_text
@@ -125,7 +126,7 @@ def _resume(folder: Path, as_json: bool) -> None:
 
 def _write_sites(study: Study, cohorts: list[Cohort], folder: Path) -> None:
     """Set up one simulated site a cohort, all at once: a run is resumed with all of its sites or begun again."""
-    with atomic_folder(folder / "sites") as sites:
+    with private_files(), atomic_folder(folder / "sites") as sites:
         for cohort in cohorts:
             _write_site(study, cohort, sites / cohort.name)
         agree("simulation", [load_site(sites / cohort.name / "site.yaml").keys for cohort in cohorts])

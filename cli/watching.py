@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cli.display import console, live
 from server.journal import Journal, Progress
-from server.summary import PROBE_SCORES, probe_score
+from server.summary import PROBE_SCORES, probe_score, site_score
 
 _RECENT_NOTES = 3
 
@@ -160,17 +160,19 @@ def print_summary(summary: dict[str, object]) -> None:
     )
     effects = harmonization.get("site_effect", {})
     columns = {target: _score_of(probes, target) for named in probes.values() for target in named}
-    recognised = any("balanced_accuracy" in measured for effect in effects.values() for measured in effect.values())
     table = Table(title="Held-out, cross-validated inside the sites", title_justify="left")
-    for name in ("features", *(["site recognised (balanced accuracy)"] if recognised else [])):
+    recognised = [site_score(measured) for effect in effects.values() for measured in effect.values()]
+    for name in ("features", *([recognised[0].title] if recognised else [])):
         table.add_column(name)
     for target, score in columns.items():
         table.add_column(f"{target} ({PROBE_SCORES[score]})")
     for features in dict.fromkeys((*effects, *probes)):
-        effect, of_targets = effects.get(features, {}), probes.get(features, {})
-        chance = f", by chance {_number(effect.get('raw', {}).get('null_mean'))}"
-        cells = [_change(effect, "balanced_accuracy") + chance] if recognised else []
-        cells += [_change(of_targets.get(target, {}), score) for target, score in columns.items()]
+        scores = {variant: site_score(measured) for variant, measured in effects.get(features, {}).items()}
+        chance = f", by chance {_number(scores['raw'].by_chance if 'raw' in scores else None)}"
+        cells = [_change({name: score.value for name, score in scores.items()}) + chance] if recognised else []
+        for target, score in columns.items():
+            of_target = probes.get(features, {}).get(target, {})
+            cells.append(_change({name: found.get(score) for name, found in of_target.items()}))
         table.add_row(features, *cells)
     if len(table.columns) > 1:
         out.print(table)
@@ -183,8 +185,7 @@ def _score_of(probes: dict[str, Any], target: str) -> str:
     return next(probe_score(next(iter(named[target].values()))) for named in probes.values() if target in named)
 
 
-def _change(measured: dict[str, dict[str, float]], score: str) -> str:
-    values = {variant: scores.get(score) for variant, scores in measured.items()}
+def _change(values: dict[str, float | None]) -> str:
     if "harmonized" not in values:
         return _number(values.get("raw"))
     return f"{_number(values.get('raw'))} → {_number(values['harmonized'])}"

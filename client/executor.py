@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 from client import relay
+from client.prefork import MEMORY_GB
+from client.process import keep_private
 from client.settings import SiteSettings
 from cohorts.secrets import secret_once
 from cohorts.settings import read_settings
@@ -45,6 +47,7 @@ class SuperExec:
         self.command += ["--superexec-auth-secret-file", str(secret_path(state)), "--parent-pid", str(os.getpid())]
         if settings.supernode.executor == "elsewhere" and settings.supernode.health:
             self.command += ["--health-server-address", settings.supernode.health]
+        self._environment = {**os.environ, MEMORY_GB: str(settings.policy.max_memory_gb)}
         self._apps = flower_home(state) / "apps"
         self._told_to_end = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,7 +70,7 @@ class SuperExec:
     def _run(self) -> str:
         """Run it once; say how it ended."""
         try:
-            self._process = subprocess.Popen(self.command)
+            self._process = subprocess.Popen(self.command, env=self._environment)
         except OSError as error:  # no memory, or too many processes
             return f"cannot be started ({error.strerror})"
         if self._told_to_end.is_set():  # meanwhile
@@ -100,6 +103,7 @@ def flower_home(state: Path) -> Path:
 
 def main() -> None:
     """Start the apps of a SuperNode that runs elsewhere, until told to end."""
+    keep_private()
     path = Path(sys.argv[1])
     settings = read_settings(path, SiteSettings)
     state = (path.parent / settings.state).resolve()

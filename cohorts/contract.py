@@ -70,7 +70,7 @@ class CohortContract(Settings):
             return []
         message = (
             f"cohort {cohort.name}: its recordings were stored as {cohort.scaling}; the study needs "
-            f"{' or '.join(self.scalings)} ones. Import them as they were before z-scoring, or ask for a study whose "
+            f"{' or '.join(self.scalings)} ones. Prepare them as they were before z-scoring, or ask for a study whose "
             "window.scaling is zscore."
         )
         return [Mismatch("scaling", message)]
@@ -86,7 +86,7 @@ class CohortContract(Settings):
         if values is None or values.isna().all():
             return (
                 f"cohort {cohort}: knows no participant's {name}, which {asks} asks for. Add the column to the "
-                f"participants table and import again, or ask for a study without {name} there."
+                f"participants table and prepare the cohort again, or ask for a study without {name} there."
             )
         known, levels = values.dropna(), self.covariates[name]
         if levels:
@@ -94,7 +94,7 @@ class CohortContract(Settings):
             if len(others):
                 return (
                     f"cohort {cohort}: {name} has levels outside {', '.join(levels)}: {_counted(others)}. Recode them "
-                    f"and import again, or ask for the study's covariates.{name}.levels to name them."
+                    f"and prepare the cohort again, or ask for the study's covariates.{name}.levels to name them."
                 )
         elif not pd.api.types.is_numeric_dtype(known):
             texts = sorted(known.astype("str").unique())

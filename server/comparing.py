@@ -1,5 +1,6 @@
 """What is compared, raw, harmonized, as a negative control and by further methods; and how each is measured."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -8,9 +9,9 @@ from harmonization import (
     Categorical,
     CovarianceDistance,
     CrossValidatedLogistic,
+    CrossValidatedPermanova,
     CrossValidatedRidge,
     Harmonizer,
-    Permanova,
     SiteClassification,
     SiteNetwork,
     SiteSpread,
@@ -22,7 +23,7 @@ from harmonization.crossvalidation import CrossValidation
 from server.study import CONTROLS, Study
 from server.sums import Task
 
-_FEWEST_TO_COMPARE = 2
+FEWEST_TO_COMPARE = 2
 """One site differs from nobody: there is nothing to measure and nothing to make alike."""
 _FEWEST_TO_LEAVE_OUT = 3
 """With one of fewer sites left out, none is left to choose a penalty in."""
@@ -62,7 +63,7 @@ class Variant:
 def lacking_sites(study: Study, n_sites: int) -> dict[str, str]:
     """Say what the study asks for and so few sites cannot give: what is left out → why."""
     left_out = {}
-    if n_sites < _FEWEST_TO_COMPARE:
+    if n_sites < FEWEST_TO_COMPARE:
         alone = "one site takes part, and nothing to compare it with"
         left_out["site effects"] = alone
         methods = {study.harmonization.method, *study.analyses.compare} - {"none"}
@@ -84,7 +85,7 @@ def variants_of(study: Study, sites: list[str]) -> list[Variant]:
 
     method = study.harmonization.method
     variants = [variant(RAW, "none")]
-    if len(sites) < _FEWEST_TO_COMPARE:
+    if len(sites) < FEWEST_TO_COMPARE:
         return variants
     if method != "none":
         nothing = study.design(())
@@ -95,11 +96,16 @@ def variants_of(study: Study, sites: list[str]) -> list[Variant]:
     return variants + [variant(other, other) for other in others if other not in ("none", method)]
 
 
-def held_out_measures(study: Study, features: str, variant: Variant, sites: list[str]) -> dict[str, Task]:
-    """Tasks that measure site and targets on held-out participants, harmonized by what the others say.
+def held_out_measures(study: Study, features: str, variant: Variant, sites: Mapping[str, int]) -> dict[str, Task]:
+    """Tasks that measure site and targets on held-out participants.
 
-    Harmonization works on the features themselves; classifiers and probes look at them through the components of the
-    raw ones, at the participants of whom all is known that the study asks for.
+    Harmonization, by what the other participants say, works on the features themselves; classifiers and probes look at
+    them through the components of the raw ones, at the participants of whom all is known that the study asks for.
+
+    Parameters
+    ----------
+    sites : mapping
+        Name of each site → its participants, as it said.
     """
     analyses = study.analyses
     table = TableSpec(
@@ -110,12 +116,15 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: list
     )
     harmonized: dict[str, Any] = {"method": variant.method, "options": variant.options}
     folds = {"n_folds": analyses.folds, **harmonized}
-    by_site = table.model_copy(update={"target": "site", "levels": sites})
-    tasks = {}
-    if len(sites) >= _FEWEST_TO_COMPARE:
-        tasks["site"] = Task(SiteClassification(**folds, permutations=analyses.permutations), by_site)
-    if analyses.site_network and len(sites) >= _FEWEST_TO_COMPARE:
-        tasks["network"] = Task(SiteNetwork(**folds), by_site)
+    by_site = table.model_copy(update={"target": "site", "levels": list(sites)})
+    tasks: dict[str, Task] = {}
+    if len(sites) >= FEWEST_TO_COMPARE:
+        apart = CrossValidatedPermanova(**folds, permutations=analyses.permutations, sizes=tuple(sites.values()))
+        tasks["permanova"] = Task(apart, table)
+        if analyses.site_classification:
+            tasks["site"] = Task(SiteClassification(**folds, permutations=analyses.permutations), by_site)
+        if analyses.site_network:
+            tasks["network"] = Task(SiteNetwork(**folds), by_site)
     for target in analyses.targets:
         coding = study.coding(target)
         levels = list(coding.levels) if isinstance(coding, Categorical) else []
@@ -129,19 +138,14 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: list
     return tasks
 
 
-def site_measures(study: Study, features: str, variant: Variant, sites: list[str]) -> dict[str, Task]:
+def site_measures(study: Study, features: str, variant: Variant) -> dict[str, Task]:
     """Tasks that measure the site over all participants, once the variant is on the sites' disks."""
-    if len(sites) < _FEWEST_TO_COMPARE:
-        return {}
     table = TableSpec(features=variant.features(features), complete=study.complete.to_json())
     seen = table.model_copy(update={"through": f"{features}.components"})
-    kept = study.design(study.kept).to_json()
-    by_site = seen.model_copy(update={"target": "site", "levels": sites, "covariates": kept})
     return {
         "site_variance": Task(SiteVariance(), table),
         "site_spread": Task(SiteSpread(), table),
         "covariance_distance": Task(CovarianceDistance(), seen),
-        "permanova": Task(Permanova(permutations=study.analyses.permutations), by_site),
     }
 
 

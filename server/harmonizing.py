@@ -8,14 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from brainlm.embedding import find_recipe
 from cohorts.files import save_arrays
-from exchange.messages import HarmonizeReply, HarmonizeRequest, Step, TableSpec, join, part_of
+from exchange.messages import Arrays, HarmonizeReply, HarmonizeRequest, Step, TableSpec, join, part_of
 from harmonization import ComBatModel, Design, HarmonizationError, Projection, Residualization, State
 from harmonization.projection import ProjectionModel
 from harmonization.residualization import ResidualizationModel
+from harmonization.selection import Selection
 from server.associating import association_tasks, describe_association
 from server.comparing import (
+    FEWEST_TO_COMPARE,
     HARMONIZED,
     RAW,
     Variant,
@@ -39,6 +43,10 @@ _VECTORS = "vectors."
 """How sites name feature sets that they brought along: not all participants may have them."""
 _MEASURES = {"model": "harmonization", "site": "site_classification", "network": "site_network"}
 """What people call tasks of another name."""
+_SHARED = "shared"
+"""What is added to the name of a feature set, of which only the features are left that everybody has."""
+_FEWEST_FEATURES = 2
+"""Empirical Bayes shrinks a feature towards others."""
 
 
 @dataclass
@@ -47,6 +55,8 @@ class Findings:
 
     Attributes
     ----------
+    features : dict
+        Feature set → how many features it has, and how many of them were left out since somebody lacks them.
     components : dict
         Feature set → dimensions kept, and the share of the variance they hold.
     site_effect : dict
@@ -59,6 +69,7 @@ class Findings:
         What the sites or their data do not allow → why.
     """
 
+    features: dict[str, Any] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
     site_effect: dict[str, Any] = field(default_factory=dict)
     probes: dict[str, Any] = field(default_factory=dict)
@@ -84,6 +95,8 @@ class Harmonizing:
         Feature set → number of features.
     n_participants : int
         Participants that the sites embedded.
+    lacking : dict
+        Feature set → for each of its features, at how many sites somebody lacks it; of feature sets that may lack some.
     """
 
     def __init__(
@@ -93,11 +106,13 @@ class Harmonizing:
         journal: Journal,
         dimensions: dict[str, int],
         n_participants: int,
+        lacking: Arrays,
     ) -> None:
         self.study = study
         self.roster = roster
         self.journal = journal
-        self.dimensions = dimensions
+        self.dimensions = dict(dimensions)
+        self._lacking = lacking
         self._n_counted = n_participants
         self.findings = Findings()
         self.removed = study.design(study.residualized)
@@ -106,6 +121,7 @@ class Harmonizing:
 
     def run(self) -> Findings:
         """Run all stages. What the sites or their data do not allow is left out and named, and costs nothing else."""
+        self._leave_out()
         self._find_components()
         self._harmonize()
         self._finish()
@@ -150,13 +166,28 @@ class Harmonizing:
     def _is_there(self, features: str) -> bool:
         return features in self.dimensions or features in self._made
 
+    def _leave_out(self) -> None:
+        """Leave out features that somebody lacks, and feature sets of which nobody could compare anything then."""
+        steps: list[tuple[Step, State]] = []
+        for name, size in list(self.dimensions.items()):
+            kept = self._lacking.get(name, np.zeros(size)) == 0
+            self.findings.features[name] = {"features": size, "left_out": size - int(kept.sum())}
+            if kept.all():
+                continue
+            del self.dimensions[name]
+            if kept.sum() >= _FEWEST_FEATURES:
+                selection, result = Selection(kept.astype(np.float64)), f"{name}.{_SHARED}"
+                self.dimensions[result] = int(kept.sum())
+                steps.append((Step(source=name, result=result, transform="selection", model=selection.kind), selection))
+        self._apply(steps)
+
     def _find_components(self) -> None:
         """Find principal components of each raw feature set: what the measures look through."""
         models = self._solve(self._component_tasks)
         steps = []
         for task, model in models.items():
             name = task.removesuffix("/components")
-            self.findings.components[name] = _components(model)
+            self.findings.components[_label(name)] = _components(model)
             step = Step(source=name, result=f"{name}.components", transform="projection", model=model.kind)
             steps.append((step, model))
         self._apply(steps)
@@ -185,13 +216,13 @@ class Harmonizing:
                     found = numbers_of(state)
                     if kind == "site":
                         effect.setdefault(variant.name, {}).update(found)
-                    elif kind == "network":
+                    elif kind in ("permanova", "network"):
                         effect.setdefault(variant.name, {})[kind] = found
                     elif kind == "probe":
                         probes.setdefault(target, {}).setdefault(variant.name, {}).update(found)
                     elif variant.name in probes.get(target, {}):  # without the probe itself nobody looks at it
                         probes[target][variant.name]["new_site"] = found
-            self.findings.site_effect[features], self.findings.probes[features] = effect, probes
+            self.findings.site_effect[_label(features)], self.findings.probes[_label(features)] = effect, probes
         self._apply(
             [
                 (_step(features, variant, models[f"{features}/{variant.name}/model"]), model)
@@ -203,9 +234,10 @@ class Harmonizing:
 
     def _held_out_tasks(self) -> dict[str, Task]:
         tasks: dict[str, Task] = {}
+        sites = {site: about.n_participants for site, about in self.roster.about.items()}
         for features in self.dimensions:
             for variant in self.variants:
-                measures = held_out_measures(self.study, features, variant, self.roster.sites)
+                measures = held_out_measures(self.study, features, variant, sites)
                 tasks |= {f"{features}/{variant.name}/{name}": task for name, task in measures.items()}
                 if variant.name != RAW:
                     complete = self.study.complete.to_json()
@@ -225,7 +257,7 @@ class Harmonizing:
                 measured = _measured(models, features, variant)
                 if not measured:
                     continue
-                effect = self.findings.site_effect[features].setdefault(variant.name, {})
+                effect = self.findings.site_effect[_label(features)].setdefault(variant.name, {})
                 if "site_variance" in measured:
                     effect["eta_squared"] = measured.pop("site_variance").mean
                 effect |= {name: numbers_of(state) for name, state in measured.items()}
@@ -235,8 +267,9 @@ class Harmonizing:
         tasks: dict[str, Task] = {}
         for features in self.dimensions:
             for variant in self.variants:
-                if self._is_there(variant.features(features)):
-                    measures = site_measures(self.study, features, variant, self.roster.sites)
+                comparable = len(self.roster.sites) >= FEWEST_TO_COMPARE
+                if comparable and self._is_there(variant.features(features)):
+                    measures = site_measures(self.study, features, variant)
                     tasks |= {f"{features}/{variant.name}/{name}": task for name, task in measures.items()}
         if not self._is_there(self._final):
             return tasks
@@ -335,6 +368,11 @@ class Harmonizing:
             save_arrays(
                 self.journal.folder / "harmonization" / f"{step.result}.safetensors", arrays[step.result], about
             )
+
+
+def _label(features: str) -> str:
+    """Name of a feature set for people."""
+    return features.removesuffix(f".{_SHARED}")
 
 
 def _components(model: ProjectionModel) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from brainlm.evaluation import MODEL
 from cohorts import load_atlas
 from cohorts.report.style import COLOURS, STYLE, brain_views
 from server.report.data import RunData
-from server.summary import PROBE_SCORES, probe_score
+from server.summary import PROBE_SCORES, probe_score, site_score
 
 _VARIANTS = {
     "control": "control, no covariates",
@@ -151,37 +151,32 @@ def embeddings(data: RunData) -> Figure | None:
 def effects(data: RunData) -> Figure | None:
     """How well site and target are read from each feature set, raw and harmonized, beside chance."""
     site_effect, probes = data.summary["harmonization"].get("site_effect", {}), data.summary["probes"]
-    recognised = _by_variant(site_effect, "balanced_accuracy")
+    measured = {features: effect for features, effect in site_effect.items() if effect}
     targets = list(dict.fromkeys(target for named in probes.values() for target in named))
-    n_panels = bool(recognised) + len(targets)
+    n_panels = bool(measured) + len(targets)
     if not n_panels:
         return None
     figure = Figure(figsize=(8, 3))
     panels = list(figure.subplots(1, n_panels, squeeze=False, sharey=True)[0])
     labelled = panels[0]
-    if recognised:
-        panel = panels.pop(0)
-        _dots(panel, recognised)
-        chance = next(iter(next(iter(site_effect.values())).values()))
-        if chance.get("null_mean") is not None:  # too few people for a permutation that every site lets out
-            panel.axvspan(chance["null_mean"], chance["null_95"], color="0.9", zorder=0)
-        panel.set(title="Site recognised", xlabel="balanced accuracy (grey: by chance)", xlim=(0, 1.03))
+    if measured:
+        panel, chance = panels.pop(0), site_score(next(iter(next(iter(measured.values())).values())))
+        _dots(panel, {name: {v: site_score(m).value for v, m in effect.items()} for name, effect in measured.items()})
+        if chance.by_chance is not None:  # too few people for a permutation that every site lets out
+            panel.axvline(chance.by_chance, color="0.7", linewidth=0.8, zorder=0)
+        panel.set(
+            title="Site", xlabel=f"{chance.title.partition(' (')[2].rstrip(')')} (line: by chance)", xlim=(0, 1.03)
+        )
     for panel, target in zip(panels, targets, strict=True):
         scores = {features: named[target] for features, named in probes.items() if target in named}
         score = probe_score(next(iter(next(iter(scores.values())).values())))
-        _dots(panel, _by_variant(scores, score))
+        _dots(panel, {features: {v: m[score] for v, m in named.items()} for features, named in scores.items()})
         panel.axvline(0 if score == "r2" else 0.5, color="0.7", linewidth=0.8, zorder=0)
         panel.set(title=f"{target.capitalize()} predicted", xlabel=PROBE_SCORES[score])
     handles, labels = labelled.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
     return figure
-
-
-def _by_variant(measured: dict[str, dict[str, dict[str, float]]], score: str) -> dict[str, dict[str, float]]:
-    """Feature set → variant → score, of those that have it."""
-    found = {features: {v: m[score] for v, m in named.items() if score in m} for features, named in measured.items()}
-    return {features: scores for features, scores in found.items() if scores}
 
 
 FIGURES: dict[str, FigureMaker] = {

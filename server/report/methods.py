@@ -229,8 +229,10 @@ def _measures(data: RunData) -> str:
 
 
 def _site_effects(data: RunData, permanova: str) -> str:
+    classified = data.study["analyses"]["site_classification"]
+    site = "The site was classified by shrunken linear discriminants in the same folds. " if classified else ""
     return (
-        "The site was classified by shrunken linear discriminants in the same folds. Site effects over all "
+        f"{site}Site effects over all "
         f"participants were measured by permutational analysis of variance {permanova}, eta squared, the spread of the "
         "sites' variances, and the distance of their covariances."
     )

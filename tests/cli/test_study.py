@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +151,7 @@ def test_windows_are_as_long_as_recordings_allow(tmp_path, capsys):
 
 def test_an_atlas_that_nobody_knows_by_name_is_named_by_its_table(tmp_path, capsys):
     atlas = load_atlas("schaefer100")
-    own = replace(atlas, name="ours", labels=atlas.labels[:50], coordinates=atlas.coordinates[:50], networks=None)
+    own = Atlas("ours", atlas.labels[:50], atlas.coordinates[:50])
     cohorts = [make(tmp_path, name, atlas=own) for name in ("a", "b", "c")]
 
     study, text = init(tmp_path, cohorts, capsys)
