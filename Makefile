@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow explore test-containers chaos benchmark-demo images lint format lock clean
+.PHONY: help install demo test test-slow explore test-containers chaos benchmark-demo images lint format settings lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
@@ -55,6 +55,9 @@ lint: install  ## ruff and mypy
 format: install  ## format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+settings: install  ## write docs/settings.md from the settings themselves
+	$(BIN)/python -m cli.settings_page
 
 lock: install  ## write constraints.txt from what .venv holds
 	@sed -n '/^#/p' constraints.txt > constraints.tmp

@@ -1,19 +1,27 @@
 """From settings to a model, whichever architecture they name."""
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import torch
+from pydantic import Discriminator, Tag
 
 from brainlm.config import ModelConfig
 from brainlm.errors import BrainLMError
+from brainlm.masking import count_tokens, masks_of
 from brainlm.model import BrainLM
-from brainlm.official_base import ReleasedModel
+from brainlm.official_base import ReleasedConfig, ReleasedModel
 from brainlm.official_dense import DenseBrainLM, DenseConfig
 from brainlm.official_padded import PaddedBrainLM, PaddedConfig
 from cohorts.settings import check_settings
 
-AnyConfig = ModelConfig | DenseConfig | PaddedConfig
+AnyConfig = Annotated[
+    Annotated[ModelConfig, Tag("ModelConfig")]
+    | Annotated[DenseConfig, Tag("DenseConfig")]
+    | Annotated[PaddedConfig, Tag("PaddedConfig")],
+    Discriminator(lambda content: _class_of(content).__name__),
+]
 AnyModel = BrainLM | ReleasedModel
 
 RELEASED: dict[str, type[DenseConfig] | type[PaddedConfig]] = {"brainlm_mae": DenseConfig, "vit_mae": PaddedConfig}
@@ -34,15 +42,60 @@ def check_model_config(content: dict[str, Any], source: str) -> AnyConfig:
     cohorts.errors.SettingsError
         If a setting is wrong; `source` names the file.
     """
-    if "architecture" not in content:
-        return check_settings(content, ModelConfig, source)
-    name = content["architecture"]
-    if not isinstance(name, str) or name not in RELEASED:
+    check_architecture(content, source)
+    return check_settings(content, _class_of(content), source)
+
+
+def check_architecture(content: dict[str, Any], source: str) -> None:
+    """Refuse a model's settings of another architecture than ours and the released ones.
+
+    Raises
+    ------
+    BrainLMError
+        `source` names the file.
+    """
+    if "architecture" in content and str(content["architecture"]) not in RELEASED:
         raise BrainLMError(
-            f"{source}: architecture {name!r} is not known; expected one of {', '.join(RELEASED)}, or none for "
-            "FedBrainLM's own."
+            f"{source}: architecture {content['architecture']!r} is not known; expected one of "
+            f"{', '.join(RELEASED)}, or none for FedBrainLM's own."
         )
-    return check_settings(content, RELEASED[name], source)
+
+
+def _class_of(content: Any) -> type[ModelConfig | DenseConfig | PaddedConfig]:
+    """Settings class of an architecture, for settings as a file has them or as they were checked."""
+    if isinstance(content, dict):
+        return RELEASED.get(str(content.get("architecture")), ModelConfig)
+    return type(content) if isinstance(content, ModelConfig | DenseConfig | PaddedConfig) else ModelConfig
+
+
+def mask_conflicts(config: AnyConfig, n_parcels: int) -> Iterator[str]:
+    """Say which masks hide nothing of a window of so many parcels, or all of it: nothing would be learned from it."""
+    if isinstance(config, ReleasedConfig):
+        with torch.device("meta"):
+            model = build_model(config)
+        seen, predicted = model.seen_and_predicted()
+        if not (seen and predicted):
+            yield (
+                f"mask_ratio {config.mask_ratio:g} hides {'nothing' if seen else 'everything'} of a window, so that "
+                f"nothing would be learned. {'Raise' if seen else 'Lower'} it."
+            )
+        return
+    n_groups, n_patches = math.ceil(n_parcels / config.parcels_per_token), config.window.n_patches
+    for mask in masks_of(config.mask):
+        seen, predicted = count_tokens(mask, n_groups, n_patches, config.decode_every)
+        what = f"mask '{mask.kind}' of ratio {mask.ratio:g}"
+        if seen == n_groups * n_patches:
+            yield (
+                f"{what} hides nothing of a window of {n_groups} x {n_patches} tokens (parcels x spans of time), so "
+                "that nothing would be learned. Raise the ratio, make patch_frames or parcels_per_token smaller, or "
+                "take another mask."
+            )
+        elif not predicted:
+            yield (
+                f"{what} hides {n_groups * n_patches - seen} of a window's {n_groups * n_patches} tokens, and "
+                f"decode_every {config.decode_every} predicts none of them in training. Lower decode_every, or raise "
+                "the ratio."
+            )
 
 
 def weight_shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:

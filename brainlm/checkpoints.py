@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from brainlm.architectures import AnyConfig, AnyModel, build_model, check_model_config
+from brainlm.architectures import AnyConfig, AnyModel, build_model, check_model_config, weight_shapes
 from brainlm.errors import CheckpointError
 from cohorts.files import HEADER, atomic_path
 
@@ -79,23 +79,67 @@ def load_settings(path: str | Path) -> tuple[AnyConfig, dict[str, Any]]:
 
 
 def load_weights(model: AnyModel, state: Mapping[str, Tensor], source: str) -> None:
-    """Put weights into a model; every one must be there, of its shape, and no other.
+    """Put weights into a model; every one must be there, of its shape, finite, and no other.
 
     Raises
     ------
     CheckpointError
-        Listing the weights that do not fit.
+        Listing the weights that do not fit, or are no numbers to go on from.
     """
-    expected = model.state_dict()
+    expected, given = ({name: tuple(w.shape) for name, w in one.items()} for one in (model.state_dict(), state))
+    _check_shapes(expected, given, source)
+    check_numbers(state, source)
+    model.load_state_dict(state)
+
+
+def check_checkpoint(path: str | Path) -> None:
+    """Refuse a checkpoint whose weights are no numbers to train from; they are read one by one, and no model is made.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is absent or damaged, or as `check_numbers`.
+    """
+    config, _ = load_settings(path)
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            for name in shapes:
+                check_numbers({name: file.get_tensor(name)}, str(path))
+    except (SafetensorError, OSError):
+        raise CheckpointError(f"{path}: is damaged or no safetensors file. Restore it.") from None
+    _check_shapes(weight_shapes(config), shapes, str(path))
+
+
+def check_numbers(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that are not floating-point numbers, and those that are NaN or infinite, or so large as float32.
+
+    Raises
+    ------
+    CheckpointError
+        Naming them.
+    """
+    if whole := {name for name, values in state.items() if not values.is_floating_point()}:
+        raise CheckpointError(
+            f"{source}: holds no floating-point numbers for {_listed(whole)}, as quantised weights do. Save the "
+            "weights as float32."
+        )
+    if broken := {name for name, values in state.items() if not bool(values.float().isfinite().all())}:
+        raise CheckpointError(
+            f"{source}: holds NaN or infinite numbers in {_listed(broken)}: a training that diverged leaves them, and "
+            "float16 of numbers above 65504. Take an earlier checkpoint, or save the weights as float32."
+        )
+
+
+def _check_shapes(expected: Mapping[str, Any], given: Mapping[str, Any], source: str) -> None:
     faults = {
-        "lacks": expected.keys() - state.keys(),
-        "has unknown": state.keys() - expected.keys(),
-        "has another shape for": {n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape},
+        "lacks": expected.keys() - given.keys(),
+        "has unknown": given.keys() - expected.keys(),
+        "has another shape for": {name for name in expected.keys() & given.keys() if expected[name] != given[name]},
     }
     if any(faults.values()):
         said = "; ".join(f"{fault} {_listed(names)}" for fault, names in faults.items() if names)
         raise CheckpointError(f"{source}: {said}. Use the settings that the weights were trained with.")
-    model.load_state_dict(state)
 
 
 def _listed(names: Set[str]) -> str:

@@ -61,6 +61,39 @@ def choose_mask(mask: MaskConfig, progress: float = 1.0, generator: torch.Genera
     return MaskConfig(kind=kind, ratio=start + (mask.ratio - start) * min(1.0, progress))
 
 
+def masks_of(mask: MaskConfig) -> list[MaskConfig]:
+    """List what `choose_mask` may choose: every kind, at the first ratio of the training and at the last."""
+    kinds = sorted(mask.weights) if mask.kind == "mixed" else [mask.kind]
+    ratios = dict.fromkeys((mask.ratio, mask.ratio if mask.initial_ratio is None else mask.initial_ratio))
+    return [MaskConfig(kind=kind, ratio=ratio) for kind in kinds for ratio in ratios]
+
+
+def count_tokens(mask: MaskConfig, n_parcels: int, n_patches: int, decode_every: int = 1) -> tuple[int, int]:
+    """Count the tokens of a whole window that a mask of one kind leaves visible, and those that training predicts.
+
+    Parameters
+    ----------
+    n_parcels, n_patches : int
+        Parcels (or groups of parcels that share a token), P, and patches a parcel, S.
+    decode_every : int
+        Of the tokens hidden at random, training predicts every n-th.
+    """
+    noise = draw_noise(mask, (1, n_parcels, n_patches), torch.Generator().manual_seed(0))
+    visible, hidden = split_tokens(noise, mask, n_patches, None).masks(n_parcels * n_patches)
+    return int(visible.sum()), int((hidden & predicted_in_training(mask, decode_every, noise)).sum())
+
+
+def predicted_in_training(mask: MaskConfig, n: int, noise: Tensor) -> Tensor:
+    """Mark, as bool [B, N], the tokens that training predicts where they are hidden: every n-th in order of noise.
+
+    Where whole parcels or spans are hidden, all are.
+    """
+    if n == 1 or mask.kind != "random":
+        return torch.ones_like(noise, dtype=torch.bool)
+    rank = noise.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    return rank % n == 0
+
+
 def draw_noise(mask: MaskConfig, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
     """Draw the noise [B, N] in [0, 1) that hides tokens after `mask`.
 

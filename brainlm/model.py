@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from brainlm.attention import Block, Chosen, Tokens, take_rows
 from brainlm.config import MaskConfig, ModelConfig
 from brainlm.errors import ShapeError
-from brainlm.masking import choose_mask, draw_noise, split_tokens
+from brainlm.masking import choose_mask, draw_noise, predicted_in_training, split_tokens
 from brainlm.objectives import LatentPrediction
 from brainlm.patches import Patches, cut
 from brainlm.place import PlaceCode
@@ -192,8 +192,8 @@ class BrainLM(nn.Module):
         patches.check_noise(noise)
         split = split_tokens(noise, mask, patches.n_spans, patches.tokens_valid())
         seen, unseen = (grid.unflatten(1, patches.grid) for grid in split.masks(patches.n_tokens))
-        if self.training and self.config.decode_every > 1 and mask.kind == "random":
-            unseen = unseen & _every(self.config.decode_every, noise).unflatten(1, patches.grid)
+        if self.training:
+            unseen = unseen & predicted_in_training(mask, self.config.decode_every, noise).unflatten(1, patches.grid)
         visible, hidden = Chosen.of(seen), Chosen.of(unseen)
 
         first_guess = self._linear_prediction(patches, seen, prior or self.prior)
@@ -270,12 +270,6 @@ def count_parameters(model: nn.Module) -> int:
 def _of_all_spans(place: Tensor, n_spans: int) -> Tensor:
     """Repeat the groups' codes [B, G, D] for every span → [B, N, D]."""
     return place.repeat_interleave(n_spans, dim=1)
-
-
-def _every(n: int, noise: Tensor) -> Tensor:
-    """Mark every n-th token in the order of noise, bool of the shape of `noise`."""
-    rank = noise.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-    return rank % n == 0
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,11 +1,13 @@
 """Folders of released checkpoints, in and out: ``config.json`` beside ``model.safetensors`` or ``pytorch_model.bin``.
 
-Weights are read and nothing else: a file that would have to run code to be read is refused.
+Large ones come in pieces (shards), and ``model.safetensors.index.json`` says what stands where. Weights are read and
+nothing else: a file that would have to run code to be read is refused.
 """
 
 import hashlib
 import json
 import pickle
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +97,14 @@ def read_folder(
     usual = {**usual, **(noted if isinstance(noted, dict) else {})}
     config = _check_config(content, usual, options or {}, directory / _CONFIG)
     path = _weights_path(directory)
-    state = _read_weights(path)
+    files = {path: None} if path.suffix != ".json" else _shards(path)
+    state = _read_all(files)
     with torch.random.fork_rng(devices=[]):  # making a model draws weights
         model = build_model(config)
     load_weights(model, _with_fixed_codes(model, state), str(path))
     if isinstance(note.get("about"), dict):
         return model.eval(), note["about"]
-    origin = {"folder": directory.resolve().name, "weights_sha256": _sha256(path)}
+    origin = {"folder": directory.resolve().name, "weights_sha256": _sha256(sorted(files))}
     return model.eval(), {"origin": origin, "licence": LICENCE}
 
 
@@ -138,12 +141,16 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{directory}: holds no {_CONFIG}. Name a folder with {_CONFIG} and {_SAFETENSORS} or {_BIN}."
         )
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         raise CheckpointError(f"{path}: is no JSON that can be read. Restore it.") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no settings by name. Restore it.")
+        raise CheckpointError(f"{path}: holds nothing by name. Restore it.")
     return content
 
 
@@ -174,14 +181,52 @@ def _released_fields(name: str, content: dict[str, Any], path: Path) -> dict[str
 
 
 def _weights_path(directory: Path) -> Path:
-    for name in (_SAFETENSORS, _BIN):
+    """File of the weights, or the index of its shards."""
+    names = [name for file in (_SAFETENSORS, _BIN) for name in (file, f"{file}.index.json")]
+    for name in names:
         if (directory / name).is_file():
             return directory / name
-    raise CheckpointError(f"{directory}: holds neither {_SAFETENSORS} nor {_BIN}. Download the weights into it.")
+    raise CheckpointError(
+        f"{directory}: holds neither {_SAFETENSORS} nor {_BIN}, nor the index of either's shards. Download the weights "
+        "into it."
+    )
+
+
+def _shards(index: Path) -> dict[Path, set[str]]:
+    """Files beside an index, and the names of the weights that each holds.
+
+    An index that comes with a download could name any file of the machine: only those of its own folder are taken.
+    """
+    named = _read_json(index).get("weight_map")
+    kind = index.name.removesuffix(".index.json").rpartition(".")[2]
+    files: dict[Path, set[str]] = {}
+    for name, file in named.items() if isinstance(named, dict) else ():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(f".{kind}"):
+            raise CheckpointError(
+                f"{index}: says that weights lie in {file!r}; expected the name of a .{kind} file beside it. Download "
+                "the folder again, as it was published."
+            )
+        files.setdefault(index.parent / file, set()).add(name)
+    if not files:
+        raise CheckpointError(f"{index}: says of no weights where they lie. Restore it.")
+    return files
+
+
+def _read_all(files: Mapping[Path, set[str] | None]) -> dict[str, Tensor]:
+    """Read the weights of one file, or of several: of each those that it is said to hold; None stands for all."""
+    state: dict[str, Tensor] = {}
+    for path, names in files.items():
+        read = _read_weights(path)
+        if missing := sorted((names or set()) - read.keys()):
+            raise CheckpointError(f"{path}: lacks {missing[0]}, which the index of its folder says. Download it again.")
+        state.update(read if names is None else {name: read[name] for name in names})
+    return state
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors by name; floating-point numbers become float32."""
+    """Read the tensors by name."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file. Download the rest of the weights.")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -191,20 +236,30 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception:  # whatever damaged bytes make of a reader
         raise CheckpointError(f"{path}: is damaged. Restore it.") from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) and v.is_floating_point() for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(values, Tensor) for values in state.values()):
         raise CheckpointError(f"{path}: holds other things than weights by name. Name a checkpoint of the model alone.")
-    return {name: values.float() for name, values in state.items()}
+    return state
 
 
 def _with_fixed_codes(model: AnyModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add fixed codes that the file leaves out, and drop those that the model makes itself."""
+    """Add fixed codes that the file leaves out, and drop those that the model makes itself.
+
+    Whole numbers of other names are no weights but places in a sequence, such as ``position_ids``, which some versions
+    of the library that wrote these files kept.
+    """
+    made = model.state_dict()
+    state = {name: values for name, values in state.items() if name in made or values.is_floating_point()}
     if not isinstance(model, ReleasedModel):
         return state
-    made = model.state_dict()
     kept = {name: values for name, values in state.items() if name in made or not name.endswith(model.rebuilt)}
     return {**{name: values for name, values in made.items() if name.endswith(model.rebuilt)}, **kept}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(paths: Iterable[Path]) -> str:
+    """SHA-256 of a file, or of several one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()

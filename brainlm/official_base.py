@@ -6,12 +6,12 @@ in and out unchanged.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from brainlm.attention import take_rows
@@ -68,16 +68,14 @@ class ReleasedConfig(Settings, ABC):
         """What is hidden, in the words of our own model."""
         return MaskConfig(ratio=self.mask_ratio)
 
-    @model_validator(mode="after")
-    def _whole_heads(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
         for prefix in ("", "decoder_"):
             size, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
             if size % heads or size % self.CODE_UNIT:
-                raise ValueError(
+                yield (
                     f"{prefix}hidden_size {size} is no multiple of {self.CODE_UNIT} and of "
                     f"{prefix}num_attention_heads {heads}. Change one of them."
                 )
-        return self
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> dict[str, Any]:
@@ -204,6 +202,15 @@ class ReleasedModel(nn.Module, ABC):
     @abstractmethod
     def n_tokens(self) -> int:
         """Tokens of a window, N."""
+
+    @property
+    def n_visible(self) -> int:
+        """Tokens of a window that stay visible where they are hidden at random."""
+        return int(self.n_tokens * (1 - self.config.mask_ratio))
+
+    def seen_and_predicted(self) -> tuple[int, int]:
+        """Count the tokens of a window that the encoder sees, and those that it does not and that are scored."""
+        return self.n_visible, self.n_tokens - self.n_visible
 
     @abstractmethod
     def draw_noise(

@@ -9,11 +9,12 @@ Shapes: B windows, P parcels, T frames, N = P * T / patch_frames tokens, D encod
 """
 
 import math
-from typing import Any, Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from brainlm.attention import take_rows
@@ -53,21 +54,20 @@ class DenseConfig(ReleasedConfig):
     num_channels: int = Field(3, ge=1)
     """Size of the head `decoder.decoder_pred`, which files hold and nothing uses."""
 
-    @model_validator(mode="after")
-    def _supported(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         if self.num_landmarks != self.segment_means_seq_len:
-            raise ValueError(
+            yield (
                 f"num_landmarks {self.num_landmarks} differs from segment_means_seq_len {self.segment_means_seq_len}: "
                 "Nystrom attention is not supported. Load a model with exact attention, where both are equal."
             )
         if self.conv_kernel_size is not None and self.conv_kernel_size % 2 == 0:
-            raise ValueError(f"conv_kernel_size {self.conv_kernel_size} is even; expected an odd number.")
+            yield f"conv_kernel_size {self.conv_kernel_size} is even; expected an odd number. Correct it."
         if self.decoder_hidden_size != self.hidden_size:
-            raise ValueError(
+            yield (
                 f"decoder_hidden_size {self.decoder_hidden_size} differs from hidden_size {self.hidden_size}, whose "
                 "place codes the decoder adds. Make them equal."
             )
-        return self
 
     @classmethod
     def _window_fields(cls, content: dict[str, Any]) -> dict[str, Any]:
@@ -197,9 +197,8 @@ class DenseBrainLM(ReleasedModel):
         return torch.rand(n_windows, n_parcels * self.config.window.n_patches, generator=generator)
 
     def _predict(self, signal: Tensor, coordinates: Tensor, noise: Tensor) -> Prediction:
-        n_visible = int(self.n_tokens * (1 - self.config.mask_ratio))
-        order, hidden = split_by_noise(noise, n_visible)
-        latent = self._encode(take_rows(self._tokens(signal, coordinates), order[:, :n_visible]))
+        order, hidden = split_by_noise(noise, self.n_visible)
+        latent = self._encode(take_rows(self._tokens(signal, coordinates), order[:, : self.n_visible]))
 
         embedded = self.decoder.decoder_embed(latent)  # [B, N_visible + 1, E]
         tokens = with_mask_tokens(embedded[:, 1:], self.decoder.mask_token, order)

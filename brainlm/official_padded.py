@@ -9,11 +9,12 @@ E decoder width.
 """
 
 import math
-from typing import Any, Literal, NamedTuple, Self
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from brainlm.attention import take_rows
@@ -67,18 +68,15 @@ class PaddedConfig(ReleasedConfig):
         """What is hidden, in the words of our own model."""
         return MaskConfig(kind="random" if self.train_mode == "auto_encode" else "future", ratio=self.mask_ratio)
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
         if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}. Change one of them."
-            )
+            yield f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}. Change one of them."
         if max(self.num_brain_voxels, self.window.n_frames) > self.image_size:
-            raise ValueError(
+            yield (
                 f"{self.num_brain_voxels} parcels of {self.window.n_frames} frames do not fit into image_size "
                 f"{self.image_size}. Enlarge it."
             )
-        return self
 
     @classmethod
     def _window_fields(cls, content: dict[str, Any]) -> dict[str, Any]:
@@ -207,6 +205,15 @@ class PaddedBrainLM(ReleasedModel):
     def n_tokens(self) -> int:
         return self.side**2
 
+    def seen_and_predicted(self) -> tuple[int, int]:
+        """As of the base; where the last frames are hidden, frames are counted, since padding is always visible."""
+        if self.last is None:
+            return super().seen_and_predicted()
+        n_frames = self.frame.n_frames
+        n_seen = self.last.first * self.config.patch_size - self.frame.left - self.last.n_zeroed
+        n_seen = min(n_frames, max(0, n_seen))
+        return n_seen, n_frames - n_seen if self.last.n_scored is None else self.last.n_scored
+
     def draw_noise(
         self, mask: MaskConfig, n_windows: int, n_parcels: int, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -219,7 +226,7 @@ class PaddedBrainLM(ReleasedModel):
     def _predict(self, signal: Tensor, coordinates: Tensor, noise: Tensor) -> Prediction:
         """Predict every value; where the config says to forecast, it decides what is hidden, not `noise`."""
         if self.last is None:
-            n_visible = int(self.n_tokens * (1 - self.config.mask_ratio))
+            n_visible = self.n_visible
         else:
             noise = self.draw_noise(self.config.mask, len(signal), signal.shape[1]).to(signal.device)
             n_visible = self.n_tokens - int(noise[0].sum())

@@ -18,9 +18,9 @@ from cli.errors import InputError
 from cli.flower import flower_home, program
 from cohorts.files import write_text
 from cohorts.secrets import secret_once
-from cohorts.settings import Settings, read_settings
+from cohorts.settings import Name, Settings, read_settings
 from exchange.bundle import JoinPackage, SiteBundle
-from exchange.roster import MIN_SITES, KeyRoster, Name, read_json
+from exchange.roster import MIN_SITES, KeyRoster, read_json
 
 _COMMENTS = {
     "name": "name of the federation, and of the connection in Flower's configuration",
@@ -39,7 +39,10 @@ class FederationSettings(Settings):
     """``federation.yaml``: `_COMMENTS` says what each setting is."""
 
     name: Name
-    host: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$")
+    host: str = Field(
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$",
+        json_schema_extra={"words": "the name or IPv4 address of a host"},
+    )
     port: int = Field(443, ge=1, le=65535)
     superlink_port: int = Field(8000, ge=1, le=65535)
     health_port: int = Field(8001, ge=1, le=65535)

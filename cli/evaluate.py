@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from brainlm import BrainLM, load_checkpoint
-from brainlm.architectures import AnyModel
+from brainlm.architectures import AnyModel, mask_conflicts
 from brainlm.baselines import make_baselines
 from brainlm.config import MaskConfig, WindowConfig
 from brainlm.evaluation import SCORES, ReconstructionSums, compare
@@ -18,6 +18,7 @@ from brainlm.linear_path import LinearPath
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet, lengths_of, prepare, split_participants, usable_recordings
 from cli.errors import InputError
+from cli.options import finite
 from cohorts import Cohort
 from cohorts.seeding import derive_seed
 from cohorts.settings import check_settings
@@ -38,7 +39,9 @@ def evaluate(
     ratio: Annotated[float | None, typer.Option(help="Fraction to hide; as in training if absent.")] = None,
     holdout: Annotated[
         float | None,
-        typer.Option(min=0.01, max=0.99, help="Without --train: fraction to evaluate on; the study's if absent."),
+        typer.Option(
+            callback=finite, min=0.01, max=0.99, help="Without --train: fraction to evaluate on; the study's if absent."
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Decides who is held out and what is hidden; the study's if absent.")
@@ -49,8 +52,8 @@ def evaluate(
     Without --train, the cohort is split as its site split it in the study, if it bears the site's name.
     """
     model, about = load_checkpoint(checkpoint)
-    _hide(model, mask, ratio)
     evaluated = Cohort.open(cohort)
+    _hide(model, mask, ratio, evaluated.atlas.n_parcels)
     own_seed = derive_seed(int(about.get("seed", 0)) if seed is None else seed, evaluated.name)
     lengths = lengths_of(evaluated, model.config.window)
     people = list(lengths.usable)
@@ -79,8 +82,8 @@ def evaluate(
     _print(title, sums)
 
 
-def _hide(model: AnyModel, kind: str | None, ratio: float | None) -> None:
-    """Let the model hide something else than in training."""
+def _hide(model: AnyModel, kind: str | None, ratio: float | None, n_parcels: int) -> None:
+    """Let the model hide something else than in training, of windows of so many parcels."""
     if kind is None and ratio is None:
         return
     if not isinstance(model, BrainLM):
@@ -92,6 +95,8 @@ def _hide(model: AnyModel, kind: str | None, ratio: float | None) -> None:
         trained["ratio"] = ratio
     mask = check_settings(trained, MaskConfig, "--mask and --ratio")
     model.config = model.config.model_copy(update={"mask": mask})
+    for said in mask_conflicts(model.config.model_copy(update={"decode_every": 1}), n_parcels):
+        raise InputError(f"--mask and --ratio: {said}")
 
 
 def _holdout(about: dict[str, Any], stated: float | None) -> float:

@@ -20,11 +20,16 @@ from cli.errors import (
     is_input_error,
     printable,
 )
+from cli.examples import with_examples
 
 COMMANDS = {
     "cohort": ("cli.cohort", "app", "A site's recordings: prepare, check and show them."),
     "model": ("cli.model", "app", "Checkpoints: import released ones, export, and show what they are."),
-    "study": ("cli.study", "app", "The app with a study in it, which hospitals approve by its hash."),
+    "study": (
+        "cli.study",
+        "app",
+        "A first study from the cohorts at hand, and the app with a study in it, which hospitals approve by its hash.",
+    ),
     "site": (
         "cli.site",
         "app",
@@ -73,7 +78,7 @@ def load(name: str) -> click.Command:
         found = single
     command = typer.main.get_command(found)
     command.name = name
-    return command
+    return with_examples(command, name)
 
 
 class _Commands(TyperGroup):

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 import yaml
 
+from cli.at_hand import open_cohorts
 from cli.display import console, counter
 from cli.ending import end_noted, how_to_go_on, note_stopping, settle
 from cli.errors import InputError, RunFailedError
@@ -30,7 +31,6 @@ from cohorts import Cohort, CohortError
 from cohorts.files import atomic_folder, write_text
 from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
-from server.fitting import left_out, misfits
 from server.journal import WHERE, Journal
 from server.keeping import keep_study
 from server.report import write_report
@@ -78,7 +78,7 @@ def run(
         with _new_run(runs, loaded, f"federation:{federation}") as folder:
             _run_to_its_end(folder, as_json)
         return
-    cohorts = _open_all(loaded, folders)
+    cohorts = open_cohorts(loaded, folders)
     with _new_run(runs, loaded, "simulation") as folder:
         _run_to_its_end(folder, as_json, set_up=lambda: _write_sites(loaded, cohorts, folder))
 
@@ -267,30 +267,6 @@ def _new_run(runs: Path, study: Study, where: str) -> Iterator[Path]:
             yield folder
         return
     raise InputError(f"{runs / study.study}: too many runs were started this second. Try again.")
-
-
-def _open_all(study: Study, folders: list[Path]) -> list[Cohort]:
-    """Open the cohorts of a simulation, and say what is wrong before Flower starts."""
-    cohorts = [Cohort.open(folder) for folder in folders]
-    names = [cohort.name for cohort in cohorts]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InputError(f"two cohorts are called '{repeated[0]}'. Prepare one of them anew with another --name.")
-    if len(cohorts) < study.averaging.quorum:
-        secure = (
-            " Secure sums need three: with fewer, set privacy.secure_sums: false." if study.privacy.secure_sums else ""
-        )
-        raise InputError(
-            f"{len(cohorts)} cohorts were given; the study's quorum is {study.averaging.quorum}. "
-            f"Give more, or lower averaging.quorum.{secure}"
-        )
-    for cohort in cohorts:
-        if found := misfits(study, cohort):
-            raise InputError("\n".join(found))
-        visits = [f"cohort {cohort.name}: {cohort.visits}"] if cohort.visits else []
-        for said in (*left_out(study, cohort), *visits):
-            console.print(said, highlight=False, markup=False, soft_wrap=True)
-    return sorted(cohorts, key=lambda cohort: cohort.name)
 
 
 def _write_site(study: Study, cohort: Cohort, folder: Path) -> None:

@@ -1,23 +1,49 @@
-"""`fedbrainlm study`: the app with a study in it, which hospitals approve."""
+"""`fedbrainlm study`: a first one from the cohorts at hand, and the app with a study in it, which hospitals approve."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cli.at_hand import open_cohorts
+from cli.errors import InputError
 from cli.fab import build_fab, print_study
+from cli.first_study import first_study
 from cli.output import write_once
+from cohorts import Cohort, SettingsError
+from cohorts.files import atomic_path
 from server.study import load_study
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="The app with a study in it, which hospitals approve by its hash."
+    no_args_is_help=True,
+    add_completion=False,
+    help="A first study from the cohorts at hand, and the app with a study in it, which hospitals approve by its hash.",
 )
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `build` a command of its own name while it is the only one."""
+@app.command()
+def init(
+    cohorts: Annotated[list[Path], typer.Argument(metavar="COHORT...", help="Folders of the cohorts at hand.")],
+    out: Annotated[Path, typer.Option(help="New file for the study.")],
+    name: Annotated[str | None, typer.Option(help="Name of the study; that of the file if not given.")] = None,
+) -> None:
+    """Write a commented study that the cohorts at hand meet: their atlases, TRs, lengths and columns."""
+    if out.exists():
+        raise InputError(f"{out}: exists already. Name a new file.")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out.parent}: no such folder. Make it, or choose another.")
+    name = name or re.sub(r"[^A-Za-z0-9_-]+", "-", out.stem).strip("-_") or "study"
+    text = first_study([Cohort.open(folder) for folder in cohorts], name, out.absolute().parent)
+    with atomic_path(out) as draft:
+        draft.write_text(text, encoding="utf-8")
+        try:
+            open_cohorts(load_study(draft), cohorts)
+        except SettingsError as error:
+            raise InputError(str(error).replace(str(draft), str(out))) from None
+    typer.echo(text)
+    typer.echo(f"{out}: run it with  fedbrainlm run {out} --simulate {' '.join(map(str, cohorts))}")
 
 
 @app.command()

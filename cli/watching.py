@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -169,33 +170,39 @@ def print_summary(summary: dict[str, object]) -> None:
         f"Masked R² on held-out participants: [bold]{_number(pretraining['masked_r2'])}[/] "
         f"({before} {_number(pretraining[f'masked_r2_{before}'])})"
     )
-    table = Table(title="Held-out, cross-validated inside the sites", title_justify="left")
-    table.add_column("features")
     effects = harmonization.get("site_effect", {})
-    first = next(iter(effects.values()), {"raw": {}})["raw"]
-    table.add_column(site_score(first).title)
-    targets = list(next(iter(probes.values()))) if probes else []
-    scores = {target: probe_score(next(iter(probes.values()))[target]["raw"]) for target in targets}
-    for target in targets:
-        table.add_column(f"{target} ({PROBE_SCORES[scores[target]]})")
-    for features, effect in effects.items():
-        of_site = {name: site_score(value) for name, value in effect.items()}
-        cells = [_change({name: score.value for name, score in of_site.items()})]
-        cells[0] += f", by chance {_number(of_site['raw'].by_chance)}"
-        cells += [
-            _change({name: value[score] for name, value in probes[features][target].items()})
-            for target, score in scores.items()
-        ]
+    columns = {target: _score_of(probes, target) for named in probes.values() for target in named}
+    table = Table(title="Held-out, cross-validated inside the sites", title_justify="left")
+    recognised = [site_score(measured) for effect in effects.values() for measured in effect.values()]
+    for name in ("features", *([recognised[0].title] if recognised else [])):
+        table.add_column(name)
+    for target, score in columns.items():
+        table.add_column(f"{target} ({PROBE_SCORES[score]})")
+    for features in dict.fromkeys((*effects, *probes)):
+        scores = {variant: site_score(measured) for variant, measured in effects.get(features, {}).items()}
+        chance = f", by chance {_number(scores['raw'].by_chance if 'raw' in scores else None)}"
+        cells = [_change({name: score.value for name, score in scores.items()}) + chance] if recognised else []
+        for target, score in columns.items():
+            of_target = probes.get(features, {}).get(target, {})
+            cells.append(_change({name: found.get(score) for name, found in of_target.items()}))
         table.add_row(features, *cells)
-    out.print(table)
+    if len(table.columns) > 1:
+        out.print(table)
     for said in remarks_on(summary["sites"]):
         out.print(said, highlight=False, markup=False, soft_wrap=True)
+    for caution in summary["cautions"]:
+        out.print(f"[bold yellow]Note:[/] {escape(caution)}", highlight=False)
 
 
-def _change(values: dict[str, float]) -> str:
+def _score_of(probes: dict[str, Any], target: str) -> str:
+    """Score by which a target's probes are known."""
+    return next(probe_score(next(iter(named[target].values()))) for named in probes.values() if target in named)
+
+
+def _change(values: dict[str, float | None]) -> str:
     if "harmonized" not in values:
-        return _number(values["raw"])
-    return f"{_number(values['raw'])} → {_number(values['harmonized'])}"
+        return _number(values.get("raw"))
+    return f"{_number(values.get('raw'))} → {_number(values['harmonized'])}"
 
 
 def _number(value: float | None) -> str:

@@ -22,6 +22,7 @@ import pandas as pd
 
 from client.policy import Policy
 from client.site import Site
+from cohorts.participants import as_levels
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Analysis, Categorical, Design
 from harmonization.declared import Declared, Sent, numbers_in
@@ -54,7 +55,7 @@ def read_design(content: Any) -> Design:
 
 def permit_categories(site: Site, participants: list[str], covariate: Categorical) -> None:
     """Refuse a category with a level that has few of these participants: sums over it would stand for those few."""
-    values = pd.Series(site.covariates_of(participants)[covariate.name]).dropna().astype("str")
+    values = as_levels(pd.Series(site.covariates_of(participants)[covariate.name]).dropna())
     for level, n in values.value_counts().items():
         site.policy.permit_group(int(n), f"{covariate.name} = {level}")
 

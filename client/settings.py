@@ -1,12 +1,15 @@
 """What ``site.yaml`` may say. Without torch and Flower: the SuperNode reads it, too."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
 from client.policy import Policy
-from cohorts.settings import Settings
+from cohorts.settings import Name, Settings
+
+_DEVICES = "cpu, cuda, or cuda:N with the number N of one GPU, counted from 0"
 
 
 class SuperNodeSettings(Settings):
@@ -24,30 +27,23 @@ class SuperNodeSettings(Settings):
 class SiteSettings(Settings):
     """``site.yaml``. Relative paths start from its folder."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: Name
     """Name of the site in studies and reports; not ``all``, which stands for all sites."""
     cohort: Path
     """Folder of the cohort."""
     state: Path
     """Folder for what the site makes and keeps: embeddings, audit log, log, its private seed."""
     policy: Policy = Policy()
-    device: str = "cpu"
-    """``cpu``, ``cuda``, or ``cuda:1``."""
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:[0-9]{1,2})?)$", json_schema_extra={"words": _DEVICES})
+    """What trains and embeds: ``cpu``, ``cuda``, or one GPU of several, such as ``cuda:1``."""
     devices: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
     """GPUs of ``device: cuda`` that share the training; ``auto``: all that are visible. On a CPU, processes."""
     threads: int = Field(default=1, ge=1)
     """CPU threads. Changing them changes the weights in the last digits, so they are recorded."""
     supernode: SuperNodeSettings = SuperNodeSettings()
 
-    @field_validator("name")
-    @classmethod
-    def _is_one_site(cls, name: str) -> str:
-        if name == "all":
-            raise ValueError("'all' stands for all sites in reports. Choose another name.")
-        return name
-
-    @model_validator(mode="after")
-    def _one_gpu_or_several(self) -> "SiteSettings":
+    def conflicts(self) -> Iterator[str]:
+        if self.name == "all":
+            yield "name 'all' stands for all sites in reports. Choose another name."
         if ":" in self.device and self.devices not in (1, "auto"):
-            raise ValueError(f"device {self.device} is one GPU, and devices is {self.devices}. Set device to cuda.")
-        return self
+            yield f"device {self.device} is one GPU, and devices is {self.devices}. Set device to cuda."

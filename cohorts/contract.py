@@ -8,7 +8,10 @@ import pandas as pd
 from pydantic import Field
 
 from cohorts.cohort import Cohort, Scale
+from cohorts.participants import as_levels
 from cohorts.settings import Settings
+
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class CohortContract(Settings):
     """Allowed scalings of the recordings as they are stored. Robust scaling needs their units, so raw ones."""
     covariates: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Needed columns of ``participants.tsv`` (or of the recordings) → allowed levels; none for numbers."""
+    asked_by: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """The same columns → the study's settings that name them, for messages."""
 
     def mismatches(self, cohort: Cohort) -> list[Mismatch]:
         """List how `cohort` falls short; empty if it meets the contract."""
@@ -86,22 +91,37 @@ class CohortContract(Settings):
 
     def _covariates(self, cohort: Cohort) -> list[Mismatch]:
         table = cohort.covariates()
-        found = []
-        for name, levels in self.covariates.items():
-            if name not in table or table[name].isna().all():
-                message = (
-                    f"cohort {cohort.name}: knows no participant's {name}, which the study needs. Add the column "
-                    "to the participants table and prepare the cohort again, or ask for a study without it."
+        said = (self._covariate(cohort.name, name, table.get(name)) for name in self.covariates)
+        return [Mismatch("covariates", message) for message in said if message]
+
+    def _covariate(self, cohort: str, name: str, values: pd.Series | None) -> str | None:
+        """Say how a column falls short of what the study makes of it; None if it does not."""
+        asks = " and ".join(self.asked_by.get(name, ())) or "the study"
+        if values is None or values.isna().all():
+            return (
+                f"cohort {cohort}: knows no participant's {name}, which {asks} asks for. Add the column to the "
+                f"participants table and prepare the cohort again, or ask for a study without {name} there."
+            )
+        known, levels = values.dropna(), self.covariates[name]
+        if levels:
+            others = as_levels(known)[~(as_levels(known).isin(levels) | known.astype("str").isin(levels))]
+            if len(others):
+                return (
+                    f"cohort {cohort}: {name} has levels outside {', '.join(levels)}: {_counted(others)}. Recode them "
+                    f"and prepare the cohort again, or ask for the study's covariates.{name}.levels to name them."
                 )
-                found.append(Mismatch("covariates", message))
-            elif levels and not all(_is_level(value, levels) for value in table[name].dropna()):
-                allowed = ", ".join(levels)
-                message = f"cohort {cohort.name}: {name} has levels outside {allowed}. Recode and prepare again."
-                found.append(Mismatch("covariates", message))
-        return found
+        elif not pd.api.types.is_numeric_dtype(known):
+            texts = sorted(known.astype("str").unique())
+            named = ", ".join(texts) if len(texts) <= _MOST_SHOWN else "..."
+            return (
+                f"cohort {cohort}: {name} holds text, such as {_counted(known.astype('str'))}, and the study takes it "
+                f"for a number. Ask for the study to name its levels: covariates: {{{name}: {{levels: [{named}]}}}}."
+            )
+        return None
 
 
-def _is_level(value: object, levels: tuple[str, ...]) -> bool:
-    """Whether a value is one of the levels: a whole number of a column with gaps is 1.0, and its level may be ``1``."""
-    whole = isinstance(value, float) and value.is_integer()
-    return str(value) in levels or (whole and str(int(value)) in levels)
+def _counted(values: pd.Series) -> str:
+    """Name the most frequent values and say how many participants have each. This stays where the cohort is."""
+    counts = values.value_counts()
+    named = ", ".join(f"{value!r} ({n} participants)" for value, n in counts.head(_MOST_SHOWN).items())
+    return named + (f" and {len(counts) - _MOST_SHOWN} more" if len(counts) > _MOST_SHOWN else "")

@@ -220,6 +220,11 @@ def write_participants(table: pd.DataFrame, folder: Path, descriptions: Descript
     write_text(folder / "participants.json", json.dumps(known, indent=2) + "\n")
 
 
+def as_levels(values: pd.Series) -> pd.Series:
+    """Text of known values as people write it: a table with a missing value makes 2.0 of the code 2."""
+    return values.map(lambda value: str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
+
+
 def apply_missing_rule(table: pd.DataFrame, columns: Iterable[str], rule: MissingRule) -> dict[str, str]:
     """Decide about participants without a value in one of `columns`.
 

@@ -1,23 +1,50 @@
 """Settings files: YAML in, checked against a pydantic model, out as an object or as one clear sentence."""
 
-import difflib
+import copy
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cohorts.errors import SettingsError
 from cohorts.files import read_bytes
+from cohorts.wording import Fault, faults_of
+
+_MOST_FAULTS = 20
+"""Faults of one file that are told at once."""
+
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        json_schema_extra={"words": "1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"},
+    ),
+]
+"""What studies, sites and federations may be called."""
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", json_schema_extra={"words": "64 digits 0-9 and a-f"})]
+"""32 bytes: a SHA-256, or a key."""
 
 _MOST_BYTES, _DEEPEST = 2**18, 40
 """Size and depth of the largest settings, with everything in place that aliases stand for."""
 
 
 class Settings(BaseModel):
-    """Base of every settings model: unknown fields are errors, values do not change after reading."""
+    """Base of every settings model: no unknown fields, finite numbers, and values that do not change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def conflicts(self) -> Iterator[str]:
+        """Sentences on fields that do not go together, each with the remedy."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if conflicts := list(self.conflicts()):
+            raise ValueError("\n".join(conflicts))
+        return self
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -104,11 +131,21 @@ def _check_size(top: yaml.Node, source: str) -> None:
 
 
 def check_settings(content: dict[str, Any], model: type[AnySettings], source: str) -> AnySettings:
-    """Validate `content` against `model`; `source` names the file in the error."""
+    """Validate `content` against `model`.
+
+    Raises
+    ------
+    SettingsError
+        With all that is wrong, a line each that begins with `source`.
+    """
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise SettingsError(f"{source}: {_explain(error, model)}") from None
+        faults = _all_faults(content, model, faults_of(error, model))
+    said = [f"{source}: {fault}" for fault in faults[:_MOST_FAULTS]]
+    if len(faults) > _MOST_FAULTS:
+        said.append(f"{source}: {len(faults) - _MOST_FAULTS} more faults.")
+    raise SettingsError("\n".join(said))
 
 
 def read_settings(path: Path, model: type[AnySettings]) -> AnySettings:
@@ -116,32 +153,37 @@ def read_settings(path: Path, model: type[AnySettings]) -> AnySettings:
     return check_settings(read_yaml(path), model, str(path))
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Say the first fault in the user's field names, and how many more there are."""
-    faults = error.errors()
-    first = faults[0]
-    field = ".".join(str(part) for part in first["loc"]) or ""
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(model, first["loc"][:-1])
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"Did you mean '{close[0]}'?" if close else f"Known fields: {', '.join(sorted(known))}."
-        said = f"'{field}' is not a known field. {hint}"
-    elif first["type"] == "missing":
-        said = f"'{field}' is missing. Add it."
-    elif first["type"] == "value_error":
-        said = f"'{field}': {first['ctx']['error']}" if field else str(first["ctx"]["error"])
-    else:
-        said = f"'{field}' is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}. Correct it."
-    more = f" ({len(faults) - 1} more after it)" if len(faults) > 1 else ""
-    return said + more
+def _all_faults(content: dict[str, Any], model: type[BaseModel], faults: list[Fault]) -> list[Fault]:
+    """Add what hides behind `faults`, which are those of a first look, to them.
+
+    Whether fields go together is only looked at once each is right by itself. So faulty ones are left out, and another
+    look is taken. What it has to say of those that were left out is no fault of the file, or not yet known to be one.
+    """
+    found, new, rest = list(faults), faults, copy.deepcopy(content)
+    while new:
+        for fault in new:
+            _leave_out(rest, fault.path)
+        try:
+            model.model_validate(rest)
+            break
+        except ValidationError as error:
+            left_out = {name for fault in found for name in fault.path[-1:]}
+            new = [
+                fault
+                for fault in faults_of(error, model)
+                if fault not in found and not left_out & set(re.findall(r"\w+", fault.said.partition(". ")[0]))
+            ]
+            found += new
+    return found
 
 
-def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields of the nested model at `location`; empty where it is not a plain nested model."""
-    for part in location:
-        field = model.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
+def _leave_out(content: Any, path: tuple[str, ...]) -> None:
+    """Delete a field; what stands inside of it, where it is a mapping whose fields do not go together."""
+    *before, last = path or ("",)
+    for name in before:
+        content = content.get(name) if isinstance(content, dict) else None
+    if isinstance(content, dict) and last in content:
+        if isinstance(content[last], dict):
+            content[last] = {}
+        else:
+            del content[last]

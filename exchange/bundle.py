@@ -17,9 +17,16 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from exchange.roster import KeyRoster, Name, RosterError, SiteKey, explain, read_json
+from cohorts.settings import Name
+from exchange.roster import KeyRoster, RosterError, SiteKey, explain, read_json
 
-Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?:[1-9][0-9]{0,4}$")]
+Address = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?:[1-9][0-9]{0,4}$",
+        json_schema_extra={"words": "a host and its port, such as coordinator.example.org:443"},
+    ),
+]
 """Host name or IPv4 address, and port."""
 AnyFile = TypeVar("AnyFile", bound=BaseModel)
 
@@ -161,4 +168,4 @@ def _checked(model: type[AnyFile], content: dict[str, Any], source: str, remedy:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise RosterError(f"{source}: {explain(error)}. {remedy}.") from None
+        raise RosterError(f"{source}: {explain(error, model)}. {remedy}.") from None

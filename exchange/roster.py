@@ -7,16 +7,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from cohorts.settings import Hex64, Name
+from cohorts.wording import faults_of
 
 MIN_SITES = 3
 """With two, each would read the other's values in the sum."""
 _PRIME = 2**255 - 19
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class RosterError(Exception):
@@ -37,7 +38,7 @@ class SiteKey(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Name
-    public_key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    public_key: Hex64
 
     @field_validator("public_key")
     @classmethod
@@ -117,7 +118,7 @@ class KeyRoster(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise RosterError(f"{source}: {explain(error)}. {remedy}.") from None
+            raise RosterError(f"{source}: {explain(error, cls)}. {remedy}.") from None
 
     def write(self, path: Path) -> None:
         """Write the roster. The SHA-256 of the file is the roster's hash."""
@@ -181,7 +182,7 @@ def _site_of(bundle: Mapping[str, Any]) -> SiteKey:
     try:
         site = SiteKey(name=name, public_key=bundle.get("public_key"))  # type: ignore[arg-type]  # checked there
     except ValidationError as error:
-        raise RosterError(f"key bundle of {name}: {explain(error)}. Ask the site for a right one.") from None
+        raise RosterError(f"key bundle of {name}: {explain(error, SiteKey)}. Ask the site for a right one.") from None
     if bundle.get("fingerprint") != site.fingerprint:
         raise RosterError(
             f"key bundle of {name}: its fingerprint is not its key's ({site.fingerprint}), so it was changed on its "
@@ -190,9 +191,6 @@ def _site_of(bundle: Mapping[str, Any]) -> SiteKey:
     return site
 
 
-def explain(error: ValidationError) -> str:
-    """Say the first fault of a file in its own field names."""
-    first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
-    said = str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{first['input']!r}: {first['msg']}"
-    return f"'{field}': {said}" if field else said
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Say all that is wrong with a file, in its own field names; the remedy is to ask for another."""
+    return "; ".join(fault.said for fault in faults_of(error, model))

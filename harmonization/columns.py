@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonization.checks import as_numbers
-from harmonization.design import Categorical, Continuous, Covariate, Design
+from harmonization.design import Categorical, Continuous, Covariate, Design, level_of
 from harmonization.errors import DesignError, TableError
 from harmonization.protocol import Array, SiteTable
 
@@ -155,7 +155,7 @@ def _learned_design(covariates: Any) -> Design:
             continue
         if name not in categories and not all(isinstance(value, str) for value in known):
             raise DesignError(f"covariate '{name}' is neither numbers nor text throughout. Give one kind of values.")
-        levels = tuple(sorted({str(value) for value in known}))
+        levels = tuple(sorted({level_of(value) for value in known}))
         if len(levels) < 2:
             raise DesignError(f"covariate '{name}' is the same for everybody, so it has no effect. Leave it out.")
         coded.append(Categorical(name, levels))

@@ -4,6 +4,7 @@ Levels, centres and scales are agreed in advance, so that no site's data decide 
 answers do not depend on centres and scales, only the numerical precision does.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,19 +142,19 @@ def _continuous(covariate: Continuous, values: list[Any]) -> Array:
 
 
 def _categorical(covariate: Categorical, values: list[Any]) -> Array:
-    found = [_level(value, covariate.levels) for value in values]
-    unknown = sorted(set(found) - set(covariate.levels))
+    levels = [str(value) if str(value) in covariate.levels else level_of(value) for value in values]
+    unknown = Counter(level for level in levels if level not in covariate.levels)
     if unknown:
+        named = ", ".join(f"{level!r} ({n} rows)" for level, n in unknown.most_common(5))
         raise DesignError(
-            f"covariate '{covariate.name}' has a level outside the agreed {', '.join(covariate.levels)}. "
-            "Recode it, or agree on the level."
+            f"covariate '{covariate.name}' has levels outside the agreed {', '.join(covariate.levels)}: {named}. "
+            "Recode them, or agree on them."
         )
     return np.array(
-        [[float(value == level) for level in covariate.levels[1:]] for value in found], dtype=np.float64
+        [[float(level == agreed) for agreed in covariate.levels[1:]] for level in levels], dtype=np.float64
     ).reshape(len(values), len(covariate.levels) - 1)
 
 
-def _level(value: Any, levels: tuple[str, ...]) -> str:
-    """Write a value as a level is: a whole number of a column with gaps is 1.0, and its level may be ``1``."""
-    whole = isinstance(value, float) and value.is_integer() and str(value) not in levels
-    return str(int(value)) if whole else str(value)
+def level_of(value: Any) -> str:
+    """A value as people write it: a table with a missing value makes 2.0 of the code 2."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

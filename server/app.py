@@ -13,7 +13,8 @@ from brainlm.evaluation import MODEL
 from exchange.messages import Arrays, DescribeRequest, EmbedReply, EmbedRequest, join, part_of
 from server.answers import Answers
 from server.averaging import evaluation_groups, measure_reconstruction, pretrain
-from server.errors import JournalError
+from server.comparing import lacking_sites
+from server.errors import JournalError, StudyError
 from server.expecting import of_embedding
 from server.harmonizing import Findings, Harmonizing
 from server.journal import Journal
@@ -79,6 +80,7 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
     """
     journal.note(stage="gathering the sites")
     roster.gather(_describe(study, journal))
+    _check_sites(study, roster, journal)
     journal.note(stage="measuring the recordings", sites=len(roster.members))
     measures = measure(study, roster, journal)
     journal.note(stage="pretraining", sites=len(roster.members))
@@ -102,6 +104,21 @@ def _measured_together(study: Study, roster: Roster, total: Arrays) -> tuple[dic
         del dimensions["connectivity"]
         return dimensions, {}
     return dimensions, part_of(total, f"lacking/{atlas}")
+
+
+def _check_sites(study: Study, roster: Roster, journal: Journal) -> None:
+    """Say before training what the sites that came are too few for.
+
+    Raises
+    ------
+    StudyError
+        If the site that the others are to be made like is not among them.
+    """
+    reference = study.harmonization.reference
+    if reference is not None and reference not in roster.sites:
+        raise StudyError(f"harmonization.reference: site '{reference}' does not take part. Name another.")
+    for what, why in lacking_sites(study, len(roster.sites)).items():
+        journal.say(f"{what}: will be left out, since {why}")
 
 
 def _describe(study: Study, journal: Journal) -> DescribeRequest:

@@ -23,8 +23,10 @@ from harmonization.crossvalidation import CrossValidation
 from server.study import CONTROLS, Study
 from server.sums import Task
 
-_FEWEST_SITES = 2
-"""With one of so few sites left out, none is left to choose a penalty in."""
+FEWEST_TO_COMPARE = 2
+"""One site differs from nobody: there is nothing to measure and nothing to make alike."""
+_FEWEST_TO_LEAVE_OUT = 3
+"""With one of fewer sites left out, none is left to choose a penalty in."""
 RAW, HARMONIZED, CONTROL = "raw", "harmonized", "control"
 
 
@@ -58,6 +60,19 @@ class Variant:
         return name if self.name == RAW else f"{name}.{self.name}"
 
 
+def lacking_sites(study: Study, n_sites: int) -> dict[str, str]:
+    """Say what the study asks for and so few sites cannot give: what is left out → why."""
+    left_out = {}
+    if n_sites < FEWEST_TO_COMPARE:
+        alone = "one site takes part, and nothing to compare it with"
+        left_out["site effects"] = alone
+        methods = {study.harmonization.method, *study.analyses.compare} - {"none"}
+        left_out |= {f"harmonization by {method}": alone for method in sorted(methods)}
+    if study.analyses.leave_one_site_out and study.analyses.targets and n_sites < _FEWEST_TO_LEAVE_OUT:
+        left_out["leave_one_site_out"] = f"it needs {_FEWEST_TO_LEAVE_OUT} sites, and {n_sites} take part"
+    return left_out
+
+
 def variants_of(study: Study, sites: list[str]) -> list[Variant]:
     """Return the variants that a study measures.
 
@@ -70,6 +85,8 @@ def variants_of(study: Study, sites: list[str]) -> list[Variant]:
 
     method = study.harmonization.method
     variants = [variant(RAW, "none")]
+    if len(sites) < FEWEST_TO_COMPARE:
+        return variants
     if method != "none":
         nothing = study.design(())
         blind = CONTROLS.get(method, method)
@@ -100,12 +117,14 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: Mapp
     harmonized: dict[str, Any] = {"method": variant.method, "options": variant.options}
     folds = {"n_folds": analyses.folds, **harmonized}
     by_site = table.model_copy(update={"target": "site", "levels": list(sites)})
-    apart = CrossValidatedPermanova(**folds, permutations=analyses.permutations, sizes=tuple(sites.values()))
-    tasks: dict[str, Task] = {"permanova": Task(apart, table)}
-    if analyses.site_classification:
-        tasks["site"] = Task(SiteClassification(**folds, permutations=analyses.permutations), by_site)
-    if analyses.site_network:
-        tasks["network"] = Task(SiteNetwork(**folds), by_site)
+    tasks: dict[str, Task] = {}
+    if len(sites) >= FEWEST_TO_COMPARE:
+        apart = CrossValidatedPermanova(**folds, permutations=analyses.permutations, sizes=tuple(sites.values()))
+        tasks["permanova"] = Task(apart, table)
+        if analyses.site_classification:
+            tasks["site"] = Task(SiteClassification(**folds, permutations=analyses.permutations), by_site)
+        if analyses.site_network:
+            tasks["network"] = Task(SiteNetwork(**folds), by_site)
     for target in analyses.targets:
         coding = study.coding(target)
         levels = list(coding.levels) if isinstance(coding, Categorical) else []
@@ -114,7 +133,7 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: Mapp
         permutations = analyses.category_permutations if levels else analyses.permutations
         uncertainty = {"bootstrap": analyses.bootstrap, "permutations": permutations}
         tasks[f"probe/{target}"] = Task(probe(**folds, **uncertainty), about)
-        if analyses.leave_one_site_out and variant.name != CONTROL and len(sites) > _FEWEST_SITES:
+        if analyses.leave_one_site_out and variant.name != CONTROL and len(sites) >= _FEWEST_TO_LEAVE_OUT:
             tasks[f"new-site/{target}"] = Task(probe(sites=tuple(sites), **harmonized), about)
     return tasks
 

@@ -20,10 +20,12 @@ from harmonization.residualization import ResidualizationModel
 from harmonization.selection import Selection
 from server.associating import association_tasks, describe_association
 from server.comparing import (
+    FEWEST_TO_COMPARE,
     HARMONIZED,
     RAW,
     Variant,
     held_out_measures,
+    lacking_sites,
     numbers_of,
     site_measures,
     variants_of,
@@ -41,6 +43,8 @@ FINAL = "embedding.residualized"
 """Feature set that the recipe ends with."""
 _VECTORS = "vectors."
 """How sites name feature sets that they brought along: not all participants may have them."""
+_MEASURES = {"model": "harmonization", "site": "site_classification", "network": "site_network"}
+"""What people call tasks of another name."""
 _SHARED = "shared"
 """What is added to the name of a feature set, of which only the features are left that everybody has."""
 _FEWEST_FEATURES = 2
@@ -63,6 +67,8 @@ class Findings:
         Feature set → target → variant → how well the target is predicted.
     association : dict
         Analysis → what it found between the embedding and the second table of vectors.
+    left_out : dict
+        What the sites or their data do not allow → why.
     """
 
     features: dict[str, Any] = field(default_factory=dict)
@@ -70,6 +76,16 @@ class Findings:
     site_effect: dict[str, Any] = field(default_factory=dict)
     probes: dict[str, Any] = field(default_factory=dict)
     association: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def left_out_by_reason(self) -> dict[str, list[str]]:
+        """Turn `left_out` round: reason → measures, whatever they are of. One reason often stands behind many."""
+        by_reason: dict[str, list[str]] = {}
+        for what, why in self.left_out.items():
+            measure = _MEASURES.get(what.rpartition("/")[2], what.split("/", 2)[-1])
+            if measure not in by_reason.setdefault(why, []):
+                by_reason[why].append(measure)
+        return by_reason
 
 
 class Harmonizing:
@@ -105,38 +121,34 @@ class Harmonizing:
         self._n_counted = n_participants
         self.findings = Findings()
         self.removed = study.design(study.residualized)
-        harmonized = study.harmonization.method != "none"
-        self._final = f"embedding.{HARMONIZED}" if harmonized else "embedding"
+        self._made: set[str] = set()  # feature sets on the sites' disks beside those that they embedded
         self._combat: ComBatModel | None = None
 
     def run(self) -> Findings:
-        """Run all stages.
-
-        Raises
-        ------
-        StudyError
-            If the sites that are left cannot do what the study asks.
-        """
-        reference = self.study.harmonization.reference
-        if reference is not None and reference not in self.roster.sites:
-            raise StudyError(f"harmonization.reference: site '{reference}' does not take part. Name another.")
+        """Run all stages. What the sites or their data do not allow is left out and named, and costs nothing else."""
         self._leave_out()
         self._find_components()
         self._harmonize()
         self._finish()
         if self.study.association is not None:
             self._associate()
+        for why, what in self.findings.left_out_by_reason().items():
+            self.journal.say(f"left out: {', '.join(what)}: {why}")
+        self.findings.left_out |= lacking_sites(self.study, len(self.roster.sites))  # said when the run began
         return self.findings
 
     def _associate(self) -> None:
         """Set the embedding beside the vectors; what does not work out costs none of the other findings."""
+        left_out = self.findings.left_out
         try:
-            models = self._solve(self._association_tasks)
+            needed = (self._final, "embedding.components", f"{self._vectors}.components")
+            models = self._solve(self._association_tasks) if all(map(self._is_there, needed)) else {}
         except (HarmonizationError, QuorumError) as error:
-            self.findings.association["failed"] = str(error)
-            return
+            left_out["association"], models = str(error), {}
         for name, state in models.items():
             self.findings.association[name.removeprefix("association/")] = describe_association(state)
+        if not models:
+            self.findings.association["failed"] = "; ".join(dict.fromkeys(left_out.values()))
 
     @property
     def n_participants(self) -> int:
@@ -148,6 +160,16 @@ class Harmonizing:
     def variants(self) -> list[Variant]:
         """What is compared, among the sites that are left."""
         return variants_of(self.study, self.roster.sites)
+
+    @property
+    def _final(self) -> str:
+        """What the recipe projects in the end; one site has nothing to be made alike to."""
+        harmonized = f"embedding.{HARMONIZED}"
+        sought = any(variant.name == HARMONIZED for variant in self.variants)
+        return harmonized if sought or self._is_there(harmonized) else "embedding"
+
+    def _is_there(self, features: str) -> bool:
+        return features in self.dimensions or features in self._made
 
     def _leave_out(self) -> None:
         """Leave out features that somebody lacks, and feature sets of which nobody could compare anything then."""
@@ -167,21 +189,24 @@ class Harmonizing:
     def _find_components(self) -> None:
         """Find principal components of each raw feature set: what the measures look through."""
         models = self._solve(self._component_tasks)
-        for name, model in models.items():
+        steps = []
+        for task, model in models.items():
+            name = task.removesuffix("/components")
             self.findings.components[_label(name)] = _components(model)
-        self._apply(
-            [
-                (Step(source=name, result=f"{name}.components", transform="projection", model=model.kind), model)
-                for name, model in models.items()
-            ]
-        )
+            step = Step(source=name, result=f"{name}.components", transform="projection", model=model.kind)
+            steps.append((step, model))
+        self._apply(steps)
+        self.dimensions = {name: size for name, size in self.dimensions.items() if f"{name}/components" in models}
 
     def _component_tasks(self) -> dict[str, Task]:
         most = {name: self._most(size) for name, size in self.dimensions.items()}
         if self.study.association:
             most[self._vectors] = self._view_components(self._vector_dimensions())
         complete = self.study.complete.to_json()
-        return {name: Task(Projection(k), TableSpec(features=name, complete=complete)) for name, k in most.items()}
+        return {
+            f"{name}/components": Task(Projection(k), TableSpec(features=name, complete=complete))
+            for name, k in most.items()
+        }
 
     def _harmonize(self) -> None:
         """Measure held-out participants; fit every method to all participants, and apply it."""
@@ -189,20 +214,19 @@ class Harmonizing:
         self._combat = models.get(f"embedding/{HARMONIZED}/model")
         for features in self.dimensions:
             effect: dict[str, Any] = {}
-            probes: dict[str, Any] = {target: {} for target in self.study.analyses.targets}
+            probes: dict[str, Any] = {}
             for variant in self.variants:
-                measured = _measured(models, features, variant)
-                effect[variant.name] = numbers_of(measured.pop("site")) if "site" in measured else {}
-                for other in ("permanova", "network"):
-                    if other in measured:
-                        effect[variant.name][other] = numbers_of(measured.pop(other))
-                for name, state in measured.items():
+                for name, state in _measured(models, features, variant).items():
                     kind, _, target = name.partition("/")
                     found = numbers_of(state)
-                    if kind == "probe":
-                        probes[target].setdefault(variant.name, {}).update(found)
-                    else:
-                        probes[target].setdefault(variant.name, {})["new_site"] = found
+                    if kind == "site":
+                        effect.setdefault(variant.name, {}).update(found)
+                    elif kind in ("permanova", "network"):
+                        effect.setdefault(variant.name, {})[kind] = found
+                    elif kind == "probe":
+                        probes.setdefault(target, {}).setdefault(variant.name, {}).update(found)
+                    elif variant.name in probes.get(target, {}):  # without the probe itself nobody looks at it
+                        probes[target][variant.name]["new_site"] = found
             self.findings.site_effect[_label(features)], self.findings.probes[_label(features)] = effect, probes
         self._apply(
             [
@@ -235,9 +259,12 @@ class Harmonizing:
         models = self._solve(self._final_tasks)
         for features in self.dimensions:
             for variant in self.variants:
-                effect = self.findings.site_effect[_label(features)][variant.name]
                 measured = _measured(models, features, variant)
-                effect["eta_squared"] = measured.pop("site_variance").mean
+                if not measured:
+                    continue
+                effect = self.findings.site_effect[_label(features)].setdefault(variant.name, {})
+                if "site_variance" in measured:
+                    effect["eta_squared"] = measured.pop("site_variance").mean
                 effect |= {name: numbers_of(state) for name, state in measured.items()}
         self._apply_recipe(models)
 
@@ -245,8 +272,12 @@ class Harmonizing:
         tasks: dict[str, Task] = {}
         for features in self.dimensions:
             for variant in self.variants:
-                measures = site_measures(self.study, features, variant)
-                tasks |= {f"{features}/{variant.name}/{name}": task for name, task in measures.items()}
+                comparable = len(self.roster.sites) >= FEWEST_TO_COMPARE
+                if comparable and self._is_there(variant.features(features)):
+                    measures = site_measures(self.study, features, variant)
+                    tasks |= {f"{features}/{variant.name}/{name}": task for name, task in measures.items()}
+        if not self._is_there(self._final):
+            return tasks
         table = TableSpec(features=self._final, complete=self.study.complete.to_json())
         tasks["projection"] = Task(Projection(self._most(self.dimensions["embedding"])), table)
         if self.study.harmonization.order == "separate":
@@ -289,24 +320,26 @@ class Harmonizing:
 
     def _apply_recipe(self, models: dict[str, Any]) -> None:
         """Project the harmonized embedding, and take the covariates' effects out."""
-        projection = models["projection"]
+        if "projection" not in models:
+            return
+        projection, result = models["projection"], "embedding.projected"
         self.findings.components["projected"] = _components(projection)
+        steps = [(Step(source=self._final, result=result, transform="projection", model=projection.kind), projection)]
         if self.study.harmonization.order == "separate":
-            effects, removed = models["residualization"], self.removed
+            effects, removed = models.get("residualization"), self.removed
         else:
-            assert isinstance(self._combat, ComBatModel), "the study was checked to use ComBat"
-            effects, removed = ResidualizationModel.from_combat(self._combat), self.study.design(self.study.kept)
-        result = "embedding.projected"
-        projected = Step(source=self._final, result=result, transform="projection", model=projection.kind)
-        residualized = Step(
-            source=result,
-            result=FINAL,
-            transform="residualization",
-            model=effects.kind,
-            covariates=removed.to_json(),
-        )
-        effects = effects.projected(projection.mean, projection.components)
-        self._apply([(projected, projection), (residualized, effects)])
+            effects = ResidualizationModel.from_combat(self._combat) if self._combat is not None else None
+            removed = self.study.design(self.study.kept)
+        if effects is not None:
+            residualized = Step(
+                source=result,
+                result=FINAL,
+                transform="residualization",
+                model=effects.kind,
+                covariates=removed.to_json(),
+            )
+            steps.append((residualized, effects.projected(projection.mean, projection.components)))
+        self._apply(steps)
 
     def _most(self, size: int) -> int:
         """As many components as the recipe, the features and half the participants allow."""
@@ -314,10 +347,12 @@ class Harmonizing:
         return min(most, size, max(1, self.n_participants // 2))
 
     def _solve(self, make_tasks: Callable[[], dict[str, Task]]) -> dict[str, Any]:
+        """Run tasks; those whose sums allow no answer are left out, and named with the reason."""
+
         def columns(table: TableSpec) -> Widths:
             return widths_of(table, self._sizes)
 
-        return solve_together(make_tasks, columns, self.study.study, self.roster, STAGE)
+        return solve_together(make_tasks, columns, self.study.study, self.roster, STAGE, failed=self.findings.left_out)
 
     def _apply(self, steps: list[tuple[Step, State]]) -> None:
         """Let every site apply solved models to its own features; keep the models, which all sites share."""
@@ -325,6 +360,7 @@ class Harmonizing:
             return
         arrays = {step.result: model.to_arrays() for step, model in steps}
         results = [step.result for step, _ in steps]
+        self._made |= set(results)
         request = HarmonizeRequest(
             arrays=join(**arrays),
             study=self.study.study,

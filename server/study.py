@@ -1,19 +1,26 @@
 """The study: everything that coordinator and sites agree on, in one YAML file."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from brainlm.architectures import AnyConfig, check_model_config, weight_shapes
-from brainlm.checkpoints import load_settings
+from brainlm.architectures import (
+    AnyConfig,
+    check_architecture,
+    check_model_config,
+    mask_conflicts,
+    weight_shapes,
+)
+from brainlm.checkpoints import check_checkpoint, load_settings
 from brainlm.config import ModelConfig, SummaryNoise, TrainingConfig
 from brainlm.embedding import RECIPES
 from brainlm.official_base import ReleasedConfig
 from cohorts import CohortError, SettingsError, load_atlas
 from cohorts.contract import CohortContract
-from cohorts.settings import Settings, check_settings, read_yaml
+from cohorts.settings import Hex64, Name, Settings, check_settings, read_yaml
 from exchange.messages import DescribeRequest
 from exchange.roster import MIN_SITES
 from harmonization.combat import Prior
@@ -28,17 +35,31 @@ SITE_MEASURES = ("cross_validated_permanova", "site_variance", "site_spread", "c
 """Measures of the site that have no place for one site."""
 PROBES: dict[type[Covariate], str] = {Continuous: "cross_validated_ridge", Categorical: "cross_validated_logistic"}
 """The probe of each kind of target."""
-IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class CovariateConfig(Settings):
-    """How a covariate of this study's own is coded. Known ones (age, sex, mean_fd, tsnr) need no entry."""
+    """How a covariate or target of this study's own is coded, by the name of its column in participants.tsv.
+
+    Known ones need no entry: age (center 50, scale 20), sex (levels F and M), mean_fd (center 0.2, scale 0.1) and tsnr
+    (center 60, scale 30). A category has levels, a number center and scale::
+
+        covariates:
+          dx: {levels: [TDC, ASD]}
+          iq: {center: 100, scale: 15}
+    """
 
     levels: tuple[str, ...] | None = Field(None, min_length=2)
-    """Agreed levels of a category; the first is the reference."""
+    """Agreed levels of a category, as participants.tsv has them; the first is the reference. Null for a number."""
     center: float = 0.0
+    """Public constant near the mean of a number, which is coded as (value - center) / scale."""
     scale: float = Field(1.0, gt=0)
-    """Public constants of a number: it is coded as (value - center) / scale."""
+    """Public constant near the standard deviation of a number."""
+
+    def conflicts(self) -> Iterator[str]:
+        if self.levels and len(set(self.levels)) < len(self.levels):
+            yield f"levels {', '.join(self.levels)} hold one twice. Give each once."
+        if self.levels and (self.center, self.scale) != (0, 1):
+            yield "levels are of a category, center and scale of a number. Leave one of the two out."
 
     def coding(self, name: str) -> Covariate:
         """Return the covariate's coding."""
@@ -51,8 +72,13 @@ class CohortConfig(Settings):
     atlases: tuple[str, ...] = Field(min_length=1)
     """Names of atlases, or table files beside the study."""
     min_t_r: float = Field(0.3, gt=0)
+    """Shortest repetition time that the study takes, in seconds."""
     max_t_r: float = Field(5.0, gt=0)
-    """Repetition times that the study takes, in seconds."""
+    """Longest repetition time that the study takes, in seconds."""
+
+    def conflicts(self) -> Iterator[str]:
+        if self.min_t_r > self.max_t_r:
+            yield f"min_t_r {self.min_t_r:g} is above max_t_r {self.max_t_r:g}. Change one of them."
 
 
 _OUTER_LEARNING_RATES = {"fedavg": 1.0, "fedavgm": 0.7, "fedadam": 0.01, "fedyogi": 0.01}
@@ -63,6 +89,7 @@ _OUTER_SETTINGS = {
     "fedyogi": ("server_learning_rate", "betas", "tau"),
 }
 
+_LONGEST_WAIT_S = 30 * 24 * 3600
 _ROBUST_NEEDS = {"median": (2, 1), "trimmed_mean": (2, 1), "krum": (2, 3), "multi_krum": (2, 3), "bulyan": (4, 3)}
 """Replies that a rule needs: the first number for each site that may answer wrongly, and the second beside them."""
 
@@ -70,7 +97,8 @@ _ROBUST_NEEDS = {"median": (2, 1), "trimmed_mean": (2, 1), "krum": (2, 3), "mult
 class RoundsConfig(Settings):
     """The rounds of federated averaging, the outer optimizer, and when to stop waiting."""
 
-    rounds: int = Field(10, ge=1)
+    rounds: int = Field(16, ge=1, le=100_000)
+    """Rounds of training: all sites train for ``training.steps_per_round``, then their weights are averaged."""
     optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedavg"
     """What becomes of the sites' average: the new model (``fedavg``), or a direction for an optimizer's step."""
     server_learning_rate: float | None = Field(None, gt=0)
@@ -86,35 +114,33 @@ class RoundsConfig(Settings):
     robust: Literal["none", "median", "trimmed_mean", "krum", "multi_krum", "bulyan"] = "none"
     """What takes the place of the sites' average, so that a site that answers wrongly cannot spoil it: docs/training.md
     compares the rules."""
-    byzantine: int = Field(1, ge=1)
+    byzantine: int = Field(1, ge=1, le=10_000)
     """Sites that may answer wrongly without harm, in any way and together."""
-    quorum: int = Field(3, ge=1)
+    quorum: int = Field(3, ge=1, le=10_000)
     """Sites that must answer every exchange; the run waits for them as long as quorum_deadline_s, and then fails."""
-    sites: int | None = Field(None, ge=1)
+    sites: int | None = Field(None, ge=1, le=10_000)
     """Sites to wait for at the start, as long as start_deadline_s; a quorum may then go on. Null: the quorum."""
-    deadline_s: float = Field(3600, gt=0)
+    deadline_s: float = Field(3600, gt=0, le=_LONGEST_WAIT_S)
     """Seconds that an exchange may take."""
-    start_deadline_s: float = Field(600, gt=0)
+    start_deadline_s: float = Field(600, gt=0, le=_LONGEST_WAIT_S)
     """Seconds to wait for the sites at the start, and when a run is resumed."""
-    quorum_deadline_s: float = Field(600, ge=0)
+    quorum_deadline_s: float = Field(600, ge=0, le=_LONGEST_WAIT_S)
     """Seconds after a question in which sites that fell silent are asked again while fewer than the quorum answered."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "RoundsConfig":
+    def conflicts(self) -> Iterator[str]:
         if self.sites is not None and self.sites < self.quorum:
-            raise ValueError(f"averaging.sites is {self.sites}, below the quorum of {self.quorum}. Raise it.")
+            yield f"averaging.sites is {self.sites}, below the quorum of {self.quorum}. Raise it."
         for name in ("server_learning_rate", "momentum", "nesterov", "betas", "tau"):
             changed = getattr(self, name) != type(self).model_fields[name].default
             if changed and name not in _OUTER_SETTINGS[self.optimizer]:
-                raise ValueError(f"averaging.{name} is no setting of {self.optimizer}. Leave it out.")
+                yield f"averaging.{name} is no setting of {self.optimizer}. Leave it out."
         if self.robust == "none" and self.byzantine != type(self).model_fields["byzantine"].default:
-            raise ValueError("averaging.byzantine is a setting of averaging.robust. Choose a rule, or leave it out.")
+            yield "averaging.byzantine is a setting of averaging.robust. Choose a rule, or leave it out."
         if self.quorum < self.robust_needs:
-            raise ValueError(
+            yield (
                 f"averaging.quorum is {self.quorum}, and {self.robust} with averaging.byzantine {self.byzantine} needs "
                 f"{self.robust_needs} sites. Raise the quorum, or choose another averaging.robust."
             )
-        return self
 
     @property
     def robust_needs(self) -> int:
@@ -133,9 +159,9 @@ class ProtectionConfig(Settings):
 
     secure_sums: bool = True
     """Mask what is summed, so that the coordinator reads sums over three or more sites and no single site's."""
-    roster: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    roster: Hex64 | None = None
     """Hash of the roster of keys that all sites must have approved; null for the one that they have in common."""
-    max_attempts: int = Field(2, ge=1)
+    max_attempts: int = Field(2, ge=1, le=100)
     """Attempts at one secure sum. Each further one is among the sites that are left when one fell silent."""
     max_norm: float | None = Field(None, gt=0)
     """L2 norm that every site's update of the model is scaled down to if it is longer, so that none outweighs the
@@ -173,13 +199,13 @@ class AnalysesConfig(Settings):
 
     targets: tuple[str, ...] = ("age",)
     """What probes predict: numbers by ridge, categories by logistic regression."""
-    folds: int = Field(5, ge=3)
+    folds: int = Field(5, ge=3, le=1000)
     """Folds within every site: one to score, the others to learn from and to choose the penalty in."""
-    permutations: int = Field(100, ge=0)
+    permutations: int = Field(100, ge=0, le=1_000_000)
     """Permutations behind the nulls of site effects and of probes of numbers."""
-    category_permutations: int = Field(20, ge=0)
+    category_permutations: int = Field(20, ge=0, le=1_000_000)
     """The same for probes of categories, whose every permutation is fitted anew by Newton's method."""
-    bootstrap: int = Field(200, ge=0)
+    bootstrap: int = Field(200, ge=0, le=1_000_000)
     """Draws of participants within sites behind the probes' confidence intervals; 0 for none."""
     leave_one_site_out: bool = False
     """Also try probes on whole sites that were left out. By subtraction this shows each site's own sums, so every
@@ -200,13 +226,17 @@ class AnalysesConfig(Settings):
 class AssociationConfig(Settings):
     """The embedding beside a second table of vectors that every site holds: `fedbrainlm cohort vectors`."""
 
-    vectors: str = Field("vectors", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    vectors: str = Field(
+        "vectors",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$",
+        json_schema_extra={"words": "1 to 64 letters, digits, '_' and '-', a letter or digit first"},
+    )
     """Name of the vectors."""
-    components: int = Field(20, ge=2)
+    components: int = Field(20, ge=2, le=10_000)
     """Principal components of each view that are compared; fewer where participants or dimensions are few."""
-    correlations: int = Field(3, ge=1)
+    correlations: int = Field(3, ge=1, le=10_000)
     """Canonical correlations."""
-    permutations: int = Field(1000, ge=0)
+    permutations: int = Field(1000, ge=0, le=1_000_000)
     """Permutations of one view within the sites."""
     two_tower: bool = False
     """Also align both views by contrastive learning: dozens of exchanges more."""
@@ -215,93 +245,98 @@ class AssociationConfig(Settings):
 class Study(Settings):
     """``study.yaml``."""
 
-    study: str = Field(pattern=IDENTIFIER)
+    study: Name
     """Name of the study: in policies, folders and reports."""
     title: str = ""
+    """What the report is headed by; the name if it is empty."""
     seed: int = 0
     """Decides weights, splits, windows and masks, together with names of sites and numbers of rounds."""
     cohort: CohortConfig
-    model: AnyConfig
-    """Inline, or the path of a model's YAML file, relative to the study's. May be left out where `start` says it."""
+    model: AnyConfig = Field(json_schema_extra={"words": "a model's settings, or the path of a YAML file of them"})
+    """Inline, or the path of a model's YAML file, relative to the study's. May be left out where ``start`` says it."""
     start: str | None = None
     """Path of a checkpoint, relative to the study's, whose weights training goes on from; null for fresh ones."""
     training: TrainingConfig = TrainingConfig()
     averaging: RoundsConfig = RoundsConfig()
     privacy: ProtectionConfig = ProtectionConfig()
     recipe: str = "rsfmri_brainlm_segments_v1"
+    """Id of the recipe by which recordings become one vector a participant. This one averages the encoder's tokens over
+    a recording's windows, and residualizes age, sex, site, mean FD and tSNR unless ``harmonization.residualize`` says
+    otherwise."""
     covariates: dict[str, CovariateConfig] = Field(default_factory=dict)
     """Codings of covariates that are not among the known ones, or are to be coded otherwise."""
     harmonization: HarmonizationConfig = HarmonizationConfig()
     analyses: AnalysesConfig = AnalysesConfig()
     association: AssociationConfig | None = None
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Study":
+    def conflicts(self) -> Iterator[str]:
         if self.recipe not in RECIPES:
-            raise ValueError(f"recipe '{self.recipe}' is not known; expected one of {', '.join(RECIPES)}.")
-        for name in (*self.harmonization.keep, *self.residualized, *self.analyses.targets):
-            if name != "site" and name not in self.covariates and name not in KNOWN:
-                raise ValueError(f"covariate '{name}' has no coding. Add it under 'covariates'.")
+            yield f"recipe '{self.recipe}' is not known; expected one of {', '.join(RECIPES)}. Correct it."
+            return
+        for name, settings in self.asked_by.items():
+            if name not in self.covariates and name not in KNOWN:
+                yield (
+                    f"covariate '{name}' of {', '.join(settings)} has no coding. Add it under 'covariates': "
+                    f"{name}: {{levels: [first, second]}} for a category, {name}: {{center: 0, scale: 1}} for a number."
+                )
         if "site" in self.harmonization.keep:
-            raise ValueError("harmonization.keep holds 'site', which harmonization is there to remove. Leave it out.")
+            yield "harmonization.keep holds 'site', which harmonization is there to remove. Leave it out."
         if "site" in self.analyses.targets:
-            raise ValueError("analyses.targets holds 'site', which is measured anyway. Leave it out.")
-        self._check_harmonization()
-        self._check_protection()
-        return self
+            yield "analyses.targets holds 'site', which is measured anyway. Leave it out."
+        yield from self._conflicts_of_harmonization()
+        yield from self._conflicts_of_private_training()
+        if self.privacy.secure_sums:
+            yield from self._conflicts_of_secure_sums()
 
-    def _check_protection(self) -> None:
-        if self.training.privacy is not None and (self.needs_quartiles() or self.starts_from_linear_prediction):
-            raise ValueError(
+    def _conflicts_of_private_training(self) -> Iterator[str]:
+        if self.training.privacy is None:
+            return
+        if self.needs_quartiles() or self.starts_from_linear_prediction:
+            yield (
                 "training.privacy hides who was trained on, and the model rests on sums over their frames. Use "
                 "window.scaling: zscore and residual: none."
             )
-        if self.training.privacy is not None and self.needs_moments() and self.privacy.frame_noise is None:
-            raise ValueError(
+        elif self.needs_moments() and self.privacy.frame_noise is None:
+            yield (
                 "training.privacy hides who was trained on, and analyses.gaussian_baseline sums their frames without "
                 "noise, so that epsilon would not hold. Set gaussian_baseline: false, or privacy.frame_noise."
             )
-        if not self.privacy.secure_sums:
-            return
+
+    def _conflicts_of_secure_sums(self) -> Iterator[str]:
         if self.averaging.quorum < MIN_SITES:
-            raise ValueError(
+            yield (
                 f"averaging.quorum is {self.averaging.quorum}, and a secure sum needs {MIN_SITES} sites. Raise it, "
                 "or set privacy.secure_sums: false."
             )
         if self.averaging.robust != "none":
-            raise ValueError(
+            yield (
                 f"averaging.robust: {self.averaging.robust} must see each site's weights, which secure sums hide. Set "
                 "averaging.robust: none and bound updates with privacy.max_norm, or set privacy.secure_sums: false."
             )
         unbounded = self.training.optimizer == "sgd" and self.training.clip_norm is None
         if unbounded and self.privacy.max_norm is None:
             remedy = "privacy.max_norm" if self.training.privacy else "training.clip_norm or privacy.max_norm"
-            raise ValueError(
+            yield (
                 "optimizer sgd without training.clip_norm may change weights by any amount, and a secure sum needs a "
                 f"bound. Set {remedy}."
             )
 
-    def _check_harmonization(self) -> None:
+    def _conflicts_of_harmonization(self) -> Iterator[str]:
         harmonization = self.harmonization
         for name, (low, high) in harmonization.smooth.items():
             if low >= high:
-                raise ValueError(
-                    f"harmonization.smooth: '{name}' has bounds {low:g} and {high:g}. Give the lower first."
-                )
-            if name not in harmonization.keep or not isinstance(self.coding(name), Continuous):
-                raise ValueError(f"harmonization.smooth: '{name}' is no number in harmonization.keep. Add it there.")
+                yield f"harmonization.smooth: '{name}' has bounds {low:g} and {high:g}. Give the lower first."
+            coded = name in self.covariates or name in KNOWN
+            if name not in harmonization.keep or (coded and not isinstance(self.coding(name), Continuous)):
+                yield f"harmonization.smooth: '{name}' is no number in harmonization.keep. Add it there."
         if "combat_gam" in (harmonization.method, *self.analyses.compare) and not harmonization.smooth:
-            raise ValueError(
-                "method combat_gam needs harmonization.smooth. Name a number and the bounds of its values."
-            )
+            yield "method combat_gam needs harmonization.smooth. Name a number and the bounds of its values."
         if harmonization.reference is not None and harmonization.method != "combat":
-            raise ValueError("harmonization.reference is an option of method combat alone. Leave it out.")
+            yield "harmonization.reference is an option of method combat alone. Leave it out."
         if harmonization.reference is not None and self.analyses.leave_one_site_out:
-            raise ValueError(
-                "analyses.leave_one_site_out would leave out harmonization.reference, too. Choose one of the two."
-            )
+            yield "analyses.leave_one_site_out would leave out harmonization.reference, too. Choose one of the two."
         if harmonization.order == "one_model" and harmonization.method != "combat":
-            raise ValueError("harmonization.order: one_model needs method combat, whose coefficients it takes.")
+            yield "harmonization.order: one_model needs method combat, whose coefficients it takes. Change one of them."
 
     def options_of(self, method: str, design: Design, sites: list[str]) -> dict[str, Any]:
         """Options of a method of harmonization that keeps the covariates of `design`.
@@ -357,6 +392,19 @@ class Study(Settings):
         """Coding of a covariate: the study's own, or the known one."""
         return self.covariates[name].coding(name) if name in self.covariates else KNOWN[name]
 
+    @property
+    def asked_by(self) -> dict[str, tuple[str, ...]]:
+        """Covariates and targets that it uses, in order of names, and which of its settings name each."""
+        harmonization = self.harmonization
+        default = " (by default that of the recipe)" if harmonization.residualize is None else ""
+        named = {
+            "harmonization.keep": harmonization.keep,
+            f"harmonization.residualize{default}": self.residualized,
+            "analyses.targets": self.analyses.targets,
+        }
+        columns = sorted({name for names in named.values() for name in names} - {"site"})
+        return {column: tuple(setting for setting, names in named.items() if column in names) for column in columns}
+
     def design(self, names: tuple[str, ...]) -> Design:
         """Design of covariates by name; ``site`` is no column."""
         return Design(tuple(self.coding(name) for name in names if name != "site"))
@@ -403,7 +451,7 @@ class Study(Settings):
     @property
     def columns(self) -> list[str]:
         """Names of the covariates and targets that it uses, in order."""
-        return sorted({*self.harmonization.keep, *self.residualized, *self.analyses.targets} - {"site"})
+        return list(self.asked_by)
 
     def introduction(self, rounds: int | None = None) -> DescribeRequest:
         """What every site is asked first: all that the study will want of it, less what atlases and levels must be.
@@ -449,6 +497,7 @@ class Study(Settings):
             max_t_r=self.cohort.max_t_r,
             scalings=("raw",) if self.needs_quartiles() else ("raw", "zscore"),
             covariates={c.name: c.levels if isinstance(c, Categorical) else () for c in codings},
+            asked_by=self.asked_by,
         )
 
     def to_yaml(self) -> str:
@@ -465,18 +514,20 @@ def load_study(path: str | Path) -> Study:
         If a file, a setting or an atlas is wrong.
     """
     path = Path(path)
-    content = read_yaml(path)
-    content = _with_model(content, path)
+    content = _with_model(read_yaml(path), path)
     cohort: Any = content.get("cohort")
+    faults = []
     if isinstance(cohort, dict) and isinstance(cohort.get("atlases"), list):
         atlases = [_resolved(str(atlas), path.parent) for atlas in cohort["atlases"]]
         content = {**content, "cohort": {**cohort, "atlases": atlases}}
-    study = check_settings(content, Study, str(path))
+        faults = [f"{path}: cohort.atlases: {said}" for said in _atlas_faults(atlases)]
     try:
-        study.contract()
-    except CohortError as error:
-        raise type(error)(f"{path}: cohort.atlases: {error}") from None
-    _check_fit(study, path)
+        study = check_settings(content, Study, str(path))
+    except SettingsError as error:
+        raise SettingsError("\n".join((str(error), *faults))) from None
+    faults = faults or [f"{path}: {said}" for said in _misfits(study)]
+    if faults:
+        raise SettingsError("\n".join(dict.fromkeys(faults)))
     return study
 
 
@@ -489,31 +540,43 @@ def _with_model(content: dict[str, Any], path: Path) -> dict[str, Any]:
         if model is None:
             return {**content, "model": load_settings(start)[0]}
     if isinstance(model, str):
-        model = read_yaml(path.parent / model)
-    if not isinstance(model, dict):
-        raise SettingsError(
-            f"{path}: 'model' is missing. Give its settings, name a file of them, or a checkpoint with 'start'."
-        )
-    return {**content, "model": check_model_config(model, f"{path}: model")}
+        file = path.parent / model
+        return {**content, "model": check_model_config(read_yaml(file), str(file))}
+    if isinstance(model, dict):
+        check_architecture(model, f"{path}: model")
+        return content
+    return {name: value for name, value in content.items() if name != "model" or value is not None}
 
 
-def _check_fit(study: Study, path: Path) -> None:
-    """Refuse a checkpoint of another model, and atlases that a released model does not know."""
-    if study.start and weight_shapes(load_settings(study.start)[0]) != weight_shapes(study.model):
-        raise SettingsError(
-            f"{path}: 'model' has other weights than {study.start}. Leave 'model' out to take the checkpoint's."
-        )
-    if study.start and load_settings(study.start)[0].window != study.model.window:
-        raise SettingsError(
-            f"{path}: model.window is another than that of {study.start}, which says what its weights read. Leave "
-            "'model' out to take the checkpoint's."
-        )
-    if not isinstance(study.model, ReleasedConfig):
-        return
+def _atlas_faults(atlases: list[str]) -> Iterator[str]:
+    for atlas in atlases:
+        try:
+            load_atlas(atlas)
+        except CohortError as error:
+            yield str(error)
+
+
+def _misfits(study: Study) -> Iterator[str]:
+    """Say where the model does not go with the checkpoint that it starts from, or with an atlas.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint holds no numbers to train from.
+    """
+    if study.start is not None:
+        started, _ = load_settings(study.start)
+        remedy = "Leave 'model' out to take the checkpoint's."
+        if weight_shapes(started) != weight_shapes(study.model):
+            yield f"'model' has other weights than {study.start}. {remedy}"
+        elif started.window != study.model.window:
+            yield f"model.window is another than that of {study.start}, which says what its weights read. {remedy}"
+        check_checkpoint(study.start)
     for atlas in map(load_atlas, study.cohort.atlases):
-        if atlas.n_parcels != study.model.num_brain_voxels:
-            raise SettingsError(
-                f"{path}: cohort.atlases: {atlas.name} has {atlas.n_parcels} parcels; the released model was made for "
+        yield from (f"model: {said}" for said in mask_conflicts(study.model, atlas.n_parcels))
+        if isinstance(study.model, ReleasedConfig) and atlas.n_parcels != study.model.num_brain_voxels:
+            yield (
+                f"cohort.atlases: {atlas.name} has {atlas.n_parcels} parcels; the released model was made for "
                 f"{study.model.num_brain_voxels}. Name an atlas of as many."
             )
 

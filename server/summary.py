@@ -14,6 +14,7 @@ from cohorts import load_atlas
 from cohorts.files import atomic_path, write_text
 from exchange.messages import DescribeReply
 from server.absences import absences_of
+from server.cautions import cautions_of
 from server.harmonizing import Findings
 from server.journal import Journal
 from server.reconstruction import read_reconstruction, summarize_reconstruction
@@ -104,7 +105,7 @@ def write_summary(
     metrics = journal.table("metrics")
     with atomic_path(journal.folder / "metrics.parquet") as temporary:
         metrics.to_parquet(temporary, index=False)
-    facts = journal.facts()
+    facts, pretraining = journal.facts(), _pretraining(study, journal)
     content = {
         "study": study.study,
         "title": study.title,
@@ -116,8 +117,9 @@ def write_summary(
         "sites": {site: about.model_dump() for site, about in sites.items()},
         "left_out": facts.get("left_out", ""),
         "absences": [asdict(absence) for absence in absences_of(journal)],
+        "cautions": cautions_of(study, metrics, pretraining, findings) if findings else [],
         "recipe": study.recipe,
-        "pretraining": _pretraining(study, journal),
+        "pretraining": pretraining,
         "harmonization": _harmonization(study, findings),
         "probes": findings.probes if findings else {},
         "association": findings.association if findings else {},
@@ -180,7 +182,7 @@ def _harmonization(study: Study, findings: Findings | None) -> dict[str, Any]:
     }
     if findings is None:
         return settings
-    found = {name: getattr(findings, name) for name in ("features", "components", "site_effect")}
+    found = {name: getattr(findings, name) for name in ("features", "components", "site_effect", "left_out")}
     return {**settings, **found}
 
 

@@ -16,7 +16,7 @@ from exchange.messages import (
     join,
     part_of,
 )
-from harmonization import Analysis, State
+from harmonization import Analysis, Design, DesignError, HarmonizationError, State
 from harmonization.declared import Widths
 from server.expecting import of_sums
 from server.roster import Roster
@@ -45,11 +45,13 @@ def solve_together(
     stage: str,
     shared: Mapping[str, Arrays] | None = None,
     noise: SummaryNoise | None = None,
+    failed: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Run all tasks in lock-step and return their final states.
 
     `widths_of` says how many columns the tables of a spec have. Parts `shared` go with every request, and sites put
-    `noise` on every sum.
+    `noise` on every sum. A task whose sums allow no answer is left out, with the reason in `failed`, and costs none of
+    the others; without `failed`, the reason is raised.
 
     A sum that lacks a site that was in the one before would be wrong. When a site falls silent, it is left out for
     good, and the tasks are made anew for the others and begin again, unless they had not begun.
@@ -57,7 +59,8 @@ def solve_together(
     while True:
         tasks = make_tasks()
         states: dict[str, State] = {}
-        while pending := [name for name in tasks if name not in states or not states[name].done]:
+        hopeless: dict[str, str] = {}
+        while pending := _pending(tasks, states, hopeless):
             request = _request(study, tasks, states, pending, shared or {}, noise)
             declared = {
                 name: tasks[name].analysis.sends(widths_of(tasks[name].table), states.get(name)) for name in pending
@@ -69,9 +72,27 @@ def solve_together(
                     break
             for name in pending:
                 total = part_of(answers.total, name)
-                states[name] = tasks[name].analysis.solve(total, states.get(name))
+                try:
+                    states[name] = tasks[name].analysis.solve(total, states.get(name))
+                except HarmonizationError as error:
+                    if failed is None:
+                        raise
+                    hopeless[name] = _reason(tasks[name], error)
         else:
-            return dict(states)
+            (failed if failed is not None else {}).update(hopeless)
+            return {name: state for name, state in states.items() if name not in hopeless}
+
+
+def _reason(task: Task, error: HarmonizationError) -> str:
+    """Say why a task has no answer; an analysis knows covariates by their number alone."""
+    design = Design.from_json(task.table.covariates) if isinstance(task.table, TableSpec) else Design()
+    named = ", ".join(f"{number} {column}" for number, column in enumerate(design.columns, 1))
+    return f"{error} The columns are {named}." if isinstance(error, DesignError) and named else str(error)
+
+
+def _pending(tasks: Mapping[str, Task], states: Mapping[str, State], hopeless: Mapping[str, str]) -> list[str]:
+    """Tasks that are neither done nor without hope."""
+    return [name for name in tasks if name not in hopeless and (name not in states or not states[name].done)]
 
 
 def _request(

@@ -10,7 +10,7 @@ MAY_IMPORT = {
     "cohorts": set(),
     "brainlm": {"cohorts"},
     "harmonization": set(),
-    "exchange": set(),
+    "exchange": {"cohorts"},
     "client": {"cohorts", "brainlm", "harmonization", "exchange"},
     "server": {"cohorts", "brainlm", "harmonization", "exchange"},
     "cli": {"cohorts", "brainlm", "harmonization", "exchange", "client", "server"},

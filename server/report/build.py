@@ -46,7 +46,7 @@ def _headlines(data: RunData) -> list[tuple[str, str, str]]:
         )
     ]
     effect = data.summary["harmonization"].get("site_effect", {}).get("embedding", {})
-    if "harmonized" in effect:
+    if {"raw", "harmonized"} <= effect.keys():
         raw, harmonized = site_score(effect["raw"]), site_score(effect["harmonized"])
         found.append(
             (
@@ -56,15 +56,15 @@ def _headlines(data: RunData) -> list[tuple[str, str, str]]:
             )
         )
     for target, scores in data.summary["probes"].get("embedding", {}).items():
-        if "harmonized" in scores:
-            baseline = data.summary["probes"].get("connectivity", data.summary["probes"]["untrained"])
+        if {"raw", "harmonized"} <= scores.keys():
+            name = "connectivity" if "connectivity" in data.summary["probes"] else "untrained"
+            baseline = data.summary["probes"].get(name, {}).get(target, {}).get("harmonized", {})
             score = probe_score(scores["raw"])
             found.append(
                 (
                     f"{_number(scores['raw'][score])} → {_number(scores['harmonized'][score])}",
                     f"{target} predicted ({PROBE_SCORES[score]}), raw → harmonized",
-                    f"{'functional connectivity' if 'connectivity' in data.summary['probes'] else 'untrained'}: "
-                    f"{_number(baseline[target]['harmonized'][score])}",
+                    f"{'functional connectivity' if name == 'connectivity' else name}: {_number(baseline.get(score))}",
                 )
             )
     cca = data.summary["association"].get("cca")
@@ -172,7 +172,7 @@ def _left_as_they_are(data: RunData) -> list[str]:
                 "lacks them."
             )
     for name, effect in harmonization.get("site_effect", {}).items():
-        if constant := effect["raw"].get("site_spread", {}).get("n_constant"):
+        if constant := effect.get("raw", {}).get("site_spread", {}).get("n_constant"):
             said.append(
                 f"{constant:,} features of {name} are constant at one site or more, and left as they are there."
             )

@@ -148,24 +148,30 @@ def embeddings(data: RunData) -> Figure | None:
 
 def effects(data: RunData) -> Figure | None:
     """How well site and target are read from each feature set, raw and harmonized, beside chance."""
-    site_effect, probes = data.summary["harmonization"].get("site_effect"), data.summary["probes"]
-    if not site_effect:
+    site_effect, probes = data.summary["harmonization"].get("site_effect", {}), data.summary["probes"]
+    measured = {features: effect for features, effect in site_effect.items() if effect}
+    targets = list(dict.fromkeys(target for named in probes.values() for target in named))
+    n_panels = bool(measured) + len(targets)
+    if not n_panels:
         return None
-    targets = list(next(iter(probes.values()), {}))
     figure = Figure(figsize=(8, 3))
-    panels = figure.subplots(1, 1 + len(targets), squeeze=False, sharey=True)[0]
-    scores = {features: {v: site_score(m) for v, m in effect.items()} for features, effect in site_effect.items()}
-    _dots(panels[0], {features: {v: score.value for v, score in of.items()} for features, of in scores.items()})
-    raw = next(iter(scores.values()))["raw"]
-    if raw.by_chance is not None:  # too few people for a permutation that every site lets out
-        panels[0].axvline(raw.by_chance, color="0.7", linewidth=0.8, zorder=0)
-    panels[0].set(title="Site", xlabel=f"{raw.title.partition(' (')[2].rstrip(')')} (line: by chance)", xlim=(0, 1.03))
-    for panel, target in zip(panels[1:], targets, strict=True):
-        score = probe_score(next(iter(probes.values()))[target]["raw"])
-        _dots(panel, {features: {v: m[score] for v, m in named[target].items()} for features, named in probes.items()})
+    panels = list(figure.subplots(1, n_panels, squeeze=False, sharey=True)[0])
+    labelled = panels[0]
+    if measured:
+        panel, chance = panels.pop(0), site_score(next(iter(next(iter(measured.values())).values())))
+        _dots(panel, {name: {v: site_score(m).value for v, m in effect.items()} for name, effect in measured.items()})
+        if chance.by_chance is not None:  # too few people for a permutation that every site lets out
+            panel.axvline(chance.by_chance, color="0.7", linewidth=0.8, zorder=0)
+        panel.set(
+            title="Site", xlabel=f"{chance.title.partition(' (')[2].rstrip(')')} (line: by chance)", xlim=(0, 1.03)
+        )
+    for panel, target in zip(panels, targets, strict=True):
+        scores = {features: named[target] for features, named in probes.items() if target in named}
+        score = probe_score(next(iter(next(iter(scores.values())).values())))
+        _dots(panel, {features: {v: m[score] for v, m in named.items()} for features, named in scores.items()})
         panel.axvline(0 if score == "r2" else 0.5, color="0.7", linewidth=0.8, zorder=0)
         panel.set(title=f"{target.capitalize()} predicted", xlabel=PROBE_SCORES[score])
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = labelled.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
     return figure

@@ -92,14 +92,21 @@ def methods_paragraph(data: RunData) -> tuple[str, list[str]]:
     text += _protection(data, cite)
     text.append(_embedding(data))
     method = data.summary["harmonization"]["method"]
-    if method != "none":
+    if method != "none" and not _left_out(data, f"harmonization by {method}", "embedding/harmonized/model"):
         text.append(_harmonization(data, cite(*_METHOD_REFERENCES[method])))
-    text.append(_measures(data, cite("permanova")))
+    text.append(_measures(data))
+    if any(data.summary["harmonization"].get("site_effect", {}).values()):
+        text.append(_site_effects(data, cite("permanova")))
     if data.summary["association"]:
         text.append(_association(data, cite("cca")))
     versions = ", ".join(f"{name} {number}" for name, number in data.summary["software"].items())
     text.append(f"Software: {versions}.")
     return " ".join(text), [REFERENCES[key] for key in cited]
+
+
+def _left_out(data: RunData, *names: str) -> bool:
+    """Whether the sites or their data did not allow one of these."""
+    return not data.summary["harmonization"].get("left_out", {}).keys().isdisjoint(names)
 
 
 def _cohorts(data: RunData) -> str:
@@ -183,10 +190,13 @@ def _embedding(data: RunData) -> str:
     harmonization = data.summary["harmonization"]
     kept = harmonization.get("components", {}).get("projected", {}).get("components")
     projected = f" projected to {kept} components;" if kept else ""
-    removed = ", ".join(harmonization["residualize"])
+    removed = f" linear effects of {', '.join(harmonization['residualize'])} removed;"
+    if not kept or _left_out(data, "residualization"):
+        removed = ""
     return (
         f"Each site embedded its participants with recipe {data.summary['recipe']} (encoding without masking, mean "
-        f"over tokens, segments and recordings;{projected} linear effects of {removed} removed)."
+        f"over tokens, segments and recordings;{projected}{removed}".removesuffix(";")
+        + ")."
     )
 
 
@@ -203,20 +213,26 @@ def _harmonization(data: RunData, references: str) -> str:
     )
 
 
-def _measures(data: RunData, permanova: str) -> str:
+def _measures(data: RunData) -> str:
     analyses = data.study["analyses"]
     intervals = (
         f"; 95% intervals come from {analyses['bootstrap']} draws of participants within sites"
         if analyses["bootstrap"]
         else ""
     )
-    site = "The site was classified by shrunken linear discriminants. " if analyses["site_classification"] else ""
     return (
-        f"{site}Targets were predicted by ridge regression (numbers) or logistic regression (categories) with the "
-        f"penalty chosen by nested folds, all in {analyses['folds']}-fold cross-validation inside the sites with "
-        "harmonization fitted on training folds "
-        f"only{intervals}. Nulls come from {analyses['permutations']} permutations within sites "
-        f"({analyses['category_permutations']} for categories). Site effects over all "
+        "Targets were predicted by ridge regression (numbers) or logistic regression (categories) with the penalty "
+        f"chosen by nested folds, in {analyses['folds']}-fold cross-validation inside the sites with harmonization "
+        f"fitted on training folds only{intervals}. Nulls come from {analyses['permutations']} permutations within "
+        f"sites ({analyses['category_permutations']} for categories)."
+    )
+
+
+def _site_effects(data: RunData, permanova: str) -> str:
+    classified = data.study["analyses"]["site_classification"]
+    site = "The site was classified by shrunken linear discriminants in the same folds. " if classified else ""
+    return (
+        f"{site}Site effects over all "
         f"participants were measured by permutational analysis of variance {permanova}, eta squared, the spread of the "
         "sites' variances, and the distance of their covariances."
     )

@@ -2285,14 +2285,13 @@ case(
     "thresholds of nan",
     QUALITY,
     REFUSED,
-    "quality.yaml: 'max_mean_fd' is nan: input should be greater than 0. Correct it.",
+    "quality.yaml: 'max_mean_fd' is nan, which is not finite; expected a number above 0, or null. Correct it.",
 )(settings("max_mean_fd: .nan\n"))
 case(
     "thresholds of text",
     QUALITY,
     REFUSED,
-    "quality.yaml: 'max_mean_fd' is 'low': input should be a valid number, unable to parse string as a "
-    "number. Correct it.",
+    "quality.yaml: 'max_mean_fd' is 'low'; expected a number above 0, or null. Correct it.",
 )(settings("max_mean_fd: low\n"))
 case("thresholds that are no YAML", QUALITY, REFUSED, "quality.yaml: is not valid YAML near line 2. Correct the file.")(
     settings("min_frames: [40\n")

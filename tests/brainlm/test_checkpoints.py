@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from brainlm.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from brainlm.checkpoints import check_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from brainlm.errors import CheckpointError
 from brainlm.pretraining import initial_model
 from cohorts import SettingsError
@@ -55,3 +55,26 @@ def test_weights_must_fit(config, tmp_path):
     save_checkpoint(tmp_path / "m", state, config.model_copy(update={"width": 31}))
     with pytest.raises(SettingsError, match="does not divide"):
         load_checkpoint(tmp_path / "m")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_where_they_are_read(config, tmp_path, number):
+    path = tmp_path / "m.safetensors"
+    state = initial_model(config, 0).state_dict()
+    save_checkpoint(path, state, config)
+    check_checkpoint(path)
+    state["predict.bias"][0] = number
+    save_checkpoint(path, state, config)
+
+    for read in (load_checkpoint, check_checkpoint):
+        with pytest.raises(CheckpointError, match=r"m\.safetensors: holds NaN or infinite numbers in predict\.bias"):
+            read(path)
+
+
+def test_a_checkpoint_is_checked_without_making_its_model(config, tmp_path):
+    path = tmp_path / "m.safetensors"
+    state = initial_model(config, 0).state_dict()
+    save_checkpoint(path, {name: values for name, values in state.items() if name != "predict.bias"}, config)
+
+    with pytest.raises(CheckpointError, match=r"lacks predict\.bias"):
+        check_checkpoint(path)

@@ -280,7 +280,7 @@ def test_a_file_that_would_run_code_is_not_opened(tmp_path, monkeypatch):
     [
         ({"model_type": "bert"}, "model_type is 'bert'; expected one of brainlm_mae, vit_mae"),
         ({"model_type": None}, "model_type is None"),
-        ({"hidden_size": None}, r"config\.json: 'hidden_size' is None"),
+        ({"hidden_size": None}, r"config\.json: 'hidden_size' is null; expected a whole number of at least 1"),
         ({"num_landmarks": 32}, "Nystrom attention is not supported"),
         ({"conv_kernel_size": 4}, "conv_kernel_size 4 is even"),
         ({"num_attention_heads": 3}, "hidden_size 16 is no multiple of 2 and of num_attention_heads 3"),
@@ -343,12 +343,79 @@ def test_absent_and_damaged_files_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: is damaged"):
         load_released(tmp_path)
     (tmp_path / "pytorch_model.bin").unlink()
-    save_file({"x": torch.zeros(2, dtype=torch.int64)}, tmp_path / "model.safetensors")
+    torch.save({"model": {"x": torch.zeros(2)}}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="other things than weights"):
         load_released(tmp_path)
     for content in ("{", "[]"):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(CheckpointError, match=r"config\.json: "):
+            load_released(tmp_path)
+
+
+def shard(folder, kind: str = "safetensors", **changes: str) -> None:
+    """Cut a folder's weights into two files and an index; `changes` are other files for some of the weights."""
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stem = {"safetensors": "model", "bin": "pytorch_model"}[kind]
+    names = [f"{stem}-0000{number}-of-00002.{kind}" for number in (1, 2)]
+    places = {name: names[number % 2] for number, name in enumerate(sorted(state))}
+    for file in names:
+        held = {name: values for name, values in state.items() if places[name] == file}
+        save_file(held, folder / file) if kind == "safetensors" else torch.save(held, folder / file)
+    (folder / f"{stem}.{kind}.index.json").write_text(json.dumps({"weight_map": {**places, **changes}}))
+
+
+@KINDS
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_weights_in_shards_are_those_in_one_file(tmp_path, content, kind):
+    whole = write_released(tmp_path, content).state_dict()
+    shard(tmp_path, kind)
+
+    model, about = read_folder(tmp_path)
+
+    assert all(torch.equal(values, whole[name]) for name, values in model.state_dict().items())
+    assert len(about["origin"]["weights_sha256"]) == 64
+
+
+@pytest.mark.parametrize("file", ["../elsewhere.safetensors", "/etc/passwd", "sub/x.safetensors", "config.json", 3, ""])
+def test_an_index_names_files_of_its_own_folder_alone(tmp_path, file):
+    write_released(tmp_path / "folder", DENSE)
+    save_file({"decoder.mask_token": torch.zeros(1, 1, 16)}, tmp_path / "elsewhere.safetensors")
+    shard(tmp_path / "folder", **{"decoder.mask_token": file})
+
+    with pytest.raises(CheckpointError, match=r"index\.json: says that weights lie in .*; expected the name of a"):
+        load_released(tmp_path / "folder")
+
+
+def test_shards_that_are_not_there_or_hold_others_are_named(tmp_path):
+    write_released(tmp_path, DENSE)
+    shard(tmp_path, **{"decoder.other": "model-00002-of-00002.safetensors"})
+    with pytest.raises(CheckpointError, match=r"00002\.safetensors: lacks decoder\.other, which the index"):
+        load_released(tmp_path)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors: no such file\. Download the rest"):
+        load_released(tmp_path)
+
+
+@KINDS
+def test_places_in_a_sequence_are_no_weights(tmp_path, content):
+    state = write_released(tmp_path, content).state_dict()
+    save_file({**state, "vit.embeddings.position_ids": torch.arange(9)[None]}, tmp_path / "model.safetensors")
+
+    loaded = load_released(tmp_path)
+
+    assert all(torch.equal(values, state[name]) for name, values in loaded.state_dict().items())
+
+
+def test_weights_that_are_no_numbers_to_go_on_from_are_named(tmp_path):
+    state = write_released(tmp_path, DENSE).state_dict()
+    for broken, said in (
+        ((state["decoder.mask_token"] + 1e5).half(), "holds NaN or infinite numbers in decoder.mask_token: .*65504"),
+        (torch.full((1, 1, 16), 1e300, dtype=torch.float64), "holds NaN or infinite numbers in decoder.mask_token"),
+        (torch.zeros(1, 1, 16, dtype=torch.int8), "holds no floating-point numbers for decoder.mask_token"),
+    ):
+        save_file({**state, "decoder.mask_token": broken}, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match=said):
             load_released(tmp_path)
 
 

@@ -65,6 +65,10 @@ def test_bad_input_is_one_sentence_and_exit_code_2(checkpoint, small_cohorts, tm
 
     assert run_command(["evaluate", checkpoint, str(small_cohorts[0]), "--mask", "everything"]) == 2
     assert "--mask and --ratio" in capsys.readouterr().err
+    assert run_command(["evaluate", checkpoint, str(small_cohorts[0]), "--ratio", "0"]) == 2
+    assert "mask 'random' of ratio 0 hides nothing of a window" in capsys.readouterr().err.replace("\n", " ")
+    assert run_command(["evaluate", checkpoint, str(small_cohorts[0]), "--holdout", "nan"]) == 2
+    assert "is not a number that can be used" in capsys.readouterr().err
     assert run_command(["evaluate", checkpoint, str(small_cohorts[0]), "--train", str(other)]) == 2
     assert "has atlas aal116" in capsys.readouterr().err.replace("\n", " ")
     assert run_command(["evaluate", str(tmp_path / "none"), str(small_cohorts[0])]) == 2

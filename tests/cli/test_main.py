@@ -1,12 +1,15 @@
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from typer.core import TyperCommand
 
 from cli import cohort
 from cli.errors import StoppedError
+from cli.examples import EXAMPLES
 from cli.main import COMMANDS, load, run_command
 
 
@@ -61,3 +64,38 @@ def test_a_fault_of_ours_is_one_line_too(monkeypatch, capsys, tmp_path):
     error = capsys.readouterr().err
     assert "ZeroDivisionError: by zero. This is a fault of FedBrainLM" in error.replace("\n", " ")
     assert "Traceback" not in error
+
+
+def commands(words: str, command: click.Command) -> dict[str, click.Command]:
+    """Every command of a group, or itself, by its words."""
+    if not isinstance(command, click.Group):
+        return {words: command}
+    found = {}
+    for name, own in command.commands.items():
+        found |= commands(f"{words} {name}", own)
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_every_command_ends_with_examples_that_parse(name):
+    for words, command in commands(name, load(name)).items():
+        assert command.epilog, f"{words}: has no example in cli/examples.py"
+        said, *examples = command.epilog.split("\n\n")
+        assert said.startswith("Example")
+        assert examples
+        for example in examples:
+            program, *arguments = shlex.split(example)
+            assert [program, *arguments[: len(words.split())]] == ["fedbrainlm", *words.split()]
+            command.make_context(words, arguments[len(words.split()) :])  # raises where an option or argument is wrong
+
+
+def test_there_are_no_examples_of_commands_that_do_not_exist():
+    found = {words for name in COMMANDS for words in commands(name, load(name))}
+
+    assert EXAMPLES.keys() == found
+
+
+def test_help_shows_the_examples(capsys):
+    assert run_command(["study", "init", "--help"]) == 0
+
+    assert "fedbrainlm study init data/oslo" in capsys.readouterr().out

@@ -1,12 +1,15 @@
+import math
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
+from cli.at_hand import open_cohorts
 from cli.flower import Outcome
 from cli.main import run_command
-from cli.run import _finish, _open_all
+from cli.run import _finish
 from cohorts.simulation import SimulatedSite, simulate_cohorts
 from server.journal import Journal
 from server.study import load_study
@@ -85,7 +88,7 @@ def test_recordings_below_the_window_are_counted_and_too_few_of_them_refused(cap
     lacking = "cohort aalborg: 2 of 17 participants lack one of age, mean_fd, sex, tsnr: they are trained on, and in no"
     assert counted.format(4, 17) in said
     assert lacking in said
-    _open_all(load_study(study), [some, *small_cohorts[1:]])
+    open_cohorts(load_study(study), [some, *small_cohorts[1:]])
     said = capsys.readouterr().err
     assert counted.format(4, 17) in said
     assert lacking in said
@@ -110,7 +113,7 @@ def test_cohorts_of_another_length_and_tr_meet_the_contract(tmp_path, study, sma
     site = SimulatedSite("fast", n_participants=3, t_r=0.72, n_frames=200)
     (fast,) = simulate_cohorts(tmp_path / "fast", [site], atlas="schaefer100", seed=0)
 
-    cohorts = _open_all(load_study(study), [*small_cohorts, fast])
+    cohorts = open_cohorts(load_study(study), [*small_cohorts, fast])
 
     assert [cohort.name for cohort in cohorts] == ["aalborg", "bergen", "coimbra", "fast"]
 
@@ -150,3 +153,83 @@ def test_a_completed_study_is_one_whatever_flower_says(tmp_path, finished_run):
 
     assert (folder / "report.html").is_file()
     assert Journal(folder).progress().status == "completed"
+
+
+def test_all_that_is_wrong_with_the_cohorts_is_said_at_once(capsys, tmp_path, study, small_cohorts):
+    change(
+        study,
+        harmonization={"reference": "oslo"},
+        analyses={**STUDY["analyses"], "folds": 15},
+        covariates={"iq": {"center": 100}, "sex": {"levels": ["M", "X"]}},
+        cohort={"atlases": ["schaefer100"], "max_t_r": 1.8},
+    )
+
+    said = refused(capsys, tmp_path, study, "--simulate", *small_cohorts)
+
+    assert "no cohort is called 'oslo'. Name one of aalborg, bergen, coimbra" in said
+    assert "cohort coimbra: 11 participants have recordings of a window's length, fewer than analyses.folds, 15" in said
+    assert "cohort aalborg: has recordings of TR 2 s" in said
+    assert "cohort bergen: sex has levels outside M, X: 'F' (" in said
+
+
+@pytest.fixture
+def told_apart(tmp_path):
+    """Make cohorts from one table a site of their people, and return their folders."""
+
+    def make(**columns: tuple[list[object], ...]) -> list[Path]:
+        folders = simulate_cohorts(
+            tmp_path / "made",
+            [SimulatedSite(name, n_participants=6, t_r=2.0, n_frames=66) for name in ("a", "b", "c")],
+            atlas="schaefer100",
+            seed=0,
+        )
+        for site, folder in enumerate(folders):
+            table = pd.read_csv(folder / "participants.tsv", sep="\t")
+            for name, values in columns.items():
+                table[name] = values[site]
+            table.to_csv(folder / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+        return folders
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("columns", "changes", "said"),
+    [
+        (
+            {"sex": (["F"] * 6,) * 3},
+            {},
+            "sex: is F for everybody in these cohorts, and tells nothing. Leave it out of har",
+        ),
+        (
+            {"dx": (["a", "b"] * 3,) * 3},
+            {"covariates": {"dx": {"levels": ["a", "b", "c"]}}, "analyses": {"targets": ["dx"], "folds": 3}},
+            "dx: nobody in these cohorts is c. Leave that out of its levels, or leave it out of analyses.targets",
+        ),
+        (
+            {"scanner": (["a"] * 6, ["a"] * 6, ["b"] * 6)},
+            {"covariates": {"scanner": {"levels": ["a", "b"]}}, "harmonization": {"keep": ["scanner"]}},
+            "scanner: is the same for everybody within each cohort, so its effect cannot be told from the site's",
+        ),
+        (
+            {"iq": ([100.0] * 6,) * 3},
+            {"covariates": {"iq": {}}, "analyses": {"targets": ["iq"], "folds": 3}},
+            "iq: is 100 for everybody in these cohorts",
+        ),
+        (
+            {
+                "iq": ([math.nan] * 5 + [99.0], [100.0] * 6, [90.0] * 6),
+                "age": ([30.0] * 5 + [math.nan], *[[20.0] * 6] * 2),
+            },
+            {"covariates": {"iq": {}}, "analyses": {"targets": ["iq"], "folds": 3}},
+            "cohort a: no participant has all of age, iq, mean_fd, sex, tsnr. Fill them in",
+        ),
+    ],
+)
+def test_what_the_people_at_hand_do_not_tell_is_said_before_training(
+    capsys, tmp_path, study, told_apart, columns, changes, said
+):
+    folders = told_apart(**columns)
+    change(study, **{"analyses": {"targets": [], "folds": 3}, **changes})
+
+    assert said in refused(capsys, tmp_path, study, "--simulate", *folders)

@@ -81,7 +81,7 @@ def test_a_roster_shows_what_is_compared_by_telephone(sites, roster, capsys):
     assert "at least 3" in refused(capsys, *make, *bundles[:2])
     assert "lists aalborg more than once" in refused(capsys, *make, *bundles, bundles[0])
     assert "cannot be read" in refused(capsys, *make, *bundles, sites / "none.json")
-    assert "'name': 'a b'" in refused(capsys, *make, *bundles, "--name", "a b")
+    assert "'name' is 'a b'" in refused(capsys, *make, *bundles, "--name", "a b")
     assert not (sites / "new.json").exists()
     assert "holds something else" in refused(capsys, "federation", "roster", *bundles, "--out", roster)
 

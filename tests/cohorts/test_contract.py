@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +7,8 @@ import yaml
 
 from cohorts import Cohort, Recording, load_atlas
 from cohorts.contract import CohortContract
+from harmonization import Categorical, Design
+from harmonization.errors import DesignError
 
 ATLASES = {"schaefer100": load_atlas("schaefer100").content_hash}
 
@@ -68,3 +72,51 @@ def test_a_cohort_that_does_not_state_its_scaling_is_raw(tmp_path):
     path.write_text(yaml.safe_dump(about))
 
     assert Cohort.open(tmp_path / "c").scaling == "raw"
+
+
+@pytest.fixture
+def coded(tmp_path):
+    """A cohort whose people have a number, a text, and a category that is coded by numbers, one of them missing."""
+    ids = [f"sub-{number}" for number in range(6)]
+    people = pd.DataFrame({"participant_id": ids, "iq": [90.0, 95, 100, 105, 110, 115]})
+    people["dx"] = ["ASD", "ASD", "TDC", "Aut", "Aut", "aut"]
+    people["group"] = [1, 1, 2, 2, 2, math.nan]
+    people["nothing"] = math.nan
+    cohort = Cohort.create(tmp_path / "c", atlas="schaefer100", participants=people)
+    for participant in ids:
+        signal = np.random.default_rng(0).normal(size=(50, 100)).astype(np.float32)
+        cohort.add(Recording(participant, signal, 2.0, participant))
+    cohort.save()
+    return Cohort.open(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "said"),
+    [
+        ("iq", (), None),
+        ("group", ("1", "2"), None),
+        ("group", ("1", "3"), "group has levels outside 1, 3: '2' (3 participants). Recode them"),
+        ("dx", ("ASD", "TDC"), "dx has levels outside ASD, TDC: 'Aut' (2 participants), 'aut' (1 participants)."),
+        ("dx", (), "dx holds text, such as 'ASD' (2 participants), 'Aut' (2 participants)"),
+        ("dx", (), "Ask for the study to name its levels: covariates: {dx: {levels: [ASD, Aut, TDC, aut]}}."),
+        ("iqq", (), "knows no participant's iqq, which harmonization.keep asks for. Add the column"),
+        ("nothing", (), "knows no participant's nothing, which harmonization.keep asks for"),
+    ],
+)
+def test_a_column_is_what_the_study_takes_it_for(coded, name, levels, said):
+    contract = CohortContract(atlases=ATLASES, covariates={name: levels}, asked_by={name: ("harmonization.keep",)})
+
+    found = [mismatch.message for mismatch in contract.mismatches(coded)]
+
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
+
+
+def test_the_levels_of_a_contract_are_those_that_a_design_codes(coded):
+    people = coded.covariates().dropna(subset=["group"])
+
+    design = Design((Categorical("group", ("1", "2")),)).encode(people, len(people))
+
+    np.testing.assert_array_equal(design[:, 0], people["group"] == 2)
+    with pytest.raises(DesignError, match=r"levels outside the agreed 1, 3: '2' \(3 rows\)"):
+        Design((Categorical("group", ("1", "3")),)).encode(people, len(people))

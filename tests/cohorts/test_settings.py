@@ -22,7 +22,7 @@ class Outer(Settings):
         ("name: a\ninner: {rat: 2}", r"'inner\.rat' is not a known field. Did you mean 'rate'\?"),
         ("name: a\ncolour: red", "Known fields: inner, name"),
         ("inner: {rate: 2}", "'name' is missing"),
-        ("name: a\ninner: {rate: -1}", r"'inner\.rate' is -1: input should be greater than 0"),
+        ("name: a\ninner: {rate: -1}", r"'inner\.rate' is -1; expected a number above 0"),
         ("- a\n- b", "expected 'name: value' lines"),
         ("name: [", "is not valid YAML near line"),
     ],

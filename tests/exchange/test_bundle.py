@@ -50,8 +50,8 @@ def test_the_fingerprint_is_what_openssh_shows(tmp_path, bundle):
         ("fingerprint", "0000", "was changed on its way"),
         ("supernode_key", "ssh-ed25519 AAAA", "no ECDSA P-384"),
         ("public_key", "0" * 64, "makes no secret"),
-        ("site", "../x", "String should match pattern"),
-        ("private", "x", "Extra inputs"),
+        ("site", "../x", "'site' is '../x'; expected 1 to 64 letters"),
+        ("private", "x", "'private' is not a known field"),
     ],
 )
 def test_a_bundle_that_was_changed_is_refused(tmp_path, bundle, field, value, said):

@@ -72,9 +72,9 @@ def test_a_fingerprint_can_be_read_out():
         (lambda b: b[0].update(public_key=BASE[:-2] + "80"), "another spelling of a key"),
         (lambda b: b[0].update(public_key="f6" + "ff" * 30 + "7f"), "another spelling of a key"),
         (lambda b: b[0].update(public_key=ALICE.upper()), "'public_key'"),
-        (lambda b: b[0].update(public_key=7), "'public_key': 7"),
-        (lambda b: b[0].pop("site"), "'name': None"),
-        (lambda b: b[0].update(site="../etc"), "'name': '../etc'"),
+        (lambda b: b[0].update(public_key=7), "'public_key' is 7; expected 64 digits"),
+        (lambda b: b[0].pop("site"), "'name' is null; expected 1 to 64 letters"),
+        (lambda b: b[0].update(site="../etc"), "'name' is '../etc'"),
     ],
 )
 def test_bundles_that_make_no_roster_are_refused_in_a_sentence(bundles, change, said):
@@ -93,7 +93,7 @@ def test_bundles_that_make_no_roster_are_refused_in_a_sentence(bundles, change, 
         ("{", "is not a JSON object"),
         ("[]", "is not a JSON object"),
         ("{}", "'name'"),
-        ('{"name": "north", "sites": 3}', "'sites': 3"),
+        ('{"name": "north", "sites": 3}', "'sites' is 3; expected a list"),
         ('{"name": "north", "sites": [], "more": 1}', "'more'"),
     ],
 )

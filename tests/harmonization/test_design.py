@@ -32,7 +32,7 @@ def test_finds_complete_rows():
         ({"age": [1.0, float("nan"), 2.0]}, "missing values"),
         ({"age": ["old", "young", "old"]}, "not a number"),
         ({"age": [1.0, float("inf"), 2.0]}, "infinite"),
-        ({"sex": ["F", "M", "X"]}, "level outside the agreed F, M"),
+        ({"sex": ["F", "M", "X"]}, r"levels outside the agreed F, M: 'X' \(1 rows\)"),
     ],
 )
 def test_refuses_values_it_cannot_code(change, said):

@@ -227,7 +227,7 @@ def test_levels_of_categories_are_those_of_the_fit(five_sites):
         features.iloc[men], covariates.iloc[men][["sex", "scanner", "age"]], five_sites.site[men]
     )
     pd.testing.assert_frame_equal(some, everybody.iloc[men])
-    with pytest.raises(DesignError, match="'sex' has a level outside the agreed F, M"):
+    with pytest.raises(DesignError, match="'sex' has levels outside the agreed F, M"):
         harmonizer.transform(features, covariates.assign(sex="unknown"), five_sites.site)
     with pytest.raises(DesignError, match="'age' is not a number everywhere"):
         harmonizer.transform(features, covariates.assign(age="old"), five_sites.site)

@@ -3,7 +3,7 @@ import yaml
 
 from brainlm import BrainLMError, save_checkpoint
 from brainlm.errors import CheckpointError
-from cohorts import AtlasError, SettingsError, load_atlas
+from cohorts import SettingsError, load_atlas
 from harmonization import Categorical, Continuous
 from server.study import load_study
 from tests.support.federation import STUDY
@@ -126,7 +126,10 @@ def test_robust_scaling_asks_for_quantiles_and_for_recordings_that_kept_their_un
     [
         ({"study": "../x"}, "study"),
         ({"recipe": "mine"}, "recipe 'mine' is not known"),
-        ({"analyses": {"targets": ["iq"]}}, "'iq' has no coding. Add it under 'covariates'"),
+        (
+            {"analyses": {"targets": ["iq"]}},
+            "'iq' of analyses.targets has no coding. Add it under 'covariates': iq: {levels: ",
+        ),
         ({"analyses": {"targets": ["site"]}}, "which is measured anyway"),
         ({"analyses": {"compare": ["combat_gam"]}}, "combat_gam needs harmonization.smooth"),
         ({"harmonization": {"smooth": {"sex": [0, 1]}}}, "'sex' is no number in harmonization.keep"),
@@ -171,6 +174,30 @@ def test_robust_scaling_asks_for_quantiles_and_for_recordings_that_kept_their_un
             "bulyan with averaging.byzantine 2 needs 11",
         ),
         ({"cohort": {"atlases": []}}, r"cohort\.atlases"),
+        ({"cohort": {"atlases": ["aal116"], "min_t_r": 3, "max_t_r": 2}}, r"min_t_r 3 is above max_t_r 2"),
+        (
+            {"covariates": {"dx": {"type": "text"}}},
+            r"'covariates\.dx\.type' is not a known field. Known fields: ",
+        ),
+        ({"covariates": {"dx": {"levels": [1, 2]}}}, r"'covariates\.dx\.levels', entry 1, is 1; .* Put it in quotes"),
+        ({"covariates": {"dx": {"levels": ["a", "a"]}}}, "hold one twice"),
+        ({"covariates": {"dx": {"levels": ["a", "b"], "scale": 2}}}, "Leave one of the two out"),
+        (
+            {"averaging": {"deadline_s": float("inf")}},
+            r"deadline_s' is inf, which is not finite; expected a number",
+        ),
+        ({"training": {"learning_rate": float("nan")}}, r"learning_rate' is nan, which is not finite"),
+        (
+            {"training": {"betas": [0.9, 1]}},
+            r"'training\.betas', entry 2, is 1; expected a number of at least 0",
+        ),
+        ({"privacy": {"max_norm": float("inf")}}, r"max_norm' is inf, which is not finite"),
+        ({"harmonization": {"smooth": {"age": [18, float("inf")]}}}, r"smooth\.age', entry 2, is inf"),
+        ({"model": {"mask": {"ratio": 0}}}, r"model: mask 'random' of ratio 0 hides nothing of a window"),
+        (
+            {"model": {"mask": {"kind": "time"}, "window": {"n_frames": 20}}},
+            r"hides nothing of a window of 100 x 1",
+        ),
     ],
 )
 def test_faults_are_named(tmp_path, changes, said):
@@ -178,8 +205,43 @@ def test_faults_are_named(tmp_path, changes, said):
         load_study(write(tmp_path, **changes))
 
 
+def test_everything_that_is_wrong_with_a_file_is_told_at_once(tmp_path):
+    """Also what is only looked at once each field is right by itself, and nothing that follows from other faults."""
+    path = write(
+        tmp_path,
+        titel="x",
+        cohort={"atlases": ["power264", "schaefer100"]},
+        model={"width": 30, "depth": 0},
+        training={"learning_rate": -1, "batch_size": "many"},
+        averaging={"robust": "bulyan", "quorum": "seven", "momentum": 0.5},
+        analyses={"targets": ["iq", "dx"], "folds": 1},
+        covariates={"dx": {"typ": 1}},
+    )
+
+    with pytest.raises(SettingsError) as fault:
+        load_study(path)
+
+    told = str(fault.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in told)
+    for said in (
+        "'titel' is not a known field. Did you mean 'title'?",
+        "Atlas 'power264' is not known",
+        "'model.depth' is 0; expected a whole number from 1 to 512. Correct it.",
+        "heads 4 does not divide the even width 30",
+        "'training.learning_rate' is -1; expected a number above 0. Correct it.",
+        "'training.batch_size' is 'many'; expected a whole number from 1 to 1,000,000. Correct it.",
+        "'averaging.quorum' is 'seven'; expected a whole number from 1 to 10,000. Correct it.",
+        "averaging.momentum is no setting of fedavg",
+        "'covariates.dx.typ' is not a known field. Known fields: center, levels, scale.",
+        "'analyses.folds' is 1; expected a whole number from 3 to 1,000. Correct it.",
+        "covariate 'iq' of analyses.targets has no coding",
+    ):
+        assert sum(said in line for line in told) == 1, said
+    assert len(told) == 11
+
+
 def test_an_unknown_atlas_is_named_with_the_study(tmp_path):
-    with pytest.raises(AtlasError, match=r"study\.yaml: cohort\.atlases: Atlas 'power264' is not known"):
+    with pytest.raises(SettingsError, match=r"study\.yaml: cohort\.atlases: Atlas 'power264' is not known"):
         load_study(write(tmp_path, cohort={"atlases": ["power264"]}))
 
 
@@ -187,7 +249,10 @@ def test_an_unknown_atlas_is_named_with_the_study(tmp_path):
 def checkpoint(tmp_path):
     """A checkpoint beside the study, of a released architecture with 100 parcels."""
     model = make_released({**DENSE, "num_brain_voxels": 100})
-    save_checkpoint(tmp_path / "start.safetensors", model.state_dict(), model.config)
+    state = model.state_dict()
+    save_checkpoint(tmp_path / "start.safetensors", state, model.config)
+    broken = {**state, "decoder.mask_token": state["decoder.mask_token"] / 0}
+    save_checkpoint(tmp_path / "broken.safetensors", broken, model.config)
     return model.config
 
 
@@ -209,6 +274,7 @@ def test_a_study_may_change_what_holds_no_weights(tmp_path, checkpoint):
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
+        ({"model": None, "start": "broken.safetensors"}, CheckpointError, "holds NaN or infinite numbers in decoder"),
         ({"model": None, "start": "none.safetensors"}, CheckpointError, "no such checkpoint"),
         ({"model": None}, SettingsError, "'model' is missing"),
         ({"start": "start.safetensors"}, SettingsError, "'model' has other weights than .*Leave 'model' out"),
