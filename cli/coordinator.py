@@ -123,12 +123,16 @@ class Federation:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_text(path, settings.to_yaml())
         made = cls(folder)
-        for part in (made.folder / "keys", made.home, made.run, made.logs, made._sites):
-            part.mkdir(mode=0o700, exist_ok=True)
+        made.make_folders()
         made.authority.make(made.name, made.settings.host)
         _ = made.superexec_secret
         made.write_configuration()
         return made
+
+    def make_folders(self) -> None:
+        """Make the folders that are missing: those of what is at work need no backup."""
+        for part in (self.folder / "keys", self.home, self.run, self.logs, self._sites):
+            part.mkdir(mode=0o700, exist_ok=True)
 
     @property
     def superlink(self) -> str:

@@ -23,6 +23,7 @@ from cli.coordinator import Federation, Member
 from cli.errors import InputError, RunFailedError
 from cli.flower import environment_of, explained, flwr, last_words, wait_until_up
 from cli.supervisor import SUPERVISOR, end_programs, running
+from cohorts.files import locked
 
 _STOP_S = 40
 _EDGE_S = 15
@@ -55,11 +56,19 @@ def start(federation: Federation) -> bool:
 
     Raises
     ------
+    CohortError
+        If another command is starting them.
     InputError
         If nginx is not installed, or the certificate has expired.
     RunFailedError
         If the SuperLink or the edge does not come up; then nothing runs.
     """
+    federation.make_folders()
+    with locked(federation.run):
+        return _start(federation)
+
+
+def _start(federation: Federation) -> bool:
     if running(federation, SUPERVISOR) is not None:
         return False
     federation.programs()  # what is not installed is said before anything starts
