@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cli import probes
 from cli.authority import days_left
-from cli.checks import Check, attempt, expiry, failed, passed, versions, warned
+from cli.checks import Check, attempt, expiry, failed, passed, skipped, versions, warned
 from client.errors import ClientError
 from client.joining import authority_path, joined
 from client.nodekey import NodeKey
@@ -44,13 +44,13 @@ def checks(settings: Path, study: Path | None) -> Iterator[Check]:
     if has_recordings:
         yield attempt("cohort", partial(_cohort, site), *_FAULTS)
     else:
-        yield warned("cohort", "not here: the SuperNode has no recordings. Repeat this where the apps run.")
+        yield skipped("cohort", "not here: the SuperNode has no recordings. Repeat this where the apps run.")
     for what, look in _AT_HOME.items():
         yield attempt(what, partial(look, site), *_FAULTS)
     if has_recordings and study is not None:
         yield attempt("study", partial(_study, site, study), *_FAULTS)
     if apart and has_recordings:
-        yield warned("federation", "not looked at: no network where the recordings are. Repeat this at the SuperNode.")
+        yield skipped("federation", "no network where the recordings are. Repeat this at the SuperNode.")
     else:
         yield from _connection(site)
 

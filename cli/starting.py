@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.checks import report, versions
+from cli.checks import STRICT, report, versions
 from cli.errors import InputError
 from cli.flower import environment_of
 from cli.site_checks import checks
@@ -39,9 +39,10 @@ def check(
     study: Annotated[
         Path | None, typer.Option(metavar="STUDY.yaml", help="A study that the cohort and policy must fit.")
     ] = None,
+    strict: STRICT = False,
 ) -> None:
     """Check everything that the site needs to take part. Exit code 0 if nothing fails."""
-    report(checks(settings, study))
+    report(checks(settings, study), strict=strict)
 
 
 def _become(module: str, settings: Path) -> None:

@@ -6,11 +6,12 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler
 
 import pytest
+import typer
 import yaml
 
 from cli import probes
 from cli.authority import Authority
-from cli.checks import attempt, expiry
+from cli.checks import Check, attempt, expiry, report
 from cli.coordinator import Federation
 from cli.errors import InputError
 from cli.federation_checks import checks as federation_checks
@@ -124,12 +125,12 @@ def test_of_two_containers_each_looks_at_what_it_has(site, authority, edge, tmp_
     said = found(site, tmp_path / "study.yaml")
     assert said["cohort"].startswith("pass")
     assert said["study"].startswith("pass")
-    assert said["federation"].startswith("warn not looked at: no network")
+    assert said["federation"].startswith("skip no network")
     assert "DNS" not in said
 
     change(site, cohort="nowhere")
     said = found(site, tmp_path / "study.yaml")
-    assert said["cohort"].startswith("warn not here")
+    assert said["cohort"].startswith("skip not here")
     assert "study" not in said
     assert said["TLS"].startswith("pass")
 
@@ -200,6 +201,43 @@ def test_a_federation_at_rest_says_what_is_missing(tmp_path, monkeypatch):
     assert said["sites"].startswith("warn 0; secure sums need 3")
     assert said["SuperLink"].startswith("fail does not answer")
     assert run_command(["federation", "check", "north"]) == 1
+
+
+def made(*verdicts: str) -> list[Check]:
+    return [Check(f"thing {number}", verdict, "said") for number, verdict in enumerate(verdicts)]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said", "code", "strict_code"),
+    [
+        (["pass"] * 3, "All 3 checks passed.", 0, 0),
+        (["pass", "warn", "pass", "warn"], "2 passed, 2 need you.", 0, 1),
+        (["pass", "warn"], "1 passed, 1 needs you.", 0, 1),
+        (["pass", "skip"], "1 passed, 1 not looked at here.", 0, 0),
+        (["warn", "fail", "pass"], "1 passed, 1 failed, 1 needs you.", 1, 1),
+        (["fail"], "1 failed.", 1, 1),
+    ],
+)
+def test_the_last_line_and_the_exit_code_say_what_is_left_to_do(capsys, verdicts, said, code, strict_code):
+    for strict, expected in ((False, code), (True, strict_code)):
+        ended = 0
+        try:
+            report(made(*verdicts), strict=strict)
+        except typer.Exit as end:
+            ended = end.exit_code
+        assert ended == expected
+        assert capsys.readouterr().out.splitlines()[-1] == said
+
+
+def test_a_site_that_refuses_every_study_did_not_pass_all_checks(site, authority, edge, capsys):
+    joined(site, authority, f"localhost:{edge}")
+    change(site, policy={"studies": []})
+
+    run_command(["site", "check", str(site)])
+
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("1 failed, 3 need you.")  # the policy, the roster and the apps; this edge knows no keys
+    assert "All" not in last
 
 
 def test_an_expected_error_is_a_failure_and_another_one_is_not_hidden():
