@@ -140,6 +140,11 @@ class Federation:
         return f"127.0.0.1:{self.settings.superlink_port}"
 
     @property
+    def connection(self) -> dict[str, str]:
+        """The way to the SuperLink, as Flower's configuration has it."""
+        return {"address": self.superlink, "root-certificates": str(self.authority.ca_certificate)}
+
+    @property
     def superexec_secret(self) -> Path:
         """File of the secret that the SuperLink knows its own SuperExec by."""
         path = self.folder / "keys" / "superexec.secret"
@@ -161,7 +166,7 @@ class Federation:
             max_request_mb=settings.max_request_mb,
         )
         write_text(self.folder / "nginx.conf", content)
-        _connect(self.name, self.superlink, self.authority.ca_certificate)
+        _connect(self.name, self.connection)
 
     @property
     def program_names(self) -> tuple[str, ...]:
@@ -272,7 +277,7 @@ class Federation:
             raise InputError(f"{path}: is damaged. Restore it, or remove it and add the site again.") from None
 
 
-def _connect(name: str, address: str, authority: Path) -> None:
+def _connect(name: str, wanted: dict[str, str]) -> None:
     """Add the connection to Flower's configuration, unless it is there.
 
     Raises
@@ -282,7 +287,6 @@ def _connect(name: str, address: str, authority: Path) -> None:
     """
     path = flower_home() / "config.toml"
     text = path.read_text(encoding="utf-8") if path.is_file() else f'[superlink]\ndefault = "{name}"\n'
-    wanted = {"address": address, "root-certificates": str(authority)}
     try:
         there = tomllib.loads(text).get("superlink", {}).get(name)
     except tomllib.TOMLDecodeError:
@@ -290,7 +294,7 @@ def _connect(name: str, address: str, authority: Path) -> None:
     if there == wanted:
         return
     if there is not None:
-        if there.get("root-certificates") != str(authority):
+        if there.get("root-certificates") != wanted["root-certificates"]:
             raise InputError(
                 f"{path}: has another connection [superlink.{name}]. Remove it, or give the federation another name."
             )

@@ -1,6 +1,5 @@
 """Flower's own programs: a local SuperLink for simulations, and `flwr run`."""
 
-import json
 import os
 import re
 import shutil
@@ -10,22 +9,24 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from cli.control import Outcome, explained, run_outcome, stop_run
 from cli.errors import InputError, RunFailedError
 from cli.guardian import is_guarded
 
 _START_S = 60
 _POLL_S = 0.3
-_TRIES, _STOP_TRIES = 20, 5
-"""Times to ask a SuperLink that does not answer, each of which takes seconds."""
+_LONGEST_PAUSE_S = 5.0
+"""Between two questions to a SuperLink whether a run has ended."""
+_PATIENCE_S, _STOP_S = 120.0, 30.0
+"""With a SuperLink that does not answer: one that ended is started again after a minute at most."""
 _SUBMIT_S = 10
 """For Flower to say the number of a run that was just being submitted when it is to stop."""
 
@@ -38,14 +39,6 @@ QUIET = {
 """Nothing phones home, and nothing is installed behind the user's back."""
 _PROMPT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25"}
 """Seconds between a SuperExec's looks for an app to start; Flower's own are 1."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How Flower says that a run is: ``running``, ``finished:completed``, …, or ``unknown``; and its details."""
-
-    status: str
-    details: str
 
 
 @contextmanager
@@ -110,7 +103,7 @@ def flwr_run(
     command += ["--run-config", f'run-directory="{run_directory.resolve()}"']
     if simulated_sites:
         command += ["--federation-config", f"num-supernodes={simulated_sites} client-resources-num-cpus=1"]
-    log = run_directory / "flower.log"
+    superlink, log = connections(home)[connection], run_directory / "flower.log"
     with log.open("ab") as file:  # a run that is resumed is submitted once more: what was said before stays
         file.write(f"=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: submitted to {connection} ===\n".encode())
         file.flush()
@@ -127,12 +120,12 @@ def flwr_run(
             said = explained(last_words(log, begun))
             raise RunFailedError(f"'flwr run' did not start. Its last words: {said} (all of them: {log})")
         # `flwr run` exits with 0 even when the ServerApp crashed: the outcome is in the list of runs.
-        return _outcome(connection, run_id, home, watch)
+        return _outcome(superlink, run_id, watch)
     except KeyboardInterrupt:  # the SuperLink would go on without us
         deadline = time.monotonic() + _SUBMIT_S
         while not (run_id := _run_id(log, begun)) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-        if run_id and not _stop(connection, run_id, home):
+        if run_id and not _stop(superlink, run_id):
             raise RunFailedError(
                 f"run {run_id} may go on: the SuperLink did not say that it was stopped. Give 'flwr stop {run_id} "
                 f"{connection}' until it does."
@@ -158,49 +151,39 @@ def connections(home: Path | None = None) -> dict[str, dict[str, Any]]:
     return {name: value for name, value in sorted(content.items()) if isinstance(value, dict)}
 
 
-def _stop(connection: str, run_id: str, home: Path | None) -> bool:
+def _stop(connection: Mapping[str, Any], run_id: int) -> bool:
     """Stop a run; say whether Flower says that it has ended."""
-    for _ in range(_STOP_TRIES):
-        flwr(home, "stop", run_id, connection)
-        outcome = _status(connection, run_id, home)
-        if outcome is not None and outcome.status.startswith("finished"):
-            return True
+    give_up = time.monotonic() + _STOP_S
+    while time.monotonic() < give_up:
+        with suppress(RunFailedError):  # it has ended, or the SuperLink does not answer
+            stop_run(connection, run_id)
+        with suppress(RunFailedError):
+            if run_outcome(connection, run_id).is_final:
+                return True
+        time.sleep(_POLL_S)
     return False
 
 
-def _outcome(connection: str, run_id: str, home: Path | None, watch: Callable[[], None]) -> Outcome:
-    """Ask the SuperLink until the run has ended: the stream of its logs may break before."""
-    unanswered = 0
-    while unanswered < _TRIES:
-        outcome = _status(connection, run_id, home)
-        unanswered = unanswered + 1 if outcome is None else 0
-        if outcome is not None and outcome.status.startswith("finished"):
-            return outcome
-        watch()
-        time.sleep(_POLL_S)
+def _outcome(connection: Mapping[str, Any], run_id: int, watch: Callable[[], None]) -> Outcome:
+    """Ask the SuperLink until the run has ended, ever less often: the stream of its logs may break long before."""
+    answered, pause = time.monotonic(), _POLL_S
+    while time.monotonic() - answered < _PATIENCE_S:
+        with suppress(RunFailedError):
+            if (outcome := run_outcome(connection, run_id)).is_final:
+                return outcome
+            answered = time.monotonic()
+        again = time.monotonic() + pause
+        while time.monotonic() < again:
+            watch()
+            time.sleep(_POLL_S)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
     return Outcome("unknown", "the SuperLink did not say how the run ended")
 
 
-def _status(connection: str, run_id: str, home: Path | None) -> Outcome | None:
-    """Ask the SuperLink once how a run is; None if it does not answer."""
-    listed = flwr(home, "list", connection, "--run-id", run_id, "--format", "json")
-    try:
-        (run,) = json.loads(listed.stdout)["runs"]
-        return Outcome(run["status"], run.get("status-details") or "")
-    except (ValueError, KeyError):
-        return None
-
-
-def _run_id(log: Path, begun: int) -> str | None:
+def _run_id(log: Path, begun: int) -> int | None:
     """Flower's number of the run that was submitted at this place of the log."""
     started = re.search(r"Successfully started run (\d+)", _said(log, begun))
-    return started.group(1) if started else None
-
-
-def flwr(home: Path | None, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command of Flower's own to its end."""
-    command = [program("flwr"), *arguments]
-    return subprocess.run(command, env=environment_of(home, {}), capture_output=True, text=True, check=False)
+    return int(started.group(1)) if started else None
 
 
 def environment_of(home: Path | None, extra: dict[str, str]) -> dict[str, str]:
@@ -259,14 +242,6 @@ def wait_until_up(url: str, alive: Callable[[], bool], log: Path, authority: Pat
                 return
         time.sleep(_POLL_S)
     raise RunFailedError(f"Flower's SuperLink did not start. Its last words: {last_words(log)} (all of them: {log})")
-
-
-def explained(said: str) -> str:
-    """Add to Flower's words what to do where they say only that the SuperLink's database is locked."""
-    hint = (
-        " Another program holds the SuperLink's database: end it, and repeat." if "Service Unavailable" in said else ""
-    )
-    return f"{said}{hint}"
 
 
 def last_words(log: Path, begun: int = 0) -> str:

@@ -15,13 +15,15 @@ from typing import Any
 import httpx
 import psutil
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
 
 from cli import probes
 from cli.authority import days_left, read_certificate
 from cli.compacting import compact
+from cli.control import control
 from cli.coordinator import Federation, Member
 from cli.errors import InputError, RunFailedError
-from cli.flower import environment_of, explained, flwr, last_words, wait_until_up
+from cli.flower import environment_of, last_words, wait_until_up
 from cli.supervisor import SUPERVISOR, end_programs, running
 from cohorts.files import locked
 
@@ -168,25 +170,47 @@ def is_up(federation: Federation) -> bool:
 
 
 def register(federation: Federation, member: Member) -> Member:
-    """Let the SuperLink know a site's SuperNode by its key; nothing is done if it does."""
+    """Let the SuperLink know a site's SuperNode by its key; nothing is done if it does.
+
+    Raises
+    ------
+    RunFailedError
+        If it does not answer, or refuses.
+    """
     if member.node is not None:
         return member
-    path = federation.run / f"{member.bundle.site}.pub"
-    path.write_text(member.bundle.supernode_key + "\n", encoding="utf-8")
-    said = _ask(federation, "register", str(path), "--name", member.bundle.site)
-    path.unlink()
-    return federation.keep(replace(member, node=str(said["node-id"])))
+    site = member.bundle.site
+    request = RegisterNodeRequest(public_key=_pem(member.bundle.supernode_key), name=site)
+    with control(federation.connection) as superlink:
+        node = superlink.RegisterNode(request).node_id
+    if not node:
+        raise RunFailedError(f"the SuperLink did not register {site}. Its log: {federation.logs / 'superlink.log'}")
+    return federation.keep(replace(member, node=str(node)))
 
 
 def unregister(federation: Federation, member: Member) -> None:
-    """Let the SuperLink forget a site's SuperNode, which it then no longer answers."""
+    """Let the SuperLink forget a site's SuperNode, which it then no longer answers.
+
+    Raises
+    ------
+    RunFailedError
+        If it does not answer, or refuses.
+    """
     if member.node is not None and nodes(federation).get(member.node) != "unregistered":
-        _ask(federation, "unregister", member.node)
+        with control(federation.connection) as superlink:
+            superlink.UnregisterNode(UnregisterNodeRequest(node_id=int(member.node)))
 
 
 def nodes(federation: Federation) -> dict[str, str]:
-    """What the SuperLink says of each SuperNode: ``registered``, ``online``, ``offline`` or ``unregistered``."""
-    return {node["node-id"]: node["status"] for node in _ask(federation, "list")["nodes"]}
+    """What the SuperLink says of each SuperNode: ``registered``, ``online``, ``offline`` or ``unregistered``.
+
+    Raises
+    ------
+    RunFailedError
+        If it does not answer.
+    """
+    with control(federation.connection) as superlink:
+        return {str(node.node_id): node.status for node in superlink.ListNodes(ListNodesRequest()).nodes_info}
 
 
 def heartbeats(federation: Federation) -> dict[str, Heartbeat]:
@@ -215,25 +239,9 @@ def _heartbeat(event: dict[str, Any]) -> Heartbeat:
 
 def sent_key(line: str) -> str:
     """A public key as a SuperNode sends it."""
-    key = load_ssh_public_key(line.encode())
-    return b64encode(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).decode()
+    return b64encode(_pem(line)).decode()
 
 
-def _ask(federation: Federation, what: str, *arguments: str) -> Any:
-    """Run ``flwr supernode``, and return what it answers.
-
-    Raises
-    ------
-    RunFailedError
-        With what it says instead.
-    """
-    options = [federation.name] if what == "list" else [*arguments[:1], federation.name, *arguments[1:]]
-    done = flwr(None, "supernode", what, *options, "--format", "json")
-    try:
-        said = json.loads(done.stdout)
-    except ValueError:
-        said = {}
-    if not said.get("success"):
-        reason = said.get("error-message") or (done.stderr or done.stdout).strip()
-        raise RunFailedError(f"the SuperLink refuses 'supernode {what}': {explained(reason)}")
-    return said
+def _pem(line: str) -> bytes:
+    """A public key of OpenSSH's format, in Flower's."""
+    return load_ssh_public_key(line.encode()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
