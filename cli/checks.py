@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cli.errors import InputError
+from cli.errors import InputError, of_the_disk
 from client.supernode import FLOWER_VERSION
 
 Verdict = Literal["pass", "warn", "fail", "skip"]
@@ -60,7 +60,7 @@ def attempt(what: str, look: Callable[[], Check], *errors: type[Exception]) -> C
     try:
         return look()
     except (InputError, OSError, *errors) as error:
-        return failed(what, getattr(error, "detail", "") or str(error))
+        return failed(what, getattr(error, "detail", "") or str(of_the_disk(error) or error))
 
 
 def expiry(what: str, days: int, remedy: str) -> Check:

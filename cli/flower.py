@@ -20,6 +20,7 @@ import httpx
 from cli.control import Outcome, explained, run_outcome, stop_run
 from cli.errors import InputError, RunFailedError
 from cli.guardian import is_guarded
+from cohorts.files import naming, write_text
 
 _START_S = 60
 _POLL_S = 0.3
@@ -51,8 +52,9 @@ def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[st
     _wait_for_earlier(home)
     port = free_port()
     address = f"127.0.0.1:{port}"
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "simulation"\n\n[superlink.simulation]\naddress = "{address}"\ninsecure = true\n'
+    write_text(
+        home / "config.toml",
+        f'[superlink]\ndefault = "simulation"\n\n[superlink.simulation]\naddress = "{address}"\ninsecure = true\n',
     )
     command = [sys.executable, "-P", "-m", "cli.guardian", str(home.resolve())]
     command += [program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
@@ -104,7 +106,10 @@ def flwr_run(
     if simulated_sites:
         command += ["--federation-config", f"num-supernodes={simulated_sites} client-resources-num-cpus=1"]
     superlink, log = connections(home)[connection], run_directory / "flower.log"
-    with log.open("ab") as file:  # a run that is resumed is submitted once more: what was said before stays
+    with (
+        naming(log),
+        log.open("ab") as file,
+    ):  # a run that is resumed is submitted once more: what was said before stays
         file.write(f"=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: submitted to {connection} ===\n".encode())
         file.flush()
         begun = file.tell()

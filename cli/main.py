@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from cli.errors import UNWRITABLE, InternalError, RunFailedError, UnwritableError, is_input_error, printable
+from cli.errors import InternalError, RunFailedError, is_input_error, of_the_disk, printable
 
 COMMANDS = {
     "cohort": ("cli.cohort", "app", "A site's recordings: make, import and show them."),
@@ -107,13 +107,10 @@ def run_command(arguments: list[str]) -> int:
         app(arguments, standalone_mode=True)
     except RunFailedError as error:
         return _fail(console, error, 1, arguments)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            return _fail(console, InternalError(error), 1, arguments)
-        return _fail(console, UnwritableError(error), 2, arguments)
     except Exception as error:
-        if is_input_error(error):
-            return _fail(console, error, 2, arguments)
+        said = of_the_disk(error) or error
+        if is_input_error(said):
+            return _fail(console, said, 2, arguments)
         return _fail(console, InternalError(error), 1, arguments)  # a fault of ours: said in a line, too
     except (KeyboardInterrupt, SystemExit) as ended:  # typer makes an exit of an interrupt
         code = 130 if isinstance(ended, KeyboardInterrupt) else ended.code

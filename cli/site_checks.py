@@ -9,14 +9,14 @@ from pathlib import Path
 from cli import probes
 from cli.authority import days_left
 from cli.checks import Check, attempt, expiry, failed, passed, skipped, versions, warned
+from cli.errors import InputError, of_the_disk
+from cli.site_files import at_work
 from client.errors import ClientError
 from client.joining import authority_path, joined
 from client.nodekey import NodeKey
-from client.settings import SiteSettings
 from client.site import Site
 from client.supernode import authentication
 from cohorts.errors import CohortError
-from cohorts.settings import read_settings
 from exchange.bundle import JoinPackage
 from exchange.refusals import Refusal
 from exchange.roster import RosterError
@@ -32,9 +32,9 @@ _DISK_GB = 5
 def checks(settings: Path, study: Path | None) -> Iterator[Check]:
     """Yield each check as it is made; those that need what failed are left out."""
     try:
-        site = Site(read_settings(settings, SiteSettings), settings.parent)
-    except (CohortError, OSError) as error:
-        yield failed("settings", str(error))
+        site = at_work(settings)
+    except (InputError, CohortError, OSError) as error:
+        yield failed("settings", str(of_the_disk(error) or error))
         return
     yield passed("settings", f"site {site.name}, state in {site.state}")
     yield versions()

@@ -11,26 +11,29 @@ from cli.checks import STRICT, report, versions
 from cli.errors import InputError
 from cli.flower import environment_of
 from cli.site_checks import checks
-from cli.site_files import SettingsFile, open_site
+from cli.site_files import SettingsFile, at_work
 from client.joining import joined
+from client.settings import SiteSettings
+from cohorts.settings import read_settings
 
 
 def start(settings: SettingsFile) -> None:
     """Start the SuperNode, in the foreground: it runs the apps that this site approved, and no others."""
-    site = open_site(settings)
     if (found := versions()).verdict == "fail":  # another Flower might pass the guard by
         raise InputError(found.said)
+    site = at_work(settings)
     _ = joined(site.state), site.keys.public_bundle()  # what is missing is said here, before Flower starts
     _become("client.supernode", settings)
 
 
 def execute(settings: SettingsFile) -> None:
     """Start the apps of a SuperNode that runs in another container, in the foreground; see supernode.executor."""
-    if open_site(settings).settings.supernode.executor == "here":
+    if read_settings(settings, SiteSettings).supernode.executor == "here":
         raise InputError(
             f"{settings}: supernode.executor is here, so that 'fedbrainlm site start' starts the apps itself. "
             "Set it to elsewhere, or leave this command out."
         )
+    at_work(settings)
     _become("client.executor", settings)
 
 

@@ -61,6 +61,7 @@ _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (
     (SmallGroupError, RefusalCode.GROUP),
     (HarmonizationError, RefusalCode.ANALYSIS_FAILED),
     (CohortError, RefusalCode.SETUP),
+    (OSError, RefusalCode.SETUP),  # a disk that is full, broken or gone: the site's administrator's to mend
 )
 
 
@@ -303,12 +304,13 @@ def _permit_shown(site: Site, payload: Payload) -> None:
 def _write_down_refusal(site: Site, message: Message, code: RefusalCode, error: Exception) -> None:
     """Log and audit a refusal. Nothing may be raised from here: Flower would send its text to the coordinator."""
     kind = message.metadata.message_type
+    detail = error.detail if isinstance(error, Refusal) else str(error)
     try:
-        detail = error.detail if isinstance(error, Refusal) else str(error)
         unexpected = error if code is RefusalCode.INTERNAL else None
         site.log.error("%s %s: %s", kind, code, detail, exc_info=unexpected)
         site.audit.append("refusal", run=str(message.metadata.run_id), message=kind, code=str(code))
     except Exception as broken:
+        print(f"fedbrainlm: {kind} {code}: {detail}", flush=True)
         print(f"fedbrainlm: the state folder cannot be written: {broken}", flush=True)
 
 

@@ -4,8 +4,10 @@ from safetensors.torch import save_file
 
 from brainlm.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from brainlm.errors import CheckpointError
+from brainlm.official import export_folder
 from brainlm.pretraining import initial_model
 from cohorts import SettingsError
+from tests.support.disks import small_disk
 
 
 def test_what_is_saved_is_loaded(config, tmp_path):
@@ -55,3 +57,16 @@ def test_weights_must_fit(config, tmp_path):
     save_checkpoint(tmp_path / "m", state, config.model_copy(update={"width": 31}))
     with pytest.raises(SettingsError, match="does not divide"):
         load_checkpoint(tmp_path / "m")
+
+
+def test_a_full_disk_is_said_with_the_file_and_leaves_nothing(config, tmp_path):
+    model = initial_model(config, 0)
+    with small_disk(tmp_path / "disk", "8k") as disk:
+        for path, write in (
+            (disk / "m.safetensors", lambda path: save_checkpoint(path, model.state_dict(), config)),
+            (disk / "exported", lambda path: export_folder(path, model, {})),
+        ):
+            with pytest.raises(OSError, match="No space left on device") as full:
+                write(path)
+            assert full.value.filename == str(path)
+            assert list(disk.iterdir()) == []

@@ -83,7 +83,7 @@ def test_nothing_leaves_that_cannot_be_written_down(site, capfd):
 
     reply = ask(site, good)
 
-    assert reply.error.reason == "site.internal-error"
+    assert reply.error.reason == "site.not-set-up"
     assert "cannot be written" in capfd.readouterr().out
 
 
@@ -98,6 +98,7 @@ ERRORS = [
     (ValueError(SECRET), RefusalCode.INTERNAL),
     (KeyError(SECRET), RefusalCode.INTERNAL),
     (MemoryError(SECRET), RefusalCode.INTERNAL),
+    (OSError(28, SECRET), RefusalCode.SETUP),
 ]
 
 
