@@ -17,10 +17,14 @@ from cli.errors import RunFailedError
 
 @dataclass(frozen=True)
 class Outcome:
-    """How Flower says that a run is: ``running``, ``finished:completed``, …, or ``unknown``; and its details."""
+    """How Flower says that a run is: ``running``, ``finished:completed``, …, or ``unknown``; and its details.
+
+    `cause` is what ended it where Flower does not say.
+    """
 
     status: str
     details: str
+    cause: str = ""
 
     @property
     def is_final(self) -> bool:

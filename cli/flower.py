@@ -11,6 +11,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,31 @@ _PROMPT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25"}
 """Seconds between a SuperExec's looks for an app to start; Flower's own are 1."""
 
 
-@contextmanager
-def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[str]:
-    """Run a SuperLink for simulations on a free port of this machine; yield the name of the connection to it.
+@dataclass(frozen=True)
+class Simulation:
+    """How sites are simulated.
 
-    It is stopped with everything that it started, however the block or this process ends: see `cli.guardian`.
+    Attributes
+    ----------
+    sites : int
+        How many there are.
+    at_once : int
+        How many may compute at the same time, each in a process of its own.
+    alive : callable
+        Whether their SuperLink still runs.
+    """
+
+    sites: int
+    at_once: int
+    alive: Callable[[], bool] = lambda: True
+
+
+@contextmanager
+def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, Callable[[], bool]]]:
+    """Run a SuperLink for simulations on a free port of this machine.
+
+    Yields the name of the connection to it, and a function that says whether it still runs. It is stopped with
+    everything that it started, however the block or this process ends: see `cli.guardian`.
     """
     home.mkdir(parents=True, exist_ok=True)
     _wait_for_earlier(home)
@@ -59,7 +80,7 @@ def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[st
     command = [sys.executable, "-P", "-m", "cli.guardian", str(home.resolve())]
     command += [program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    with (home / "superlink.log").open("wb") as log:
+    with (home / "superlink.log").open("ab") as log:  # of a run that is resumed, what was said before stays
         guardian = subprocess.Popen(
             command,
             env=environment_of(None, environment),
@@ -69,8 +90,12 @@ def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[st
             start_new_session=True,
         )
     try:
-        wait_until_up(f"http://{address}/health", lambda: guardian.poll() is None, home / "superlink.log")
-        yield "simulation"
+
+        def alive() -> bool:
+            return guardian.poll() is None
+
+        wait_until_up(f"http://{address}/health", alive, home / "superlink.log")
+        yield "simulation", alive
     finally:
         assert guardian.stdin is not None  # asked for above
         guardian.stdin.close()
@@ -83,7 +108,7 @@ def flwr_run(
     run_directory: Path,
     home: Path | None,
     *,
-    simulated_sites: int = 0,
+    simulation: Simulation | None = None,
     watch: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Submit a run with `flwr run` and wait until it ends, calling `watch` all the while.
@@ -98,18 +123,17 @@ def flwr_run(
         The run's folder, which the ServerApp reads and writes.
     home : Path or None
         FLWR_HOME; the user's own if None.
-    simulated_sites : int
-        Nodes of a simulation; 0 for a deployed federation.
+    simulation : Simulation, optional
+        None for a deployed federation.
     """
     command = [program("flwr"), "run", str(app), connection, "--stream"]
     command += ["--run-config", f'run-directory="{run_directory.resolve()}"']
-    if simulated_sites:
-        command += ["--federation-config", f"num-supernodes={simulated_sites} client-resources-num-cpus=1"]
+    if simulation:
+        sites = f"num-supernodes={simulation.sites} client-resources-num-cpus=1"
+        command += ["--federation-config", f"{sites} init-args-num-cpus={simulation.at_once}"]
     superlink, log = connections(home)[connection], run_directory / "flower.log"
-    with (
-        naming(log),
-        log.open("ab") as file,
-    ):  # a run that is resumed is submitted once more: what was said before stays
+    # A run that is resumed is submitted once more: what was said before stays.
+    with naming(log), log.open("ab") as file:
         file.write(f"=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: submitted to {connection} ===\n".encode())
         file.flush()
         begun = file.tell()
@@ -125,7 +149,7 @@ def flwr_run(
             said = explained(last_words(log, begun))
             raise RunFailedError(f"'flwr run' did not start. Its last words: {said} (all of them: {log})")
         # `flwr run` exits with 0 even when the ServerApp crashed: the outcome is in the list of runs.
-        return _outcome(superlink, run_id, watch)
+        return _outcome(superlink, run_id, watch, simulation.alive if simulation else lambda: True)
     except KeyboardInterrupt:  # the SuperLink would go on without us
         deadline = time.monotonic() + _SUBMIT_S
         while not (run_id := _run_id(log, begun)) and process.poll() is None and time.monotonic() < deadline:
@@ -143,8 +167,22 @@ def flwr_run(
 
 
 def flower_home() -> Path:
-    """The user's own FLWR_HOME."""
-    return Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr"))
+    """The user's own FLWR_HOME.
+
+    Raises
+    ------
+    InputError
+        If the user has neither that nor a home folder.
+    """
+    if named := os.environ.get("FLWR_HOME"):
+        return Path(named)
+    try:
+        return Path.home() / ".flwr"
+    except RuntimeError:
+        raise InputError(
+            "FLWR_HOME is not set, and neither is HOME, so that Flower's configuration has no place. Set FLWR_HOME to "
+            "a folder."
+        ) from None
 
 
 def connections(home: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -169,10 +207,12 @@ def _stop(connection: Mapping[str, Any], run_id: int) -> bool:
     return False
 
 
-def _outcome(connection: Mapping[str, Any], run_id: int, watch: Callable[[], None]) -> Outcome:
+def _outcome(
+    connection: Mapping[str, Any], run_id: int, watch: Callable[[], None], alive: Callable[[], bool]
+) -> Outcome:
     """Ask the SuperLink until the run has ended, ever less often: the stream of its logs may break long before."""
     answered, pause = time.monotonic(), _POLL_S
-    while time.monotonic() - answered < _PATIENCE_S:
+    while alive() and time.monotonic() - answered < _PATIENCE_S:
         with suppress(RunFailedError):
             if (outcome := run_outcome(connection, run_id)).is_final:
                 return outcome

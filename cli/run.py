@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +14,14 @@ import typer
 import yaml
 
 from brainlm.windows import usable_recordings
+from cli.control import Outcome
 from cli.display import console, counter
 from cli.errors import InputError, RunFailedError
 from cli.fab import PROJECT, pack_fab, stage_app
-from cli.flower import Outcome, connections, flwr_run, simulation_superlink
+from cli.flower import Simulation, connections, flwr_run, simulation_superlink
 from cli.names import registered_names
 from cli.options import RUNS
+from cli.postmortem import Postmortem
 from cli.watch import AS_JSON, find_run
 from cli.watching import end_of, print_event, print_summary, watching
 from client.keys import agree
@@ -61,6 +65,12 @@ def run(
     resume: Annotated[
         str | None, typer.Option(help="Go on with a run that did not come to its end: its folder, or its id.")
     ] = None,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            "--at-once", min=1, help="Sites of a simulation that compute at the same time: fewer take less memory."
+        ),
+    ] = None,
     as_json: AS_JSON = False,
     runs: RUNS = Path("runs"),
 ) -> None:
@@ -71,7 +81,7 @@ def run(
             raise InputError(
                 "--resume goes on with the study and the sites that the run began with. Name nothing else."
             )
-        _resume(find_run(resume, runs), as_json)
+        _resume(find_run(resume, runs), as_json, at_once)
         return
     if study is None:
         raise InputError("Name a study's YAML file, or a run to go on with: --resume RUN.")
@@ -79,6 +89,7 @@ def run(
     if bool(folders) == bool(federation):
         raise InputError("Say where to run: either --simulate COHORT_DIR... or --federation NAME.")
     if federation:
+        _require_simulation(at_once, "federation")
         _check_connection(federation)
         with _new_run(runs, loaded, f"federation:{federation}") as folder:
             _run_to_its_end(loaded, folder, as_json)
@@ -86,7 +97,7 @@ def run(
     cohorts = _open_all(loaded, folders)
     with _new_run(runs, loaded, "simulation") as folder:
         _write_sites(loaded, cohorts, folder)
-        _run_to_its_end(loaded, folder, as_json)
+        _run_to_its_end(loaded, folder, as_json, at_once)
 
 
 def report(
@@ -100,7 +111,7 @@ def report(
     typer.echo(f"Report: {write_report(folder)}")
 
 
-def _resume(folder: Path, as_json: bool) -> None:
+def _resume(folder: Path, as_json: bool, at_once: int | None) -> None:
     """Go on with a run where it was.
 
     Raises
@@ -116,11 +127,12 @@ def _resume(folder: Path, as_json: bool) -> None:
         raise InputError(f"{folder}: the run was begun by an earlier version. Begin it again with its study.yaml.")
     if journal.is_worked_on:
         raise InputError(f"{folder}: the run is still going on. See 'fedbrainlm watch {folder}'.")
+    _require_simulation(at_once, facts[_WHERE])
     with journal.at_work("command"):
         journal.note(status="starting", stage="", reason="")
         journal.say("resumed")
         console.print(f"Run: {folder}", highlight=False, markup=False)
-        _run_to_its_end(load_study(folder / "study.yaml"), folder, as_json)
+        _run_to_its_end(load_study(folder / "study.yaml"), folder, as_json, at_once)
 
 
 def _write_sites(study: Study, cohorts: list[Cohort], folder: Path) -> None:
@@ -131,14 +143,14 @@ def _write_sites(study: Study, cohorts: list[Cohort], folder: Path) -> None:
         agree("simulation", [load_site(sites / cohort.name / "site.yaml").keys for cohort in cohorts])
 
 
-def _run_to_its_end(study: Study, folder: Path, as_json: bool) -> None:
+def _run_to_its_end(study: Study, folder: Path, as_json: bool, at_once: int | None = None) -> None:
     """Run a study in its folder, on the federation that its journal names, and write its report."""
     journal = Journal(folder)
     where, _, federation = journal.facts()[_WHERE].partition(":")
     with _end_shown(journal, as_json):
         with _end_noted(folder), watching(journal, as_json=as_json) as watch:
             if where == "simulation":
-                outcome = _simulate(study, folder, watch)
+                outcome = _simulate(study, folder, watch, at_once)
             else:
                 _check_connection(federation)
                 app = stage_app(folder / "flower" / "app", study)
@@ -148,15 +160,34 @@ def _run_to_its_end(study: Study, folder: Path, as_json: bool) -> None:
         _finish(study, folder, outcome, quiet=as_json)
 
 
-def _simulate(study: Study, folder: Path, watch: Callable[[], None]) -> Outcome:
-    """Run with one simulated site for each that was set up."""
+def _simulate(study: Study, folder: Path, watch: Callable[[], None], at_once: int | None) -> Outcome:
+    """Run with one simulated site for each that was set up, as many at once as there are processors, or as said."""
     sites = folder / "sites"
     if not sites.is_dir():
         raise RunFailedError(f"{folder}: the run was killed before its sites were set up. Begin it again.")
     app, home = stage_app(folder / "flower" / "app", study), folder / "flower"
     n_sites = len(list(sites.glob("*/site.yaml")))
-    with simulation_superlink(home, {SIMULATED_SITES: str(sites.resolve())}) as connection:
-        return flwr_run(app, connection, folder, home, simulated_sites=n_sites, watch=watch)
+    at_once = min(n_sites, at_once or os.cpu_count() or 1)
+    logs = [site / "state" / "site.log" for site in sites.iterdir()]
+    postmortem = Postmortem(folder / "flower.log", home / "superlink.log", *logs)
+    try:
+        with simulation_superlink(home, {SIMULATED_SITES: str(sites.resolve())}) as (connection, alive):
+            simulation = Simulation(n_sites, at_once, alive)
+            outcome = flwr_run(app, connection, folder, home, simulation=simulation, watch=watch)
+    except RunFailedError as error:
+        raise RunFailedError(" ".join(filter(None, (postmortem.cause(_less_memory(at_once)), str(error))))) from None
+    return replace(outcome, cause=postmortem.cause(_less_memory(at_once)))
+
+
+def _less_memory(at_once: int) -> str:
+    if at_once == 1:
+        return "Close other programs, or let a batch be smaller (training.batch_size)."
+    return f"Close other programs, or let fewer than {at_once} sites compute at once: --at-once {at_once // 2}."
+
+
+def _require_simulation(at_once: int | None, where: str) -> None:
+    if at_once is not None and where != "simulation":
+        raise InputError("--at-once is of simulations: sites of a federation compute on machines of their own.")
 
 
 def _check_connection(federation: str) -> None:
@@ -202,11 +233,14 @@ def _finish(study: Study, folder: Path, outcome: Outcome, *, quiet: bool) -> Non
     facts = journal.facts()
     # A completed study is one even where Flower could not be asked, or was not told.
     if facts.get("status") != "completed":
-        reason = facts.get("reason") or outcome.details or f"Flower ended the run as {outcome.status}"
+        said = facts.get("reason") or outcome.details or f"Flower ended the run as {outcome.status}"
+        reason = f"{outcome.cause} ({said})" if outcome.cause else said
         with suppress(ServerError, OSError):  # a full disk takes no reason: it is said all the same
             journal.note(status="failed", reason=reason)
             if facts.get("status") != "failed":  # the ServerApp died before it could say anything
                 write_summary(study, journal, {}, None)
+            elif outcome.cause:
+                _amend_summary(folder, reason)
         raise RunFailedError(
             f"{reason}\nGo on with it: fedbrainlm run --resume {folder}\nLogs: {folder / 'flower.log'}"
             + _site_logs(folder)
@@ -215,6 +249,12 @@ def _finish(study: Study, folder: Path, outcome: Outcome, *, quiet: bool) -> Non
     if not quiet:
         print_summary(json.loads((folder / "summary.json").read_text()))
         typer.echo(f"Report: {path}")
+
+
+def _amend_summary(folder: Path, reason: str) -> None:
+    """Say in the summary that the ServerApp left what it could not know."""
+    path = folder / "summary.json"
+    write_text(path, json.dumps({**json.loads(path.read_text(encoding="utf-8")), "reason": reason}, indent=2) + "\n")
 
 
 def _site_logs(folder: Path) -> str:

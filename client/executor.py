@@ -16,6 +16,7 @@ from pathlib import Path
 
 from client import relay
 from client.settings import SiteSettings
+from client.sockets import temporary_folder, temporary_paths_are_short
 from cohorts.secrets import secret_once
 from cohorts.settings import read_settings
 
@@ -53,10 +54,17 @@ class SuperExec:
         """Keep it running until `end` is called, with pauses that grow."""
         # Flower never replaces an installed app: whatever lies there from before must not be taken for an approved one.
         shutil.rmtree(self._apps, ignore_errors=True)
+        if temporary_paths_are_short():
+            self._keep(dict(os.environ))
+            return
+        with temporary_folder() as folder:  # an app's own processes speak over sockets there
+            self._keep({**os.environ, "TMPDIR": str(folder)})
+
+    def _keep(self, environment: dict[str, str]) -> None:
         pause = 1.0
         while not self._told_to_end.is_set():
             began = time.monotonic()
-            said = self._run()
+            said = self._run(environment)
             if time.monotonic() - began > _STEADY_S:
                 pause = 1.0
             if not self._told_to_end.is_set():
@@ -64,10 +72,10 @@ class SuperExec:
             self._told_to_end.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _run(self) -> str:
+    def _run(self, environment: dict[str, str]) -> str:
         """Run it once; say how it ended."""
         try:
-            self._process = subprocess.Popen(self.command)
+            self._process = subprocess.Popen(self.command, env=environment)
         except OSError as error:  # no memory, or too many processes
             return f"cannot be started ({error.strerror})"
         if self._told_to_end.is_set():  # meanwhile

@@ -1,14 +1,15 @@
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import yaml
 
 from cli import flower
 from cli.control import Outcome
-from cli.errors import RunFailedError
+from cli.errors import InputError, RunFailedError
 from cli.fab import stage_app
-from cli.flower import _outcome, _stop, connections, flwr_run, free_port
+from cli.flower import _outcome, _stop, connections, flower_home, flwr_run, free_port
 from server.study import load_study
 from tests.support.federation import STUDY
 
@@ -19,6 +20,19 @@ def test_connections_come_from_flower_s_configuration(tmp_path):
         '[superlink]\ndefault = "prod"\n[superlink.prod]\naddress = "a:1"\n[superlink.test]\naddress = "b:1"\n'
     )
     assert connections(tmp_path) == {"prod": {"address": "a:1"}, "test": {"address": "b:1"}}
+
+
+@pytest.mark.parametrize("named", ["/srv/flower", ""])
+def test_flowers_folder_needs_no_home_where_it_is_named(monkeypatch, named):
+    """A user without a home folder, as in many containers."""
+    monkeypatch.setenv("FLWR_HOME", named)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    if named:
+        assert flower_home() == Path(named)
+        return
+    with pytest.raises(InputError, match="Set FLWR_HOME to a folder"):
+        flower_home()
 
 
 def test_what_flower_said_of_a_run_before_it_was_resumed_stays_and_is_not_taken_for_what_it_says_now(tmp_path):
@@ -83,7 +97,7 @@ def test_a_run_that_goes_on_after_its_stream_broke_is_asked_after_ever_less_ofte
     asked = answers(monkeypatch, clock, (60, None), (3600, "running"), (1e9, "finished:completed"))
     shown: list[float] = []
 
-    assert _outcome({}, 12, lambda: shown.append(clock.now)).status == "finished:completed"
+    assert _outcome({}, 12, lambda: shown.append(clock.now), lambda: True).status == "finished:completed"
 
     assert 3600 < clock.now < 3606
     assert len(asked) < 3600 / 4
@@ -93,9 +107,11 @@ def test_a_run_that_goes_on_after_its_stream_broke_is_asked_after_ever_less_ofte
 def test_a_superlink_that_is_gone_is_given_up(clock, monkeypatch):
     answers(monkeypatch, clock, (1000, "running"), (1e9, None))
 
-    assert _outcome({}, 12, lambda: None).status == "unknown"
+    assert _outcome({}, 12, lambda: None, lambda: True).status == "unknown"
 
     assert 1000 < clock.now < 1200
+    assert _outcome({}, 12, lambda: None, lambda: False).status == "unknown"
+    assert clock.now < 1200  # at once, where it is known to have ended
 
 
 @pytest.mark.parametrize(

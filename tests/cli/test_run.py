@@ -1,10 +1,12 @@
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cli.flower import Outcome
+from cli.control import Outcome
+from cli.errors import RunFailedError
 from cli.main import run_command
 from cli.run import _finish
 from cohorts.simulation import SimulatedSite, simulate_cohorts
@@ -106,6 +108,24 @@ def test_only_a_run_that_did_not_end_well_is_resumed(capsys, tmp_path, study, fi
     journal.note(where="simulation")
     with journal.at_work():
         assert "is still going on" in refused(capsys, tmp_path, "--resume", tmp_path)
+    journal.note(where="federation:nordic")
+    assert "--at-once is of simulations" in refused(capsys, tmp_path, "--resume", tmp_path, "--at-once", "2")
+    assert "--at-once is of simulations" in refused(capsys, tmp_path, study, "--federation", "x", "--at-once", "2")
+
+
+def test_what_ended_a_simulation_is_said_everywhere_before_what_its_server_knew_of_it(tmp_path, finished_run):
+    folder = Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
+    Journal(folder).note(status="failed", reason="describe: 0 of 3 sites answered.")
+    outcome = Outcome("finished:failed", "", "the machine ran out of memory. Close other programs.")
+
+    with pytest.raises(RunFailedError) as failed:
+        _finish(load_study(folder / "study.yaml"), folder, outcome, quiet=True)
+
+    said = "the machine ran out of memory. Close other programs. (describe: 0 of 3 sites answered.)"
+    assert str(failed.value).startswith(f"{said}\nGo on with it: ")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (Journal(folder).progress().reason, summary["reason"]) == (said, said)
+    assert summary["sites"].keys() == {"aalborg", "bergen", "coimbra"}
 
 
 def test_a_completed_study_is_one_whatever_flower_says(tmp_path, finished_run):
