@@ -13,6 +13,7 @@ from flwr.proto.control_pb2 import ListRunsRequest, StopRunRequest
 from flwr.supercore.control import ControlHttpClient
 
 from cli.errors import RunFailedError
+from client.proxies import proxy_to, through
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def control(connection: Mapping[str, Any]) -> Iterator[ControlHttpClient]:
         In Flower's words, if the SuperLink does not answer, or refuses what it is asked in the block.
     """
     try:
-        with redirect_stdout(StringIO()):  # where Flower says which SuperLink it asks
+        proxy = proxy_to(str(connection.get("address")), None)  # none for a SuperLink of this machine, as ours are
+        with through(proxy), redirect_stdout(StringIO()):  # where Flower says which SuperLink it asks
             client = init_http_client_from_connection(parse_superlink_connection(dict(connection), ""))
         with closing(client), flwr_cli_exc_handler():
             yield client

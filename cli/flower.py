@@ -21,6 +21,7 @@ import httpx
 from cli.control import Outcome, explained, run_outcome, stop_run
 from cli.errors import InputError, RunFailedError
 from cli.guardian import is_guarded
+from client.proxies import sparing_this_machine
 from cohorts.files import naming, write_text
 
 _START_S = 60
@@ -236,7 +237,7 @@ def environment_of(home: Path | None, extra: dict[str, str]) -> dict[str, str]:
     flower_home = {"FLWR_HOME": str(home.resolve())} if home else {}
     # Flower's programs start each other by name: let them find those beside this Python.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **QUIET, **_PROMPT, **flower_home, **extra, "PATH": path}
+    return {**sparing_this_machine(os.environ), **QUIET, **_PROMPT, **flower_home, **extra, "PATH": path}
 
 
 def program(name: str, remedy: str = "Use 'make install', or pip install 'flwr[simulation]'.") -> str:
@@ -279,14 +280,21 @@ def wait_until_up(url: str, alive: Callable[[], bool], log: Path, authority: Pat
     RunFailedError
         If it ended or took too long, with what it said last.
     """
-    verify = ssl.create_default_context(cafile=str(authority)) if authority else True
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and alive():
-        with suppress(httpx.HTTPError):
-            if httpx.get(url, timeout=2, verify=verify).is_success:
-                return
+        if answers(url, authority):
+            return
         time.sleep(_POLL_S)
     raise RunFailedError(f"Flower's SuperLink did not start. Its last words: {last_words(log)} (all of them: {log})")
+
+
+def answers(url: str, authority: Path | None = None, timeout_s: float = 2) -> bool:
+    """Whether a program of this machine answers at `url`, which no proxy is asked for."""
+    verify = ssl.create_default_context(cafile=str(authority)) if authority else True
+    try:
+        return httpx.get(url, timeout=timeout_s, verify=verify, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def last_words(log: Path, begun: int = 0) -> str:

@@ -21,7 +21,8 @@ _POLL_S = 0.5
 def main() -> None:
     home, *command = sys.argv[1:]
     with temporary_folder() as folder:  # of Ray's sessions, which it would leave, and of its sockets
-        environment = {**os.environ, "FLWR_HOME": home, "TMPDIR": str(folder), "RAY_TMPDIR": str(folder)}
+        of_its_own = {"TMPDIR": str(folder), "RAY_TMPDIR": str(folder), "RAY_ADDRESS": "local"}  # no other's Ray
+        environment = {**os.environ, "FLWR_HOME": home, **of_its_own}
         superlink = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
         while superlink.poll() is None and not select.select([sys.stdin], [], [], _POLL_S)[0]:
             pass

@@ -1,7 +1,6 @@
 """A federation at work: start and stop its programs, register its sites, and see who is online."""
 
 import json
-import ssl
 import subprocess
 import sys
 import time
@@ -12,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 import psutil
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
@@ -23,7 +21,7 @@ from cli.compacting import compact
 from cli.control import control
 from cli.coordinator import Federation, Member
 from cli.errors import InputError, RunFailedError
-from cli.flower import environment_of, last_words, wait_until_up
+from cli.flower import answers, environment_of, last_words, wait_until_up
 from cli.supervisor import SUPERVISOR, end_programs, running
 from cohorts.files import locked
 
@@ -163,9 +161,8 @@ def processes(federation: Federation) -> dict[str, psutil.Process | None]:
 def is_up(federation: Federation) -> bool:
     """Whether the SuperLink answers."""
     try:
-        context = ssl.create_default_context(cafile=str(federation.authority.ca_certificate))
-        return httpx.get(f"https://{federation.superlink}/health", timeout=5, verify=context).is_success
-    except (httpx.HTTPError, OSError):
+        return answers(f"https://{federation.superlink}/health", federation.authority.ca_certificate, timeout_s=5)
+    except OSError:  # the certificate cannot be read
         return False
 
 

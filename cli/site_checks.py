@@ -6,26 +6,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from cli import probes
-from cli.authority import days_left
-from cli.checks import Check, attempt, expiry, failed, passed, skipped, versions, warned
+from cli import connection_checks
+from cli.checks import Check, attempt, failed, passed, skipped, versions, warned
 from cli.errors import InputError, of_the_disk
 from cli.site_files import at_work
 from client.errors import ClientError
-from client.joining import authority_path, joined
-from client.nodekey import NodeKey
 from client.site import Site
-from client.supernode import authentication
 from cohorts.errors import CohortError
-from exchange.bundle import JoinPackage
 from exchange.refusals import Refusal
 from exchange.roster import RosterError
 from server.errors import ServerError
 from server.study import load_study
 
-CLOCK_S = 300
-"""The SuperLink refuses requests that are signed by a clock more than this behind its own, and a few seconds ahead."""
-AHEAD_S = 5
 _DISK_GB = 5
 
 
@@ -52,7 +44,7 @@ def checks(settings: Path, study: Path | None) -> Iterator[Check]:
     if apart and has_recordings:
         yield skipped("federation", "no network where the recordings are. Repeat this at the SuperNode.")
     else:
-        yield from _connection(site)
+        yield from connection_checks.checks(site, settings)
 
 
 def _cohort(site: Site) -> Check:
@@ -139,63 +131,3 @@ def _study(site: Site, path: Path) -> Check:
     for mismatch in study.contract().mismatches(site.cohort):
         return failed("study", mismatch.message)
     return passed("study", f"{study.study}: cohort and policy fit")
-
-
-def _connection(site: Site) -> Iterator[Check]:
-    """The way to the coordinator, step by step: a step that fails ends it."""
-    try:
-        package = joined(site.state)
-    except ClientError as error:
-        yield failed("federation", str(error))
-        return
-    yield passed("federation", f"{package.federation} at {package.address}")
-    for step in (_dns, _tcp, _tls, _clock, _authentication):
-        found = step(site, package)
-        yield found
-        if found.verdict == "fail":
-            return
-
-
-def _dns(_site: Site, package: JoinPackage) -> Check:
-    try:
-        return passed("DNS", f"{package.host} is {', '.join(probes.resolve(package.host))}")
-    except OSError as error:
-        return failed("DNS", f"{package.host}: {error}. Ask the network's administrator, or add it to /etc/hosts.")
-
-
-def _tcp(_site: Site, package: JoinPackage) -> Check:
-    try:
-        probes.connect(package.host, package.port)
-    except OSError as error:
-        remedy = f"Let this machine reach port {package.port} of {package.host} through the firewall."
-        return failed("TCP", f"{package.address}: {error}. {remedy}")
-    return passed("TCP", f"port {package.port} is open")
-
-
-def _tls(site: Site, package: JoinPackage) -> Check:
-    try:
-        shown = probes.certificate(package.host, package.port, authority_path(site.state))
-    except OSError as error:
-        remedy = "If a proxy of the hospital opens TLS, except this host; else ask the coordinator."
-        return failed("TLS", f"the coordinator's certificate is refused: {error}. {remedy}")
-    return expiry("TLS", days_left(shown), "Ask the coordinator to renew it: 'fedbrainlm federation renew'.")
-
-
-def _clock(site: Site, package: JoinPackage) -> Check:
-    try:
-        skew = probes.get(f"https://{package.address}/", authority_path(site.state)).skew_s
-    except OSError as error:
-        return failed("clock", f"{package.address}: {error}. Ask the coordinator whether it is running.")
-    if skew is None:
-        return warned("clock", "the coordinator sends no date, so that clocks cannot be compared")
-    if not -CLOCK_S < skew < AHEAD_S:
-        return failed("clock", f"this clock is {skew:+.0f} s from the coordinator's. Switch time synchronisation on.")
-    return passed("clock", f"{skew:+.1f} s from the coordinator's")
-
-
-def _authentication(site: Site, package: JoinPackage) -> Check:
-    try:
-        authentication(package.address, authority_path(site.state), NodeKey(site.state).private)
-    except (ClientError, CohortError) as error:
-        return failed("authentication", str(error))
-    return passed("authentication", "the coordinator knows this site's SuperNode key")

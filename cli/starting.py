@@ -13,6 +13,7 @@ from cli.flower import environment_of
 from cli.site_checks import checks
 from cli.site_files import SettingsFile, at_work
 from client.joining import joined
+from client.proxies import proxy_to
 from client.settings import SiteSettings
 from cohorts.settings import read_settings
 
@@ -22,7 +23,8 @@ def start(settings: SettingsFile) -> None:
     if (found := versions()).verdict == "fail":  # another Flower might pass the guard by
         raise InputError(found.said)
     site = at_work(settings)
-    _ = joined(site.state), site.keys.public_bundle()  # what is missing is said here, before Flower starts
+    # What is missing or wrong is said here, before Flower starts.
+    _ = proxy_to(joined(site.state).address, site.settings.supernode.proxy), site.keys.public_bundle()
     _become("client.supernode", settings)
 
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from client import relay
+from client.proxies import only
 from client.settings import SiteSettings
 from client.sockets import temporary_folder, temporary_paths_are_short
 from cohorts.secrets import secret_once
@@ -54,11 +55,12 @@ class SuperExec:
         """Keep it running until `end` is called, with pauses that grow."""
         # Flower never replaces an installed app: whatever lies there from before must not be taken for an approved one.
         shutil.rmtree(self._apps, ignore_errors=True)
+        environment = only(None, os.environ)  # apps reach their SuperNode, and have no use for a proxy's password
         if temporary_paths_are_short():
-            self._keep(dict(os.environ))
+            self._keep(environment)
             return
         with temporary_folder() as folder:  # an app's own processes speak over sockets there
-            self._keep({**os.environ, "TMPDIR": str(folder)})
+            self._keep({**environment, "TMPDIR": str(folder)})
 
     def _keep(self, environment: dict[str, str]) -> None:
         pause = 1.0

@@ -225,7 +225,9 @@ def test_after_an_answer_the_next_question_is_looked_for_at_once(node):
 def test_a_supernode_that_gave_the_coordinator_up_ends_though_a_thread_of_flower_s_goes_on(tmp_path):
     program = """
 import threading
+from types import SimpleNamespace
 import client.supernode as supernode
+supernode.joined = lambda _: SimpleNamespace(address="127.0.0.1:9")
 supernode.command = lambda *_: []
 supernode.flower_supernode = threading.Thread(target=threading.Event().wait).start
 supernode.main()
