@@ -299,7 +299,8 @@ def answers(url: str, authority: Path | None = None, timeout_s: float = 2) -> bo
 
 def last_words(log: Path, begun: int = 0) -> str:
     """The last three lines of a log, from some byte on, that say something, without the boxes that Flower draws."""
-    lines = [re.sub(r"[\u2500-\u257f]|\s+", " ", line).strip() for line in _said(log, begun).splitlines()]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", _said(log, begun))  # without colours
+    lines = [re.sub(r"[\u2500-\u257f]|\s+", " ", line).strip() for line in plain.splitlines()]
     return " ".join([line for line in lines if line not in ("", "Error")][-3:]) or "none"
 
 

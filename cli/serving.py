@@ -148,7 +148,9 @@ def stop(federation: Federation) -> bool:
     if supervisor is not None:
         with suppress(psutil.Error):
             supervisor.terminate()
-            supervisor.wait(_STOP_S)
+            with suppress(psutil.TimeoutExpired):
+                supervisor.wait(_STOP_S)
+            supervisor.kill()  # or it would start again what is ended now
     (federation.run / f"{SUPERVISOR}.json").unlink(missing_ok=True)
     return end_programs(federation) or supervisor is not None
 

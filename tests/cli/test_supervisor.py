@@ -63,6 +63,18 @@ def test_a_clock_that_is_set_changes_nothing(federation, monkeypatch, step_s):
     assert list(federation.run.glob("*.json")) == []
 
 
+def test_a_supervisor_that_does_not_end_is_made_to(federation, monkeypatch):
+    monkeypatch.setattr(serving, "_STOP_S", 0.2)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    supervisor = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    supervisor.stdout.read(1)
+    record(federation, SUPERVISOR, supervisor.pid)
+
+    assert serving.stop(federation) is True
+
+    assert supervisor.wait(10) == -9
+
+
 def test_of_two_commands_at_once_one_starts_the_federation(federation):
     with locked(federation.run), pytest.raises(CohortError, match="another command is changing it"):
         serving.start(federation)

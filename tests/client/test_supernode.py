@@ -16,6 +16,7 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.run import Run
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.superexec.plugin.base_exec_plugin import BaseExecPlugin
@@ -51,6 +52,7 @@ SOURCES = {
     install.install_from_fab: "481bd04cde582322",
     install.validate_and_install: "628b69fb852ae858",
     config.get_project_dir: "155c70517e73e598",
+    ProtobufClient.__init__: "ea57554c6ab40501",
 }
 """Start of the SHA-256 of the source of everything that `client.supernode` wraps, calls or rests on."""
 
