@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from threading import Lock
 from typing import Any
 
 import click
@@ -14,6 +15,9 @@ from flwr.supercore.control import ControlHttpClient
 
 from cli.errors import RunFailedError
 from client.proxies import proxy_to, through
+
+_MAKING = Lock()
+"""Of a client, which looks at the environment of the whole process and writes to its output."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def control(connection: Mapping[str, Any]) -> Iterator[ControlHttpClient]:
     """
     try:
         proxy = proxy_to(str(connection.get("address")), None)  # none for a SuperLink of this machine, as ours are
-        with through(proxy), redirect_stdout(StringIO()):  # where Flower says which SuperLink it asks
+        with _MAKING, through(proxy), redirect_stdout(StringIO()):  # where Flower says which SuperLink it asks
             client = init_http_client_from_connection(parse_superlink_connection(dict(connection), ""))
         with closing(client), flwr_cli_exc_handler():
             yield client

@@ -68,7 +68,9 @@ def run(
     at_once: Annotated[
         int | None,
         typer.Option(
-            "--at-once", min=1, help="Sites of a simulation that compute at the same time: fewer take less memory."
+            "--at-once",
+            min=1,
+            help="Sites of a simulation that compute at the same time, else one a processor: fewer take less memory.",
         ),
     ] = None,
     as_json: AS_JSON = False,

@@ -147,5 +147,5 @@ def through(proxy: Proxy | None) -> Iterator[None]:
 def impose(proxy: Proxy | None) -> None:
     """Let this process and what it starts go through a proxy, and through no other."""
     for name in [name for name in os.environ if name.lower() in _NAMES]:
-        del os.environ[name]
+        os.environ.pop(name, None)
     os.environ.update(variables_of(proxy))
