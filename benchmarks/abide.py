@@ -23,7 +23,8 @@ def main() -> None:
     cohorts = [given.out / "cohorts" / site.lower() for site in SITES]
     for site, cohort in zip(SITES, cohorts, strict=True):
         table = ("--participants", given.participants, "--select", f"site={site}", "--atlas", "aal116")
-        fedbrainlm("cohort", "import", given.recordings, cohort, *table, "--preprocessing", "abide-pcp")
+        kept = ("--preprocessing", "abide-pcp", "--keep-ids", "--no-report")
+        fedbrainlm("cohort", "prepare", given.recordings, cohort, *table, *kept)
     run = timed_run("run", STUDY, "--runs", given.out / "runs", "--simulate", *cohorts)
     summary = json.loads((run.folder / "summary.json").read_text())
     print(f"\nMeasured in {run.ended - run.began:.0f} s on {machine()}.\n")

@@ -45,7 +45,7 @@ ANALYSES = [
     SiteSpread(),
     CovarianceDistance(),
     CovarianceDistance(correlation=True),
-    Permanova(),
+    Permanova(100, (1,) * N_SITES),
     SiteClassification(permutations=0),
     SiteClassification(),
 ]

@@ -2,7 +2,7 @@
 
     python benchmarks/baselines.py COHORT
 
-COHORT is a folder made by `fedbrainlm cohort import`; its recordings must hold 200 frames of 2 s.
+COHORT is a folder made by `fedbrainlm cohort prepare`; its recordings must hold 200 frames of 2 s.
 """
 
 import argparse

@@ -99,7 +99,7 @@ class Deployment:
         for site in self.sites:
             settings = site / "site.yaml"
             fedbrainlm("site", "join", settings, self.folder / "join.json", "--by", "Benchmark", "--yes")
-            fedbrainlm("site", "approve", settings, self.folder / "study.fab", "--by", "Benchmark")
+            fedbrainlm("site", "approve", settings, self.folder / "study.fab", "--by", "Benchmark", "--yes")
             self.nodes[site.name] = Node(settings)
         while fedbrainlm("federation", "status", self.federation.folder).count(" online ") < len(self.sites):
             time.sleep(1)

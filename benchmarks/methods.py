@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import fedbrainlm, machine, markdown
@@ -157,12 +158,12 @@ def real(recordings: Path, participants: Path) -> str:
 
 def _abide(recordings: Path, participants: Path) -> list[SiteTable]:
     design: Callable[..., np.ndarray] = Design((KNOWN["age"], KNOWN["sex"])).encode
-    tables = []
+    tables: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(("PITT", "OLIN", "OHSU")):
             path = Path(folder) / name.lower()
             chosen = ("--participants", participants, "--select", f"site={name}", "--atlas", "aal116")
-            fedbrainlm("cohort", "import", recordings, path, *chosen)
+            fedbrainlm("cohort", "prepare", recordings, path, *chosen, "--keep-ids", "--no-report")
             cohort = Cohort.open(path)
             people = cohort.covariates()
             connectivity = functional_connectivity(cohort, people["participant_id"].tolist())
@@ -170,8 +171,9 @@ def _abide(recordings: Path, participants: Path) -> list[SiteTable]:
             features = connectivity.drop(columns="participant_id").to_numpy()
             covariates = design({name: people[name].tolist() for name in ("age", "sex")}, len(people))
             age = people["age"].to_numpy(float)
-            tables.append(SiteTable(features, covariates, age, site=name, seed=number))
-    return tables
+            tables.append({"features": features, "covariates": covariates, "target": age, "site": name, "seed": number})
+    known = ~np.isnan(np.concatenate([table["features"] for table in tables])).any(axis=0)
+    return [SiteTable(**{**table, "features": table["features"][:, known]}) for table in tables]
 
 
 def main() -> None:

@@ -50,13 +50,14 @@ def simulated(folder: Path) -> list[Path]:
 
 
 def real(folder: Path, abide: tuple[Path, Path], fep: Path) -> list[Path]:
-    """Import the real sites."""
+    """Prepare the real sites."""
     recordings, participants = abide
     paths = [folder / name for name in ("pitt", "olin", "ohsu", "fep")]
     for path in paths[:3]:
         table = ("--participants", participants, "--select", f"site={path.name.upper()}", "--atlas", "aal116")
-        fedbrainlm("cohort", "import", recordings, path, *table)
-    fedbrainlm("cohort", "import", fep, paths[3], "--atlas", "schaefer400", "--columns", "1-400", "--tr", "2.0")
+        fedbrainlm("cohort", "prepare", recordings, path, *table, "--keep-ids", "--no-report")
+    columns = ("--atlas", "schaefer400", "--columns", "1-400", "--tr", "2.0")
+    fedbrainlm("cohort", "prepare", fep, paths[3], *columns, "--keep-ids", "--no-report")
     return paths
 
 

@@ -1,5 +1,6 @@
 """From settings to a model, whichever architecture they name."""
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ AnyModel = BrainLM | ReleasedModel
 
 RELEASED: dict[str, type[DenseConfig] | type[PaddedConfig]] = {"brainlm_mae": DenseConfig, "vit_mae": PaddedConfig}
 """Architectures of the released checkpoints, by the name in their ``config.json``."""
+
+
+_DEPTHS = ("depth", "decoder_depth", "num_hidden_layers", "decoder_num_hidden_layers")
+"""Settings of how many equal blocks a model has."""
 
 
 def check_model_config(content: dict[str, Any], source: str) -> AnyConfig:
@@ -44,6 +49,22 @@ def weight_shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a model's weights, without making them."""
     with torch.device("meta"):
         return {name: tuple(values.shape) for name, values in build_model(config).state_dict().items()}
+
+
+def count_weights(config: AnyConfig) -> float:
+    """Count a model's weights without making them, however many its settings ask for; infinity beyond all numbers."""
+    depths = [name for name in _DEPTHS if hasattr(config, name)]
+    shallow = config.model_copy(update=dict.fromkeys(depths, 1))
+    try:
+        n = _count(shallow)
+        deeper = {name: _count(shallow.model_copy(update={name: 2})) - n for name in depths}
+    except RuntimeError:  # torch counts in 64 bits
+        return math.inf
+    return n + sum((getattr(config, name) - 1) * more for name, more in deeper.items())
+
+
+def _count(config: AnyConfig) -> int:
+    return sum(math.prod(shape) for shape in weight_shapes(config).values())
 
 
 def build_model(config: AnyConfig) -> AnyModel:

@@ -120,12 +120,11 @@ def embed(
 def functional_connectivity(cohort: Cohort, participants: list[str] | None = None) -> pd.DataFrame:
     """Compute the baseline: Fisher-z correlations of all pairs of parcels, averaged over recordings.
 
-    A pair with a missing parcel takes the mean of the cohort's other participants, or 0 if all lack it.
-
     Returns
     -------
     pandas.DataFrame
-        participant_id, e0 … e{P(P-1)/2-1}, in the order of the upper triangle.
+        participant_id, e0 … e{P(P-1)/2-1}, in the order of the upper triangle; NaN where no recording of a participant
+        has both parcels of a pair.
     """
     vectors: dict[str, list[np.ndarray]] = {}
     upper = np.triu_indices(cohort.atlas.n_parcels, 1)
@@ -138,10 +137,7 @@ def functional_connectivity(cohort: Cohort, participants: list[str] | None = Non
         correlation = np.clip((scaled.T @ scaled)[upper], -1 + 1e-7, 1 - 1e-7)
         vectors.setdefault(recording.participant_id, []).append(np.arctanh(correlation))
     names = sorted(vectors)
-    features = np.stack([_mean_of_known(np.stack(vectors[name])) for name in names])
-    missing = np.isnan(features)
-    features[missing] = np.broadcast_to(_mean_of_known(features), features.shape)[missing]
-    return feature_frame(np.nan_to_num(features, nan=0.0), names)
+    return feature_frame(np.stack([_mean_of_known(np.stack(vectors[name])) for name in names]), names)
 
 
 def feature_frame(features: np.ndarray, participants: list[str]) -> pd.DataFrame:

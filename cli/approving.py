@@ -1,32 +1,72 @@
-"""`fedbrainlm site approve`, `approved` and `withdraw`: the apps that may run at a hospital."""
+"""`fedbrainlm site show`, `approve`, `approved` and `withdraw`: the apps that may run at a hospital."""
 
-import hashlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli.errors import InputError
-from cli.fab import describe_fab
+from cli.fab import OfferedApp, describe_fab
+from cli.output import say
 from cli.site_files import By, SettingsFile, login, open_site
+from client.describing import policy_objections
+from client.site import Site
+from cohorts.files import read_bytes
 
+Fab = Annotated[Path, typer.Argument(metavar="FAB", help="What 'fedbrainlm study build' made.")]
 Code = Annotated[str, typer.Argument(metavar="FAB|HASH", help="What 'fedbrainlm study build' made, or its SHA-256.")]
 
 
-def approve(settings: SettingsFile, code: Code, by: By = None) -> None:
-    """Approve an app with its study, so that the SuperNode may run it."""
+def show(
+    fab: Fab,
+    settings: Annotated[
+        Path | None, typer.Argument(metavar="[SITE.yaml]", help="Also say what this hospital's policy has against it.")
+    ] = None,
+) -> None:
+    """Show what an app computes, and whether its code is that of this installation. Nothing is approved or run."""
+    app = describe_fab(_read(fab), str(fab))
+    if settings is not None:
+        _show_objections(open_site(settings), app)
+
+
+def approve(
+    settings: SettingsFile,
+    code: Code,
+    by: By = None,
+    signature: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What 'ssh-keygen -Y sign' made, where policy.approvers lists keys."),
+    ] = None,
+    other_code: Annotated[
+        bool, typer.Option("--other-code", help="Approve code that is not that of this installation.")
+    ] = False,
+    unseen: Annotated[bool, typer.Option("--unseen", help="Approve a hash without its app at hand.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="What 'site show' prints was read; do not ask.")] = False,
+) -> None:
+    """Approve an app with its study, so that the SuperNode may run it. Shows it first, and asks."""
     site = open_site(settings)
-    code_hash, study = code, ""
     if Path(code).is_file():
         content = _read(Path(code))
-        code_hash = hashlib.sha256(content).hexdigest()
-        study = describe_fab(content, code)
-    approved = site.approvals.approve(code_hash, by or login(), study)
-    if site.approvals.may_run(approved):
-        typer.echo(f"Approved for {site.name}: {code_hash} may run.")
+        app = describe_fab(content, code)
+        _show_objections(site, app)
+        if app.differences and not other_code:
+            raise InputError(
+                f"{code}: its code is not that of this installation. Read what differs; then give --other-code, too."
+            )
+        _confirm(f"May this app run at {site.name}?", yes)
+        signed = None if signature is None else _read(signature).decode(errors="replace")
+        approved = site.approvals.approve(content, by or login(), app.study.study, signed)
+    else:
+        if not unseen:
+            raise InputError(
+                f"{code[:80]}: no such file. Give the app's file, which is then shown; or its hash, with --unseen."
+            )
+        _confirm(f"May the app of this hash, which nobody has looked at here, run at {site.name}?", yes)
+        approved = site.approvals.approve_unseen(code, by or login())
+    if not (missing := site.approvals.missing(approved)):
+        say(f"Approved for {site.name}: {approved.hash} may run.")
         return
-    missing = site.approvals.needed - len(approved.approvers)
-    typer.echo(f"Approved for {site.name}, by one: {code_hash} may run when {missing} more has approved it.")
+    say(f"Approved for {site.name}: {approved.hash} may run when {missing} more has signed it.")
 
 
 def approved(settings: SettingsFile) -> None:
@@ -34,12 +74,13 @@ def approved(settings: SettingsFile) -> None:
     site = open_site(settings)
     listed = list(site.approvals.listed())
     if not listed:
-        typer.echo(f"{site.name} has approved no app.")
+        say(f"{site.name} has approved no app.")
     for app in listed:
-        waits = "" if site.approvals.may_run(app) else f" (may not run: policy.approvers is {site.approvals.needed})"
-        typer.echo(f"{app.hash} {app.study or 'study not known'}{waits}")
-        for approver in app.approvers:
-            typer.echo(f"  by {approver.by}, {approver.time}")
+        missing = site.approvals.missing(app)
+        waits = f" (may not run: {missing} more must sign it)" if missing else ""
+        say(f"{app.hash} {app.study or 'study not known'}{waits}")
+        for approval in app.approvals:
+            say(f"  by {approval.by}, {approval.time}" + (f", {approval.key}" if approval.key else ""))
 
 
 def withdraw(
@@ -50,11 +91,27 @@ def withdraw(
     """Take the approval of an app back; a run that goes on is refused from its next message on."""
     site = open_site(settings)
     site.approvals.withdraw(code_hash, by or login())
-    typer.echo(f"Withdrawn for {site.name}.")
+    say(f"Withdrawn for {site.name}.")
+
+
+def _show_objections(site: Site, app: OfferedApp) -> None:
+    """Say what the policy has against the study, so that nobody takes an approval for the last word."""
+    objections = list(policy_objections(site.policy, app.study.introduction()))
+    if not objections:
+        say(f"The policy of {site.name} has nothing against this study.")
+        return
+    say(f"The policy of {site.name} refuses this study, approved or not:")
+    for refusal in objections:
+        say(f"  {refusal.code}: {refusal.detail}")
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if not yes and not typer.confirm(question):
+        raise InputError("the app is not approved.")
 
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}). Check its permissions.") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None

@@ -1,4 +1,4 @@
-"""`fedbrainlm cohort`: prepare, import, simulate, show, check and export."""
+"""`fedbrainlm cohort`: prepare, simulate, show, check and export."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -9,22 +9,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.display import counter, show_quarantine
+from cli.display import counter, show_notices, show_quarantine
 from cli.errors import InputError
-from cli.options import ATLAS_HELP, Orientation, Scaling, column_range, condition, finite
+from cli.options import ATLAS_HELP, finite
 from cli.prepare import default_key, prepare
 from cohorts import Cohort
 from cohorts.checking import check_cohort
 from cohorts.exports import export_bids, export_huggingface, under_pseudonyms
 from cohorts.files import locked
 from cohorts.identities import KeyedNames
-from cohorts.matrices import MatrixOptions, import_matrices
 from cohorts.quality import QualityRules
 from cohorts.settings import read_settings
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from cohorts.vectors import import_vectors
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="A site's recordings: make, import and show them.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="A site's recordings: prepare, check and show them.")
 
 app.command()(prepare)
 
@@ -57,50 +56,6 @@ def simulate(
         paths = simulate_cohorts(out, hospitals, atlas=atlas, seed=seed, vectors=vectors, progress=progress)
     for path, hospital in zip(paths, hospitals, strict=True):
         typer.echo(f"{path}: {hospital.n_participants} participants, TR {hospital.t_r:g} s, {hospital.n_frames} frames")
-
-
-@app.command("import")
-def import_(
-    source: Annotated[Path, typer.Argument(help="An .npz with one matrix a recording, or a folder of matrices.")],
-    out: Annotated[Path, typer.Argument(help="New folder of the cohort.")],
-    atlas: Annotated[str, typer.Option(help=ATLAS_HELP)],
-    participants: Annotated[Path | None, typer.Option(help="Participants table (.tsv or .csv), after BIDS.")] = None,
-    tr: Annotated[float | None, typer.Option(help="Repetition time in seconds, unless the table has t_r.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the cohort; the folder's name if not given.")] = None,
-    select: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: only participants that have it.")] = None,
-    columns: Annotated[str | None, typer.Option(help="FIRST-LAST column to take, counted from 1.")] = None,
-    orientation: Annotated[Orientation, typer.Option(help="How the matrices lie.")] = Orientation.AUTO,
-    min_frames: Annotated[int, typer.Option(min=2, help="Shortest run.")] = QualityRules().min_frames,
-    min_coverage: Annotated[
-        float, typer.Option(callback=finite, min=0, max=1, help="Smallest fraction of parcels with signal.")
-    ] = QualityRules().min_coverage,
-    preprocessing: Annotated[
-        str, typer.Option(help="Id of the preprocessing, kept with every result.")
-    ] = "unspecified",
-    scaling: Annotated[
-        Scaling, typer.Option(help="zscore if the matrices were z-scored by parcel before; raw if they were not.")
-    ] = Scaling.RAW,
-) -> None:
-    """Import ready matrices, frames by parcels; what is not usable is quarantined with its reason."""
-    options = MatrixOptions(
-        t_r=tr,
-        select=tuple(condition(text) for text in select or []),
-        orientation=orientation.value,
-        columns=column_range(columns) if columns else None,
-        rules=QualityRules(min_frames=min_frames, min_coverage=min_coverage),
-        preprocessing=preprocessing,
-        scaling=scaling.value,
-    )
-    with counter("Importing recordings") as progress:
-        report = import_matrices(
-            source, out, atlas=atlas, participants=participants, name=name, options=options, progress=progress
-        )
-    typer.echo(f"{report.path}: {report.n_recordings} recordings of {report.n_participants} participants.")
-    if report.n_not_selected:
-        typer.echo(f"{report.n_not_selected} recordings belong to participants that were not selected.")
-    if participants is None:
-        typer.echo("No participants table was given: age, sex and every other covariate are unknown.")
-    show_quarantine(Cohort.open(report.path))
 
 
 @app.command()
@@ -140,6 +95,7 @@ def show(
     if "sex" in people and people["sex"].notna().any():
         table.add_row("sex", ", ".join(f"{n} {sex}" for sex, n in people["sex"].value_counts().sort_index().items()))
     console.print(table)
+    show_notices(cohort)
     show_quarantine(cohort)
     if recordings:
         typer.echo(index.to_string(index=False))
@@ -173,7 +129,7 @@ def check(
     if report:
         from cohorts.report import write_quality_report  # with matplotlib and nilearn, which take seconds
 
-        # Imported matrices were judged by their structure alone: what is published is still worth a look.
+        # Simulated recordings were judged by their structure alone: what is published is still worth a look.
         rules = cohort.about.rules if cohort.about.rules != QualityRules() else QualityRules.published()
         typer.echo(
             f"Quality report: {write_quality_report(cohort, folder / 'site-only' / 'quality.html', rules=rules)}"

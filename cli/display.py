@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cli.errors import printable
 from cohorts import Cohort
 from cohorts.identities import Linkage
+from cohorts.notices import NOTICES
 
 console = Console(stderr=True)
 
@@ -41,6 +42,12 @@ def show_quarantine(cohort: Cohort) -> None:
         typer.echo(f"  {printable(linkage.told(row.recording_id, row.message))}")
     if len(quarantined) > 20:
         typer.echo(f"  … and {len(quarantined) - 20} more in {cohort.path / 'quarantine.jsonl'}")
+
+
+def show_notices(cohort: Cohort) -> None:
+    """Say what is to be known of recordings that are in the cohort, and of how many."""
+    for code, count in cohort.notices.items():
+        typer.echo(f"Of {count} of {len(cohort)} recordings: {NOTICES.get(code, code)}.")
 
 
 def live() -> bool:

@@ -1,33 +1,52 @@
 """The app that a run brings to the hospitals: the sources and one study, in a FAB, the bundle that Flower ships."""
 
 import hashlib
-import io
 import shutil
 import tempfile
-import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
 import yaml
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from brainlm.architectures import check_model_config
 from cli.errors import InputError
-from client.audit import app_hash
-from client.release import SHIPPED_STUDY
+from cli.output import PlainConsole, say
+from client.app_files import MANIFEST, NOT_SHIPPED, PACKAGES, PROJECT_FILE, STUDY, TEXTS, read_fab
+from client.describing import without_noise
+from client.errors import AppError
+from client.policy import SHOWS_ONE_SITE
 from cohorts import load_atlas
 from cohorts.files import atomic_folder
-from cohorts.settings import check_settings
+from cohorts.settings import check_settings, parse_yaml
 from server.study import Study
 
 PROJECT = Path(__file__).parents[1]
 """The source tree: Flower ships an app as its sources."""
-_PACKAGES = ("cohorts", "brainlm", "harmonization", "exchange", "client", "server")
-_LARGEST = 50_000_000
-"""Bytes of the largest FAB that is read, unpacked; Flower's own bound is 10 MB packed."""
+_MOST_SHOWN = 20
+"""Differing files that are listed."""
+
+
+@dataclass(frozen=True)
+class OfferedApp:
+    """An app that somebody offers a hospital.
+
+    Attributes
+    ----------
+    hash : str
+        SHA-256 of its bytes, by which it is approved.
+    study : Study
+        What it was built for.
+    differences : tuple of str
+        Files that are not what this installation would ship for this study, each with how it differs; none where the
+        code is that of this installation.
+    """
+
+    hash: str
+    study: Study
+    differences: tuple[str, ...]
 
 
 def stage_app(folder: Path, study: Study) -> Path:
@@ -35,27 +54,12 @@ def stage_app(folder: Path, study: Study) -> Path:
 
     A folder that is there stays: a run that is resumed goes on with the code that it began with.
     """
-    if folder.is_dir():
-        return folder
-    if not (PROJECT / "pyproject.toml").is_file():
-        raise InputError(
-            "FedBrainLM was not installed from its source tree, which Flower needs to ship the app. "
-            "Clone the repository and use 'make install'."
-        )
-    with atomic_folder(folder) as partial:
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(PROJECT / name, partial / name)
-        for package in _PACKAGES:
-            ignored = shutil.ignore_patterns("__pycache__", "report")
-            shutil.copytree(PROJECT / package, partial / package, ignore=ignored)
-        (partial / SHIPPED_STUDY).write_text(_shipped(study), encoding="utf-8")
-    return folder
+    return folder if folder.is_dir() else _stage(folder, _shipped(study).encode())
 
 
 def build_fab(study: Study) -> bytes:
     """Return the FAB of a study: equal studies and sources give equal bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        return pack_fab(stage_app(Path(folder) / "app", study))
+    return _build(_shipped(study).encode())
 
 
 def pack_fab(app: Path) -> bytes:
@@ -65,33 +69,78 @@ def pack_fab(app: Path) -> bytes:
     return build_fab_from_disk(app)
 
 
-def describe_fab(content: bytes, source: str) -> str:
-    """Print what a FAB holds, and how its code compares with the code that is installed here; return its study's name.
+def describe_fab(content: bytes, source: str) -> OfferedApp:
+    """Print what an app computes, and how its code compares with what this installation would ship for its study.
+
+    Nothing of it is written to the disk or run.
 
     Raises
     ------
     InputError
-        If it is no FAB with a study.
+        If it is no app of ours, or its study is none.
     """
+    app = _open(content, source)
+    say(f"sha256 of the app: {app.hash}")
+    if app.differences:
+        say(f"code: NOT that of this installation. {len(app.differences)} files are others:")
+        for difference in app.differences[:_MOST_SHOWN]:
+            say(f"  {difference}")
+        if len(app.differences) > _MOST_SHOWN:
+            say(f"  … and {len(app.differences) - _MOST_SHOWN} more")
+        say("Install the version that the coordinator names, or read what differs, before you approve it.")
+    else:
+        say("code: that of this installation, file by file")
+    print_study(app.study)
+    return app
+
+
+def _open(content: bytes, source: str) -> OfferedApp:
+    try:
+        files = read_fab(content)
+    except AppError as error:
+        raise InputError(f"{source}: {error}") from None
+    raw = parse_yaml(files[STUDY], f"{source}: {STUDY}")
+    if not isinstance(raw.get("model"), dict):
+        raise InputError(f"{source}: its {STUDY} is no study. Ask the coordinator for another.")
+    raw["model"] = check_model_config(raw["model"], f"{source}: model")
+    study = check_settings(raw, Study, source)
+    rebuilt = _build(files[STUDY])
+    differences = () if rebuilt == content else tuple(_differences(read_fab(rebuilt), files))
+    return OfferedApp(hashlib.sha256(content).hexdigest(), study, differences)
+
+
+def _stage(folder: Path, shipped: bytes) -> Path:
+    if not (PROJECT / PROJECT_FILE).is_file():
+        raise InputError(
+            "FedBrainLM was not installed from its source tree, which Flower needs to ship the app. "
+            "Clone the repository and use 'make install'."
+        )
+    with atomic_folder(folder) as partial:
+        for name in (PROJECT_FILE, *TEXTS):
+            shutil.copy(PROJECT / name, partial / name)
+        for package in PACKAGES:
+            shutil.copytree(PROJECT / package, partial / package, ignore=shutil.ignore_patterns(*NOT_SHIPPED))
+        (partial / STUDY).write_bytes(shipped)
+    return folder
+
+
+def _build(shipped: bytes) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        unpacked = Path(folder)
-        _unpack(content, unpacked, source)
-        raw = yaml.safe_load((unpacked / SHIPPED_STUDY).read_text(encoding="utf-8"))
-        if not isinstance(raw, dict) or not isinstance(raw.get("model"), dict):
-            raise InputError(f"{source}: its {SHIPPED_STUDY} is no study. Ask the coordinator for another.")
-        raw["model"] = check_model_config(raw["model"], f"{source}: model")
-        study = check_settings(raw, Study, source)
-        same = app_hash(unpacked) == app_hash(PROJECT)
-        typer.echo(f"sha256 of the app: {hashlib.sha256(content).hexdigest()}")
-        typer.echo(f"code: {app_hash(unpacked)}, " + ("that of this installation" if same else _OTHER_CODE))
-    print_study(study)
-    return study.study
+        return pack_fab(_stage(Path(folder) / "app", shipped))
 
 
-_OTHER_CODE = (
-    "NOT that of this installation. Install the version that the coordinator names, or read what differs, before you "
-    "approve it."
-)
+def _differences(expected: dict[str, bytes], files: dict[str, bytes]) -> list[str]:
+    """Files that are added, missing or changed; the list of them that Flower keeps beside them says no more."""
+    named = sorted((expected.keys() | files.keys()) - {MANIFEST})
+    kinds = {
+        "added": [name for name in named if name not in expected],
+        "missing": [name for name in named if name not in files],
+        "changed": [name for name in named if name in expected and name in files and expected[name] != files[name]],
+    }
+    found = [f"{kind}: {name}" for kind, names in kinds.items() for name in names]
+    if not found and expected.get(MANIFEST) != files.get(MANIFEST):
+        return [f"changed: {MANIFEST}"]
+    return found
 
 
 def print_study(study: Study) -> None:
@@ -101,7 +150,7 @@ def print_study(study: Study) -> None:
     table.add_column(overflow="fold")
     for name, value in _summary(study).items():
         table.add_row(name, Text(value))
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def _summary(study: Study) -> dict[str, str]:
@@ -131,7 +180,7 @@ def _summary(study: Study) -> dict[str, str]:
 def _needs(study: Study) -> str:
     """The policy without which a site refuses the study, for what differs from the defaults."""
     needs = [f"studies: [{study.study}]"]
-    named = [name for name in study.asks_for() if name in ("leave_one_site_out", "reference_site")]
+    named = [name for name in study.asks_for() if name in SHOWS_ONE_SITE]
     if named:
         needs.append(f'analyses: ["*", {", ".join(named)}]')
     needs.append(f"columns: [{', '.join(study.columns)}]")
@@ -139,6 +188,8 @@ def _needs(study: Study) -> str:
         needs.append(f"vectors: [{study.association.vectors}]")
     if not study.privacy.secure_sums:
         needs.append("secure_sum_required: false")
+    if study.training.privacy:
+        needs.append(f"outside_epsilon: [{', '.join(without_noise(study.introduction()))}] if it sets epsilon")
     needs.append(f"max_rounds: {study.averaging.rounds} or more")
     return "policy: " + "; ".join(needs)
 
@@ -151,14 +202,3 @@ def _shipped(study: Study) -> str:
     atlases = [load_atlas(atlas) for atlas in study.cohort.atlases]
     content["cohort"]["atlases"] = [f"{atlas.name} {atlas.content_hash}" for atlas in atlases]
     return yaml.safe_dump(content, sort_keys=False)
-
-
-def _unpack(content: bytes, folder: Path, source: str) -> None:
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as fab:
-            sizes = {entry.filename: entry.file_size for entry in fab.infolist()}
-            if SHIPPED_STUDY not in sizes or sum(sizes.values()) > _LARGEST:
-                raise InputError(f"{source}: is no app with a study. Ask for what 'fedbrainlm study build' made.")
-            fab.extractall(folder)
-    except (zipfile.BadZipFile, OSError):
-        raise InputError(f"{source}: is no FAB, or is damaged. Ask the coordinator to send it again.") from None

@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from cli.errors import InternalError, RunFailedError, is_input_error, of_the_disk, printable
 
 COMMANDS = {
-    "cohort": ("cli.cohort", "app", "A site's recordings: make, import and show them."),
+    "cohort": ("cli.cohort", "app", "A site's recordings: prepare, check and show them."),
     "model": ("cli.model", "app", "Checkpoints: import released ones, export, and show what they are."),
     "study": ("cli.study", "app", "The app with a study in it, which hospitals approve by its hash."),
     "site": (

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import click
 import typer
 
-from cli.display import counter, show_quarantine
+from cli.display import counter, show_notices, show_quarantine
 from cli.errors import InputError
 from cli.options import ATLAS_HELP, Orientation, Scaling, column_range, condition, finite
 from cohorts import Cohort, load_atlas
@@ -32,7 +32,7 @@ _KINDS = {
     **dict.fromkeys(("space", "min_parcel_coverage"), ("fmriprep", "xcpd", "nifti")),
     **dict.fromkeys(("res", "confounds", "global_signal", "fd_threshold"), ("fmriprep",)),
     **dict.fromkeys(("confounds_suffix", "confound"), ("nifti",)),
-    **dict.fromkeys(("tr", "preprocessing"), ("nifti", "matrices")),
+    "preprocessing": ("nifti", "matrices"),
     **dict.fromkeys(("orientation", "columns", "variable", "scaling"), ("matrices",)),
     "tree_atlas": ("xcpd",),
 }
@@ -142,11 +142,11 @@ def prepare(
     ] = False,
     tr: Annotated[
         float | None,
-        typer.Option(callback=finite, help="NIfTI, matrices: TR in seconds, where no file has it."),
+        typer.Option(callback=finite, help="TR in seconds, where no sidecar or table has it; headers do not count."),
     ] = None,
     columns: Annotated[str | None, typer.Option(help="Matrices: FIRST-LAST column to take, from 1.")] = None,
     orientation: Annotated[Orientation, typer.Option(help="Matrices: how they lie.")] = Orientation.AUTO,
-    variable: Annotated[str, typer.Option(help="Matrices: name of the variable in .mat files.")] = "",
+    variable: Annotated[str, typer.Option(help="Matrices: name of the variable in .mat and .npz files.")] = "",
     preprocessing: Annotated[
         str, typer.Option(help="NIfTI, matrices: id of what was done to them before.")
     ] = "unspecified",
@@ -193,6 +193,7 @@ def prepare(
         )
     cohort = Cohort.open(out)
     _say_of_people(people, cohort)
+    show_notices(cohort)
     show_quarantine(cohort)
     if report:
         from cohorts.report import write_quality_report  # with matplotlib and nilearn, which take seconds
@@ -300,6 +301,7 @@ def _xcpd(path: Path, options: dict[str, Any]) -> Source:
         sessions=tuple(options["session"] or ()),
         censoring=censoring.value,
         min_parcel_coverage=options["min_parcel_coverage"],
+        t_r=options["tr"],
     )
 
 
@@ -332,6 +334,7 @@ def _images(kind: str, path: Path, ids: tuple[str, ...] | None, options: dict[st
         min_parcel_coverage=options["min_parcel_coverage"],
     )
     common = {
+        "t_r": options["tr"],
         "label_image": label_image,
         "cleaning": cleaning,
         "space": options["space"],
@@ -340,7 +343,6 @@ def _images(kind: str, path: Path, ids: tuple[str, ...] | None, options: dict[st
     if kind == "nifti":
         return NiftiSource(
             path,
-            t_r=options["tr"],
             confounds_suffix=options["confounds_suffix"],
             confound_columns=tuple(options["confound"] or ()),
             participants=frozenset(ids or ()),

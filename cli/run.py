@@ -26,6 +26,7 @@ from cli.watch import AS_JSON, find_run
 from cli.watching import end_of, print_event, print_summary, watching
 from client.keys import agree
 from client.policy import EVERYTHING, SHOWS_ONE_SITE
+from client.process import private_files
 from client.site import SIMULATED_SITES, load_site
 from cohorts import Cohort
 from cohorts.files import atomic_folder, write_text
@@ -139,7 +140,7 @@ def _resume(folder: Path, as_json: bool, at_once: int | None) -> None:
 
 def _write_sites(study: Study, cohorts: list[Cohort], folder: Path) -> None:
     """Set up one simulated site a cohort, all at once: a run is resumed with all of its sites or begun again."""
-    with atomic_folder(folder / "sites") as sites:
+    with private_files(), atomic_folder(folder / "sites") as sites:
         for cohort in cohorts:
             _write_site(study, cohort, sites / cohort.name)
         agree("simulation", [load_site(sites / cohort.name / "site.yaml").keys for cohort in cohorts])
@@ -294,7 +295,7 @@ def _open_all(study: Study, folders: list[Path]) -> list[Cohort]:
     names = [cohort.name for cohort in cohorts]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise InputError(f"two cohorts are called '{repeated[0]}'. Import one of them again with another --name.")
+        raise InputError(f"two cohorts are called '{repeated[0]}'. Prepare one of them anew with another --name.")
     if len(cohorts) < study.averaging.quorum:
         secure = (
             " Secure sums need three: with fewer, set privacy.secure_sums: false." if study.privacy.secure_sums else ""

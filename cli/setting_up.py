@@ -22,7 +22,7 @@ from exchange.bundle import JoinPackage
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder for the hospital's settings and state.")],
     name: Annotated[str, typer.Option(help="Name of the hospital in studies and reports.")],
-    cohort: Annotated[Path, typer.Option(help="Folder of its cohort, made by 'fedbrainlm cohort import'.")],
+    cohort: Annotated[Path, typer.Option(help="Folder of its cohort, made by 'fedbrainlm cohort prepare'.")],
 ) -> None:
     """Make a hospital's settings and keys. What is there already stays. Prints what goes to the coordinator."""
     settings = folder / "site.yaml"

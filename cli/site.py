@@ -18,6 +18,7 @@ from cli.rosters import show_roster
 from cli.site_files import By, SettingsFile, login, open_site
 from client.audit import AuditLog
 from client.keys import Keyring
+from client.process import keep_private
 from exchange.refusals import Refusal
 from exchange.roster import KeyRoster
 
@@ -26,11 +27,19 @@ app = typer.Typer(
     add_completion=False,
     help="A hospital: its keys, the apps and rosters it approves, its SuperNode, and its audit log.",
 )
+
+
+@app.callback()
+def _private() -> None:
+    """Whatever a site's command writes is its owner's alone."""
+    keep_private()
+
+
 audit = typer.Typer(no_args_is_help=True, help="What left the hospital and what it refused, line by line.")
 app.add_typer(audit, name="audit")
 for command in (setting_up.init, setting_up.join, starting.check, starting.start, starting.execute):
     app.command()(command)
-for command in (approving.approve, approving.approved, approving.withdraw):
+for command in (approving.show, approving.approve, approving.approved, approving.withdraw):
     app.command()(command)
 
 _IN_COLUMNS = ("number", "time", "event")

@@ -52,7 +52,7 @@ def _cohort(site: Site) -> Check:
     participants = cohort.covariates()["participant_id"].nunique()
     said = f"{participants} participants, {len(cohort)} recordings, atlas {cohort.atlas.name}"
     if participants < site.policy.min_participants:
-        return failed("cohort", f"{said}; policy.min_participants is {site.policy.min_participants}. Import more.")
+        return failed("cohort", f"{said}; policy.min_participants is {site.policy.min_participants}. Prepare more.")
     return passed("cohort", said)
 
 
@@ -62,7 +62,7 @@ def _policy(site: Site) -> Check:
     said = f"studies: {', '.join(site.policy.studies)}; secure sums "
     if not site.policy.secure_sum_required:
         return warned("policy", f"{said}NOT required: this site's own sums may leave. Set secure_sum_required: true.")
-    return passed("policy", f"{said}required; {site.policy.approvers} must approve an app")
+    return passed("policy", f"{said}required; {site.policy.min_approvers} must approve an app")
 
 
 def _keys(site: Site) -> Check:

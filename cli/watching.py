@@ -15,7 +15,7 @@ from rich.table import Table
 
 from cli.display import console, live
 from server.journal import Journal, Progress
-from server.summary import PROBE_SCORES, probe_score
+from server.summary import PROBE_SCORES, probe_score, site_score
 
 _RECENT_NOTES = 3
 
@@ -159,14 +159,17 @@ def print_summary(summary: dict[str, object]) -> None:
     )
     table = Table(title="Held-out, cross-validated inside the sites", title_justify="left")
     table.add_column("features")
-    table.add_column("site recognised (balanced accuracy)")
+    effects = harmonization.get("site_effect", {})
+    first = next(iter(effects.values()), {"raw": {}})["raw"]
+    table.add_column(site_score(first).title)
     targets = list(next(iter(probes.values()))) if probes else []
     scores = {target: probe_score(next(iter(probes.values()))[target]["raw"]) for target in targets}
     for target in targets:
         table.add_column(f"{target} ({PROBE_SCORES[scores[target]]})")
-    for features, effect in harmonization.get("site_effect", {}).items():
-        cells = [_change({name: value["balanced_accuracy"] for name, value in effect.items()})]
-        cells[0] += f", by chance {_number(effect['raw']['null_mean'])}"
+    for features, effect in effects.items():
+        scores = {name: site_score(value) for name, value in effect.items()}
+        cells = [_change({name: score.value for name, score in scores.items()})]
+        cells[0] += f", by chance {_number(scores['raw'].by_chance)}"
         cells += [
             _change({name: value[score] for name, value in probes[features][target].items()})
             for target, score in scores.items()

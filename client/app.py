@@ -8,16 +8,18 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from brainlm.architectures import check_model_config
-from brainlm.config import PrivacyConfig, WindowConfig
+from brainlm.config import WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
 from brainlm.evaluation import MODEL, reconstruct_example
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet, split_participants, usable_recordings
 from client import summing, training
+from client.describing import policy_objections
 from client.disclosure import permit_categories, read_design
 from client.features import FeatureSet, FeatureStore, complete_rows, read_features
 from client.frames import moments_of, scaling_of, split_site
-from client.ledger import EMBEDDING, Release
+from client.ledger import EMBEDDING, LACKING, Release
+from client.limits import permit_design
 from client.models import (
     evaluate_held_out,
     evaluation_parts,
@@ -48,10 +50,12 @@ from exchange.messages import (
     join,
 )
 from exchange.refusals import Refusal, RefusalCode
-from harmonization import METHODS, Categorical, SiteTable, State, make_harmonizer
+from harmonization import ANALYSES, METHODS, Categorical, SiteTable, make_harmonizer
+from harmonization.harmonizer import Effect
 from harmonization.projection import ProjectionModel
 from harmonization.protocol import Array
 from harmonization.residualization import ResidualizationModel
+from harmonization.selection import Selection
 
 app = ClientApp()
 
@@ -94,13 +98,10 @@ def harmonize(message: Message, context: Context) -> Message:
 
 
 def _describe(site: Site, request: DescribeRequest) -> Answer:
-    site.policy.permit(request.study, request.analyses, request.recipe)
+    for refusal in policy_objections(site.policy, request):
+        raise refusal
     site.policy.permit_columns(request.columns, site.covariates.columns)
     site.policy.permit_rounds(site.ledger.rounds(request.study) + request.rounds)
-    privacy = check_settings(request.privacy, PrivacyConfig, "the study's privacy") if request.privacy else None
-    site.policy.permit_privacy(privacy.delta if privacy else None)
-    if privacy and privacy.epsilon is not None:
-        site.policy.permit_epsilon(privacy.epsilon)
     contract = check_settings(request.contract, CohortContract, "the study's contract")
     for mismatch in contract.mismatches(site.cohort):
         raise Refusal(_MISMATCHES[mismatch.kind], mismatch.message)
@@ -113,10 +114,9 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
     site.policy.permit_release(len(people), carries_sums=True, in_secure_sum=request.secure_sums)
     site.policy.permit_group(len(usable) // max(1, request.folds), f"each of {request.folds} folds")
     for name, levels in contract.covariates.items():
+        site.policy.permit_size("levels", len(levels), "levels of a category")
         if levels:
             permit_categories(site, list(usable), Categorical(name, levels))
-    if request.vectors:
-        site.policy.permit_vectors(request.vectors)
     vectors = read_vectors(site.cohort, request.vectors) if request.vectors else None
     windows = WindowSet(site.cohort, window)
     reply = DescribeReply(
@@ -157,11 +157,14 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
     config = check_model_config(request.model, "the study's model")
     untrained = initial_model(config, derive_seed(request.seed, "untrained"))
     embedding, participants = recipe.embed(model, site.cohort, site.device, scale)
-    connectivity = functional_connectivity(site.cohort, participants).drop(columns="participant_id")
+    connectivity = functional_connectivity(site.cohort, participants).drop(columns="participant_id").to_numpy()
+    lacking = np.isnan(connectivity).any(axis=0)
+    if lacking.any():
+        site.log.info("%d of %d pairs of parcels are missing in somebody.", lacking.sum(), len(lacking))
     features: dict[str, Array] = {
         "embedding": embedding,
         "untrained": recipe.embed(untrained, site.cohort, site.device, scale)[0],
-        "connectivity": connectivity.to_numpy(),
+        "connectivity": connectivity,
     }
     for name, values in features.items():
         store.write(name, FeatureSet(participants, values, {**about, "features": name}))
@@ -177,18 +180,23 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
     reply = EmbedReply(
         arrays=join(
             tally={"n_participants": np.array(len(participants))},
+            lacking={f"{site.cohort.atlas.name}/connectivity": lacking.astype(np.int64)},
             shown=shown_metrics(site, evaluation[MODEL]),
             **evaluation_parts(site, evaluation),
         ),
         dimensions={name: values.shape[1] for name, values in features.items()},
     )
-    counted = Release(EMBEDDING, participants, ("tally",))
+    counted = (
+        Release(EMBEDDING, participants, ("tally",), accounted=True),
+        Release(LACKING, participants, ("lacking",)),
+    )
     evaluated = evaluation_releases(site, held_out, (about["model_sha256"],))
-    return Answer(reply, len(participants), (counted, *evaluated))
+    return Answer(reply, len(participants), (*counted, *evaluated))
 
 
 def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:
-    site.policy.permit(request.study, [step.transform for step in request.steps])
+    site.policy.permit(request.study, [step.transform for step in request.steps if step.transform in ANALYSES])
+    site.policy.permit_size("jobs", len(request.steps), "transforms in one message")
     store = FeatureStore(site.folder_of(request.study), request.run)
     tally: Arrays = {}
     shown: Arrays = {}
@@ -199,6 +207,8 @@ def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:
         store.write_model(step.result, model)
         if effect is not None:
             store.write_model(f"{step.result}.effect", effect.to_arrays())
+            # Only the log says how many: the model decides what counts, and whoever chose it could ask again and again.
+            site.log.info("%s: %d features hardly vary here, and stay as they are.", step.result, effect.n_unadjusted)
             if site.policy.share_parameters:
                 shown |= join(**{f"parameters/{step.result}": effect.to_arrays()})
         store.write(step.result, result)
@@ -210,12 +220,17 @@ def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:
     return Answer(reply, int(min(tally.values())))
 
 
-def _transform(site: Site, source: FeatureSet, step: Step, model: Arrays) -> tuple[FeatureSet, State | None]:
+def _transform(site: Site, source: FeatureSet, step: Step, model: Arrays) -> tuple[FeatureSet, Effect | None]:
     """Apply one solved model to the participants whose covariates are known; also return the site's own effect."""
+    permit_design(site.policy, step.covariates)
     rows, design = complete_rows(site, source.participants, read_design(step.covariates))
     features, effect = source.features[rows], None
-    if step.transform == "projection":
-        changed: Array = ProjectionModel.from_arrays(model).project(features)
+    if step.transform != "selection":
+        source.require_whole(step.source)
+    if step.transform == "selection":
+        changed: Array = Selection.from_arrays(model).select(features)
+    elif step.transform == "projection":
+        changed = ProjectionModel.from_arrays(model).project(features)
     elif step.transform == "residualization":
         changed = ResidualizationModel.from_arrays(model).residualize(features, design)
     elif step.transform in METHODS:

@@ -23,6 +23,7 @@ from typing import Any
 
 from flwr.app import RecordDict
 
+from client.app_files import files_of
 from client.errors import AuditError
 from cohorts.files import naming, new_path, sync
 
@@ -35,8 +36,7 @@ _NOTHING = "0" * 64
 _BLOCK = 2**16
 _LONGEST = 2**26
 """Bytes of the longest line that is read: a line describes arrays, and holds none."""
-_PROJECT = Path(__file__).parents[1]
-_PACKAGES = ("brainlm", "client", "cohorts", "exchange", "harmonization", "server")
+_APP = Path(__file__).parents[1]
 
 
 def describe_records(records: RecordDict) -> list[dict[str, Any]]:
@@ -60,27 +60,23 @@ def describe_records(records: RecordDict) -> list[dict[str, Any]]:
 
 
 @cache
-def app_hash(folder: Path = _PROJECT) -> str:
-    """Return the SHA-256 that names the code of the app: of the list of its ``*.py`` files, each with its own SHA-256.
+def app_hash(folder: Path = _APP) -> str:
+    r"""Return the SHA-256 of the list of an app's files, each with its own SHA-256.
 
-    It is the same in the source tree and where Flower installed the app, and can be had without us, in that folder::
+    It can be had without us, in a folder where the FAB was unpacked::
 
-        find brainlm client cohorts exchange harmonization server -name '*.py' -not -path '*/report/*' |
-            LC_ALL=C sort | xargs sha256sum | sha256sum
+        find . -type f -not -path './.info/*' -printf '%P\n' | LC_ALL=C sort | xargs sha256sum | sha256sum
 
-    Flower's own hash of the app (of the FAB, a zip) is not recorded, since a ClientApp is not told it: all it could see
-    is eight digits of it in the name of its folder, and Flower keeps a folder of that name whatever it holds. Neither
-    hash can convict an app that lies about itself; what may run is for the SuperNode to decide.
+    Flower does not tell an app the hash of its FAB; the SuperNode, which knows it, writes that down before any code of
+    the app runs (``app-accepted``). An app that lies about itself is convicted by that line alone.
 
     Parameters
     ----------
     folder : Path
         Where the packages lie.
     """
-    found = (path for package in _PACKAGES for path in (folder / package).rglob("*.py"))
-    names = sorted(path.relative_to(folder).as_posix() for path in found)
-    shipped = [name for name in names if "/report/" not in name]  # reports are written where their data lie
-    return _sha256("".join(f"{_sha256((folder / name).read_bytes())}  {name}\n" for name in shipped).encode())
+    lines = (f"{_sha256((folder / name).read_bytes())}  {name}\n" for name in files_of(folder))
+    return _sha256("".join(lines).encode())
 
 
 @dataclass(frozen=True)

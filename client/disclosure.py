@@ -8,12 +8,13 @@ Each check stops an attack that works; tests/client/test_disclosure.py carries o
   solve for the rows. `read_design` reads codings of the cohort's columns alone, `Policy.permit_columns` names them and
   `Policy.permit_covariates` counts them.
 - A matrix of as many columns as there are participants, without a secure sum: it shows the space that the participants'
-  rows span, and who knows a part of a row can complete it. `permit_in_clear`.
+  rows span, and who knows a part of a row can complete it. `permit_sums`, which lets nothing leave that an analysis did
+  not declare, with its shape, the people of whom it tells, and the matrices in it (`harmonization.declared`).
 - The same sums before and after a few people joined, or among all sites and all but one. `client.ledger`.
 """
 
 from collections.abc import Iterator, Mapping
-from math import isqrt, prod
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,8 @@ from client.policy import Policy
 from client.site import Site
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Analysis, Categorical, Design
+from harmonization.declared import Declared, Sent, numbers_in
 from harmonization.protocol import Array
-
-_TRIANGLES = frozenset({"XX", "hessian"})
-"""Names of sums whose last axis may be the triangle of a symmetric matrix (`harmonization.symmetric`)."""
-_NETWORKS = frozenset({"weights", "gradient", "gradients"})
-"""Names of sums whose last axis may hold the matrices of a network, one after the other (`harmonization.neural`)."""
 
 
 def read_design(content: Any) -> Design:
@@ -62,15 +59,45 @@ def permit_categories(site: Site, participants: list[str], covariate: Categorica
         site.policy.permit_group(int(n), f"{covariate.name} = {level}")
 
 
-def permit_in_clear(policy: Policy, analysis: Analysis, sums: Mapping[str, Array], n_participants: int) -> None:
-    """Refuse sums over participants that would leave without a secure sum and show the space of their rows.
+def permit_declared(policy: Policy, analysis: Analysis, declared: Declared, n_participants: int) -> None:
+    """Refuse, before anything is summed, sums that would tell of too few people or take too much memory.
+
+    Parameters
+    ----------
+    declared : mapping
+        What the analysis says that it sends in this round (`Analysis.sends`).
+    n_participants : int
+        People behind it.
+
+    Raises
+    ------
+    Refusal
+        Naming the array, or the limit.
+    """
+    policy.permit_size("memory_gb", 8 * numbers_in(declared.values()) / 1e9, f"GB of sums of '{analysis.name}'")
+    for name, sent in declared.items():
+        if sent.people == "everybody":
+            policy.permit_group(n_participants // sent.parts, f"'{name}' of '{analysis.name}'")
+
+
+def permit_sums(
+    policy: Policy,
+    analysis: Analysis,
+    declared: Declared,
+    sums: Mapping[str, Array],
+    n_participants: int,
+    *,
+    clear: bool,
+) -> None:
+    """Refuse sums that are not those declared, and in the clear such as would show the space of people's rows.
 
     Second moments, cross-products, sketches, gradients and sums over permuted rows are all products X'W of the rows X
     [n, p] with some W [n, m]. With m and p of at least n they show the space, of n dimensions, that the rows span: each
     row up to n numbers, which follow from any n entries of it that are known otherwise. So the rule is about shapes
     alone, and whatever has two sides of at least n is refused: two axes of an array, one axis and all others together,
-    the sides of a packed triangle, or those of a network's matrix among its weights. Entries that are zero, such as a
-    place for every other site, do not count. Where an analysis parts the participants, n is the size of a part.
+    and the sides of matrices that are declared to lie packed in it. Entries that are zero, such as a place for every
+    other site, do not count. Where an analysis parts the participants, n is the size of a part. What is declared to be
+    of few is refused whatever its shape.
 
     Not refused, and not safe by that: many small matrices, round after round, at weights that the coordinator chooses
     (`Policy.max_releases` counts them), and a matrix a little smaller than n. Refused though harmless: sums of full
@@ -80,46 +107,47 @@ def permit_in_clear(policy: Policy, analysis: Analysis, sums: Mapping[str, Array
     ----------
     analysis : Analysis
         What made the sums.
+    declared : mapping
+        What it said that it sends in this round.
     n_participants : int
-        Rows behind them.
+        People behind them.
+    clear : bool
+        Whether they would leave without a secure sum.
 
     Raises
     ------
     Refusal
         Naming the array.
     """
-    if analysis.rows == "frames":
-        return
-    n_parts = 1 if getattr(analysis, "sites", ()) else int(getattr(analysis, "n_folds", 1))
-    axis = len(getattr(analysis, "sites", ())) or n_parts
     for name, values in sums.items():
-        part, _, short = name.rpartition("/")  # 0/moment: that of the people outside of part 0
-        for n_columns, others, parted in _sides(short, np.asarray(values), axis):
-            n_behind = max(n_participants // n_parts if parted or part else n_participants, 2)
-            if min(n_columns, others) >= n_behind:
-                policy.permit_gram(n_behind, name)
+        if name not in declared or np.shape(values) != declared[name].shape:
+            raise Refusal(
+                RefusalCode.INTERNAL,
+                f"'{analysis.name}' made '{name}' of shape {np.shape(values)}, undeclared; nothing leaves that is not "
+                "declared.",
+            )
+    if not clear or analysis.rows == "frames":
+        return
+    for name, values in sums.items():
+        n_behind = max(n_participants // declared[name].parts, 2)
+        if declared[name].people == "few" or any(
+            min(side) >= n_behind for side in _sides(declared[name], np.asarray(values))
+        ):
+            policy.permit_gram(n_behind, name)
 
 
-def _sides(name: str, values: Array, n_parts: int) -> Iterator[tuple[int, int, bool]]:
-    """Both sides of each matrix that an array can be read as, and whether its rows may be those of one part alone."""
-    if values.ndim and name in _TRIANGLES and (side := _side_of_triangle(values.shape[-1])):
-        yield side, side, True
-    if values.ndim and name in _NETWORKS:
-        side = isqrt(values.shape[-1])
-        yield side, side, True
+def _sides(sent: Sent, values: Array) -> Iterator[tuple[int, int]]:
+    """Both sides of each matrix over the same people that an array can be read as."""
     sizes = _filled(values)
-    parts = _axes_of_parts(values.shape, n_parts)
-    for axis, size in enumerate(sizes):
-        others = prod(other for place, other in enumerate(sizes) if place != axis and place not in parts)
-        if axis not in parts and values.ndim > 1:
-            yield size, others, bool(parts)
-
-
-def _axes_of_parts(shape: tuple[int, ...], n_parts: int) -> set[int]:
-    """Axes with an entry a part: each entry sums over other people, so that they make no matrix of the same people."""
-    square = len(shape) > 2 and shape[-1] == shape[-2]
-    last = len(shape) - (2 if square else 1)
-    return {axis for axis in range(last) if n_parts > 1 and shape[axis] == n_parts}
+    together = [axis for axis in range(values.ndim) if axis not in sent.part_axes]
+    for axis in together:
+        others = [sizes[other] for other in together if other != axis]
+        if others:
+            yield sizes[axis], prod(others)
+    packed = prod(sizes[axis] for axis in together[:-1])
+    for rows, columns in sent.matrices:
+        yield rows, columns * packed
+        yield rows * packed, columns
 
 
 def _filled(values: Array) -> list[int]:
@@ -129,9 +157,3 @@ def _filled(values: Array) -> list[int]:
         int(held.any(axis=tuple(other for other in range(values.ndim) if other != axis)).sum())
         for axis in range(values.ndim)
     ]
-
-
-def _side_of_triangle(size: int) -> int:
-    """Columns k of a symmetric matrix whose triangle has so many entries; 0 if none has."""
-    side = (isqrt(8 * size + 1) - 1) // 2
-    return side if side * (side + 1) // 2 == size else 0

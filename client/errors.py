@@ -13,6 +13,14 @@ class ApprovalError(ClientError):
     """A roster or an app cannot be approved or revoked as asked. Ask the coordinator for the right one."""
 
 
+class AppError(ClientError):
+    """An app is none of ours, or holds what no app of ours does. Ask the coordinator what it is for."""
+
+
+class SignatureError(ClientError):
+    """A signature under an app is none, or nobody's who may approve. Sign the very file, with a key of the policy."""
+
+
 class RelayError(ClientError):
     """The way between the SuperNode and its apps cannot be made. End what is in its way, or correct ``site.yaml``."""
 

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 from client import relay
+from client.prefork import MEMORY_GB
+from client.process import keep_private
 from client.proxies import only
 from client.settings import SiteSettings
 from client.sockets import temporary_folder, temporary_paths_are_short
@@ -47,6 +49,8 @@ class SuperExec:
         self.command += ["--superexec-auth-secret-file", str(secret_path(state)), "--parent-pid", str(os.getpid())]
         if settings.supernode.executor == "elsewhere" and settings.supernode.health:
             self.command += ["--health-server-address", settings.supernode.health]
+        # Apps reach their SuperNode, and have no use for a proxy's password.
+        self._environment = {**only(None, os.environ), MEMORY_GB: str(settings.policy.max_memory_gb)}
         self._apps = flower_home(state) / "apps"
         self._told_to_end = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,12 +59,11 @@ class SuperExec:
         """Keep it running until `end` is called, with pauses that grow."""
         # Flower never replaces an installed app: whatever lies there from before must not be taken for an approved one.
         shutil.rmtree(self._apps, ignore_errors=True)
-        environment = only(None, os.environ)  # apps reach their SuperNode, and have no use for a proxy's password
         if temporary_paths_are_short():
-            self._keep(environment)
+            self._keep(self._environment)
             return
         with temporary_folder() as folder:  # an app's own processes speak over sockets there
-            self._keep({**environment, "TMPDIR": str(folder)})
+            self._keep({**self._environment, "TMPDIR": str(folder)})
 
     def _keep(self, environment: dict[str, str]) -> None:
         pause = 1.0
@@ -110,6 +113,7 @@ def flower_home(state: Path) -> Path:
 
 def main() -> None:
     """Start the apps of a SuperNode that runs elsewhere, until told to end."""
+    keep_private()
     path = Path(sys.argv[1])
     settings = read_settings(path, SiteSettings)
     state = (path.parent / settings.state).resolve()

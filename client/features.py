@@ -20,6 +20,7 @@ from cohorts.vectors import read_vectors
 from exchange.messages import Arrays, TableSpec
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Categorical, Continuous, Design, SiteTable
+from harmonization.declared import Widths
 from harmonization.protocol import Array
 
 VECTORS = "vectors."
@@ -37,7 +38,7 @@ class FeatureSet:
     participants : list of str
         The n participants.
     features : numpy.ndarray
-        [n, p].
+        [n, p]; NaN where one is missing.
     about : dict
         Ids of what made them: study, model, recipe, preprocessing and each transform since.
     """
@@ -50,6 +51,20 @@ class FeatureSet:
         """Features of these participants, in their order."""
         place = {participant: row for row, participant in enumerate(self.participants)}
         return self.features[[place[participant] for participant in participants]]
+
+    def require_whole(self, name: str) -> None:
+        """Refuse to compute anything from features that somebody lacks.
+
+        Sums over those who have a feature would, beside the sums of other features, tell of the few who lack it, or of
+        the one site that does. So coordinators first select what everybody has.
+
+        Raises
+        ------
+        Refusal
+            Naming the feature set.
+        """
+        if np.isnan(self.features).any():
+            raise Refusal(RefusalCode.PROTOCOL, f"feature set '{name}' was asked for before those that all have.")
 
 
 class FeatureStore:
@@ -189,6 +204,11 @@ class Table:
     participants: list[str]
     data: tuple[str, ...]
 
+    @property
+    def widths(self) -> Widths:
+        """Columns of the rows."""
+        return self.rows.widths
+
 
 def find_table(site: Site, study: str, spec: TableSpec, store: FeatureStore | None = None) -> Table:
     """Make the table of one analysis: participants for whom everything it needs is known.
@@ -208,6 +228,9 @@ def find_table(site: Site, study: str, spec: TableSpec, store: FeatureStore | No
     features = read_features(site, store, spec.features)
     second = read_features(site, store, spec.second) if spec.second else None
     design, predicted = read_design(spec.covariates), _predicted(spec)
+    for name, view in ((spec.features, features), (spec.second, second)):
+        if view is not None:
+            view.require_whole(str(name))
     needed = Design((*design.covariates, *predicted.covariates, *read_design(spec.complete).covariates))
     rows, matrix = complete_rows(site, _shared(features, second), needed)
     people, q = [_shared(features, second)[row] for row in rows], len(design.columns)

@@ -13,6 +13,7 @@ from cohorts.seeding import derive_seed
 from cohorts.settings import check_settings
 from exchange.messages import FrameSpec, Payload
 from harmonization import Moments, SiteTable
+from harmonization.declared import Widths
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,16 @@ class Frames:
         Whose they are.
     tables : iterator of list of SiteTable
         For each participant one a recording, [T, P]; read and prepared one participant after the other.
+    widths : Widths
+        P columns, and nothing beside them.
+    data : tuple of str
+        As of a table of participants (`client.features.Table.data`): nothing, since the atlas says it.
     """
 
     participants: list[str]
     tables: Iterator[list[SiteTable]]
+    widths: Widths
+    data: tuple[str, ...] = ()
 
 
 def split_site(site: Site, window: WindowConfig, holdout: float, seed: int) -> tuple[list[str], list[str]]:
@@ -71,7 +78,9 @@ def read_frames(site: Site, spec: FrameSpec, scale: Scaling | None) -> Frames:
         frames = prepare(recording, window, scale).T.astype(np.float64)
         return SiteTable(np.where(recording.coverage & shown, frames, np.nan), frames=True)
 
-    return Frames(people, ([table_of(recording_id) for recording_id in usable[person]] for person in people))
+    tables = ([table_of(recording_id) for recording_id in usable[person]] for person in people)
+    n_parcels = site.cohort.atlas.n_parcels
+    return Frames(people, tables, Widths(n_parcels, n_parcels, covariates=0, target=None, second=0))
 
 
 def counted_parcels(site: Site, window: WindowConfig, participants: list[str]) -> np.ndarray:

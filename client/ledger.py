@@ -50,6 +50,8 @@ _TRAINED = (
     "PRIMARY KEY (study, run, question))"
 )
 """Rounds that were counted. Apart from the others: ledgers of earlier versions lack it."""
+_REFUSED = "CREATE TABLE IF NOT EXISTS refused (study TEXT PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID"
+"""Refusals for reasons in the participants' data, each of which told something. Apart from the others, too."""
 _PLAIN = ""
 """Sites of an answer that left on its own."""
 
@@ -83,6 +85,8 @@ EVALUATION = Question("evaluation", ("evaluation",))
 """How a model does, in the participants held out of training."""
 EMBEDDING = Question("embedding", ("embedding",))
 """How many participants were embedded."""
+LACKING = Question("lacking", ("lacking",))
+"""Which features somebody among the embedded participants lacks."""
 
 
 def question_of_job(job: Job, data: Sequence[str] = ()) -> Question:
@@ -117,12 +121,16 @@ class Release:
     sites : tuple of str, optional
         Names of the sites of the secure sum that it is a part of; None if it leaves on its own, where the coordinator
         reads this site's sums anyway.
+    accounted : bool
+        Whether a privacy budget pays for all that it tells, since it carries noise; or it tells only how many there
+        are, which is taken to be known.
     """
 
     question: Question
     participants: Collection[str]
     parts: tuple[str, ...] = ()
     sites: tuple[str, ...] | None = None
+    accounted: bool = False
 
 
 class ReleaseLedger:
@@ -134,6 +142,8 @@ class ReleaseLedger:
       (``min_change``): all analyses of a feature set have sums in common, its sum to begin with;
     - its question was answered for the same participants among other sites, as often as ``max_attempts``;
     - the study has had its rounds of training (``max_rounds``) or its answers (``max_releases``).
+
+    Refusals that depend on the participants are counted, too (``max_refusals``, `client.release`).
 
     The same question about the same participants among the same sites may be asked again, in the next round, run or
     study: about people it adds nothing but what another model sees in them.
@@ -202,6 +212,23 @@ class ReleaseLedger:
             where = (study, run, question)
             database.execute("UPDATE trained SET answered = 1 WHERE study = ? AND run = ? AND question = ?", where)
 
+    def refusals(self, study: str) -> int:
+        """Count how often a study was refused for reasons that lie in the participants' data."""
+        with self._transaction() as database:
+            row = database.execute("SELECT times FROM refused WHERE study = ?", (study,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def note_refusal(self, study: str) -> None:
+        """Count such a refusal, before its code leaves.
+
+        Raises
+        ------
+        Refusal
+            If the ledger cannot be written.
+        """
+        with self._transaction() as database:
+            database.execute("INSERT INTO refused VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1", (study,))
+
     def rounds(self, study: str) -> int:
         """Count the rounds of training that a study has had."""
         with self._transaction() as database:
@@ -251,6 +278,7 @@ class ReleaseLedger:
                 database.execute("BEGIN IMMEDIATE")
                 self._check(database)
                 database.execute(_TRAINED)
+                database.execute(_REFUSED)
                 yield database
                 database.execute("COMMIT")
             finally:

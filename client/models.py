@@ -18,16 +18,19 @@ from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet
 from client.frames import counted_parcels
 from client.ledger import EVALUATION, Release
+from client.limits import permit_model
 from client.site import Site
 from exchange.messages import Arrays
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Moments
 
 
-def incoming_model(site: Site, config: dict[str, Any], weights: Arrays) -> AnyModel:
+def incoming_model(site: Site, config: dict[str, Any], weights: Arrays, batch_size: int = 1) -> AnyModel:
     """Build the model of the request, on the site's number of threads."""
     torch.set_num_threads(site.settings.threads)
-    model = initial_model(check_model_config(config, "the study's model"), 0)
+    checked = check_model_config(config, "the study's model")
+    permit_model(site.policy, checked, site.cohort.atlas.n_parcels, batch_size)
+    model = initial_model(checked, 0)
     load_weights(model, {name: torch.from_numpy(values) for name, values in weights.items()}, "the incoming model")
     return model
 

@@ -1,16 +1,21 @@
 """What a hospital allows. Read from its own disk; nothing that arrives can change it."""
 
 from collections.abc import Collection, Iterable
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from client.errors import SignatureError
+from client.signatures import key_fingerprint, public_key
 from cohorts.settings import Settings
 from exchange.refusals import Refusal, RefusalCode
 
 EVERYTHING = "*"
-SHOWS_ONE_SITE = frozenset({"leave_one_site_out", "reference_site"})
-"""What shows a single site's sums even through secure ones, by subtraction: allowed only where it is named."""
+SHOWS_ONE_SITE = frozenset(
+    {"leave_one_site_out", "reference_site", "site_adversarial", "site_classification", "site_network"}
+)
+"""What shows a single site's sums even through secure ones, by subtraction, or because the sums have a place for each
+site: allowed only where it is named."""
 
 
 class Policy(Settings):
@@ -18,12 +23,16 @@ class Policy(Settings):
 
     studies: tuple[str, ...] = ()
     """Studies that may run here, by name; ``"*"`` for any."""
-    approvers: int = Field(default=1, ge=1, le=2, strict=True)
-    """How many people must approve an app, by its hash, before the SuperNode runs it."""
+    approvers: tuple[str, ...] = ()
+    """Public keys of the people who may approve an app, lines of OpenSSH's ``ssh-ed25519``: an approval is then a
+    signature. None: whoever may run commands as the site's user approves."""
+    min_approvers: int = Field(default=1, ge=1, strict=True)
+    """How many of them must have signed an app before the SuperNode runs it."""
     analyses: tuple[str, ...] = (EVERYTHING,)
-    """What they may compute: ``pretraining``, ``embedding`` and names of analyses. ``"*"`` for all but
-    ``leave_one_site_out``, which shows each site's own sums, and ``reference_site``, which shows the means of the site
-    that others are made like: these must be named."""
+    """What they may compute: ``pretraining``, ``embedding`` and names of analyses. ``"*"`` for all but those that show
+    a single site's sums even where sums are secure, which must be named: ``leave_one_site_out`` each site's own,
+    ``reference_site`` the means of the site that others are made like, ``site_classification``, ``site_network`` and
+    ``site_adversarial`` each site's mean features."""
     recipes: tuple[str, ...] = (EVERYTHING,)
     """Embedding recipes that may run, by id; ``"*"`` for all."""
     vectors: tuple[str, ...] = ()
@@ -51,11 +60,30 @@ class Policy(Settings):
     """Most rounds of training of one study."""
     max_releases: int = Field(default=100_000, ge=0, strict=True)
     """Most answers of any kind to one study: each analysis in each of its rounds is one."""
+    max_steps: int = Field(default=10_000, ge=1, strict=True)
+    """Most training steps of a round."""
+    max_seconds: int = Field(default=21_600, ge=1, strict=True)
+    """Longest that an answer may take to be computed, in seconds."""
+    max_parameters: int = Field(default=1_000_000_000, ge=1, strict=True)
+    """Most weights of a model."""
+    max_memory_gb: float = Field(default=32.0, gt=0, allow_inf_nan=False)
+    """Most memory of a process that answers, in GB."""
+    max_levels: int = Field(default=200, ge=1, strict=True)
+    """Most levels of a category, and most covariates."""
+    max_jobs: int = Field(default=2000, ge=1, strict=True)
+    """Most analyses in one message."""
+    max_components: int = Field(default=4096, ge=1, strict=True)
+    """Most components, folds, draws, rounds, or anything else that is counted, of one analysis."""
+    max_refusals: int = Field(default=20, ge=0, strict=True)
+    """Most refusals of one study for reasons that lie in the participants' data; then all its questions are refused."""
     privacy_required: bool = False
     """Let model updates leave only with differential privacy."""
     epsilon: float | None = Field(default=None, gt=0, strict=True)
-    """Most privacy loss of a study, by any of its answers that have a price; a study that trains without privacy is
-    then refused. None for no limit."""
+    """Most privacy loss of a study, by its answers that carry noise; a study that trains without privacy is then
+    refused, and so is any sum without noise that `outside_epsilon` does not name. None for no limit."""
+    outside_epsilon: tuple[str, ...] = ()
+    """What may leave without noise although `epsilon` is set, and tell of the same people beyond it: ``evaluation``,
+    of a model on people who were held out, and names of analyses."""
     delta: float = Field(default=1e-5, gt=0, lt=1, strict=True)
     """Chance at which ``epsilon`` may fail. Where privacy is required or has a budget, a study that reckons with a
     larger one is refused."""
@@ -65,6 +93,31 @@ class Policy(Settings):
     """Let the site's own shift and scale in each feature leave."""
     share_embeddings: bool = False
     """Let the site's harmonized and residualized embeddings leave, a row a participant, under pseudonyms."""
+
+    @field_validator("approvers", mode="before")
+    @classmethod
+    def _are_keys(cls, approvers: Any) -> Any:
+        if isinstance(approvers, int):
+            raise ValueError(
+                f"approvers is {approvers}, a number of names, which anybody can give. List the public keys of the "
+                "people, and set min_approvers."
+            )
+        return approvers
+
+    @model_validator(mode="after")
+    def _approvers_can_be_had(self) -> Self:
+        try:
+            known = {key_fingerprint(public_key(line)) for line in self.approvers}
+        except SignatureError as error:
+            raise ValueError(f"approvers: {error}") from None
+        if len(known) < len(self.approvers):
+            raise ValueError("approvers lists a key twice. Give each person's once.")
+        if self.min_approvers > max(1, len(known)):
+            raise ValueError(
+                f"min_approvers is {self.min_approvers}, and approvers lists {len(known)} keys. Two people are told "
+                "apart by keys alone: list as many."
+            )
+        return self
 
     def permit(self, study: str, analyses: Iterable[str] = (), recipe: str | None = None) -> None:
         """Refuse what is not allowed, before anything is computed.
@@ -93,6 +146,21 @@ class Policy(Settings):
         if not _allows(self.vectors, name):
             raise Refusal(RefusalCode.ANALYSIS, f"vectors '{name}' are not in policy.vectors of site.yaml.")
 
+    def permit_column(self, name: str) -> None:
+        """Refuse a covariate or target that is not named.
+
+        Raises
+        ------
+        Refusal
+            Naming the column.
+        """
+        if not _allows(self.columns, name):
+            raise Refusal(
+                RefusalCode.COLUMN,
+                f"column '{name}' is not in policy.columns of site.yaml, which names {_listed(self.columns)}. Add "
+                "it if studies may use it.",
+            )
+
     def permit_columns(self, names: Iterable[str], known: Collection[str]) -> None:
         """Refuse covariates and targets that are not named, or that the cohort does not count among its covariates.
 
@@ -109,12 +177,7 @@ class Policy(Settings):
             Naming the column.
         """
         for name in names:
-            if not _allows(self.columns, name):
-                raise Refusal(
-                    RefusalCode.COLUMN,
-                    f"column '{name}' is not in policy.columns of site.yaml, which names {_listed(self.columns)}. Add "
-                    "it if studies may use it.",
-                )
+            self.permit_column(name)
             if name not in known:
                 raise Refusal(
                     RefusalCode.COLUMN,
@@ -165,7 +228,18 @@ class Policy(Settings):
                 f"{n_participants} participants stand behind the answer; policy.min_participants is "
                 f"{self.min_participants}.",
             )
-        if carries_sums and self.secure_sum_required and not in_secure_sum:
+        if carries_sums:
+            self.permit_sum(in_secure_sum=in_secure_sum)
+
+    def permit_sum(self, *, in_secure_sum: bool) -> None:
+        """Refuse a plain sum where only secure ones may leave.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if self.secure_sum_required and not in_secure_sum:
             raise Refusal(
                 RefusalCode.PLAIN,
                 "policy.secure_sum_required is true, and this answer would leave as a plain sum. Set it to false only "
@@ -232,7 +306,7 @@ class Policy(Settings):
             )
 
     def permit_gram(self, n_behind: int, what: str) -> None:
-        """Refuse, outside of secure sums, a matrix as large as the number of people behind it.
+        """Refuse, outside of secure sums, what shows single people: a matrix as large as their number, or small counts.
 
         Raises
         ------
@@ -242,8 +316,8 @@ class Policy(Settings):
         if not self.plain_grams:
             raise Refusal(
                 RefusalCode.GRAM,
-                f"'{what}' has as many columns as the {n_behind} participants behind it, or more, and would leave "
-                "without a secure sum; policy.plain_grams is false. Use a secure sum, or fewer components.",
+                f"'{what}' would show single ones of the {n_behind} participants behind it outside of a secure sum; "
+                "policy.plain_grams is false. Use a secure sum, or fewer components.",
             )
 
     def permit_rounds(self, rounds: int) -> None:
@@ -276,6 +350,46 @@ class Policy(Settings):
                 "if the study may go on.",
             )
 
+    def permit_refusals(self, refusals: int) -> None:
+        """Refuse a study whose questions could not be answered as often as that: each refusal told something.
+
+        Parameters
+        ----------
+        refusals : int
+            Refusals of the study so far.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if refusals >= self.max_refusals:
+            raise Refusal(
+                RefusalCode.REFUSALS,
+                f"{refusals} questions of the study could not be answered of the site's participants; "
+                f"policy.max_refusals is {self.max_refusals}. Find out in site.log what it asks; raise it if that is "
+                "right.",
+            )
+
+    def permit_size(
+        self,
+        limit: Literal["steps", "parameters", "memory_gb", "levels", "jobs", "components"],
+        value: float,
+        what: str,
+    ) -> None:
+        """Refuse what would cost the site more than it gives.
+
+        Raises
+        ------
+        Refusal
+            Naming the limit.
+        """
+        if value > (most := getattr(self, f"max_{limit}")):
+            raise Refusal(
+                RefusalCode.LIMIT,
+                f"{value:g} {what} are asked for; policy.max_{limit} is {most:g}. Raise it if the study is right.",
+            )
+
     def permit_privacy(self, delta: float | None) -> None:
         """Refuse a study without differential privacy, or with a weaker kind than is asked for.
 
@@ -300,6 +414,26 @@ class Policy(Settings):
             raise Refusal(
                 RefusalCode.PRIVACY,
                 f"the study's delta is {delta:g}; policy.delta is {self.delta:g}. Let the study lower it.",
+            )
+
+    def permit_without_noise(self, name: str) -> None:
+        """Refuse a sum over participants without noise, where the budget would not be all that is told of them.
+
+        Parameters
+        ----------
+        name : str
+            Of an analysis, or ``evaluation``.
+
+        Raises
+        ------
+        Refusal
+            Naming the rule.
+        """
+        if self.epsilon is not None and name not in self.outside_epsilon:
+            raise Refusal(
+                RefusalCode.PRIVACY,
+                f"'{name}' would leave without noise, and policy.epsilon is {self.epsilon:g}. Name it in "
+                "policy.outside_epsilon if it may tell of the participants beyond that budget.",
             )
 
     def permit_epsilon(self, spent: float) -> None:

@@ -10,6 +10,7 @@ with the arguments of ``flower-superexec``.
 import importlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -41,6 +42,8 @@ NEEDED = (
     "flwr.supernode.cli.flwr_clientapp",
 )
 """What apps import and what is not ours."""
+MEMORY_GB = "FEDBRAINLM_MEMORY_GB"
+"""Environment variable that says how much memory an app may take."""
 _LARGEST = 2**16
 _GRACE_S = 10.0
 
@@ -123,6 +126,7 @@ def _become_app(arguments: list[str]) -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _call_it(arguments[0])
+    _limit_memory()
     sys.argv = arguments
     code = 1
     try:
@@ -136,6 +140,13 @@ def _become_app(arguments: list[str]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _limit_memory() -> None:
+    """Let this process have no more memory of its own than the site's policy gives: what asks for more fails alone."""
+    if gigabytes := os.environ.get(MEMORY_GB):
+        limit = int(float(gigabytes) * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _call_it(name: str) -> None:

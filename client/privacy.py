@@ -70,7 +70,7 @@ def check_privacy(
         )
     if privacy.delta * n_participants >= 1:
         raise Refusal(
-            RefusalCode.NOT_PRIVATE,
+            RefusalCode.PARTICIPANTS,
             f"privacy.delta is {privacy.delta:g}, and the site trains on {n_participants} participants. Set it below "
             f"{1 / n_participants:.2g}.",
         )

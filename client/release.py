@@ -5,6 +5,7 @@ computes and returns a payload; whatever goes wrong on the way leaves as a stabl
 sentence in the site's own log.
 """
 
+import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -14,9 +15,12 @@ from typing import Any, Literal, TypeVar, cast
 from flwr.app import Context, Error, Message, RecordDict
 
 from brainlm.errors import CheckpointError, DivergenceError, ShapeError
+from client.app_files import STUDY
 from client.audit import app_hash, describe_records
 from client.errors import AuditError, ClientError
 from client.ledger import Question, Release
+from client.limits import time_limit
+from client.process import keep_private
 from client.site import Site, find_site
 from client.spending import Spend
 from client.sums import Kept
@@ -40,14 +44,13 @@ from exchange.ring import RingError
 from exchange.secure_sum import Masker, SecureSumError
 from harmonization.errors import HarmonizationError, SmallGroupError
 
-SHIPPED_STUDY = "study.yaml"
-"""The study that an app was built for, beside its packages; the source tree has none."""
 _APP = Path(__file__).parents[1]
 
 AnyRequest = TypeVar("AnyRequest", bound="DescribeRequest | SumRequest")
 
 _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (
     (MessageError, RefusalCode.PROTOCOL),
+    (MemoryError, RefusalCode.LIMIT),
     (SecureSumError, RefusalCode.PROTOCOL),
     (RingError, RefusalCode.OVERFLOW),
     (AuditError, RefusalCode.AUDIT),
@@ -56,7 +59,7 @@ _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (
     (CheckpointError, RefusalCode.PROTOCOL),
     (ShapeError, RefusalCode.PROTOCOL),
     (SettingsError, RefusalCode.PROTOCOL),  # of the request: the site's own are read before
-    (RecordingError, RefusalCode.PROTOCOL),
+    (RecordingError, RefusalCode.ANALYSIS_FAILED),
     (VectorsError, RefusalCode.VECTORS),
     (SmallGroupError, RefusalCode.GROUP),
     (HarmonizationError, RefusalCode.ANALYSIS_FAILED),
@@ -112,24 +115,25 @@ def answer(
     handle : callable
         Computes the answer at the site.
     """
+    keep_private()
     try:
         site = find_site(context)
     except Exception as error:
         # Without settings there is no log of the site's own: the administrator reads the SuperNode's.
         print(f"fedbrainlm: {error}", flush=True)
         return Message(_error(error.code if isinstance(error, Refusal) else RefusalCode.SETUP), reply_to=message)
+    asked: AnyRequest | None = None
     try:
-        request = cast(AnyRequest, kind.from_records(message.content))
-        run = request.run or str(message.metadata.run_id)
-        request = cast(AnyRequest, request.model_copy(update={"run": run}))
+        asked = cast(AnyRequest, kind.from_records(message.content))
+        request = cast(AnyRequest, asked.model_copy(update={"run": asked.run or str(message.metadata.run_id)}))
         site.policy.permit(request.study)
         _permit_shipped(request.study)
-        answered, question = _answer_once(site, request, lambda: handle(site, request))
+        site.policy.permit_refusals(site.ledger.refusals(request.study))
+        with time_limit(site.policy):
+            answered, question = _answer_once(site, request, lambda: handle(site, request))
         return Message(_release(site, message, request, answered, question), reply_to=message)
     except Exception as error:
-        code = _code_of(error)
-        _write_down_refusal(site, message, code, error)
-        return Message(_error(code), reply_to=message)
+        return Message(_error(_refuse(site, message, asked, error)), reply_to=message)
 
 
 def _permit_shipped(study: str, app: Path = _APP) -> None:
@@ -140,7 +144,7 @@ def _permit_shipped(study: str, app: Path = _APP) -> None:
     Refusal
         Naming both.
     """
-    shipped = app / SHIPPED_STUDY
+    shipped = app / STUDY
     if shipped.is_file() and (name := read_yaml(shipped).get("study")) != study:
         raise Refusal(RefusalCode.CODE, f"the app was built for study '{name}', and the message is of '{study}'.")
 
@@ -170,6 +174,9 @@ def _permitted(site: Site, request: DescribeRequest | SumRequest, answered: Answ
         answered.n_participants, carries_sums=bool(answered.payload.arrays), in_secure_sum=secure is not None
     )
     _permit_shown(site, answered.payload)
+    for release in answered.releases:
+        if not release.accounted:
+            site.policy.permit_without_noise(release.question.kind)
     site.ledger.enter(
         study=request.study,
         run=request.run,
@@ -190,6 +197,7 @@ def _kept(answered: Answer, question: str) -> Kept:
             "question": asdict(release.question),
             "people": people.setdefault(tuple(sorted(release.participants)), len(people)),
             "parts": release.parts,
+            "accounted": release.accounted,
         }
         for release in answered.releases
     ]
@@ -205,7 +213,12 @@ def _kept(answered: Answer, question: str) -> Kept:
 def _restored(kept: Kept) -> Answer:
     """Undo `_kept`. The round of training was counted when it left first."""
     releases = [
-        Release(Question(**release["question"]), kept.about["people"][release["people"]], tuple(release["parts"]))
+        Release(
+            Question(**release["question"]),
+            kept.about["people"][release["people"]],
+            tuple(release["parts"]),
+            accounted=release["accounted"],
+        )
         for release in kept.about["releases"]
     ]
     spends = tuple(Spend(*spend) for spend in kept.about["spends"])
@@ -301,17 +314,35 @@ def _permit_shown(site: Site, payload: Payload) -> None:
         site.policy.permit_sharing(_SHOWN.get(name.partition("/")[0], "embeddings"))
 
 
-def _write_down_refusal(site: Site, message: Message, code: RefusalCode, error: Exception) -> None:
-    """Log and audit a refusal. Nothing may be raised from here: Flower would send its text to the coordinator."""
-    kind = message.metadata.message_type
+def _refuse(site: Site, message: Message, asked: DescribeRequest | SumRequest | None, error: Exception) -> RefusalCode:
+    """Count, log and audit a refusal; return the code that leaves.
+
+    Nothing may be raised from here: Flower would send its text to the coordinator.
+    """
+    code, kind = _code_of(error), message.metadata.message_type
     detail = error.detail if isinstance(error, Refusal) else str(error)
     try:
-        unexpected = error if code is RefusalCode.INTERNAL else None
-        site.log.error("%s %s: %s", kind, code, detail, exc_info=unexpected)
-        site.audit.append("refusal", run=str(message.metadata.run_id), message=kind, code=str(code))
+        about = {} if asked is None else {"study": asked.study, "question": _question(asked), **_asked(asked)}
+        site.log.error("%s %s: %s", kind, code, detail, exc_info=error if code is RefusalCode.INTERNAL else None)
+        if asked is not None and code.told is RefusalCode.DATA:
+            site.ledger.note_refusal(asked.study)
+        run = str(message.metadata.run_id)
+        site.audit.append("refusal", run=run, message=kind, code=str(code.told), rule=str(code), **about)
     except Exception as broken:
         print(f"fedbrainlm: {kind} {code}: {detail}", flush=True)
         print(f"fedbrainlm: the state folder cannot be written: {broken}", flush=True)
+        if code.told is RefusalCode.DATA:  # what is not counted is not told either
+            return RefusalCode.SETUP
+    return code.told
+
+
+def _question(asked: DescribeRequest | SumRequest) -> str:
+    """Hash of what was asked."""
+    return (
+        asked.question
+        if isinstance(asked, SumRequest)
+        else hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
+    )
 
 
 def _code_of(error: Exception) -> RefusalCode:

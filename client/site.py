@@ -96,7 +96,7 @@ class Site:
     @cached_property
     def approvals(self) -> Approvals:
         """The apps that its administrators approved."""
-        return Approvals(self.state, self.audit, self.policy.approvers)
+        return Approvals(self.state, self.audit, self.policy)
 
     @property
     def sums(self) -> SumStore:

@@ -1,16 +1,18 @@
 """Sums of the analyses at the site, and whose data they are about."""
 
 from brainlm.config import SummaryNoise, WindowConfig
-from client.disclosure import permit_in_clear
-from client.features import FeatureStore, find_table
-from client.frames import read_frames, scaling_of
+from client.disclosure import permit_declared, permit_sums
+from client.features import FeatureStore, Table, find_table
+from client.frames import Frames, read_frames, scaling_of
 from client.ledger import Release, question_of_job
+from client.limits import permit_job
 from client.noise import add_with_noise, summarize_with_noise
+from client.policy import SHOWS_ONE_SITE
 from client.release import Answer
 from client.site import Site
 from client.spending import Spend
 from cohorts.settings import check_settings
-from exchange.messages import Arrays, FrameSpec, Job, SummarizeReply, SummarizeRequest, join
+from exchange.messages import Arrays, FrameSpec, Job, SummarizeReply, SummarizeRequest, TableSpec, join
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Analysis, SecondMoments, State, add_sums, make_analysis
 from harmonization.protocol import Sums
@@ -19,6 +21,7 @@ from harmonization.protocol import Sums
 def summarize(site: Site, request: SummarizeRequest) -> Answer:
     """Sum what each job of the request asks for that is about this site."""
     site.policy.permit(request.study, [job.analysis for job in request.jobs.values()])
+    site.policy.permit_size("jobs", len(request.jobs), "jobs in one message")
     sums: dict[str, Arrays] = {}
     releases: list[Release] = []
     spends: list[Spend] = []
@@ -28,11 +31,10 @@ def summarize(site: Site, request: SummarizeRequest) -> Answer:
             continue
         analysis = make_analysis(job.analysis, job.parameters)
         site.policy.permit(request.study, analysis.asks_for)
+        permit_job(site.policy, job, analysis)
         _permit_rows(job, analysis)
         state = analysis.read_state(job.state, request.part(name)) if job.state else None
         summed, release, spend = _sum(site, store, request, name, analysis, state)
-        if request.secure is None:
-            permit_in_clear(site.policy, analysis, summed, len(release.participants))
         sums[name], releases, spends = dict(summed), [*releases, release], [*spends, *spend]
     # A site that shares its atlas with nobody has nothing to add before training.
     n_behind = min((len(release.participants) for release in releases), default=len(site.cohort.participants))
@@ -40,7 +42,10 @@ def summarize(site: Site, request: SummarizeRequest) -> Answer:
 
 
 def _permit_rows(job: Job, analysis: Analysis) -> None:
-    """Refuse an analysis of other rows than its own, or of frames that only some recordings have."""
+    """Refuse an analysis of other rows or targets than its own, or of frames that only some recordings have."""
+    if isinstance(job.table, TableSpec) and job.table.target == "site" and analysis.name not in SHOWS_ONE_SITE:
+        # One column a site: products with any other column would be one site's own sums.
+        raise Refusal(RefusalCode.PROTOCOL, f"analysis '{job.analysis}' has no use for the site as a target.")
     if analysis.rows != ("frames" if isinstance(job.table, FrameSpec) else "participants"):
         # Over participants, the counts behind a quantile would lead to a single one's value.
         raise Refusal(RefusalCode.PROTOCOL, f"analysis '{job.analysis}' is of {analysis.rows} alone.")
@@ -57,17 +62,30 @@ def _sum(
     """Sums of one job, whose data they are about, and what they cost of the privacy budget."""
     job = request.jobs[name]
     noise = None if request.noise is None else check_settings(request.noise, SummaryNoise, "the study's summary noise")
+    rows: Frames | Table
     if isinstance(job.table, FrameSpec):
-        frames = read_frames(site, job.table, scaling_of(site, request))
-        release = Release(question_of_job(job), frames.participants, (name,))
-        by_person = (add_sums(analysis.summarize(table, state) for table in tables) for tables in frames.tables)
+        rows = read_frames(site, job.table, scaling_of(site, request))
+    else:
+        rows = find_table(site, request.study, job.table, store)
+    n_participants, declared = len(rows.participants), analysis.sends(rows.widths, state)
+    permit_declared(site.policy, analysis, declared, n_participants)
+    summed, spends = _add(rows, analysis, state, noise)
+    permit_sums(site.policy, analysis, declared, summed, n_participants, clear=request.secure is None)
+    question = question_of_job(job, rows.data)
+    return summed, Release(question, rows.participants, (name,), accounted=noise is not None), spends
+
+
+def _add(
+    rows: Frames | Table, analysis: Analysis, state: State | None, noise: SummaryNoise | None
+) -> tuple[Sums, list[Spend]]:
+    """Sums over the rows, and what they cost of the privacy budget where they carry noise."""
+    if isinstance(rows, Table):
         if noise is None:
-            return add_sums(by_person), release, []
-        summed, spend = add_with_noise(by_person, noise)
-        return summed, release, [spend]
-    table = find_table(site, request.study, job.table, store)
-    release = Release(question_of_job(job, table.data), table.participants, (name,))
+            return analysis.summarize(rows.rows, state), []
+        summed, spend = summarize_with_noise(analysis, rows.rows, state, noise)
+        return summed, [spend]
+    by_person = (add_sums(analysis.summarize(table, state) for table in tables) for tables in rows.tables)
     if noise is None:
-        return analysis.summarize(table.rows, state), release, []
-    summed, spend = summarize_with_noise(analysis, table.rows, state, noise)
-    return summed, release, [spend]
+        return add_sums(by_person), []
+    summed, spend = add_with_noise(by_person, noise)
+    return summed, [spend]

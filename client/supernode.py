@@ -34,13 +34,14 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client import relay
-from client.approvals import Approvals
+from client.approvals import Approvals, ApprovedApp
 from client.audit import AuditLog
-from client.errors import JoinError
+from client.errors import AuditError, JoinError
 from client.executor import SuperExec, flower_home, secret_path, socket_path
 from client.joining import authority_path, joined
 from client.logs import site_log
 from client.nodekey import NodeKey
+from client.process import keep_private, make_private
 from client.proxies import Proxy, impose, proxy_to, through
 from client.settings import SiteSettings
 from cohorts.settings import read_settings
@@ -67,7 +68,7 @@ class ApprovedAppsOnly:
 
     def __init__(self, settings: SiteSettings, state: Path) -> None:
         self.audit = AuditLog(state / "audit.jsonl", settings.name)
-        self.approvals = Approvals(state, self.audit, settings.policy.approvers)
+        self.approvals = Approvals(state, self.audit, settings.policy)
         self.log = site_log(settings.name, state)
         self._pull = flower._pull_and_store_message
         self._answered = False
@@ -111,7 +112,7 @@ class ApprovedAppsOnly:
 
         def get_approved_fab(fab_hash: str, run_id: int) -> Fab:
             fab = get_fab(fab_hash, run_id)
-            self._check(fab, runs[run_id])
+            self._accept(fab, runs[run_id])
             return fab
 
         try:
@@ -135,7 +136,15 @@ class ApprovedAppsOnly:
             raise Refusal(RefusalCode.CODE, f"the app of run {run_id} is no longer at hand.")
         self._check(fab, run)
 
-    def _check(self, fab: Fab, run: Run) -> None:
+    def _accept(self, fab: Fab, run: Run) -> None:
+        """Check the app of a new run, and write down which it is before any of its code runs."""
+        approved = self._check(fab, run)
+        try:
+            self.audit.append("app-accepted", run=str(run.run_id), hash=approved.hash, study=approved.study)
+        except (AuditError, OSError) as error:
+            raise Refusal(RefusalCode.AUDIT, str(error)) from None
+
+    def _check(self, fab: Fab, run: Run) -> ApprovedApp:
         """Refuse an app that is not approved, or that the coordinator calls by what it is not.
 
         Flower runs the app from the folder that the run's own id, version and hash lead to.
@@ -147,10 +156,11 @@ class ApprovedAppsOnly:
         """
         if run.primary_task_type == TaskType.AGENT_APP:
             raise Refusal(RefusalCode.CODE, "the coordinator asks for an agent's app, and a site runs none.")
-        code_hash = self.approvals.check(fab.content)
+        approved = self.approvals.check(fab.content)
         said = (run.fab_id, run.fab_version, run.fab_hash, fab.hash_str)
-        if said != (*get_metadata_from_config(get_fab_config(fab.content)), code_hash, code_hash):
-            raise Refusal(RefusalCode.CODE, f"the coordinator calls app {code_hash} by other names: {said}.")
+        if said != (*get_metadata_from_config(get_fab_config(fab.content)), approved.hash, approved.hash):
+            raise Refusal(RefusalCode.CODE, f"the coordinator calls app {approved.hash} by other names: {said}.")
+        return approved
 
     def _write_down(self, message: Message, refusal: Refusal) -> None:
         """Log and audit a refusal; nothing may be raised from here, lest the SuperNode end."""
@@ -221,9 +231,11 @@ _NOT_KNOWN = {
 
 def main() -> None:
     """Run the SuperNode until it is told to end."""
+    keep_private()
     path = Path(sys.argv[1])
     settings = read_settings(path, SiteSettings)
     state = (path.parent / settings.state).resolve()
+    make_private(state)
     sys.argv = command(path, settings, state)
     os.environ["FLWR_HOME"] = str(flower_home(state))
     proxy = proxy_to(joined(state).address, settings.supernode.proxy)

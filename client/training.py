@@ -40,10 +40,11 @@ def train(site: Site, request: TrainRequest) -> Answer:
     began = time.monotonic()
     site.policy.permit(request.study, ["pretraining"])
     training = check_settings(request.training, TrainingConfig, "the study's training")
+    site.policy.permit_size("steps", training.steps_per_round, "steps in a round")
     site.policy.permit_privacy(training.privacy.delta if training.privacy else None)
     scale, moments = scaling_of(site, request), moments_of(site, request)
     incoming = request.part("weights")
-    model = incoming_model(site, request.model, incoming)
+    model = incoming_model(site, request.model, incoming, training.batch_size)
     seed = derive_seed(request.seed, site.name)
     people, held_out = split_site(site, model.config.window, training.holdout, request.seed)
     set_linear_path(site, model, moments, people)
@@ -69,7 +70,8 @@ def train(site: Site, request: TrainRequest) -> Answer:
     n_behind = min(len(people), _windows_behind(training, request.round_number, request.rounds))
     # Among which sites a question is answered counts for each incoming model: another one is another question.
     asked = (hash_arrays(incoming),)
-    update = Release(replace(PRETRAINING, details=asked), people, ("weights", "update", "tally"))
+    parts = ("weights", "update", "tally")
+    update = Release(replace(PRETRAINING, details=asked), people, parts, accounted=bool(spends))
     return Answer(reply, n_behind, (update, *evaluation_releases(site, held_out, asked)), spends, rounds=1)
 
 
@@ -113,7 +115,7 @@ def _weights_or_update(site: Site, request: TrainRequest, weights: Arrays, n_win
             return {"weights": weights}
         return {"weights": {n: (incoming[n] + factor * change[n]).astype(w.dtype) for n, w in weights.items()}}
     if n_windows > request.max_windows:
-        raise Refusal(RefusalCode.PROTOCOL, f"the site has {n_windows} windows; the request allows fewer.")
+        raise Refusal(RefusalCode.WINDOWS, f"the site has {n_windows} windows; the request allows fewer.")
     # A hair less, so that rounding does not carry the largest change over the bound.
     factor *= (1 - 2**-20) * n_windows / request.max_windows
     return {"update": {name: (values * factor).astype(np.float32) for name, values in change.items()}}

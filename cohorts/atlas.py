@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ class Atlas:
         Centroids [P, 3] in millimetres, MNI space.
     networks : tuple of str or None
         One functional network a parcel, where the atlas defines them.
+    former_labels : tuple of str or None
+        What the parcels were called before their authors gave them these names, in the same order. A name may have
+        gone from one parcel to another, so names are of one generation together, never one by one.
     title, space, license, reference : str
         Where the table comes from and on what terms.
     """
@@ -38,6 +41,7 @@ class Atlas:
     labels: tuple[str, ...]
     coordinates: np.ndarray
     networks: tuple[str, ...] | None = None
+    former_labels: tuple[str, ...] | None = None
     title: str = ""
     space: str = ""
     license: str = ""
@@ -50,9 +54,16 @@ class Atlas:
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 over labels, order and coordinates (to 0.01 mm): equal hashes mean interchangeable columns."""
+        return self._hash_with(self.labels)
+
+    @property
+    def former_hash(self) -> str | None:
+        """What `content_hash` was under the former labels; None if there are none."""
+        return self._hash_with(self.former_labels) if self.former_labels else None
+
+    def _hash_with(self, labels: tuple[str, ...]) -> str:
         parcels = [
-            [label, *(f"{value:.2f}" for value in place)]
-            for label, place in zip(self.labels, self.coordinates, strict=True)
+            [label, *(f"{value:.2f}" for value in place)] for label, place in zip(labels, self.coordinates, strict=True)
         ]
         return hashlib.sha256(json.dumps(parcels, ensure_ascii=True).encode()).hexdigest()
 
@@ -65,6 +76,10 @@ class Atlas:
         ]
         fields = ("name", "title", "space", "license", "reference")
         head = [f" {json.dumps(field)}: {json.dumps(getattr(self, field))}," for field in fields]
+        pairs = zip(self.labels, self.former_labels or self.labels, strict=True)
+        renamed = [f"  {json.dumps(label)}: {json.dumps(former)}" for label, former in pairs if former != label]
+        if renamed:
+            head += [' "former_names": {', ",\n".join(renamed), " },"]
         return "\n".join(["{", *head, ' "parcels": [', ",\n".join(f"  {row}" for row in rows), " ]", "}", ""])
 
 
@@ -77,7 +92,8 @@ def load_atlas(name_or_file: str | Path) -> Atlas:
     """Load an atlas by name, or from a table file (``.json`` as shipped, or ``.csv``/``.tsv``).
 
     A table has one row a parcel, in column order, with columns ``name`` (or ``label``), ``x``, ``y``, ``z``
-    in millimetres and, if wanted, ``network``. Names are read without regard to case, ``-`` and ``_``.
+    in millimetres and, if wanted, ``network``. Names of atlases are read without regard to case, ``-`` and ``_``. A
+    ``.json`` that was written when a known atlas had its former labels is that atlas, with the labels of today.
 
     Raises
     ------
@@ -97,7 +113,7 @@ def load_atlas(name_or_file: str | Path) -> Atlas:
     if not path.is_file():
         raise AtlasError(f"{path}: no such atlas table. Check the path, or name one of {', '.join(atlas_names())}.")
     try:
-        return _from_json(path) if path.suffix.lower() == ".json" else _from_table(path)
+        return _renewed(_from_json(path)) if path.suffix.lower() == ".json" else _from_table(path)
     except (KeyError, IndexError, OSError, RecursionError, TypeError, ValueError):
         raise AtlasError(
             f"{path}: is not an atlas table. Expected one row a parcel with columns name, x, y, z "
@@ -109,12 +125,23 @@ def _from_json(path: Path) -> Atlas:
     content = json.loads(path.read_text(encoding="utf-8"))
     parcels = content["parcels"]
     has_networks = len(parcels[0]) > 4
-    return _checked(
+    atlas = _checked(
         {key: content[key] for key in ("name", "title", "space", "license", "reference")},
         [row[0] for row in parcels],
         [row[1:4] for row in parcels],
         [row[4] for row in parcels] if has_networks else None,
     )
+    former = content.get("former_names", {})
+    labels = tuple(former.get(label, label) for label in atlas.labels)
+    if not former.keys() <= set(atlas.labels) or len(set(labels)) != len(labels):
+        raise ValueError
+    return replace(atlas, former_labels=labels) if former else atlas
+
+
+def _renewed(atlas: Atlas) -> Atlas:
+    """Return the known atlas, if this is it under its former labels."""
+    known = load_atlas(atlas.name) if atlas.name in atlas_names() else atlas
+    return known if known.former_hash == atlas.content_hash else atlas
 
 
 def _from_table(path: Path) -> Atlas:

@@ -194,7 +194,7 @@ def run_of(path: Path, name: BIDSName, files: Iterable[Path] = ()) -> Run:
 
 
 def repetition_time(
-    sidecars: Sequence[Path], name: str, *, header: float = math.nan, given: float | None = None
+    sidecars: Sequence[Path], name: str, *, header: float | None = None, given: float | None = None
 ) -> float:
     """Repetition time of a run in seconds, as its sidecars say it or as `given`; it is never guessed.
 
@@ -204,26 +204,25 @@ def repetition_time(
         As `Tree.sidecars` gives them: what a later one says counts.
     name : str
         The run's file.
-    header : float
-        What that file's own header says, in seconds; NaN if nothing. It confirms or contradicts, but does not tell:
-        software that does not know the time writes one, too.
+    header : float, optional
+        What the header of an image says, in seconds; NaN if nothing. It does not tell: software that does not know the
+        time writes one, too, most often 1. See `header_notices`.
     given : float, optional
         What the user says.
 
     Raises
     ------
     RecordingError
-        With code ``sidecar`` if one is no JSON object; ``no-tr`` if nobody says a time; ``tr-milliseconds`` if a
-        sidecar or the header says it in milliseconds, but as seconds; ``tr-contradicts`` if sidecars, header and
+        With code ``sidecar`` if one is no JSON object; ``no-tr`` if neither a sidecar nor the user says a time;
+        ``tr-milliseconds`` if a sidecar says it in milliseconds, but as seconds; ``tr-contradicts`` if a sidecar and
         `given` differ by more than 1 %.
     """
     source, stated = _stated_time(sidecars)
     if stated is None and given is None:
-        hint = f" (its header says {header:g} s, which nobody confirms)" if math.isfinite(header) else ""
         raise RecordingError(
             "no-tr",
-            f"{name}: no sidecar states its RepetitionTime{hint}; expected the seconds between two volumes, which are "
-            "never guessed. Add it to the JSON sidecar of the run.",
+            f"{name}: no sidecar states its RepetitionTime{_untrusted(header)}; expected the seconds between two "
+            "volumes, which are never guessed. Give --tr SECONDS, or add it to the JSON sidecar of the run.",
         )
     if stated is not None and not _is_time(stated):
         raise RecordingError(
@@ -231,14 +230,23 @@ def repetition_time(
         )
     t_r = float(given if stated is None else stated)
     if stated is not None and t_r > LONGEST_T_R:
-        raise _in_milliseconds(source, t_r)
+        raise RecordingError(
+            "tr-milliseconds",
+            f"{source}: says a repetition time of {t_r:g} s; expected seconds, at most {LONGEST_T_R:g}. If these are "
+            f"milliseconds, write {t_r / 1000:g}.",
+        )
     if given is not None and not _agree(t_r, given):
-        raise _contradicting(name, f"{source} says {t_r:g} s, and {given:g} s are given")
-    if math.isfinite(header) and not _agree(t_r, header):
-        if _agree(1000 * t_r, header):
-            raise _in_milliseconds(name, header)
-        raise _contradicting(name, f"its header says {header:g} s, and {source or 'the option'} {t_r:g} s")
+        raise RecordingError(
+            "tr-contradicts",
+            f"{name}: {source} says {t_r:g} s, and {given:g} s are given (--tr); expected the same repetition time. "
+            "Find out which holds, and correct it.",
+        )
     return t_r
+
+
+def header_notices(header: float, t_r: float) -> tuple[str, ...]:
+    """Notice (`cohorts.notices`) of a header that says another repetition time than the one that counts; both in s."""
+    return ("header-tr",) if math.isfinite(header) and not _agree(t_r, header) else ()
 
 
 def generated_by(root: str | Path) -> str:
@@ -281,23 +289,18 @@ def _stated_time(sidecars: Sequence[Path]) -> tuple[str, Any]:
     return source, stated
 
 
+def _untrusted(header: float | None) -> str:
+    """Say what an image's header is worth."""
+    if header is None:
+        return ""
+    if math.isnan(header):
+        return ", nor does its header"
+    return f", and the {header:g} s of its header are not to be trusted: software that does not know it writes one, too"
+
+
 def _is_time(stated: object) -> bool:
     return isinstance(stated, int | float) and not isinstance(stated, bool) and 0 < stated < 1e9
 
 
 def _agree(first: float, second: float) -> bool:
     return abs(first - second) <= 0.01 * second
-
-
-def _in_milliseconds(source: str, stated: float) -> RecordingError:
-    return RecordingError(
-        "tr-milliseconds",
-        f"{source}: says a repetition time of {stated:g} s; expected seconds, at most {LONGEST_T_R:g}. If these are "
-        f"milliseconds, write {stated / 1000:g}.",
-    )
-
-
-def _contradicting(name: str, what: str) -> RecordingError:
-    return RecordingError(
-        "tr-contradicts", f"{name}: {what}; expected the same repetition time. Find out which holds, and correct it."
-    )

@@ -18,6 +18,7 @@
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
@@ -65,6 +66,7 @@ _INDEX_COLUMNS = {
     "t_r": "float64",
     "n_missing_parcels": "int64",
     **{measure.name: "int64" if measure.type is int else "float64" for measure in fields(Quality)},
+    "notices": "str",
     "digest": "str",
     "source": "str",
 }
@@ -188,11 +190,12 @@ class Cohort:
         about = read_settings(path / "cohort.yaml", About)
         if about.format != FORMAT:
             raise CohortError(
-                f"{path}: has format {about.format}, this version reads format {FORMAT}. Import the data again."
+                f"{path}: has format {about.format}, this version reads format {FORMAT}. Prepare it anew."
             )
         atlas = load_atlas(path / "atlas.json")
-        if atlas.content_hash != about.atlas_sha256:
-            raise CohortError(f"{path}/atlas.json: differs from cohort.yaml. Restore it, or import again.")
+        # One that was made when the parcels had their former names holds the same columns.
+        if about.atlas_sha256 not in (atlas.content_hash, atlas.former_hash):
+            raise CohortError(f"{path}/atlas.json: differs from cohort.yaml. Restore it, or prepare the cohort again.")
         cohort = cls(path, about, atlas)
         if (path / "participants.tsv").is_file():
             cohort._participants = read_participants(path / "participants.tsv")
@@ -245,6 +248,12 @@ class Cohort:
         """One row a refused recording: recording_id, code, message."""
         refused = [self._refused[key] for key in sorted(self._refused) if key not in self._rows]
         return pd.DataFrame(refused, columns=["recording_id", "code", "message"])
+
+    @property
+    def notices(self) -> dict[str, int]:
+        """Codes of `cohorts.notices`, and of how many recordings each is said; the most frequent first."""
+        codes = Counter(code for row in self._rows.values() for code in row["notices"].split())
+        return dict(sorted(codes.items(), key=lambda item: (-item[1], item[0])))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -514,6 +523,7 @@ def _read_index(path: Path) -> list[dict[str, Any]]:
         table = pd.read_parquet(path)
     except (OSError, ValueError):  # ArrowInvalid is a ValueError
         table = pd.DataFrame()
+    table = table if "notices" in table else table.assign(notices="")  # which earlier versions did not know
     if not set(_INDEX_COLUMNS) <= set(table):
         raise CohortError(f"{path}: cannot be read. Delete it: it is made again from the recordings.")
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
@@ -545,7 +555,7 @@ def _no_cohort(path: Path) -> str:
     if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
         return (
             f"{path}: is not a cohort; expected a folder with cohort.yaml. "
-            "Make one with 'fedbrainlm cohort prepare', 'import' or 'simulate'."
+            "Make one with 'fedbrainlm cohort prepare' or 'simulate'."
         )
     found = "is empty" if path.exists() else "is not there"
     return (

@@ -64,7 +64,7 @@ class CohortContract(Settings):
             return []
         message = (
             f"cohort {cohort.name}: its recordings were stored as {cohort.scaling}; the study needs "
-            f"{' or '.join(self.scalings)} ones. Import them as they were before z-scoring, or ask for a study whose "
+            f"{' or '.join(self.scalings)} ones. Prepare them as they were before z-scoring, or ask for a study whose "
             "window.scaling is zscore."
         )
         return [Mismatch("scaling", message)]
@@ -76,11 +76,11 @@ class CohortContract(Settings):
             if name not in table or table[name].isna().all():
                 message = (
                     f"cohort {cohort.name}: knows no participant's {name}, which the study needs. Add the column "
-                    "to the participants table and import again, or ask for a study without it."
+                    "to the participants table and prepare the cohort again, or ask for a study without it."
                 )
                 found.append(Mismatch("covariates", message))
             elif levels and not set(table[name].dropna().astype("str")) <= set(levels):
                 allowed = ", ".join(levels)
-                message = f"cohort {cohort.name}: {name} has levels outside {allowed}. Recode them and import again."
+                message = f"cohort {cohort.name}: {name} has levels outside {allowed}. Recode and prepare again."
                 found.append(Mismatch("covariates", message))
         return found

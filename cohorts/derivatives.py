@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from cohorts.bids import generated_by, parse_name, walk
 from cohorts.errors import CohortError
-from cohorts.matrices import MATRIX_SUFFIXES
+from cohorts.formats import MATRIX_SUFFIXES, first_unread, suffix_of, unread
 
 Kind = Literal["fmriprep", "xcpd", "nifti", "matrices"]
 _MAKERS: dict[str, Kind] = {"fmriprep": "fmriprep", "xcp_d": "xcpd", "xcpd": "xcpd", "xcp-d": "xcpd"}
@@ -37,6 +37,8 @@ def kind_of(path: str | Path) -> Kind:
     for kind in get_args(Kind):
         if kind in kinds:
             return kind
+    if said := first_unread(walk(path)):
+        raise CohortError(f"{path}: holds no recordings in a form that is read. {said}")
     raise CohortError(
         f"{path}: holds no recordings; expected files such as *_desc-preproc_bold.nii.gz, *_timeseries.tsv, *.nii.gz "
         f"or {', '.join(MATRIX_SUFFIXES)}. Name another folder."
@@ -50,6 +52,6 @@ def _shown_by(path: Path) -> Kind | None:
             return "fmriprep"
         if name.suffix == "timeseries" and {"atlas", "seg"} & name.entities.keys():
             return "xcpd"
-    if path.name.endswith((".nii", ".nii.gz")):
-        return "nifti"
-    return "matrices" if path.suffix.lower() in MATRIX_SUFFIXES else None
+    if suffix_of(path, MATRIX_SUFFIXES):
+        return "matrices"
+    return "nifti" if path.name.endswith((".nii", ".nii.gz")) and not unread(path) else None

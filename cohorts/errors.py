@@ -33,7 +33,7 @@ class NoRecordingsError(CohortError):
 
 
 class RecordingError(CohortError):
-    """One recording is not usable. Importers quarantine it with this message and go on.
+    """One recording is not usable. Preparation quarantines it with this message and goes on.
 
     Parameters
     ----------

@@ -1,22 +1,25 @@
 """An fMRIPrep derivatives tree as a source of recordings."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cohorts.atlas import Atlas
-from cohorts.bids import BIDSName, Tree, generated_by, repetition_time, run_of
+from cohorts.bids import BIDSName, Tree, generated_by, header_notices, repetition_time, run_of
 from cohorts.confounds import ConfoundStrategy, load_strategy
 from cohorts.errors import CohortError, RecordingError
 from cohorts.images import header_repetition_time, read_header, require_frames
 from cohorts.parcellation import Cleaning, parcellate
-from cohorts.sources import Reading, Run, in_order
+from cohorts.sources import Reading, Run, check_given_t_r, in_order
 from cohorts.volumes import LabelImage, check_space, same_space
 
 NATIVE = "native"
 """Resolution of images whose name has no ``res-``."""
 
 _IMAGE = ".nii.gz"
+_PREPROCESSED = "preproc"
+_PART = re.compile(r"_(?:echo|part)-[A-Za-z0-9+]+")
 _FATES = {"interpolate": "interpolated", "drop": "censored", "none": "uncensored"}
 """What becomes of censored frames → its word in the id of the preprocessing."""
 
@@ -44,6 +47,8 @@ class FMRIPrepSource:
         A space other than the label image's that is accepted; see `check_space`.
     tasks, sessions : tuple of str
         Take these alone, without ``task-`` and ``ses-``; all if empty.
+    t_r : float or None
+        Repetition time in seconds, where no sidecar says it; must agree with those that do. Headers do not count.
     """
 
     root: Path
@@ -55,6 +60,10 @@ class FMRIPrepSource:
     allow_space: str = ""
     tasks: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
+    t_r: float | None = None
+
+    def __post_init__(self) -> None:
+        check_given_t_r(self.t_r)
 
     @property
     def atlas(self) -> Atlas:
@@ -88,7 +97,7 @@ class FMRIPrepSource:
         """
         tree = Tree(self.root)
         images = self._one_resolution(self._one_space(self._selected(tree)))
-        return in_order(_run(path, name, tree) for path, name in images.items())
+        return in_order([*(_run(path, name, tree) for path, name in images.items()), *self._lacking(tree, images)])
 
     def read(self, run: Run) -> Reading:
         """Read one run.
@@ -99,10 +108,17 @@ class FMRIPrepSource:
             If one of its files is missing or broken, or they do not belong together.
         """
         bold, *others = run.files
+        if not others:  # one of those that `_lacking` found: a run has its confounds beside it at least
+            raise RecordingError(
+                "no-image",
+                f"{bold.name}: its run has no image in the space of the others, or none that was cleaned like theirs; "
+                "expected all alike. Run fMRIPrep again for it, or leave it out (--task, --session).",
+            )
         header = read_header(bold)
         n_frames = require_frames(header, bold)
         sidecars = [path for path in others if path.suffix == ".json" and "_desc-confounds_" not in path.name]
-        t_r = repetition_time(sidecars, bold.name, header=header_repetition_time(header))
+        declared = header_repetition_time(header)
+        t_r = repetition_time(sidecars, bold.name, header=declared, given=self.t_r)
         confounds_file = next(path for path in others if path.suffix == ".tsv")
         return parcellate(
             bold,
@@ -111,21 +127,19 @@ class FMRIPrepSource:
             confounds=load_strategy(bold, confounds_file, self.strategy, n_frames),
             mask=next((path for path in others if path.name.endswith(_IMAGE)), None),
             cleaning=self.cleaning,
+            notices=header_notices(declared, t_r),
         )
 
     @property
     def _desc(self) -> str:
-        return "smoothAROMAnonaggr" if self.strategy.name == "ica_aroma" else "preproc"
+        return "smoothAROMAnonaggr" if self.strategy.name == "ica_aroma" else _PREPROCESSED
 
     def _selected(self, tree: Tree) -> dict[Path, BIDSName]:
         """The preprocessed BOLD images of the asked tasks and sessions."""
         found = {path: tree.files[path] for path in tree.select("bold", _IMAGE, desc=self._desc)}
         images = {path: name for path, name in found.items() if "sub" in name.entities}
         if not images:
-            raise CohortError(
-                f"{self.root}: holds no sub-*_desc-{self._desc}_bold.nii.gz; expected fMRIPrep's derivatives. "
-                "Name the folder that its sub-* folders lie in."
-            )
+            raise CohortError(f"{self.root}: holds no sub-*_desc-{self._desc}_bold.nii.gz; {self._instead(tree)}")
         for entity, wanted in (("task", self.tasks), ("ses", self.sessions)):
             found = sorted({name.entities.get(entity, "") for name in images.values()})
             if wanted:
@@ -133,6 +147,37 @@ class FMRIPrepSource:
             if not images:
                 raise CohortError(f"{self.root}: has no {entity}-{wanted[0]} (found: {_listed(found)}). Correct it.")
         return images
+
+    def _lacking(self, tree: Tree, images: dict[Path, BIDSName]) -> list[Run]:
+        """Runs of which fMRIPrep left other images, but none like those that are taken, for `read` to say so."""
+        if self.space or self.res:  # which leave the others out by name
+            return []
+        there = {name.run for name in images.values()}
+        others = [path for desc in {self._desc, _PREPROCESSED} for path in tree.select("bold", _IMAGE, desc=desc)]
+        runs = {}
+        for path in sorted(others):
+            name = tree.files[path]
+            task, session = name.entities.get("task"), name.entities.get("ses")
+            asked = task in (self.tasks or (task,)) and session in (self.sessions or (session,))
+            whole = _PART.sub("", name.run)  # of which single echoes may be there besides
+            if "sub" in name.entities and asked and not {name.run, whole} & there:
+                runs.setdefault(name.run, run_of(path, name))
+        return list(runs.values())
+
+    def _instead(self, tree: Tree) -> str:
+        """Say what was expected instead of a tree without the images, and what to do."""
+        if self._desc != _PREPROCESSED and tree.select("bold", _IMAGE, desc=_PREPROCESSED):
+            return (
+                "fMRIPrep has not run ICA-AROMA since 23.1, and before only with --use-aroma. Take --confounds simple, "
+                "scrubbing or compcor; or give the images that fMRIPost-AROMA cleaned, in a folder of their own, as "
+                "--kind nifti."
+            )
+        if tree.select("bold", ".dtseries.nii"):
+            return (
+                "expected images of volumes, and its .dtseries.nii are of surfaces. Run fMRIPrep with "
+                f"--output-spaces {self.label_image.space}, or let XCP-D parcellate them."
+            )
+        return "expected fMRIPrep's derivatives. Name the folder that its sub-* folders lie in."
 
     def _one_space(self, images: dict[Path, BIDSName]) -> dict[Path, BIDSName]:
         """The images in the space that was asked for, if the label image lies in it, too."""

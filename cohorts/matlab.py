@@ -25,8 +25,8 @@ class MatlabError(ValueError):
 
 
 @dataclass(frozen=True)
-class MatlabVariable:
-    """One variable of a file, before its values are read.
+class Variable:
+    """One variable of a file of several, before its values are read.
 
     Attributes
     ----------
@@ -34,22 +34,11 @@ class MatlabVariable:
     shape : tuple of int
     is_numeric : bool
         False for text, logicals, complex numbers, sparse matrices, cells and structures.
-    offset, length : int
-        Where its bytes lie in the file.
-    compressed : bool
-    values_at : int
-        Where the element with the values begins, after decompression.
-    order : {"<", ">"}
     """
 
     name: str
     shape: tuple[int, ...]
     is_numeric: bool
-    offset: int
-    length: int
-    compressed: bool
-    values_at: int
-    order: str
 
     @property
     def is_matrix(self) -> bool:
@@ -59,6 +48,27 @@ class MatlabVariable:
     def most_bytes(self) -> int:
         """Bytes that its values take in the widest type."""
         return 8 * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class MatlabVariable(Variable):
+    """A variable of a MATLAB file.
+
+    Attributes
+    ----------
+    offset, length : int
+        Where its bytes lie in the file.
+    compressed : bool
+    values_at : int
+        Where the element with the values begins, after decompression.
+    order : {"<", ">"}
+    """
+
+    offset: int
+    length: int
+    compressed: bool
+    values_at: int
+    order: str
 
 
 def is_version_7_3(head: bytes) -> bool:

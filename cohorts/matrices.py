@@ -1,33 +1,37 @@
-"""Ready matrices: an .npz with one array a recording, or a folder of .npy, .csv, .tsv, .mat or .1D files."""
+"""Ready matrices: an .npz with one array a recording, or a folder of files with one each."""
 
 import math
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from cohorts.atlas import Atlas, load_atlas
-from cohorts.cohort import Scale
+from cohorts.atlas import Atlas
+from cohorts.cifti import read_ptseries
 from cohorts.columns import match_columns
 from cohorts.errors import CohortError, RecordingError
-from cohorts.files import require_apart
-from cohorts.matrix_files import Table, npz_keys, read_mat, read_npy, read_npz, read_table
-from cohorts.participants import ParticipantsTable, bare_id, load_participants
-from cohorts.preparation import PreparationReport, prepare_cohort
-from cohorts.quality import QualityRules, orient
+from cohorts.formats import MATRIX_SUFFIXES, SEPARATORS, TEXT, UNREAD, first_unread, suffix_of, unread
+from cohorts.matrix_files import (
+    Table,
+    npz_keys,
+    opened,
+    read_mat,
+    read_npy,
+    read_npz,
+    read_npz_file,
+    read_table,
+    to_float32,
+)
+from cohorts.participants import bare_id
+from cohorts.quality import orient
 from cohorts.recording import check_identifier
 from cohorts.sources import Reading, Run, check_given_t_r
 
-#: What separates the cells of a table, by its suffix; .1D is what AFNI and the ABIDE derivatives of PCP write.
-_SEPARATORS = {".tsv": "\t", ".csv": ",", ".1d": None}
-MATRIX_SUFFIXES = (".npy", ".mat", *_SEPARATORS)
-_NO_RECORDINGS = ("participants.tsv", "participants.csv")
 _ENUMERATED = re.compile(r"(.*?)(\d+)")
 _DERIVATIVE = re.compile(r"_rois_[a-z]+\d*$")
 # Parts of a name that say which scan it is, as BIDS spells them and as others do: a number in them is nobody's id.
@@ -46,8 +50,8 @@ class MatrixSource:
     Attributes
     ----------
     path : Path
-        An .npz file with one array [T, P] a recording, or a folder of .npy, .csv, .tsv, .mat (version 5 to 7) or .1D
-        matrices.
+        An .npz file with one array [T, P] a recording, or a folder of `MATRIX_SUFFIXES`: matrices in .npy, .npz, .mat
+        (version 5 to 7.3), .csv, .tsv or .1D, the last three also packed (.gz), and parcellated series of CIFTI.
     atlas : Atlas
         The atlas of the columns.
     preprocessing : str
@@ -59,7 +63,7 @@ class MatrixSource:
     columns : tuple of int or None
         First and last column to take, counted from 1, where the matrices have more than the atlas's parcels.
     variable : str
-        Name of the variable in .mat files; empty for the only matrix of numbers in each.
+        Name of the variable in .mat files and a folder's .npz files; empty for the only matrix of numbers in each.
     participants : tuple of str or None
         The ids that names are matched with, as the participants table spells them. A name matches an id also without
         ``sub-``, without leading zeros, and where it stands between other words: ``PITT_0050003_rois_aal`` is
@@ -103,42 +107,42 @@ class MatrixSource:
         Raises
         ------
         RecordingError
-            With a code of `participant_of` or `cohorts.quality.orient`, ``bad-id``, ``unreadable``, ``too-large``,
-            ``not-a-matrix``, ``variable``, ``separator``, ``ragged``, ``text``, ``wrong-order``,
-            ``repeated-parcel`` or ``wrong-atlas``.
+            With a code of `participant_of`, `cohorts.quality.orient` or `cohorts.cifti.read_ptseries`, ``bad-id``,
+            ``not-read``, ``unreadable``, ``too-large``, ``not-a-matrix``, ``variable``, ``separator``, ``ragged``,
+            ``text``, ``wrong-order``, ``repeated-parcel`` or ``wrong-atlas``.
         """
         participant_of(run.name, self.participants)
         check_identifier(run.name, "recording id")
         path, t_r = run.files[0], math.nan if self.t_r is None else self.t_r
         columns = slice(self.columns[0] - 1, self.columns[1]) if self.columns else None
-        suffix = path.suffix.lower()
-        if suffix in _SEPARATORS:
-            table = _without_row_numbers(read_table(path, _SEPARATORS[suffix]))
-            named = _by_header(table, columns, path.name, self.atlas)
-            if named is not None:
-                return Reading(named, t_r)
-            matrix = table.matrix
-        elif suffix == ".npz":
-            matrix = read_npz(path, run.part)
-        else:
-            matrix = read_npy(path) if suffix == ".npy" else read_mat(path, self.variable)
-        return Reading(orient(matrix, run.part or path.name, self.atlas, self.orientation, columns), t_r)
+        table = self._table(path, run.part)
+        named = _by_header(table, columns, path.name, self.atlas)
+        if named is not None:
+            return Reading(named[0], t_r, notices=named[1])
+        return Reading(orient(table.matrix, run.part or path.name, self.atlas, self.orientation, columns), t_r)
+
+    def _table(self, path: Path, part: str) -> Table:
+        """Read a file's matrix, or one part of it, with the names of the columns where it has any."""
+        suffix = suffix_of(path, MATRIX_SUFFIXES)
+        if suffix in SEPARATORS:
+            return _without_row_numbers(read_table(path, SEPARATORS[suffix]))
+        if suffix == ".ptseries.nii":
+            with opened(path):  # refuses what would be waited for
+                names, values = read_ptseries(path)
+            return Table(to_float32(values), tuple(names))
+        if suffix == ".npy":
+            return Table(read_npy(path), None)
+        if suffix == ".npz":
+            return Table(read_npz(path, part) if part else read_npz_file(path, self.variable), None)
+        if suffix == ".mat":
+            return Table(read_mat(path, self.variable), None)
+        raise RecordingError("not-read", unread(path))
 
     def _names(self) -> list[tuple[str, Path]]:
         """Name of every recording, and the file that it lies in."""
         try:
             if self.path.is_dir():
-                files = [path for path in self.path.iterdir() if path.suffix.lower() in MATRIX_SUFFIXES]
-                names = [
-                    (path.stem, path)
-                    for path in files
-                    if not path.name.startswith(".") and path.name not in _NO_RECORDINGS
-                ]
-                if not names:
-                    raise CohortError(
-                        f"{self.path}: holds no .npy, .csv, .tsv, .mat or .1D file. Name the folder of the matrices."
-                    )
-                return names
+                return self._files()
             if self.path.suffix.lower() == ".npz":
                 return [(key, self.path) for key in npz_keys(self.path)]
             self.path.stat()
@@ -148,7 +152,19 @@ class MatrixSource:
             raise CohortError(
                 f"{self.path}: is not a readable .npz file or folder. Check its permissions, or export it again."
             ) from None
-        raise CohortError(f"{self.path}: expected an .npz file, or a folder of .npy, .csv, .tsv, .mat or .1D matrices.")
+        raise CohortError(f"{self.path}: expected an .npz file, or a folder of {', '.join(MATRIX_SUFFIXES)}. Name it.")
+
+    def _files(self) -> list[tuple[str, Path]]:
+        """Names and files of a folder's recordings; also of those of a kind that is not read, for `read` to say so."""
+        files = [path for path in sorted(self.path.iterdir()) if not path.name.startswith((".", "participants."))]
+        matrices = _named(files, MATRIX_SUFFIXES)
+        if not matrices:
+            said = first_unread(files) or "Name the folder of the matrices."
+            raise CohortError(f"{self.path}: holds no file of {', '.join(MATRIX_SUFFIXES)}. {said}")
+        known = {name for name, _ in matrices}
+        # Text beside matrices tells about them; and what is there as a matrix, too, is not missed.
+        others = _named(files, [suffix for suffix in UNREAD if suffix not in TEXT])
+        return matrices + [(name, path) for name, path in others if name not in known]
 
     def _run(self, name: str, file: Path) -> Run:
         try:
@@ -209,6 +225,12 @@ def _spellings(known: tuple[str, ...]) -> tuple[dict[str, list[str]], dict[str, 
     return exact, loose
 
 
+def _named(files: list[Path], suffixes: Sequence[str]) -> list[tuple[str, Path]]:
+    """Files with one of these suffixes, and their names without it."""
+    found = [(path, suffix_of(path, suffixes)) for path in files]
+    return [(path.name[: -len(suffix)], path) for path, suffix in found if suffix]
+
+
 def _repeated(names: list[str]) -> str | None:
     """First name that stands more than once."""
     return next((name for name, count in Counter(names).items() if count > 1), None)
@@ -219,8 +241,10 @@ def _label(name: str, entity: str) -> str:
     return found.group(1) if found else ""
 
 
-def _by_header(table: Table, columns: slice | None, name: str, atlas: Atlas) -> np.ndarray | None:
-    """Order the columns by the parcels that the header names; None if it names none, or only counts.
+def _by_header(
+    table: Table, columns: slice | None, name: str, atlas: Atlas
+) -> tuple[np.ndarray, tuple[str, ...]] | None:
+    """Order the columns by the parcels that the header names, with notices; None if it names none, or only counts.
 
     Raises
     ------
@@ -237,7 +261,8 @@ def _by_header(table: Table, columns: slice | None, name: str, atlas: Atlas) -> 
     if only_counts and len(set(labels)) == len(labels) and set(labels) != set(atlas.labels):
         _check_order(labels, [int(match.group(2)) for match in counted], name)
         return None
-    return np.ascontiguousarray(values[:, match_columns(labels, atlas, name)])
+    found = match_columns(labels, atlas, name)
+    return np.ascontiguousarray(values[:, found.places]), found.notices
 
 
 def _check_order(labels: list[str], counts: list[int], name: str) -> None:
@@ -259,119 +284,3 @@ def _without_row_numbers(table: Table) -> Table:
     if not np.array_equal(first - first[:1], np.arange(len(first))):
         return table
     return Table(table.matrix[:, 1:], table.header[1:])
-
-
-@dataclass(frozen=True)
-class MatrixOptions:
-    """How to read the matrices of one site.
-
-    Attributes
-    ----------
-    t_r : float or None
-        Repetition time in seconds of every recording; None to take column ``t_r`` of the participants table.
-    select : dict
-        Column → value: take only the participants that have it, such as ``{"site": "PITT"}``.
-    orientation : {"auto", "frames-first", "parcels-first"}
-        How the matrices lie.
-    columns : tuple of int or None
-        First and last column to take, counted from 1, where the matrices have more than the atlas's parcels.
-    variable : str
-        Name of the variable in .mat files; empty for the only matrix of numbers in each.
-    rules : QualityRules
-        Thresholds of the quarantine.
-    preprocessing : str
-        Id of the preprocessing, recorded with every result.
-    scaling : {"raw", "zscore"}
-        Whether the matrices have kept their units, or were z-scored parcel by parcel before.
-    """
-
-    t_r: float | None = None
-    select: tuple[tuple[str, str], ...] = ()
-    orientation: str = "auto"
-    columns: tuple[int, int] | None = None
-    variable: str = ""
-    rules: QualityRules = field(default_factory=QualityRules)
-    preprocessing: str = "unspecified"
-    scaling: Scale = "raw"
-
-
-def import_matrices(
-    source: str | Path,
-    out: str | Path,
-    *,
-    atlas: Atlas | str,
-    participants: str | Path | None = None,
-    name: str | None = None,
-    options: MatrixOptions | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> PreparationReport:
-    """Import the matrices of `source` into a new cohort at `out`.
-
-    A recording that is not usable is quarantined with its reason; the others go in. The cohort appears whole, or
-    not at all.
-
-    Parameters
-    ----------
-    source : path
-        An .npz file or a folder, as `MatrixSource` reads them.
-    out : path
-        Folder of the new cohort.
-    atlas : Atlas or str
-        The atlas of the columns, or its name.
-    participants : path, optional
-        The participants table.
-    name : str, optional
-        Name of the cohort; the folder's name if not given.
-    options : MatrixOptions, optional
-        How to read the matrices.
-    progress : callable
-        Called with the recordings done and their total.
-
-    Raises
-    ------
-    CohortError
-        If the source, the table or an option is unusable, or if no recording is left.
-    """
-    require_apart(Path(source), Path(out))
-    options = options or MatrixOptions()
-    atlas = load_atlas(atlas) if isinstance(atlas, str) else atlas
-    table = load_participants(Path(participants)) if participants else None
-    _check_t_r(options, table)
-    matrices = MatrixSource(
-        Path(source),
-        atlas,
-        preprocessing=options.preprocessing,
-        t_r=options.t_r,
-        orientation=options.orientation,
-        columns=options.columns,
-        variable=options.variable,
-        participants=None if table is None else tuple(table.participants["participant_id"]),
-    )
-    return prepare_cohort(
-        matrices,
-        out,
-        participants=table,
-        name=name,
-        select=options.select,
-        rules=options.rules,
-        scaling=options.scaling,
-        progress=progress,
-    )
-
-
-def _check_t_r(options: MatrixOptions, table: ParticipantsTable | None) -> None:
-    people = pd.DataFrame() if table is None else table.participants
-    stated = people["t_r"].dropna() if "t_r" in people else pd.Series(dtype=float)
-    if (stated <= 0).any():
-        raise CohortError(f"column t_r of the participants table holds {stated.min():g}; expected seconds. Correct it.")
-    if options.t_r is None and stated.empty:
-        raise CohortError(
-            "The repetition time is missing; it is never guessed. Give --tr SECONDS, or a column t_r in the "
-            "participants table."
-        )
-    check_given_t_r(options.t_r)
-    if options.t_r is not None and (stated != options.t_r).any():
-        raise CohortError(
-            f"--tr {options.t_r:g} contradicts column t_r of the participants table ({stated.iloc[0]:g}). "
-            "Give only one of them."
-        )

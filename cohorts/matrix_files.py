@@ -1,10 +1,11 @@
-"""Arrays out of files that others made: .npy, members of an .npz, .mat, and tables of text.
+"""Arrays out of files that others made: .npy, members of an .npz, .mat, and tables of text, packed or not.
 
 Whatever stands in a file, reading it gives a matrix of numbers or a `RecordingError`, takes no more memory than
 `MAX_MATRIX_BYTES` allows, and never runs code that a file holds.
 """
 
 import csv
+import gzip
 import io
 import math
 import os
@@ -13,22 +14,23 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 
 from cohorts.errors import RecordingError
 from cohorts.files import decode_text, open_regular
-from cohorts.matlab import MatlabError, MatlabVariable, is_version_7_3, list_variables, read_variable
+from cohorts.matlab import MatlabError, Variable, is_version_7_3, list_variables, read_variable
 from cohorts.tables import MISSING, SEPARATORS
 
 #: Largest matrix that is read, by what its header declares: 335,000 frames of 400 parcels.
 MAX_MATRIX_BYTES = 2**30
+AnyVariable = TypeVar("AnyVariable", bound=Variable)
 _MISSING = frozenset(map(str.lower, MISSING))
 
 # What numpy raises for a header that is no header: it evaluates the text as a Python literal and builds a dtype of it.
@@ -100,51 +102,76 @@ def npz_keys(path: Path) -> list[str]:
         return [name.removesuffix(".npy") for name in archive.namelist() if not name.endswith("/")]
 
 
-def read_npz(path: Path, key: str) -> np.ndarray:
-    """Read the two-dimensional array of numbers under one key of an .npz file."""
+def read_npz(path: Path, key: str, name: str = "") -> np.ndarray:
+    """Read the two-dimensional array of numbers under one key of an .npz file; messages call it `name`, if given."""
+    name = name or key
     with opened(path) as file:
         found = os.fstat(file.fileno())
     try:
         archive = _archive(path, (found.st_mtime_ns, found.st_size), os.getpid())
         member = archive.NameToInfo.get(f"{key}.npy") or archive.getinfo(key)
         with archive.open(member) as file:
-            return _read_array(file, member.file_size, key)
+            return _read_array(file, member.file_size, name)
     except KeyError:
-        raise RecordingError("unreadable", f"{key}: is no longer in {path.name}. Restore it, and repeat.") from None
+        raise RecordingError("unreadable", f"{name}: is no longer in {path.name}. Restore it, and repeat.") from None
     except (OSError, ValueError, *_BROKEN_MEMBER):
         raise RecordingError(
             "unreadable",
-            f"{key}: is damaged or encrypted in {path.name}; expected an array that numpy wrote. Export it again.",
+            f"{name}: is damaged or encrypted in {path.name}; expected an array that numpy wrote. Export it again.",
         ) from None
 
 
+def read_npz_file(path: Path, variable: str = "") -> np.ndarray:
+    """Read a two-dimensional array of numbers from an .npz of one recording.
+
+    Parameters
+    ----------
+    variable : str
+        Its key; empty for the only matrix of numbers in the file.
+    """
+    with opened(path):  # refuses what is no file, or empty
+        pass
+    try:
+        found = _members(path)
+    except (OSError, ValueError, NotImplementedError, *_BROKEN_MEMBER):
+        raise RecordingError(
+            "unreadable", f"{path.name}: is no whole .npz that numpy wrote. Copy or export it again."
+        ) from None
+    return read_npz(path, _variable(found, variable, path.name).name, path.name)
+
+
 def read_mat(path: Path, variable: str = "") -> np.ndarray:
-    """Read a two-dimensional array of numbers from a MATLAB file of version 5 to 7.
+    """Read a two-dimensional array of numbers from a MATLAB file of version 5 to 7.3.
 
     Parameters
     ----------
     variable : str
         Name of the variable; empty for the only matrix of numbers in the file.
     """
-    with opened(path) as file:
-        if is_version_7_3(file.read(128)):
-            raise RecordingError(
-                "unreadable",
-                f"{path.name}: is a MATLAB file of version 7.3; expected version 5 to 7. Save it with 'save -v7'.",
-            )
-        file.seek(0)
-        try:
+    try:
+        with opened(path) as file:
+            if is_version_7_3(file.read(128)):
+                return _read_mat_7_3(path, variable)
+            file.seek(0)
             chosen = _variable(list_variables(file), variable, path.name)
             _check_size(chosen.most_bytes, path.name)
-            return _to_float32(read_variable(file, chosen))
-        except MatlabError:
-            raise RecordingError(
-                "unreadable", f"{path.name}: is no whole MATLAB file of version 5 to 7. Save it again with 'save -v7'."
-            ) from None
+            return to_float32(read_variable(file, chosen))
+    except MatlabError:
+        raise RecordingError(
+            "unreadable", f"{path.name}: is no whole MATLAB file of version 5 to 7.3. Save it again with 'save -v7'."
+        ) from None
+
+
+def _read_mat_7_3(path: Path, variable: str) -> np.ndarray:
+    from cohorts import matlab_hdf5  # with h5py, which takes a fifth of a second
+
+    chosen = _variable(matlab_hdf5.list_variables(path), variable, path.name)
+    _check_size(chosen.most_bytes, path.name)
+    return to_float32(matlab_hdf5.read_variable(path, chosen))
 
 
 def read_table(path: Path, separator: str | None) -> Table:
-    """Read a matrix of numbers from a text file.
+    """Read a matrix of numbers from a text file, packed (.gz) or not.
 
     Lines that begin with ``#`` and empty ones are passed over. UTF-8 and marked UTF-16, and any line ends, are read.
 
@@ -154,9 +181,7 @@ def read_table(path: Path, separator: str | None) -> Table:
         What stands between two cells; None for any white space.
     """
     with opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        _check_size(size, path.name)
-        text = _decoded(file.read(), path.name)
+        text = _decoded(_content(file, path), path.name)
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     _check_separator(lines, separator, path.name)
     header = _header(lines[0], separator) if lines else None
@@ -184,12 +209,24 @@ def _archive(path: Path, stamp: tuple[int, int], process: int) -> zipfile.ZipFil
     return zipfile.ZipFile(path)
 
 
+def _members(path: Path) -> list[Variable]:
+    """Describe the arrays of an .npz by their headers; what has none is no matrix."""
+    found = []
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                try:
+                    shape, _, dtype = _npy_header(file)
+                except _BROKEN_HEADER:
+                    continue
+            found.append(Variable(member.filename.removesuffix(".npy"), shape, dtype.kind in "fiu"))
+    return found
+
+
 def _read_array(file: IO[bytes], size: int, name: str) -> np.ndarray:
     """Read an .npy stream of `size` bytes, after its header has shown that it is a matrix that fits."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy tells of headers that Python 2 wrote
-            shape, fortran_order, dtype = _npy_header(file)
+        shape, fortran_order, dtype = _npy_header(file)
     except _BROKEN_HEADER:
         raise RecordingError(
             "unreadable", f"{name}: is no array that numpy wrote, whatever its name says. Export it again."
@@ -202,15 +239,17 @@ def _read_array(file: IO[bytes], size: int, name: str) -> np.ndarray:
     file.read(1)  # brings an archive to compare its checksum
     if len(content) != declared:
         raise _truncated(name)
-    return _to_float32(np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C"))
+    return to_float32(np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C"))
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy tells of headers that Python 2 wrote
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(file)
+        if version == (2, 0):
+            return np.lib.format.read_array_header_2_0(file)
     raise ValueError  # version 3 is for names of fields that no matrix of numbers has
 
 
@@ -253,33 +292,52 @@ def _truncated(name: str) -> RecordingError:
     )
 
 
-def _to_float32(values: np.ndarray) -> np.ndarray:
+def to_float32(values: np.ndarray) -> np.ndarray:
+    """Return numbers as float32, in C order."""
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as that
         return np.ascontiguousarray(values, dtype=np.float32)
 
 
-def _variable(found: list[MatlabVariable], wanted: str, name: str) -> MatlabVariable:
-    """Return the variable to read: the wanted one, or the only matrix of numbers."""
+def _variable(found: Sequence[AnyVariable], wanted: str, name: str) -> AnyVariable:
+    """Return the variable to read: the wanted one, or the only matrix of numbers.
+
+    What others are called is not said: these may be people's ids.
+    """
     if wanted:
         chosen = next((one for one in found if one.name == wanted), None)
         if chosen is None:
-            listed = ", ".join(one.name for one in found) or "none"
             raise RecordingError(
-                "variable", f"{name}: has no variable '{wanted}' (it has: {listed}). Name one of these."
+                "variable",
+                f"{name}: has no variable '{wanted}' among its {len(found)}. Name one of these (--variable).",
             )
         if not chosen.is_matrix:
             raise _not_a_matrix(name, f"its variable '{wanted}' is no two-dimensional array of real numbers")
         return chosen
     matrices = [one for one in found if one.is_matrix and min(one.shape) > 1]
     if len(matrices) > 1:
-        listed = ", ".join(one.name for one in matrices)
         raise RecordingError(
             "variable",
-            f"{name}: holds several matrices ({listed}); expected one. Name the variable to take (--variable).",
+            f"{name}: holds {len(matrices)} matrices; expected one in each file of a folder. Name the variable to take "
+            "(--variable), or split the file; an .npz whose arrays are recordings is a source by itself.",
         )
     if not matrices:
         raise _not_a_matrix(name, "holds no two-dimensional variable of real numbers")
     return matrices[0]
+
+
+def _content(file: IO[bytes], path: Path) -> bytes:
+    """Bytes of a file, unpacked if need be, of which no more are read than a matrix may have."""
+    if path.suffix.lower() != ".gz":
+        _check_size(os.fstat(file.fileno()).st_size, path.name)
+        return file.read()
+    try:
+        content = gzip.GzipFile(fileobj=file).read(MAX_MATRIX_BYTES + 1)
+    except (OSError, EOFError, zlib.error):
+        raise RecordingError(
+            "unreadable", f"{path.name}: is no whole .gz file. Copy it again, or export it again."
+        ) from None
+    _check_size(len(content), path.name)
+    return content
 
 
 def _decoded(content: bytes, name: str) -> str:
@@ -344,7 +402,7 @@ def _number(cell: str) -> float | None:
 
 def _numbers(cells: list[str], name: str) -> np.ndarray:
     try:
-        return _to_float32(np.array([float(cell) for cell in cells]))
+        return to_float32(np.array([float(cell) for cell in cells]))
     except ValueError:
         numbers = [_number(cell) for cell in cells]
     if None in numbers:
@@ -354,4 +412,4 @@ def _numbers(cells: list[str], name: str) -> np.ndarray:
             f"{name}: holds text between its numbers, first in column {numbers.index(None) + 1}; expected numbers and "
             "n/a. Check its separator and header.",
         )
-    return _to_float32(np.array(numbers, dtype=float))
+    return to_float32(np.array(numbers, dtype=float))

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cohorts.atlas import Atlas
-from cohorts.bids import Tree, parse_name, repetition_time
+from cohorts.bids import Tree, header_notices, parse_name, repetition_time
 from cohorts.confounds import load_table
 from cohorts.errors import CohortError
+from cohorts.formats import CIFTI, suffix_of
 from cohorts.images import header_repetition_time, read_header, require_frames
 from cohorts.parcellation import Cleaning, parcellate
 from cohorts.sources import Reading, Run, check_given_t_r, in_order
@@ -33,7 +34,7 @@ class NiftiSource:
     cleaning : Cleaning
         Filters and standardization. A plain table of confounds censors nothing.
     t_r : float or None
-        Repetition time in seconds, where no sidecar says it; must agree with those that do.
+        Repetition time in seconds, where no sidecar says it; must agree with those that do. Headers do not count.
     space : str
         Template space of the images, where their names (``space-``) do not say it.
     allow_space : str
@@ -109,7 +110,8 @@ class NiftiSource:
         header = read_header(bold)
         n_frames = require_frames(header, bold)
         sidecars = [path for path in others if path.suffix == ".json"]
-        t_r = repetition_time(sidecars, bold.name, header=header_repetition_time(header), given=self.t_r)
+        declared = header_repetition_time(header)
+        t_r = repetition_time(sidecars, bold.name, header=declared, given=self.t_r)
         table = next((path for path in others if not path.name.endswith((*_IMAGES, ".json"))), None)
         return parcellate(
             bold,
@@ -118,10 +120,11 @@ class NiftiSource:
             confounds=None if table is None else load_table(table, n_frames, self.confound_columns),
             mask=next((path for path in others if path.name.endswith(_IMAGES)), None),
             cleaning=self.cleaning,
+            notices=header_notices(declared, t_r),
         )
 
     def _is_run(self, path: Path) -> bool:
-        if not path.name.endswith(_IMAGES) or path == self.label_image.path:
+        if not path.name.endswith(_IMAGES) or suffix_of(path, CIFTI) or path == self.label_image.path:
             return False
         if _OTHER_FOLDERS & set(path.relative_to(self.root).parts[:-1]):
             return False

@@ -24,7 +24,7 @@ from cohorts.censoring import interpolate_censored
 from cohorts.confounds import Confounds
 from cohorts.errors import CohortError, RecordingError
 from cohorts.images import affine_of, read_frames, read_header, read_volume, require_frames
-from cohorts.quality import temporal_snr
+from cohorts.quality import carries_signal, temporal_snr
 from cohorts.sources import Reading
 from cohorts.volumes import LabelImage, read_labels
 
@@ -94,7 +94,8 @@ class ParcelMeans:
     signals : numpy.ndarray
         [A, P], float32 where the file holds float32 and float64 elsewhere, as nilearn has it.
     coverage : numpy.ndarray
-        [P] fraction of each parcel's voxels that lie in the field of view and the brain mask and have signal.
+        [P] fraction of each parcel's voxels that lie in the field of view and the brain mask and carry a signal, as
+        `carries_signal` judges.
     """
 
     signals: np.ndarray
@@ -109,6 +110,7 @@ def parcellate(
     confounds: Confounds | None = None,
     mask: Path | None = None,
     cleaning: Cleaning | None = None,
+    notices: tuple[str, ...] = (),
 ) -> Reading:
     """Read one run as signals of parcels.
 
@@ -122,6 +124,8 @@ def parcellate(
         Regressors and censored frames.
     mask : Path, optional
         Brain mask of the run: voxels outside it are left out of the means.
+    notices : tuple of str
+        What the reading is to say.
 
     Raises
     ------
@@ -151,6 +155,7 @@ def parcellate(
         tsnr=temporal_snr(signals[~censored]),
         framewise_displacement=np.empty(0, np.float32) if confounds is None else confounds.framewise_displacement,
         censored=censored if judged else np.empty(0, bool),
+        notices=notices,
     )
 
 
@@ -168,7 +173,8 @@ def extract_means(bold: Path, label_image: LabelImage, *, mask: Path | None = No
     n_parcels = label_image.atlas.n_parcels
     counts = np.bincount(parcels, minlength=n_parcels)
     signals = np.empty((n_frames, n_parcels), np.float32 if header.get_data_dtype() == np.float32 else np.float64)
-    first, varies, unusable = None, np.zeros(voxels.size, bool), np.zeros(voxels.size, np.int64)
+    lowest, highest = np.full(voxels.size, np.inf), np.full(voxels.size, -np.inf)
+    unusable = np.zeros(voxels.size, np.int64)
     for number, frame in enumerate(read_frames(bold, header)):
         values = frame.ravel(order="F")[voxels]
         if values.dtype.kind == "f":
@@ -176,8 +182,8 @@ def extract_means(bold: Path, label_image: LabelImage, *, mask: Path | None = No
             if not finite.all():
                 unusable += ~finite
                 values = np.where(finite, values, 0)
-        first = values if first is None else first
-        varies |= values != first
+        np.minimum(lowest, values, out=lowest)
+        np.maximum(highest, values, out=highest)
         with np.errstate(invalid="ignore"):
             signals[number] = np.bincount(parcels, weights=values, minlength=n_parcels) / counts
     broken = (unusable > 0) & (unusable < n_frames)
@@ -187,7 +193,7 @@ def extract_means(bold: Path, label_image: LabelImage, *, mask: Path | None = No
             f"{bold.name}: {int(broken.sum())} voxels of parcels are NaN or infinite in some volumes and not in "
             "others; expected finite numbers. Find out which step of the preprocessing made them.",
         )
-    with_signal = np.bincount(parcels[varies], minlength=n_parcels)
+    with_signal = np.bincount(parcels[carries_signal(lowest, highest)], minlength=n_parcels)
     coverage = regions.in_view * with_signal / np.maximum(regions.sizes, 1)
     return ParcelMeans(signals, coverage)
 

@@ -314,8 +314,9 @@ def _workplace(out: Path, source: Source, about: dict[str, Any], rules: QualityR
 
 def _require_same(cohort: Cohort, source: Source, about: dict[str, Any]) -> None:
     """Refuse to mix recordings that were prepared in different ways, or named with different keys."""
-    theirs, ours = cohort.about.model_dump(), {**about, "atlas_sha256": source.atlas.content_hash}
-    different = [key for key, value in ours.items() if theirs[key] != json.loads(json.dumps(value))]
+    theirs = {**cohort.about.model_dump(), "atlas_sha256": cohort.atlas.content_hash}
+    ours = {**about, "atlas_sha256": source.atlas.content_hash}
+    different = [key for key, value in ours.items() if _given(theirs[key]) != _given(json.loads(json.dumps(value)))]
     if "pseudonyms" in different:
         had, has = bool(theirs["pseudonyms"]), bool(ours["pseudonyms"])
         what = "its pseudonyms are of another key" if had and has else f"has {'' if had else 'no '}pseudonyms"
@@ -328,6 +329,13 @@ def _require_same(cohort: Cohort, source: Source, about: dict[str, Any]) -> None
         raise CohortError(
             f"{cohort.path}: was prepared in another way ({changes}). Choose a new folder, or prepare it as before."
         )
+
+
+def _given(options: Any) -> Any:
+    """Options without those that are None, as are all that there were not when a cohort was prepared."""
+    if not isinstance(options, dict):
+        return options
+    return {name: _given(value) for name, value in options.items() if value is not None}
 
 
 def _changes(name: str, before: Any, now: Any) -> list[str]:
@@ -469,6 +477,7 @@ def _recording(common: _Common, job: _Job) -> Recording:
         tsnr=reading.tsnr if np.isfinite(reading.tsnr) else job.stated.get("tsnr", np.nan),
         framewise_displacement=reading.framewise_displacement,
         censored=reading.censored,
+        notices=reading.notices,
     )
     check_recording(recording, atlas.n_parcels, atlas.name)
     return recording

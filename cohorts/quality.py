@@ -25,6 +25,19 @@ _LARGEST_R = 1 - 1e-6
 """Correlations are cut here before Fisher's z, which is infinite at 1."""
 _FEWEST_FRAMES = 2
 """Without a change over time nothing can be measured."""
+LARGEST_VALUE = 1e15
+"""Squares of what is larger, summed over a recording, no longer fit float32."""
+_LEAST_OF_LEVEL = 1e-5
+"""Least change over time, as a fraction of a parcel's own level: float32 keeps seven digits, of which a pipeline's
+arithmetic blurs the last two. BOLD changes by one part in a hundred."""
+_LEAST_OF_OTHERS = 1e-4
+"""Least change, as a fraction of what the recording's strong parcels change by. Regression leaves float32's last digits
+of the level, which is up to a thousand times the changes."""
+_STRONG = 0.9
+"""Quantile of the changes that stands for the strong parcels: neither artefacts in a few parcels set it, nor residue in
+most of them."""
+_LEAST_CHANGE = 1e-9
+"""Least change in any unit in use: below it lies what float64 leaves of levels up to a million."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +160,8 @@ class QualityRules(Settings):
             return None
         return RecordingError(
             "low-coverage",
-            f"{name}: {covered:.1%} of the parcels have a signal, the others are zero, constant or NaN; expected at "
-            f"least {self.min_coverage:.0%}. Check its field of view and atlas, or lower min_coverage.",
+            f"{name}: {covered:.1%} of the parcels have a signal, the others are NaN or constant but for rounding; "
+            f"expected at least {self.min_coverage:.0%}. Check its field of view and atlas, or lower min_coverage.",
         )
 
     def _too_short_after_censoring(self, name: str, quality: Quality, left: int, t_r: float) -> RecordingError | None:
@@ -336,6 +349,32 @@ def _finite(value: float) -> float:
     return float(value) if math.isfinite(value) else math.nan
 
 
+def carries_signal(lowest: np.ndarray, highest: np.ndarray) -> np.ndarray:
+    """Tell parcels, or voxels, that change over time from those that are constant but for rounding.
+
+    The one judgment of what is covered: residue that passed for a signal would be scaled to the size of one.
+
+    Parameters
+    ----------
+    lowest, highest : numpy.ndarray
+        [P], the least and the largest value over time of all parcels of a recording; NaN where there are none.
+
+    Returns
+    -------
+    numpy.ndarray
+        [P] bool.
+    """
+    lowest, highest = np.asarray(lowest, np.float64), np.asarray(highest, np.float64)
+    with np.errstate(invalid="ignore"):
+        change, level = highest - lowest, np.maximum(np.abs(lowest), np.abs(highest))
+        carries = change > np.maximum(_LEAST_CHANGE, _LEAST_OF_LEVEL * level)
+    before = 0
+    while carries.sum() not in (0, before):  # until what is left does not depend on what was left out
+        before = carries.sum()
+        carries &= change > _LEAST_OF_OTHERS * np.quantile(change[carries], _STRONG)
+    return carries
+
+
 def temporal_snr(signal: np.ndarray) -> float:
     """Median over parcels of mean/sd over time.
 
@@ -360,12 +399,13 @@ def check_signal(signal: np.ndarray, name: str, atlas: Atlas, rules: QualityRule
     Returns
     -------
     numpy.ndarray
-        Coverage [P], False where a parcel is missing: all zero, constant, or NaN throughout.
+        Coverage [P], False where a parcel is missing: NaN throughout, or constant but for rounding.
 
     Raises
     ------
     RecordingError
-        With code ``wrong-parcels``, ``too-short``, ``constant``, ``nan``, ``infinite`` or ``low-coverage``.
+        With code ``wrong-parcels``, ``too-short``, ``constant``, ``nan``, ``infinite``, ``out-of-range`` or
+        ``low-coverage``.
     """
     n_frames, n_parcels = signal.shape
     if n_parcels != atlas.n_parcels:
@@ -378,6 +418,13 @@ def check_signal(signal: np.ndarray, name: str, atlas: Atlas, rules: QualityRule
         raise fault
     if np.isinf(signal).any():
         raise RecordingError("infinite", f"{name}: holds infinite values; expected finite ones. Clean it first.")
+    largest = float(np.nanmax(np.abs(signal), initial=0))
+    if largest > LARGEST_VALUE:
+        raise RecordingError(
+            "out-of-range",
+            f"{name}: holds values of {largest:.0e}; expected at most {LARGEST_VALUE:.0e}, whose squares float32 can "
+            "still add up. Find out which step made them, and clean it first.",
+        )
     nan = np.isnan(signal)
     missing = nan.all(axis=0)
     if nan[:, ~missing].any():
@@ -387,11 +434,12 @@ def check_signal(signal: np.ndarray, name: str, atlas: Atlas, rules: QualityRule
             f"{name}: has NaN in {np.unique(frames).size} frames of {np.unique(parcels).size} parcels; expected "
             "numbers, or NaN in a whole parcel that is missing. Interpolate or drop those frames first.",
         )
-    with np.errstate(invalid="ignore"):
-        coverage = ~missing & (np.ptp(signal, axis=0) > 0)
+    coverage = carries_signal(signal.min(axis=0), signal.max(axis=0))
     if not coverage.any():
         raise RecordingError(
-            "constant", f"{name}: no parcel changes over time; expected BOLD signals. Check how it was extracted."
+            "constant",
+            f"{name}: no parcel changes over time by more than rounding does; expected BOLD signals. Check how it was "
+            "extracted.",
         )
     if fault := rules._low_coverage(name, float(coverage.mean())):
         raise fault

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from cohorts.errors import CohortError, RecordingError
 from cohorts.files import HEADER, save_arrays
-from cohorts.quality import Quality
+from cohorts.quality import LARGEST_VALUE, Quality, carries_signal
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -33,7 +33,7 @@ class Recording:
     recording_id : str
         Unique in the cohort; the participant's id where a participant has one recording.
     coverage : numpy.ndarray
-        [P] bool, False where a parcel carries no signal. Derived from the signal if not given.
+        [P] bool, False where a parcel carries no signal: where the signal shows none, or where it is given so.
     mean_fd : float
         Mean framewise displacement in millimetres, NaN if unknown.
     tsnr : float
@@ -44,6 +44,8 @@ class Recording:
         [A] float32 in millimetres, over the frames as acquired, the first NaN; empty if unknown.
     censored : numpy.ndarray
         [A] bool, True for frames that were dropped from the signal or interpolated in it; empty if none were judged.
+    notices : tuple of str
+        Codes of `cohorts.notices`: what is to be known of it, though it is good.
     """
 
     participant_id: str
@@ -58,12 +60,16 @@ class Recording:
     run: str = ""
     framewise_displacement: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     censored: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.recording_id:
             object.__setattr__(self, "recording_id", self.participant_id)
+        carries = carries_signal(self.signal.min(axis=0), self.signal.max(axis=0))
         if self.coverage.size == 0:
-            object.__setattr__(self, "coverage", np.ptp(self.signal, axis=0) > 0)
+            object.__setattr__(self, "coverage", carries)
+        elif self.coverage.shape == carries.shape:
+            object.__setattr__(self, "coverage", self.coverage & carries)
 
 
 def is_identifier(text: str) -> bool:
@@ -102,8 +108,10 @@ def check_recording(recording: Recording, n_parcels: int, atlas: str) -> None:
         raise RecordingError(
             "wrong-shape", f"{name}: has shape {signal.shape}; expected [frames, {n_parcels}] for atlas {atlas}."
         )
-    if not np.isfinite(signal).all():
-        raise RecordingError("not-finite", f"{name}: holds NaN or infinite values. Clean it first.")
+    if not (np.abs(signal) <= LARGEST_VALUE).all():
+        raise RecordingError(
+            "not-finite", f"{name}: holds values that are NaN, infinite or beyond {LARGEST_VALUE:.0e}. Clean it first."
+        )
     if not 0 < recording.t_r < math.inf:
         raise RecordingError("bad-tr", f"{name}: TR is {recording.t_r}; expected seconds above 0.")
 
@@ -126,6 +134,7 @@ def save_recording(path: Path, recording: Recording, quality: Quality, source: s
         "t_r": float(recording.t_r),
         "n_missing_parcels": int((~recording.coverage).sum()),
         **asdict(quality),
+        "notices": " ".join(recording.notices),
         "source": source,
     }
     arrays = {
@@ -155,7 +164,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         If the file is damaged.
     """
     with _opened(path) as file:
-        return dict(json.loads(file.metadata()[HEADER]))
+        return _facts(file)
 
 
 def load_recording(path: Path) -> Recording:
@@ -167,7 +176,7 @@ def load_recording(path: Path) -> Recording:
         If the file is damaged.
     """
     with _opened(path) as file:
-        facts = json.loads(file.metadata()[HEADER])
+        facts = _facts(file)
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     return Recording(
         participant_id=facts["participant_id"],
@@ -178,8 +187,13 @@ def load_recording(path: Path) -> Recording:
         session=facts["session"],
         task=facts["task"],
         run=facts["run"],
+        notices=tuple(facts["notices"].split()),
         **arrays,
     )
+
+
+def _facts(file: safe_open) -> dict[str, Any]:
+    return {"notices": "", **json.loads(file.metadata()[HEADER])}  # which earlier versions did not know
 
 
 def _opened(path: Path) -> safe_open:
@@ -190,4 +204,4 @@ def _opened(path: Path) -> safe_open:
             return opened
         raise FileNotFoundError
     except (SafetensorError, OSError):
-        raise CohortError(f"{path}: cannot be read. Restore the file, or import again.") from None
+        raise CohortError(f"{path}: cannot be read. Restore the file, or prepare the cohort again.") from None

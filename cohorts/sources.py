@@ -58,6 +58,8 @@ class Reading:
         [A] float32 in millimetres, over the frames as acquired, the first NaN; empty if unknown.
     censored : numpy.ndarray
         [A] bool, True for frames that were dropped from `signal` or interpolated in it; empty if none were judged.
+    notices : tuple of str
+        Codes of `cohorts.notices`.
     """
 
     signal: np.ndarray
@@ -65,6 +67,7 @@ class Reading:
     tsnr: float = math.nan
     framewise_displacement: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     censored: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    notices: tuple[str, ...] = ()
 
 
 class Source(Protocol):

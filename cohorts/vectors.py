@@ -9,6 +9,8 @@ import pandas as pd
 from cohorts.cohort import Cohort
 from cohorts.errors import VectorsError
 from cohorts.files import atomic_path
+from cohorts.identities import Linkage
+from cohorts.participants import bare_id
 from cohorts.recording import check_identifier
 
 _IDS = {"participant_id": "str"}  # zeros in front are part of an id
@@ -41,7 +43,8 @@ def import_vectors(cohort: Cohort, source: Path, name: str) -> Vectors:
     Parameters
     ----------
     source : Path
-        A .parquet, .csv or .tsv with the column participant_id, and one numeric column a dimension, as v0, v1, ….
+        A .parquet, .csv or .tsv with the column participant_id, and one numeric column a dimension, as v0, v1, …. Ids
+        are the cohort's, or the site's own, which its linkage knows.
     name : str
         What studies call it.
 
@@ -56,12 +59,12 @@ def import_vectors(cohort: Cohort, source: Path, name: str) -> Vectors:
         If the table is broken; the message names the column or the participant.
     """
     path = _path(cohort, name)
-    table = _checked(_read(Path(source)), Path(source))
+    table = _called_as_in(cohort, _checked(_read(Path(source)), Path(source)), Path(source))
     known = table[table["participant_id"].isin(set(cohort.recordings["participant_id"]))]
     if known.empty:
         raise VectorsError(
             f"{source}: none of its {len(table)} participants has a recording in cohort {cohort.name}. "
-            "Use the cohort's participant ids."
+            "Use the participants' ids of the cohort, or the site's own."
         )
     _write(known, path)
     return _split(known)
@@ -135,6 +138,24 @@ def _checked(table: pd.DataFrame, source: Path) -> pd.DataFrame:
         )
     renamed = values.astype(np.float64).set_axis(_columns(values.shape[1]), axis=1)
     return pd.concat([ids, renamed], axis=1)
+
+
+def _called_as_in(cohort: Cohort, table: pd.DataFrame, source: Path) -> pd.DataFrame:
+    """Call everybody as the cohort does, whether the table does or has the site's own ids.
+
+    Raises
+    ------
+    VectorsError
+        If two rows are of one participant.
+    """
+    index = dict(cohort.recordings[["recording_id", "participant_id"]].to_numpy())
+    linked = Linkage.read(cohort.path).names.items()
+    own = {bare_id(participant): index[run] for run, (_, participant) in linked if run in index}
+    ids = table["participant_id"].map(lambda one: own.get(bare_id(one), one))
+    if ids.duplicated().any():
+        twice = table.loc[ids.duplicated(), "participant_id"].iloc[0]
+        raise VectorsError(f"{source}: participant '{twice}' stands twice, in two spellings. Keep one row each.")
+    return table.assign(participant_id=ids)
 
 
 def _split(table: pd.DataFrame) -> Vectors:

@@ -12,6 +12,7 @@ from nilearn.datasets.utils import get_data_dirs
 from scipy import ndimage
 
 from cohorts.atlas import Atlas, load_atlas
+from cohorts.columns import generation, plain_name
 from cohorts.errors import AtlasError, RecordingError
 from cohorts.images import affine_of, read_header, read_volume
 from cohorts.tables import read_text_table
@@ -249,16 +250,18 @@ def _difference(path: Path, values: np.ndarray, present: np.ndarray, of: str) ->
 
 
 def _values_by_name(path: Path, atlas: Atlas, table: pd.DataFrame) -> np.ndarray:
-    by_name = dict(zip(table["name"], table["index"], strict=True))
-    lacking = [label for label in atlas.labels if label not in by_name]
-    if lacking or len(by_name) != atlas.n_parcels:
-        strange = next((name for name in by_name if name not in atlas.labels), None)
+    by_name = {plain_name(name): number for name, number in zip(table["name"], table["index"], strict=True)}
+    labels = generation(atlas, by_name)
+    lacking = [label for label in labels if plain_name(label) not in by_name]
+    if lacking or len(table) != atlas.n_parcels:
+        known = set(map(plain_name, labels))
+        strange = next((name for name in table["name"] if plain_name(name) not in known), None)
         what = f"does not name {lacking[0]}" if lacking else f"names {strange}, which is no parcel of it"
         raise AtlasError(
             f"{path.name}: its table of labels is not that of {atlas.name}; it {what}. "
             "Give the table of this atlas, or leave the atlas's name out to take the table's own parcels."
         )
-    return np.array([by_name[label] for label in atlas.labels])
+    return np.array([by_name[plain_name(label)] for label in labels])
 
 
 def _own_atlas(path: Path, table: pd.DataFrame, places: np.ndarray) -> Atlas:

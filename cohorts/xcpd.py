@@ -15,7 +15,7 @@ from cohorts.censoring import interpolate_censored
 from cohorts.cifti import read_ptseries
 from cohorts.columns import match_columns
 from cohorts.errors import CohortError, RecordingError
-from cohorts.sources import Reading, Run
+from cohorts.sources import Reading, Run, check_given_t_r
 from cohorts.tables import read_numbers
 
 Censoring = Literal["as-is", "interpolate", "drop"]
@@ -47,6 +47,8 @@ class XCPDSource:
         where it filled them.
     min_parcel_coverage : float
         Parcels of which a smaller fraction has data are missing.
+    t_r : float or None
+        Repetition time in seconds, where no sidecar says it; must agree with those that do.
 
     Raises
     ------
@@ -62,8 +64,10 @@ class XCPDSource:
     sessions: tuple[str, ...] = ()
     censoring: Censoring = "as-is"
     min_parcel_coverage: float = 0.5
+    t_r: float | None = None
 
     def __post_init__(self) -> None:
+        check_given_t_r(self.t_r)
         if self.censoring not in get_args(Censoring):
             raise CohortError(
                 f"censoring '{self.censoring}': expected {', '.join(get_args(Censoring))}. Name one of them."
@@ -130,10 +134,12 @@ class XCPDSource:
             `read_ptseries`.
         """
         series, *others = run.files
-        t_r = repetition_time(tuple(path for path in others if path.suffix == ".json"), series.name)
+        sidecars = tuple(path for path in others if path.suffix == ".json")
+        t_r = repetition_time(sidecars, series.name, given=self.t_r)
         names, values = _read_series(series)
         with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused as such
-            signal = values[:, match_columns(names, self.atlas, series.name)].astype(np.float32)
+            columns = match_columns(names, self.atlas, series.name)
+            signal = values[:, columns.places].astype(np.float32)
         coverage, motion, outliers = (_companion(others, role) for role in ("coverage", "motion", "outliers"))
         if coverage:
             signal[:, self._uncovered(coverage)] = np.nan
@@ -153,6 +159,7 @@ class XCPDSource:
             t_r=t_r,
             framewise_displacement=displacement,
             censored=censored if outliers else np.empty(0, bool),
+            notices=columns.notices,
         )
 
     def _companions(self, path: Path, tree: Tree, beside: list[Path]) -> list[Path]:
@@ -181,7 +188,7 @@ class XCPDSource:
                 f"{path.name}: has columns {', '.join(table.columns)[:80]}; expected Node and coverage. Restore it.",
             )
         columns = match_columns([str(node) for node in table["Node"]], self.atlas, path.name)
-        return ~(table["coverage"].to_numpy()[columns] >= self.min_parcel_coverage)
+        return ~(table["coverage"].to_numpy()[columns.places] >= self.min_parcel_coverage)
 
     def _censor(self, signal: np.ndarray, censored: np.ndarray, name: str) -> np.ndarray:
         """Fill or drop the frames of high motion as asked, if XCP-D has not; [frames, P]."""

@@ -7,15 +7,17 @@ checks names, types and version, and takes nothing that the payload does not dec
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors.numpy import load, save
 
-PROTOCOL = 5
+from exchange.roster import Name
+
+PROTOCOL = 6
 """Version of the messages. Coordinator and sites must have the same."""
 
 RUN = r"^[A-Za-z0-9-]{0,64}$"
@@ -217,7 +219,10 @@ class SumRequest(Payload):
 
 
 _PARTS = frozenset(
-    {"", "weights", "update", "tally", "evaluation", "overall", "baselines", "shown", "sealed", "scaling", "moments"}
+    {
+        *("", "weights", "update", "tally", "lacking", "evaluation", "overall", "baselines", "shown", "sealed"),
+        *("scaling", "moments"),
+    }
 )
 """Parts of answers and requests that have a meaning of their own."""
 
@@ -285,6 +290,8 @@ class DescribeRequest(Payload):
         Whether answers will be masked.
     privacy : dict or None
         How training is private (`brainlm.config.PrivacyConfig`); None if it is not.
+    noisy : list of str
+        Those of the analyses whose sums will carry noise.
     """
 
     message: ClassVar[str] = "query.describe"
@@ -302,6 +309,20 @@ class DescribeRequest(Payload):
     rounds: int = 1
     secure_sums: bool = True
     privacy: dict[str, Any] | None = None
+    noisy: list[str] = []
+
+
+def _is_plain(text: str) -> str:
+    """Refuse what a terminal or a page would obey: these texts are shown to people as a site says them."""
+    if not text.isprintable():
+        raise ValueError("a text holds characters that cannot be printed")
+    return text
+
+
+Label = Annotated[str, Field(max_length=1000), AfterValidator(_is_plain)]
+"""A text that a site chooses, and that the coordinator shows."""
+Count = Annotated[int, Field(ge=0, le=10**9, strict=True)]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class DescribeReply(Payload):
@@ -310,17 +331,17 @@ class DescribeReply(Payload):
     ``rosters`` are the hashes of the rosters of keys that its administrator approved, and that list its key.
     """
 
-    site: str
-    n_participants: int
-    n_recordings: int
-    n_quarantined: int
-    n_windows: int
-    n_parcels: int
-    n_vector_dimensions: int = 0
-    atlas: str
-    preprocessing: str
-    software: dict[str, str]
-    rosters: list[str] = []
+    site: Name
+    n_participants: Count
+    n_recordings: Count
+    n_quarantined: Count
+    n_windows: Count
+    n_parcels: Count
+    n_vector_dimensions: Count = 0
+    atlas: Label
+    preprocessing: Label
+    software: Annotated[dict[Label, Label], Field(max_length=20)]
+    rosters: Annotated[list[Hash], Field(max_length=1000)] = []
 
 
 # --- train: one round of local training ------------------------------------------------------------------------------
@@ -407,6 +428,7 @@ class EmbedReply(SumReply):
     """How the model and the baselines did, and in how many dimensions participants were embedded.
 
     - ``tally/n_participants``: who were embedded.
+    - ``lacking/<atlas>/<feature set>`` [p]: 1 for features that are missing in somebody, and 0 for others.
     - ``evaluation/<atlas>`` and ``shown/evaluation``: as in `TrainReply`.
     - ``baselines/<atlas>/<name>`` and ``overall/<name>``: the sums of other predictors of the same hidden values.
 
@@ -416,7 +438,7 @@ class EmbedReply(SumReply):
         Feature set → number of features.
     """
 
-    dimensions: dict[str, int]
+    dimensions: Annotated[dict[Label, Count], Field(max_length=20)]
 
 
 # --- summarize: one round of any analyses ----------------------------------------------------------------------------
@@ -545,7 +567,7 @@ class Step(BaseModel):
     source, result : str
         Feature sets: the one to read, and the one to write.
     transform : str
-        What to apply: ``projection``, ``residualization``, or a name of `harmonization.METHODS`.
+        What to apply: ``selection``, ``projection``, ``residualization``, or a name of `harmonization.METHODS`.
     options : dict
         Options of a method.
     model : str
@@ -586,7 +608,7 @@ class HarmonizeReply(SumReply):
     - ``shown/embeddings`` [n, p], if its policy shares embeddings, and ``pseudonyms`` for its rows.
     """
 
-    pseudonyms: list[str] = []
+    pseudonyms: list[Annotated[str, Field(pattern=r"^p-[0-9a-f]{16}$")]] = []
 
 
 AnySumRequest = TrainRequest | EmbedRequest | SummarizeRequest | HarmonizeRequest

@@ -1,10 +1,15 @@
-"""Why a site did not answer: stable codes that say nothing about its data."""
+"""Why a site did not answer: stable codes that say nothing about its data.
+
+A code is an answer, too. Whoever may ask anything, and hears that this question fails by a rule and that one by
+another, learns the data behind both. So all that depends on the participants leaves as one code, `RefusalCode.DATA`;
+which rule it was stays in the site's own log.
+"""
 
 from enum import StrEnum
 
 
 class RefusalCode(StrEnum):
-    """A refusal or failure at a site. The value crosses the wire; the details stay in the site's log."""
+    """A refusal or failure at a site. What `told` returns crosses the wire; all else stays in the site's log."""
 
     PROTOCOL = "protocol.unreadable"
     STUDY = "policy.study-not-allowed"
@@ -16,6 +21,8 @@ class RefusalCode(StrEnum):
     RATIO = "policy.too-many-covariates"
     ROUNDS = "policy.too-many-rounds"
     RELEASES = "policy.too-many-releases"
+    REFUSALS = "policy.too-many-refusals"
+    LIMIT = "policy.too-large"
     PLAIN = "policy.secure-sum-required"
     GRAM = "disclosure.gram-of-few"
     REPEAT = "disclosure.cohort-changed-little"
@@ -38,8 +45,14 @@ class RefusalCode(StrEnum):
     DIVERGED = "training.diverged"
     ANALYSIS_FAILED = "analysis.not-possible"
     CODE = "site.code-not-approved"
+    DATA = "site.cannot-answer"
     SETUP = "site.not-set-up"
     INTERNAL = "site.internal-error"
+
+    @property
+    def told(self) -> "RefusalCode":
+        """The code that the coordinator hears."""
+        return RefusalCode.DATA if self in _OF_DATA else self
 
     @property
     def number(self) -> int:
@@ -107,9 +120,30 @@ _ABOUT = {
     RefusalCode.DIVERGED: (1010, "the local loss became NaN or infinite"),
     RefusalCode.ANALYSIS_FAILED: (1011, "the site's data do not allow an analysis; its log says why"),
     RefusalCode.CODE: (1033, "the site's administrator has not approved the app that the run brings"),
+    RefusalCode.REFUSALS: (1034, "the site refused this study, for reasons in its data, as often as its policy allows"),
+    RefusalCode.LIMIT: (1036, "what was asked would take more of the site's time or memory than its policy gives"),
+    RefusalCode.DATA: (1035, "what was asked cannot be answered of the site's participants; its log says why"),
     RefusalCode.SETUP: (1012, "the site is not set up; its log says why"),
     RefusalCode.INTERNAL: (1013, "an error at the site; its log has the details"),
 }
+
+_OF_DATA = frozenset(
+    {
+        RefusalCode.PARTICIPANTS,
+        RefusalCode.GROUP,
+        RefusalCode.RATIO,
+        RefusalCode.GRAM,
+        RefusalCode.REPEAT,
+        RefusalCode.SITES,
+        RefusalCode.OVERFLOW,
+        RefusalCode.COVARIATES,
+        RefusalCode.WINDOWS,
+        RefusalCode.DIVERGED,
+        RefusalCode.ANALYSIS_FAILED,
+        RefusalCode.INTERNAL,
+    }
+)
+"""Codes that depend on the participants' data, on how many they are, or on what was told of them before."""
 
 
 class Refusal(Exception):  # noqa: N818 (it is an answer, not an error)
@@ -118,7 +152,7 @@ class Refusal(Exception):  # noqa: N818 (it is an answer, not an error)
     Parameters
     ----------
     code : RefusalCode
-        What the coordinator is told.
+        Which rule; the coordinator hears what `RefusalCode.told` makes of it.
     detail : str
         What the site's own log is told.
     """

@@ -33,6 +33,8 @@ _INFO = b"fedbrainlm secure-sum v1"
 _PIECE_BYTES = 2**17
 """Bytes masked at a time: stream and words stay in the processor's cache."""
 _ZEROS = bytes(_PIECE_BYTES)
+_MOST_WORDS = 2**34
+"""Words of a layout that is read; more fit into no message."""
 
 
 class SecureSumError(Exception):
@@ -75,12 +77,13 @@ class Layout:
             If it is no layout.
         """
         try:
-            fields = tuple(Field(str(f["name"]), tuple(map(int, f["shape"])), f["kind"]) for f in content["fields"])
+            fields = tuple(_field_of(field) for field in content["fields"])
             bound = float(content["bound"])
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             raise SecureSumError("the layout of a secure sum is damaged.") from None
         names = [field.name for field in fields]
-        if names != sorted(set(names)) or any(f.kind not in ("count", "sum", "update") for f in fields):
+        n_words = sum(field.n_numbers * words_of(field.kind) for field in fields)
+        if names != sorted(set(names)) or n_words > _MOST_WORDS or not (math.isfinite(bound) and bound >= 0):
             raise SecureSumError("the layout of a secure sum is damaged.")
         return cls(fields, bound)
 
@@ -235,11 +238,12 @@ def open_sum(sealed: Sequence[tuple[Layout, Mapping[int, Words]]]) -> dict[str, 
         if not (n_words := layout.n_words(bits)):
             continue
         dtype = np.uint32 if bits == 32 else np.uint64
-        words: Words = np.zeros(n_words, dtype=dtype)
+        words: Words | None = None
         for _, of_site in sealed:
             if bits not in of_site or of_site[bits].shape != (n_words,) or of_site[bits].dtype != dtype:
                 raise SecureSumError("a site's part of a secure sum is incomplete.")
-            words += of_site[bits]
+            words = of_site[bits].copy() if words is None else np.add(words, of_site[bits], out=words)
+        assert words is not None, "there is a site"
         if words[-1] != n_sites:
             raise SecureSumError(
                 "masks did not cancel: the sites were asked different things or know other keys, or an answer was not "
@@ -247,6 +251,21 @@ def open_sum(sealed: Sequence[tuple[Layout, Mapping[int, Words]]]) -> dict[str, 
             )
         total |= _unpack(words, layout, bits, n_sites)
     return total
+
+
+def _field_of(content: Mapping[str, Any]) -> Field:
+    """Read one field of a layout.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If it is none.
+    """
+    name, shape, kind = content["name"], tuple(content["shape"]), content["kind"]
+    sizes = all(type(size) is int and 0 <= size <= _MOST_WORDS for size in shape)
+    if not isinstance(name, str) or kind not in ("count", "sum", "update") or not sizes:
+        raise ValueError("no field of a layout")
+    return Field(name, shape, kind)
 
 
 def _kind(name: str, values: NDArray[Any]) -> Kind:

@@ -18,7 +18,7 @@ from harmonization.least_squares import LinearRegression, RidgeRegression
 from harmonization.longitudinal import LongitudinalComBat
 from harmonization.methods import METHODS, make_harmonizer
 from harmonization.moments import Moments, SecondMoments
-from harmonization.permanova import Permanova
+from harmonization.permanova import CrossValidatedPermanova, Permanova
 from harmonization.probes import CrossValidatedRidge
 from harmonization.projection import Projection
 from harmonization.protocol import Analysis, SiteTable, State, add_sums, run_pooled
@@ -42,6 +42,7 @@ ANALYSES: dict[str, type[Analysis]] = {
         CovBat,
         CrossValidatedCCA,
         CrossValidatedLogistic,
+        CrossValidatedPermanova,
         ContentStyle,
         CrossValidatedRidge,
         LateFusion,
@@ -100,6 +101,7 @@ __all__ = [
     "CovarianceDistance",
     "CrossValidatedCCA",
     "CrossValidatedLogistic",
+    "CrossValidatedPermanova",
     "CrossValidatedRidge",
     "Design",
     "DesignError",

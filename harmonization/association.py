@@ -18,6 +18,7 @@ from harmonization.canonical_correlation import (
     second_view_of,
 )
 from harmonization.combat import solve_within
+from harmonization.declared import Declared, Sent, Widths, by_part, everybody
 from harmonization.errors import HarmonizationError, SmallGroupError
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
@@ -176,6 +177,20 @@ class CrossValidatedCCA(Analysis):
             "covariate_sum": table.design.sum(axis=0),
         }
 
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        k, q, r, n_folds = widths.seen, widths.covariates, widths.second, self.n_folds
+        if isinstance(state, FoldFits):
+            shape = (self._block(state, k + q, r + q), n_folds, k + q, r + q)
+            return {"change": Sent(shape, "everybody", parts=n_folds, part_axes=(1,), matrices=())}
+        if isinstance(state, StudyMeans):
+            d = k + r + q
+            sums = {"n": everybody(), "sum": everybody(d), "products": everybody(d, d)}
+            both = {f"{part}_{name}": sent for part in ("training", "held_out") for name, sent in sums.items()}
+            return {name: by_part(sent, n_folds, n_folds) for name, sent in {"within": everybody(q, d), **both}.items()}
+        numbers = {"n": everybody(), "sites": everybody()}
+        sizes = {"feature_sum": widths.features, "second_sum": r, "covariate_sum": q}
+        return {**numbers, **{name: everybody(size) for name, size in sizes.items()}}
+
     def solve(self, total: Sums, state: State | None) -> State:
         if isinstance(state, FoldFits):
             correlations = _held_out_correlations(state, total["change"], self.n_components)
@@ -264,14 +279,19 @@ class CrossValidatedCCA(Analysis):
         rows = _rows(table, table.features.mean(axis=0), second_view_of(table).mean(axis=0), table.design.mean(axis=0))
         p, r = len(fits.x_root[0]), len(fits.y_root[0])
         left, right = np.delete(rows, np.s_[p : p + r], axis=1), rows[:, p:]
-        block = max(1, self.message_floats // (n_folds * left.shape[1] * right.shape[1]))
-        changes = np.empty((min(block, self.permutations - done), n_folds, left.shape[1], right.shape[1]))
+        block = self._block(fits, left.shape[1], right.shape[1])
+        changes = np.empty((block, n_folds, left.shape[1], right.shape[1]))
         folds = self.deal(table)
         for number, change in enumerate(changes, start=done):
             moved = right[self.permuted_rows(table, number)] - right
             for fold in range(n_folds):
                 change[fold] = left[folds == fold].T @ moved[folds == fold]
         return changes
+
+    def _block(self, fits: FoldFits, left: int, right: int) -> int:
+        """How many of the permutations that are left the next round sums, for views of so many columns."""
+        most = max(1, self.message_floats // (self.n_folds * left * right))
+        return min(most, self.permutations - len(fits.null))
 
     def _conclude(self, fits: FoldFits) -> State:
         """Final answer, once all permutations are done."""

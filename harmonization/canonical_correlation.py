@@ -7,6 +7,7 @@ and Sxy the cross-products about the means::
 
 Shrinkage s replaces Sxx by (1 - s) Sxx + s trace(Sxx) / p I, and Syy likewise: the canonical ridge (Vinod, Journal of
 Econometrics 1976). 0 is plain canonical correlation, and 1 maximises the covariance, as partial least squares does.
+Units of columns are of no matter to the former, and to the others all: give shrinkage views of one unit.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from harmonization.checks import check_width
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.errors import HarmonizationError, TableError
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
@@ -124,6 +126,15 @@ class CCA(Analysis):
             "feature_sum": table.features.sum(axis=0),
             "second_sum": second.sum(axis=0),
         }
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        p, r = widths.features, widths.second
+        if not isinstance(state, ViewMeans):
+            return {"n": everybody(), "feature_sum": everybody(p), "second_sum": everybody(r)}
+        if not isinstance(state, ViewBases):
+            return {"XX": everybody(p, p), "YY": everybody(r, r)}
+        x, y = state.x_basis.shape[1], state.y_basis.shape[1]
+        return {"XX": everybody(x, x), "YY": everybody(y, y), "XY": everybody(x, y)}
 
     def solve(self, total: Sums, state: State | None) -> State:
         if not isinstance(state, ViewMeans):

@@ -9,8 +9,18 @@ from numpy.typing import NDArray
 
 from harmonization.checks import check_width
 from harmonization.crossvalidation import people_of, target_of
+from harmonization.declared import Declared, Widths, everybody, of_groups
 from harmonization.errors import HarmonizationError, SmallGroupError, TableError
-from harmonization.newton import Newton, advance, beginning, contrasts, intercepts, row_terms, summarize_fits
+from harmonization.newton import (
+    Newton,
+    advance,
+    beginning,
+    contrasts,
+    intercepts,
+    row_terms,
+    summarize_fits,
+    sums_of_fits,
+)
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
 
@@ -103,6 +113,11 @@ class ClassRegression(Analysis):
         if isinstance(state, ClassFit):
             return summarize_fits(table.features - state.mean, one_hot, state.point, state.step)
         return {"feature_sum": table.features.sum(axis=0), "class_n": one_hot.sum(axis=0)}
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        if isinstance(state, ClassFit):
+            return sums_of_fits(len(state.point), self.classes, widths.features)
+        return {"feature_sum": everybody(widths.features), "class_n": of_groups(everybody(self.classes))}
 
     def solve(self, total: Sums, state: State | None) -> State:
         if not isinstance(state, ClassFit):

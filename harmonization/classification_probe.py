@@ -12,11 +12,15 @@ from harmonization.crossvalidation import (
     Centres,
     CrossValidation,
     Fold,
+    centres_of,
     check_size,
+    deviations,
     people_of,
+    seen_together,
     solve_centres,
     summarize_centres,
 )
+from harmonization.declared import Declared, Widths, everybody, in_parts, named, of_groups
 from harmonization.errors import HarmonizationError
 from harmonization.newton import (
     Newton,
@@ -27,6 +31,7 @@ from harmonization.newton import (
     numbers_sent,
     row_terms,
     summarize_fits,
+    sums_of_fits,
 )
 from harmonization.protocol import Array, SiteTable, State, Sums
 from harmonization.scoring import (
@@ -34,12 +39,13 @@ from harmonization.scoring import (
     classification_scores,
     classification_sums,
     compare_with_null,
+    counts_of_classes,
     interval,
     permuted_rows,
 )
 
 STRENGTHS = tuple(float(C) for C in np.logspace(-4, 0, 5))
-"""Inverse penalties that the cross-validated logistic regression tries, for features of variance 1 on average."""
+"""Inverse penalties that the cross-validated logistic regression tries, for standardised features."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +54,15 @@ class InnerFits(Newton, Centres):
 
     Attributes
     ----------
-    unit : numpy.ndarray
-        [K], mean variance of the features over the rows without each part.
+    scale, outer_scale : numpy.ndarray
+        [pairs, p] and [K, p]: what features are divided by, with two parts left out, and with one.
     validation : numpy.ndarray
         [F, 2], losses in the second part of the pair, which choose for the first; and where both see the same
         features, in the first, which choose for the second.
     """
 
-    unit: Array
+    scale: Array
+    outer_scale: Array
     validation: Array
 
 
@@ -65,10 +72,13 @@ class OuterFits(Newton, Centres):
 
     Attributes
     ----------
+    scale : numpy.ndarray
+        [K, p], what features are divided by.
     C : numpy.ndarray
         [K], the inverse penalties that were chosen.
     """
 
+    scale: Array
     C: Array
 
 
@@ -91,7 +101,7 @@ class ClassProbeScores(State):
     n : float
         Participants.
     C : numpy.ndarray
-        [K], the inverse penalties that were chosen, scikit-learn's C for the features as they are.
+        [K], the inverse penalties that were chosen, scikit-learn's C for standardised features.
     balanced_accuracy_null, auroc_null : numpy.ndarray
         [B], the same with permuted classes.
     balanced_accuracy_null_mean, balanced_accuracy_null_95, auroc_null_mean, auroc_null_95 : float
@@ -127,6 +137,10 @@ class ClassProbeScores(State):
 class CrossValidatedLogistic(CrossValidation):
     """Logistic regression of two classes, or softmax regression of more, on people who were held out.
 
+    Every fit standardises the features by its own training rows, whose sums tell the deviations: it is scikit-learn's
+    ``make_pipeline(StandardScaler(), LogisticRegression(C=C))``, whatever the units of the features. What is seen
+    through loadings keeps its relative scale (`crossvalidation.deviations`).
+
     The table's target is the class, one-hot [n, C]. Folds hold equal shares of each class. A class that a site has must
     have `min_group` participants there; where these are too few for each fold, the site deals its participants into
     fewer of the folds.
@@ -152,8 +166,8 @@ class CrossValidatedLogistic(CrossValidation):
     Parameters
     ----------
     Cs : tuple of float
-        Inverse penalties to choose from, as scikit-learn's C for features of variance 1 on average: the scale of the
-        features is of no matter. One alone needs no nested folds.
+        Inverse penalties to choose from, as scikit-learn's C for standardised features. One alone needs no nested
+        folds.
     bins : int
         Parts of the probability in the histograms behind the AUROC.
     bootstrap : int
@@ -203,8 +217,31 @@ class CrossValidatedLogistic(CrossValidation):
             return self._summarize_inner(table, folds, own)
         if isinstance(own, Centres):
             one_hot = one_hot_of(table)
-            return self.summarize_parts(table, folds, own, lambda x, rows: _spread(x, one_hot[rows]))
+            parts = self.summarize_parts(table, folds, own, lambda x, rows: _spread(x, one_hot[rows]))
+            return {**parts, "together": seen_together(table)}
         return summarize_centres(table, folds)
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        # A site of few participants of a class deals them into fewer folds than there are (`folds_at`).
+        declared = super().sends(widths, state)
+        return {name: of_groups(sent) if sent.people == "everybody" else sent for name, sent in declared.items()}
+
+    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
+        k, n_classes = widths.seen, widths.classes
+        if isinstance(own, OuterFits) and not own.active.any():
+            drawn = counts_of_classes(1 + self.bootstrap, n_classes, self.bins)
+            permuted = counts_of_classes(1 + self.permutations, n_classes, self.bins)
+            return {**named("drawn/", drawn), **named("permuted/", permuted)}
+        if isinstance(own, Newton):
+            n_fits = int((own.active > 0).sum())
+            sums = sums_of_fits(n_fits, n_classes, k)
+            if isinstance(own, InnerFits):
+                sums["validation"] = of_groups(everybody(n_fits, 2))
+            return {name: in_parts(sent, self.n_dealt) for name, sent in sums.items()}
+        if isinstance(own, Centres):
+            spread = {"feature_sum": everybody(k), "squares": everybody(k), "class_n": of_groups(everybody(n_classes))}
+            return {**self.of_parts(spread), "together": everybody()}
+        return centres_of(self, k, n_classes)
 
     def solve_folds(self, total: Sums, own: State | None) -> State:
         if isinstance(own, OuterFits):
@@ -235,7 +272,7 @@ class CrossValidatedLogistic(CrossValidation):
         sent = []
         for index, some in _groups_of(fits, len(self.Cs)):
             first, second = self.pairs[index]
-            x = folds[first].features - fits.mean[self.row_of(first)]
+            x = (folds[first].features - fits.mean[self.row_of(first)]) / fits.scale[index]
             point, step = fits.point[some], fits.step[some]
             training = (left_out != first) & (left_out != second)
             validation = np.zeros((len(some), 2))
@@ -251,7 +288,7 @@ class CrossValidatedLogistic(CrossValidation):
         size, sent = len(given), []
         for index, some in _groups_of(fits, size):
             training = folds[index].training
-            x = folds[index].features[training] - fits.mean[self.row_of(index)]
+            x = (folds[index].features[training] - fits.mean[self.row_of(index)]) / fits.scale[index]
             sent.append(summarize_fits(x, given[some % size][:, training], fits.point[some], fits.step[some]))
         return {name: np.concatenate([sums[name] for sums in sent]) for name in sent[0]}
 
@@ -260,7 +297,7 @@ class CrossValidatedLogistic(CrossValidation):
         size, log_odds = len(given), np.empty_like(given)
         for index, fold in enumerate(folds):
             held_out = ~fold.training
-            x = fold.features[held_out] - fits.mean[self.row_of(index)]
+            x = (fold.features[held_out] - fits.mean[self.row_of(index)]) / fits.scale[index]
             log_odds[:, held_out] = log_odds_of(x, fits.point[index * size : (index + 1) * size])
         loss, probability, _ = row_terms(log_odds, given)
         draws = bootstrap_weights(table, self.bootstrap)
@@ -290,14 +327,13 @@ class CrossValidatedLogistic(CrossValidation):
 
     def _begin(self, total: Sums, centres: Centres) -> State:
         """Begin the fits that choose the penalty, or if there is no choice, those that are scored."""
-        parts = [self.add_parts(total, part, self.others(part)) for part in range(self.n_parts)]
-        unit = np.array([_mean_variance(sums) for sums in parts])
+        outer_scale = np.stack([self._scale(total, centres, part) for part in range(self.n_parts)])
         if len(self.Cs) == 1:
-            return self._begin_outer(centres, self.Cs[0] / unit, {})
+            return self._begin_outer(centres, outer_scale, np.full(self.n_parts, self.Cs[0]), {})
         pairs = [self.add_parts(total, first, self.others(first, second)) for first, second in self.pairs]
-        strength = [self._strength(np.array(self.Cs) / _mean_variance(sums), centres) for sums in pairs]
+        strength = np.tile(self._strength(np.array(self.Cs), centres), len(pairs))
         point = [intercepts(np.maximum(sums["class_n"], 1), centres.mean.shape[1]) for sums in pairs]
-        fields = beginning(np.concatenate(strength), np.repeat(np.stack(point), len(self.Cs), axis=0))
+        fields = beginning(strength, np.repeat(np.stack(point), len(self.Cs), axis=0))
         complete = [bool(sums["class_n"].all()) for sums in pairs]
         if not all(any(complete[index] for index in self._inner(part)) for part in range(self.n_parts)):
             raise HarmonizationError(
@@ -305,8 +341,18 @@ class CrossValidatedLogistic(CrossValidation):
                 "out folds."
             )
         fields["active"] = np.repeat(np.array(complete, dtype=np.float64), len(self.Cs))  # others are not even begun
+        scales = {"scale": np.stack([self._scale(total, centres, *pair) for pair in self.pairs])}
         validation = np.full((len(fields["active"]), 2), np.nan)
-        return InnerFits(**_shared(centres), **fields, steps=0, unit=unit, validation=validation)
+        return InnerFits(
+            **_shared(centres), **fields, **scales, steps=0, outer_scale=outer_scale, validation=validation
+        )
+
+    def _scale(self, total: Sums, centres: Centres, *left_out: int) -> Array:
+        """Return what features [p] are divided by, with one part or two left out."""
+        sums = self.add_parts(total, left_out[0], self.others(*left_out))
+        n = max(sums["class_n"].sum(), 1)
+        variance = sums["squares"] / n - (sums["feature_sum"] / n) ** 2
+        return deviations(variance, centres.mean[self.row_of(left_out[0])], bool(total["together"] > 0))
 
     def _validate(self, total: Sums, fits: InnerFits) -> State:
         """Advance the fits that choose the penalty; once all have converged, choose."""
@@ -317,9 +363,8 @@ class CrossValidatedLogistic(CrossValidation):
             return fits
         C, start = np.empty(self.n_parts), {}
         for part in range(self.n_parts):
-            best, start[part] = self._choose(fits, part)
-            C[part] = best / fits.unit[part]
-        return self._begin_outer(fits, C, start)
+            C[part], start[part] = self._choose(fits, part)
+        return self._begin_outer(fits, fits.outer_scale, C, start)
 
     def _choose(self, fits: InnerFits, part: int) -> tuple[float, Array]:
         """Best of the inverse penalties with one part left out, and the mean of its inner fits: a good beginning."""
@@ -333,14 +378,14 @@ class CrossValidatedLogistic(CrossValidation):
         """Indices of the pairs whose fits choose the penalty of a part."""
         return [index for index, pair in enumerate(self.pairs) if part == pair[0] or (self.alike and part in pair)]
 
-    def _begin_outer(self, centres: Centres, C: Array, start: Mapping[int, Array]) -> OuterFits:
+    def _begin_outer(self, centres: Centres, scale: Array, C: Array, start: Mapping[int, Array]) -> OuterFits:
         """Begin the fits that are scored: of the true classes where the inner ones ended, of others at their shares."""
         point = []
         for part, shares in enumerate(centres.target_mean):
             nothing = intercepts(shares, centres.mean.shape[1])
             point += [start.get(part, nothing)] + [nothing] * self.permutations
         strength = np.repeat(self._strength(C, centres), 1 + self.permutations)
-        return OuterFits(**_shared(centres), **beginning(strength, np.stack(point)), steps=0, C=C)
+        return OuterFits(**_shared(centres), **beginning(strength, np.stack(point)), steps=0, scale=scale, C=C)
 
     def _strength(self, C: Array, centres: Centres) -> Array:
         return C / 2 if centres.target_mean.shape[1] == 2 else C
@@ -366,19 +411,8 @@ def _shared(centres: Centres) -> Sums:
 
 
 def _spread(features: Array, one_hot: Array) -> Sums:
-    """Sums of rows from which follow the mean variance of the features, and the shares of the classes."""
-    return {
-        "feature_sum": features.sum(axis=0),
-        "squares": np.array((features**2).sum()),
-        "class_n": one_hot.sum(axis=0),
-    }
-
-
-def _mean_variance(sums: Sums) -> float:
-    """Variance of the features, their mean, of `_spread`; 1 if there is none."""
-    n, p = sums["class_n"].sum(), len(sums["feature_sum"])
-    variance = float(sums["squares"] - (sums["feature_sum"] ** 2).sum() / n) / (n * p)
-    return variance if variance > 0 else 1.0
+    """Sums of rows from which follow the variances of the features, and the shares of the classes."""
+    return {"feature_sum": features.sum(axis=0), "squares": (features**2).sum(axis=0), "class_n": one_hot.sum(axis=0)}
 
 
 def _groups_of(fits: Newton, size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -11,7 +11,8 @@ T = sum Y*Y. From their totals::
     beta = W^-1 V      alpha = mean(y) - mean(c) beta      sigma^2 = (T - sum_k V[k] beta[k]) / N
 
 gamma and delta stay at the site, which alone needs them, with their empirical-Bayes priors over its features
-(`empirical_bayes`). The answers equal those of neuroCombat on pooled data.
+(`empirical_bayes`). The answers equal those of neuroCombat on pooled data, but for features that hardly vary at a site
+(`harmonization.variation`): neuroCombat writes covariates into these, and here they come back as they were.
 
 Where values are missing, each feature has an n, W, V and T of its own, of the rows that have it.
 """
@@ -25,11 +26,13 @@ from harmonization.centring import centred
 from harmonization.columns import site_name
 from harmonization.combat_model import ComBatModel as ComBatModel
 from harmonization.combat_model import SiteEffect as SiteEffect
+from harmonization.declared import Declared, Sent, Widths, everybody, of_groups
 from harmonization.empirical_bayes import Prior as Prior
 from harmonization.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
 from harmonization.harmonizers import PooledHarmonizer
 from harmonization.protocol import Array, SiteTable, State, Sums
+from harmonization.variation import hardly_varies
 
 Missing = Literal["refuse", "complete", "per_feature"]
 
@@ -64,6 +67,31 @@ def summarize(features: Array, covariates: Array | None) -> Sums:
         "V": c.T @ y,
         "T": np.einsum("np,np->p", y, y),
     }
+
+
+def moments_of(p: int, q: int) -> dict[str, Sent]:
+    """Declare what `summarize` returns for p features and q covariates."""
+    return {
+        "n": everybody(),
+        "feature_sum": everybody(p),
+        "covariate_sum": everybody(q),
+        "W": everybody(q, q),
+        "V": everybody(q, p),
+        "T": everybody(p),
+    }
+
+
+def _moments_per_feature(p: int, q: int) -> dict[str, Sent]:
+    """Declare what `summarize_per_feature` returns: sums over groups that have a feature, or lack it."""
+    of_features = {
+        "counts": everybody(p),
+        "feature_sum": everybody(p),
+        "covariate_sum": everybody(p, q),
+        "W": everybody(p, q, q),
+        "V": everybody(q, p),
+        "T": everybody(p),
+    }
+    return {"n": everybody(), **{name: of_groups(sent) for name, sent in of_features.items()}}
 
 
 def summarize_per_feature(features: Array, covariates: Array, min_group: int = 1) -> Sums:
@@ -195,9 +223,20 @@ def solve_within(W: Array, V: Array, n: float, mean: Array) -> Array:
 
 @dataclass(frozen=True)
 class CovariateEffects(State):
-    """With a reference site, what the first round tells: effects of the covariates [q, p], and participants."""
+    """With a reference site, what the first round tells.
+
+    Attributes
+    ----------
+    coefficients : numpy.ndarray
+        [q, p], effects of the covariates.
+    pooled_variance : numpy.ndarray
+        [p], around site and covariates.
+    n : float
+        Participants.
+    """
 
     coefficients: Array
+    pooled_variance: Array
     n: float
 
 
@@ -214,7 +253,7 @@ class ComBat(Harmonizer):
     reference : str, optional
         Name of a site that all others are made alike to; its own rows stay as they are. In a second round its means
         (at covariates of 0) and variances are all that enters the sum: **everybody learns them**, whatever hides the
-        sums of the sites from each other. Features that are constant there come back as they were.
+        sums of the sites from each other. Features that hardly vary there come back as they were.
     missing : {"refuse", "complete", "per_feature"}
         What to do where features are NaN: nothing; estimate from participants who have all of them; or estimate each
         feature from those who have it, as if it were harmonized alone. In the last two every value that is there is
@@ -248,15 +287,27 @@ class ComBat(Harmonizer):
             return summarize_per_feature(rows.features, rows.design, table.min_group)
         return summarize(rows.features, rows.design)
 
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        p, q = widths.features, widths.covariates
+        if isinstance(state, CovariateEffects):
+            return {
+                "sites": everybody(),
+                **{name: of_groups(everybody(p)) for name in ("counts", "feature_sum", "squares")},
+            }
+        return _moments_per_feature(p, q) if self.missing == "per_feature" else moments_of(p, q)
+
     def solve(self, total: Sums, state: State | None) -> State:
         if isinstance(state, CovariateEffects):
             return self._solve_reference(total, state)
         model = solve(total)
-        return model if self.reference is None else CovariateEffects(model.coefficients, model.n)
+        if self.reference is None:
+            return model
+        return CovariateEffects(model.coefficients, model.pooled_variance, model.n)
 
     def estimate(self, model: ComBatModel, table: SiteTable) -> SiteEffect:
         if self._is_reference(table):
-            return SiteEffect(np.zeros_like(model.grand_mean), np.ones_like(model.grand_mean))
+            nothing = np.zeros_like(model.grand_mean)
+            return SiteEffect(nothing, nothing + 1, nothing.astype(bool))
         rows = self._rows(table)
         return model.site_effect(rows.features, rows.design, prior=self.prior, mean_only=self.mean_only)
 
@@ -285,13 +336,17 @@ class ComBat(Harmonizer):
         return table.take(complete)
 
     def _summarize_reference(self, table: SiteTable, state: CovariateEffects) -> Sums:
-        """Sums of the reference site's rows, without the effects of covariates; zeros at all others."""
+        """Sums of the reference site's rows, without the effects of covariates; zeros at all others.
+
+        What hardly varies has no squares: those of the covariates' effects alone would be taken for its scale.
+        """
         left = table.features - table.design @ state.coefficients
+        still = hardly_varies(table.features, state.pooled_variance)
         sums = {
             "sites": np.array(1.0),
             "counts": (~np.isnan(left)).sum(axis=0).astype(np.float64),
             "feature_sum": np.nansum(left, axis=0),
-            "squares": (centred(left) ** 2).sum(axis=0),
+            "squares": np.where(still, 0.0, (centred(left) ** 2).sum(axis=0)),
         }
         if not self._is_reference(table):
             return {name: np.zeros_like(values) for name, values in sums.items()}

@@ -9,23 +9,35 @@ from numpy.typing import NDArray
 from harmonization.centring import centred
 from harmonization.empirical_bayes import Prior, raw_effects, shrink
 from harmonization.errors import HarmonizationError, TableError
+from harmonization.harmonizer import Effect
 from harmonization.protocol import Array, SiteTable, State
+from harmonization.variation import hardly_varies
 
 _ROUNDING = 1e-13
 """Difference of two numbers, relative to the features they come from, that is only rounding."""
 
 
 @dataclass(frozen=True)
-class SiteEffect(State):
-    """One site's shift and scale, in units of the pooled sd: gamma [p] and delta [p] (a variance).
+class SiteEffect(Effect):
+    """One site's shift and scale, in units of the pooled sd.
 
-    Both are NaN in features of which the site had no value.
+    Attributes
+    ----------
+    gamma : numpy.ndarray
+        [p], shifts; 0 where nothing is adjusted, NaN in features of which the site had no value.
+    delta : numpy.ndarray
+        [p], scales (variances); 1 where nothing is adjusted, NaN in features of which the site had no value.
+    unadjusted : numpy.ndarray
+        [p] bool: features that hardly vary at the site (`harmonization.variation`), and come back as they were.
     """
 
     gamma: Array
     delta: Array
+    unadjusted: NDArray[np.bool_]
 
-    done: ClassVar[bool] = True
+    @property
+    def n_unadjusted(self) -> int:
+        return int(self.unadjusted.sum())
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ class ComBatModel(State):
         Returns
         -------
         numpy.ndarray
-            [n, p]. Features without pooled variance come back as they were, and NaN as NaN.
+            [n, p]. Features that hardly vary at the site, or at none, come back as they were, and NaN as NaN.
         """
         table = SiteTable(features, covariates, incomplete=True)
         effect = self.site_effect(table.features, table.design, prior=prior, mean_only=mean_only)
@@ -82,6 +94,9 @@ class ComBatModel(State):
     ) -> SiteEffect:
         """Estimate the effect of the site whose rows these are, in each feature from the rows that have it.
 
+        Features that hardly vary here (`harmonization.variation`) are left as they are, and take no part in the priors.
+        Where one alone varies, there are no others that it could be shrunk towards.
+
         Raises
         ------
         HarmonizationError
@@ -89,7 +104,8 @@ class ComBatModel(State):
         """
         z = self._without_rounding(self._standardize(features, covariates), features)
         counts, varying = (~np.isnan(z)).sum(axis=0), self.pooled_variance > 0
-        known = varying & (counts > 0)
+        unadjusted = hardly_varies(features, self.pooled_variance)
+        known = ~unadjusted & (counts > 0)
         if len(z) < 2 and not mean_only:
             raise HarmonizationError("ComBat needs two participants at a site to know its scale. Use mean_only.")
         if (counts[known] < 2).any() and not mean_only:
@@ -97,10 +113,11 @@ class ComBatModel(State):
                 f"feature {int((known & (counts < 2)).argmax()) + 1} has one value at a site, and ComBat needs two to "
                 "know its scale. Leave it out there, or use mean_only."
             )
-        if prior != "none" and known.sum() < 2:
+        if prior != "none" and (varying & (counts > 0)).sum() < 2:
             raise HarmonizationError("Empirical Bayes needs two varying features. Use prior='none'.")
-        effect = SiteEffect(np.where(varying, np.nan, 0.0), np.where(varying, np.nan, 1.0))
-        effect.gamma[known], effect.delta[known] = shrink(raw_effects(z[:, known], mean_only), prior, mean_only)
+        effect = SiteEffect(np.where(unadjusted, 0.0, np.nan), np.where(unadjusted, 1.0, np.nan), unadjusted)
+        if known.any():
+            effect.gamma[known], effect.delta[known] = shrink(raw_effects(z[:, known], mean_only), prior, mean_only)
         return effect
 
     def remove(self, features: Array, covariates: Array, effect: SiteEffect) -> Array:
@@ -111,7 +128,6 @@ class ComBatModel(State):
         HarmonizationError
             If the rows have a feature of which the site had no value when its effect was estimated.
         """
-        varying = self.pooled_variance > 0
         z = self._standardize(features, covariates)
         unknown = np.isnan(effect.gamma) & ~np.isnan(z).all(axis=0)
         if unknown.any():
@@ -122,7 +138,7 @@ class ComBatModel(State):
         cleaned = (z - effect.gamma) / np.sqrt(effect.delta) * np.sqrt(self.pooled_variance) + self._expected(
             covariates
         )
-        result: Array = np.where(varying, cleaned, features)
+        result: Array = np.where(effect.unadjusted, features, cleaned)
         return result
 
     def _expected(self, covariates: Array) -> Array:

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from harmonization import combat
 from harmonization.combat import ComBatModel, Prior, SiteEffect
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.errors import HarmonizationError, TableError
 from harmonization.harmonizer import Harmonizer
 from harmonization.neural import Layout, Network, Weights, draw_weights, unpack
 from harmonization.protocol import Array, SiteTable, State, Sums
 from harmonization.training import FederatedTraining, Standard, Training, become
+from harmonization.variation import hardly_varies
 
 _FREQUENCIES = (1.0, 2.0)
 """Where the characteristic function of a normalised feature is taken."""
@@ -75,13 +77,11 @@ class ContentModel(Located):
 
 
 @dataclass(frozen=True)
-class SiteStyle(State):
-    """How one site writes p features. It stays at the site.
+class SiteStyle(SiteEffect):
+    """How one site writes p features: ComBat's shift and scale, and what is beyond them.
 
     Attributes
     ----------
-    gamma, delta : numpy.ndarray
-        [p], ComBat's shift and scale (a variance), in units of the pooled deviation.
     location, scale : numpy.ndarray
         [p], mean and deviation at this site, before they are shrunk.
     code : numpy.ndarray
@@ -90,15 +90,11 @@ class SiteStyle(State):
         [p], mean and deviation of the content here.
     """
 
-    gamma: Array
-    delta: Array
     location: Array
     scale: Array
     code: Array
     content_location: Array
     content_scale: Array
-
-    done: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,8 @@ class ContentStyle(Harmonizer, FederatedTraining):
 
     The typical site's code is 0, with which decoding changes nothing: harmonized features are contents, written with
     ComBat's location and scale, and covariates' effects are kept as ComBat keeps them. A site works out its code by
-    itself, from rows that it may learn from, and never sends it; so can a site that took no part. Dependencies between
+    itself, from rows that it may learn from, and never sends it; so can a site that took no part. A feature that hardly
+    varies at a site has no style there: nothing is learned from it, and it comes back as it was. Dependencies between
     features stay as they are. Two exchanges come before the rounds.
 
     Parameters
@@ -165,15 +162,23 @@ class ContentStyle(Harmonizer, FederatedTraining):
 
     def summarize_inputs(self, table: SiteTable, state: State | None) -> Sums:
         if isinstance(state, Located):
-            rows = self.standardize(table, state).features
-            return {"shape": table.n * _shape(_normalised(rows, *_location_and_scale(rows)))}
+            still, rows = self._hardly_varies(table, state), self._left(table, state)
+            shape = np.where(still[:, None], 0.0, _shape(_normalised(rows, *_location_and_scale(rows))))
+            return {"shape": table.n * shape, "shape_n": table.n * (~still).astype(np.float64)}
         if table.n < 2:
             raise TableError("'content_style' needs two participants at a site to know its scale. Leave the site out.")
         return {"sites": np.array(1.0), **combat.summarize(table.features, table.design)}
 
+    def sends_inputs(self, widths: Widths, state: State | None) -> Declared:
+        p = widths.features
+        if isinstance(state, Located):
+            return {"shape": everybody(p, _SHAPE), "shape_n": everybody(p)}
+        return {"sites": everybody(), **combat.moments_of(p, widths.covariates)}
+
     def solve_inputs(self, total: Sums, state: State | None) -> State:
         if isinstance(state, Located):
-            return self.first(ContentTraining, state, typical=total["shape"] / state.n)
+            typical = total["shape"] / np.maximum(total["shape_n"], 1)[:, None]
+            return self.first(ContentTraining, state, typical=typical)
         if total["sites"] < 2:
             raise HarmonizationError("there is one site, whose style is that of all. Use more.")
         model = combat.solve(total)
@@ -203,13 +208,24 @@ class ContentStyle(Harmonizer, FederatedTraining):
         return weights
 
     def standardize(self, table: SiteTable, standard: Located) -> SiteTable:
-        """Table whose features have neither covariates' effects nor units."""
-        standardized = super().standardize(table, standard)
+        """Table whose features have neither covariates' effects nor units; NaN in those that hardly vary here."""
+        left = np.where(self._hardly_varies(table, standard), np.nan, self._left(table, standard))
+        return replace(table, features=left, incomplete=True)
+
+    def _left(self, table: SiteTable, standard: Located) -> Array:
+        """Features [n, p] without covariates' effects and units."""
         explained = table.design @ standard.coefficients / standard.scale[: standard.width()]
-        return replace(standardized, features=standardized.features - explained)
+        left: Array = super().standardize(table, standard).features - explained
+        return left
+
+    def _hardly_varies(self, table: SiteTable, standard: Located) -> NDArray[np.bool_]:
+        return hardly_varies(table.features, standard.pooled_variance)
 
     def gradient(self, weights: Weights, rows: SiteTable, training: ContentTraining) -> tuple[float, Weights]:
         columns = self._columns(training)
+        columns = columns[~np.isnan(rows.features[0, columns])]
+        if not len(columns):
+            return 0.0, {name: np.zeros_like(values) for name, values in weights.items()}
         typical, values = training.typical[columns], rows.features[:, columns]
         estimating = np.arange(rows.n) % 2 == 0
         values = _normalised(values, *_location_and_scale(values[estimating]))
@@ -260,23 +276,25 @@ class ContentStyle(Harmonizer, FederatedTraining):
 
     def estimate(self, model: ContentModel, table: SiteTable) -> SiteStyle:
         effect = model.combat.site_effect(table.features, table.design, prior=self.prior)
-        rows = self.standardize(table, model).features
+        rows = np.where(effect.unadjusted, 0.0, self._left(table, model))
         location, scale = _location_and_scale(rows)
         values = _normalised(rows, location, scale)
         weights = unpack(model.weights, self.layout(model))
         code = _reliability(table.n) * (_shape(values) - model.typical) @ weights["code"]
-        content = _location_and_scale(self._content(weights, values, code))
-        return SiteStyle(effect.gamma, effect.delta, location, scale, code, *content)
+        content_location, content_scale = _location_and_scale(self._content(weights, values, code))
+        return SiteStyle(
+            *(effect.gamma, effect.delta, effect.unadjusted), location, scale, code, content_location, content_scale
+        )
 
     def apply(self, model: ContentModel, table: SiteTable, effect: SiteStyle) -> Array:
-        values = _normalised(self.standardize(table, model).features, effect.location, effect.scale)
+        values = _normalised(self._left(table, model), effect.location, effect.scale)
         content = self._content(unpack(model.weights, self.layout(model)), values, effect.code)
         content = _normalised(content, effect.content_location, effect.content_scale)
         p = model.width()
         # Bent, but with the site's own location and scale, which ComBat then takes out.
         bent = model.mean[:p] + model.scale[:p] * (effect.location + effect.scale * content)
-        bent = np.where(model.pooled_variance > 0, bent + table.design @ model.coefficients, table.features)
-        return model.combat.remove(bent, table.design, SiteEffect(effect.gamma, effect.delta))
+        bent = np.where(effect.unadjusted, table.features, bent + table.design @ model.coefficients)
+        return model.combat.remove(bent, table.design, effect)
 
     def _content(self, weights: Weights, values: Array, code: Array) -> Array:
         content = np.empty_like(values)

@@ -9,16 +9,19 @@ covariates, standardized by their mean and their sd (n - 1 in the denominator) o
 
 All that sites share comes from sums: ComBat's; sums and squares of residuals; R'R, or a sketch of it; and ComBat's
 again, of the scores. Shifts and scales of a site, of its features and of its scores, stay there. The answers equal
-those of the authors' R package on pooled data.
+those of the authors' R package on pooled data, but for features that hardly vary at a site, which come back as they
+were (`harmonization.combat`).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harmonization import combat
 from harmonization.combat import ComBat, ComBatModel, Prior, SiteEffect
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.errors import HarmonizationError
 from harmonization.harmonizer import Harmonizer
 from harmonization.projection import Basis, Centre, Projection, ProjectionModel
@@ -54,14 +57,19 @@ class CommonEffects(State):
         """ComBat's model of the features."""
         return ComBatModel(self.coefficients, self.grand_mean, self.pooled_variance, self.n)
 
+    def expected(self, table: SiteTable) -> Array:
+        """Features [n, p] as their covariates alone would have them."""
+        expected: Array = self.grand_mean + table.design @ self.coefficients
+        return expected
+
     def cleaned(self, table: SiteTable, effect: SiteEffect) -> Array:
-        """Features [n, p] as ComBat makes them alike."""
-        return self.of_features.remove(table.features, table.design, effect)
+        """Features [n, p] as ComBat makes them alike; as expected where it leaves them as they were."""
+        cleaned = self.of_features.remove(table.features, table.design, effect)
+        return np.where(effect.unadjusted, self.expected(table), cleaned)
 
     def residuals(self, table: SiteTable, cleaned: Array) -> Array:
         """Residuals [n, p] of what ComBat made of a table, around covariates; 0 for constant features."""
-        expected = self.grand_mean + table.design @ self.coefficients
-        residuals: Array = np.where(self.pooled_variance > 0, cleaned - expected, 0.0)
+        residuals: Array = np.where(self.pooled_variance > 0, cleaned - self.expected(table), 0.0)
         return residuals
 
 
@@ -121,10 +129,22 @@ class CovBatModel(ResidualComponents):
 
 @dataclass(frozen=True)
 class CovBatEffect(SiteEffect):
-    """One site's shift and scale of features, and score_gamma [k] and score_delta [k] of scores."""
+    """One site's shift and scale of features, and those of scores.
+
+    Attributes
+    ----------
+    score_gamma, score_delta, score_unadjusted : numpy.ndarray
+        [k], of scores what gamma, delta and unadjusted are of features.
+    """
 
     score_gamma: Array
     score_delta: Array
+    score_unadjusted: NDArray[np.bool_]
+
+    @property
+    def of_scores(self) -> SiteEffect:
+        """The site's effect on the scores."""
+        return SiteEffect(self.score_gamma, self.score_delta, self.score_unadjusted)
 
 
 @dataclass(frozen=True)
@@ -178,6 +198,15 @@ class CovBat(Harmonizer):
         standardized = SiteTable(state.standardized(table, cleaned))
         return _all_components(state).summarize(standardized, state.for_projection())
 
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        if not isinstance(state, CommonEffects):
+            return self.first_step.sends(widths, None)
+        if not isinstance(state, ResidualScale):
+            return {name: everybody(widths.features) for name in ("residual_sum", "residual_squares")}
+        if isinstance(state, ResidualComponents):
+            return combat.moments_of(len(state.components), 0)
+        return _all_components(state).sends(widths, state.for_projection())
+
     def solve(self, total: Sums, state: State | None) -> State:
         if not isinstance(state, CommonEffects):
             effects = combat.solve(total)
@@ -202,15 +231,16 @@ class CovBat(Harmonizer):
         effect = self._effect_on_features(model, table)
         scores = model.scores(table, model.cleaned(table, effect))
         of_scores = model.of_scores.site_effect(scores, _no_covariates(table.n), prior="none")
-        return CovBatEffect(effect.gamma, effect.delta, of_scores.gamma, of_scores.delta)
+        return CovBatEffect(
+            effect.gamma, effect.delta, effect.unadjusted, of_scores.gamma, of_scores.delta, of_scores.unadjusted
+        )
 
     def apply(self, model: CovBatModel, table: SiteTable, effect: CovBatEffect) -> Array:
         cleaned = model.cleaned(table, effect)
         scores = model.scores(table, cleaned)
-        of_scores = SiteEffect(effect.score_gamma, effect.score_delta)
-        alike = model.of_scores.remove(scores, _no_covariates(table.n), of_scores)
+        alike = model.of_scores.remove(scores, _no_covariates(table.n), effect.of_scores)
         harmonized: Array = cleaned + model.residual_sd * ((alike - scores) @ model.components)
-        return np.where(model.pooled_variance > 0, harmonized, table.features)
+        return np.where(effect.unadjusted, table.features, harmonized)
 
     def _effect_on_features(self, state: CommonEffects, table: SiteTable) -> SiteEffect:
         if table.n < 2:
@@ -218,7 +248,7 @@ class CovBat(Harmonizer):
                 "CovBat needs two participants at a site to know the scale of its components. Leave it out."
             )
         effect = self.first_step.estimate(state.of_features, table)
-        return SiteEffect(effect.gamma, np.ones_like(effect.delta)) if self.mean_only else effect
+        return replace(effect, delta=np.ones_like(effect.delta)) if self.mean_only else effect
 
     def _kept(self, found: ProjectionModel) -> Array:
         """First components [k, p] that explain more than the share asked for."""

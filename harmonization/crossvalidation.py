@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonization.declared import Declared, Sent, Widths, by_part, everybody, in_parts, named
 from harmonization.errors import HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
 from harmonization.methods import make_harmonizer
@@ -22,6 +23,8 @@ from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
 _MOST_NUMBERS = 2**25
 """Numbers that a site may be asked for in one round: 256 MiB."""
+_CONSTANT = 1e-12
+"""Deviation of a feature, relative to its mean, up to which it is rounding error."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,10 @@ class CrossValidation(Analysis):
         """At a site: sums of this round, over harmonized rows; `own` is None in the analysis' first round."""
 
     @abstractmethod
+    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
+        """Declare what `summarize_folds` returns."""
+
+    @abstractmethod
     def solve_folds(self, total: Sums, own: State | None) -> State:
         """At the coordinator: the analysis' next state, or its answer."""
 
@@ -122,6 +129,20 @@ class CrossValidation(Analysis):
     def n_parts(self) -> int:
         """How many parts are left out in turn, K."""
         return len(self.sites) or self.n_folds
+
+    @property
+    def n_dealt(self) -> int:
+        """Into how many parts a site deals its own participants: none where whole sites are left out."""
+        return 1 if self.sites else self.n_folds
+
+    def stacked(self, sent: Sent) -> Sent:
+        """Declare sums with an entry for each part left out, [K, ...]."""
+        return by_part(sent, self.n_dealt, self.n_parts)
+
+    def of_parts(self, declared: Declared) -> dict[str, Sent]:
+        """Declare what `summarize_parts` returns of such sums."""
+        rows = 1 if self.alike else self.n_parts
+        return {name: by_part(sent, self.n_dealt, rows, self.n_parts) for name, sent in declared.items()}
 
     @property
     def alike(self) -> bool:
@@ -150,6 +171,18 @@ class CrossValidation(Analysis):
                 part = _sum_over(harmonizer, model, table, left_out != fold)
                 sums |= {f"{fold}/{name}": values for name, values in part.items()}
         return sums
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        progress = self._progress(state)
+        if progress.finished:
+            return self.sends_folds(widths, progress.own)
+        harmonizer = self.harmonizer
+        declared: dict[str, Sent] = {}
+        for fold, model in enumerate(progress.models):
+            if model is None or not model.done:
+                own = {name: in_parts(sent, self.n_dealt) for name, sent in harmonizer.sends(widths, model).items()}
+                declared |= named(f"{fold}/", own)
+        return declared
 
     def solve(self, total: Sums, state: State | None) -> State:
         progress = self._progress(state)
@@ -267,8 +300,9 @@ class CrossValidation(Analysis):
         return {name: values.reshape(-1, self.n_parts, *values.shape[1:]) for name, values in stacked.items()}
 
     def add_parts(self, total: Sums, left_out: int, parts: Sequence[int]) -> Sums:
-        """Sums over some parts, as they are seen with one part left out."""
-        return {name: values[self.row_of(left_out), list(parts)].sum(axis=0) for name, values in total.items()}
+        """Sums over some parts, as they are seen with one part left out; of `summarize_parts`, and of nothing else."""
+        row = self.row_of(left_out)
+        return {name: values[row, list(parts)].sum(axis=0) for name, values in total.items() if values.ndim}
 
     def others(self, *left_out: int) -> list[int]:
         """Return the parts but some."""
@@ -304,12 +338,43 @@ def summarize_centres(table: SiteTable, folds: list[Fold]) -> Sums:
     }
 
 
+def centres_of(analysis: CrossValidation, k: int, m: int) -> dict[str, Sent]:
+    """Declare what `summarize_centres` returns, for k features and m columns of the target."""
+    sums = {"n": everybody(), "feature_sum": everybody(k), "target_sum": everybody(m)}
+    return {name: analysis.stacked(sent) for name, sent in sums.items()}
+
+
 def solve_centres(total: Sums) -> Centres:
     """Return the means over the training rows of all sites."""
     n = total["n"]
     if (n < 1).any():
         raise TableError("nobody is left to learn from when one part is left out. Use more sites, or folds.")
     return Centres(n, total["feature_sum"] / n[:, None], total["target_sum"] / n[:, None])
+
+
+def seen_together(table: SiteTable) -> Array:
+    """1 where a table sees features through loadings, and 0 else: a sum that is above 0 if any does."""
+    return np.array(float(table.loadings is not None))
+
+
+def deviations(variance: Array, mean: Array, together: bool) -> Array:
+    """Return what features [p] are divided by before a penalty on their coefficients.
+
+    Each is divided by its own standard deviation, as scikit-learn's `StandardScaler` does, so that its unit is of no
+    matter. What is seen through loadings is divided by one number for all, the root of the mean variance: components
+    have one unit, and a component that hardly varies is not to count as much as the first.
+
+    Parameters
+    ----------
+    variance, mean : numpy.ndarray
+        [p], of the rows that are learned from. Features that are constant stay as they are.
+    together : bool
+        Whether they are seen through loadings.
+    """
+    if together:
+        return np.full(len(variance), np.sqrt(variance.mean()) if variance.any() else 1.0)
+    varying = variance > (_CONSTANT * np.abs(mean)) ** 2
+    return np.sqrt(np.where(varying, variance, 1.0))
 
 
 def people_of(table: SiteTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -67,7 +67,7 @@ def shrink(raw: RawEffects, prior: Prior, mean_only: bool) -> tuple[Array, Array
     """Return shifts [p] and variances [p] after shrinkage.
 
     With `mean_only`, variances stay 1 and the parametric shift takes the prior for the variance of one row, as
-    neuroCombat does.
+    neuroCombat does. A feature alone has no others that its effects could be shrunk towards.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def shrink(raw: RawEffects, prior: Prior, mean_only: bool) -> tuple[Array, Array
     """
     if prior not in get_args(Prior):
         raise HarmonizationError(f"prior is '{prior}'; expected one of {', '.join(get_args(Prior))}.")
-    if prior == "none":
+    if prior == "none" or len(raw.gamma) < 2:
         return raw.gamma, raw.delta
     if prior == "nonparametric":
         return _nonparametric(raw)

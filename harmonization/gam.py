@@ -11,7 +11,7 @@ bends::
 
 equal the pooled fit with a term for every site, as R's mgcv makes it. lambda is that of a public grid with the least
 generalized cross-validation score, n RSS / (n - edf)^2, for each feature apart. Shifts and scales of the sites are
-ComBat's then.
+ComBat's then, and what hardly varies at a site comes back as it was.
 """
 
 from dataclasses import dataclass, replace
@@ -22,6 +22,7 @@ from scipy.linalg import eigh
 
 from harmonization import combat
 from harmonization.combat import ComBat, ComBatModel, Prior, SiteEffect
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
 from harmonization.protocol import Array, SiteTable, State, Sums
@@ -168,6 +169,10 @@ class ComBatGAM(Harmonizer):
         shared = table.take(rows)
         expanded = replace(shared, covariates=self.design.expand(shared.design))
         return {**self.on_expanded.summarize(expanded, None), "sites": np.array(1.0)}
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        expanded = replace(widths, covariates=self.design.width(widths.covariates))
+        return {**self.on_expanded.sends(expanded, None), "sites": everybody()}
 
     def solve(self, total: Sums, state: State | None) -> GamModel:
         n, design = float(total["n"]), self.design

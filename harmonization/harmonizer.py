@@ -6,7 +6,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
+
+
+@dataclass(frozen=True)
+class Effect(State):
+    """What a site finds of itself, from rows that it may learn from. It stays there."""
+
+    done: ClassVar[bool] = True
+
+    @property
+    def n_unadjusted(self) -> int:
+        """Features that come back as they were, since they hardly vary at the site."""
+        return 0
 
 
 class Harmonizer(Analysis):
@@ -21,7 +34,7 @@ class Harmonizer(Analysis):
         return None
 
     @abstractmethod
-    def estimate(self, model: Any, table: SiteTable) -> State:
+    def estimate(self, model: Any, table: SiteTable) -> Effect:
         """At a site: its own effect, from rows of the table."""
 
     @abstractmethod
@@ -34,10 +47,8 @@ class Harmonizer(Analysis):
 
 
 @dataclass(frozen=True)
-class Nothing(State):
+class Nothing(Effect):
     """The model, and the site's effect, of a method that does nothing."""
-
-    done: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,9 @@ class Unharmonized(Harmonizer):
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
         return {"n": np.array(float(table.n))}
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        return {"n": everybody()}
 
     def solve(self, total: Sums, state: State | None) -> Nothing:
         return Nothing()

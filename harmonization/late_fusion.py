@@ -17,11 +17,15 @@ from harmonization.crossvalidation import (
     Centres,
     CrossValidation,
     Fold,
+    centres_of,
+    deviations,
     one_target_of,
+    seen_together,
     solve_centres,
     summarize_centres,
     target_of,
 )
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.errors import HarmonizationError
 from harmonization.probes import ALPHAS, RidgePath
 from harmonization.protocol import Array, SiteTable, State, Sums
@@ -34,9 +38,13 @@ MODELS = ("features", "second", "early", "late")
 
 @dataclass(frozen=True)
 class ViewCentres(Centres):
-    """First round: means of both views side by side, and the number of columns of the first, p."""
+    """First round: means of both views side by side, and the number of columns of the first, p.
+
+    `together` is 1 where features are seen through loadings, and 0 else.
+    """
 
     width: int
+    together: int
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class ViewFits(ViewCentres):
     alpha : numpy.ndarray
         [K, 3], the penalties that were chosen.
     inverse : numpy.ndarray
-        [K, p + r, p + r], (X'X + alpha I)^-1 of either view in the blocks of the diagonal.
+        [K, p + r, p + r], (X'X + penalty)^-1 of either view in the blocks of the diagonal.
     """
 
     coef: Array
@@ -114,16 +122,17 @@ class FusionScores(State):
 class LateFusion(CrossValidation):
     """Ridge regression of one target on the features, on the second view, and on both by early and by late fusion.
 
-    For early fusion either view is scaled to a mean variance of 1. For late fusion, each training person is predicted
-    as if left out of the fit, by the leave-one-out formula of ridge regression, (t - prediction) / (1 - h): sites
-    know the leverage h of their rows, and send sums of products of two predictions and the target. The second view is
-    taken as it is, whatever makes the features of sites alike. Penalties are chosen by generalized cross-validation
-    on the training rows.
+    Every fit standardises the columns of both views by its training rows, as `CrossValidatedRidge` does. If features
+    are seen through loadings, the columns of either view keep their relative scale, at a mean variance of 1. For late
+    fusion, each training person is predicted as if left out of the fit, by the leave-one-out formula of ridge
+    regression, (t - prediction) / (1 - h): sites know the leverage h of their rows, and send sums of products of two
+    predictions and the target. The second view is taken as it is, whatever makes the features of sites alike.
+    Penalties are chosen by generalized cross-validation on the training rows.
 
     Parameters
     ----------
     alphas : tuple of float
-        Penalties to choose from, in units of the mean diagonal of X'X.
+        Penalties to choose from, as of `CrossValidatedRidge`.
     """
 
     alphas: tuple[float, ...] = ALPHAS
@@ -150,7 +159,20 @@ class LateFusion(CrossValidation):
         if isinstance(own, ViewCentres):
             return _summarize_products(table, joined, own)
         n_width = np.array([table.n, table.n * folds[0].features.shape[1]], dtype=np.float64)
-        return {**summarize_centres(table, joined), "n_width": n_width}
+        return {**summarize_centres(table, joined), "n_width": n_width, "together": seen_together(table)}
+
+    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
+        d, n_models = widths.seen + widths.second, len(MODELS)
+        if isinstance(own, Fusions):
+            sizes = {"squared_error": n_models, "absolute_error": n_models, "gain": 2, "gain_squares": 2}
+            numbers = {name: everybody() for name in ("n", "target", "target_squares")}
+            return {**numbers, **{name: everybody(size) for name, size in sizes.items()}}
+        if isinstance(own, ViewFits):
+            return {"products": self.stacked(everybody(3, 3))}
+        if isinstance(own, ViewCentres):
+            sums = {"XX": everybody(d, d), "Xy": everybody(d), "yy": everybody()}
+            return {name: self.stacked(sent) for name, sent in sums.items()}
+        return {**centres_of(self, d, widths.classes), "n_width": everybody(2), "together": everybody()}
 
     def solve_folds(self, total: Sums, own: State | None) -> State:
         if isinstance(own, Fusions):
@@ -160,41 +182,46 @@ class LateFusion(CrossValidation):
         if isinstance(own, ViewCentres):
             return self._fit_views(total, own)
         n, n_width = total["n_width"]
-        return become(ViewCentres, solve_centres(total), width=int(np.rint(n_width / n)))
+        width, together = int(np.rint(n_width / n)), int(total["together"] > 0)
+        return become(ViewCentres, solve_centres(total), width=width, together=together)
 
     def _fit_views(self, total: Sums, centres: ViewCentres) -> ViewFits:
         """Fit either view, and both, for each part left out."""
-        parts = [
-            self._fit_part(total["XX"][part], total["Xy"][part], float(total["yy"][part]), float(n), centres.width)
-            for part, n in enumerate(centres.n)
-        ]
+        parts = []
+        for part, n in enumerate(centres.n):
+            XX, mean = total["XX"][part], centres.mean[part]
+            scale = np.concatenate(
+                [
+                    deviations(np.diag(XX[view, view]) / n, mean[view], bool(centres.together))
+                    for view in _views(centres.width)
+                ]
+            )
+            scaled = XX / np.outer(scale, scale), total["Xy"][part] / scale, float(total["yy"][part])
+            fit = self._fit_part(*scaled, float(n), centres.width)
+            parts.append({**fit, "coef": fit["coef"] / scale, "inverse": fit["inverse"] / np.outer(scale, scale)})
         return become(ViewFits, centres, **{name: np.stack([part[name] for part in parts]) for name in parts[0]})
 
     def _fit_part(self, XX: Array, Xy: Array, yy: float, n: float, width: int) -> Sums:
-        """Fields of `ViewFits` that have one entry a part, for one part."""
-        coef, alpha, scale, inverses = np.zeros((3, len(XX))), np.empty(3), np.empty(len(XX)), []
+        """Fields of `ViewFits` that have one entry a part, for one part and scaled views."""
+        coef, alpha, inverses = np.zeros((3, len(XX))), np.empty(3), []
         for number, view in enumerate(_views(width)):
             coef[number, view], alpha[number] = self._choose(XX[view, view], Xy[view], yy, n)
             values, vectors = np.linalg.eigh(XX[view, view])
-            unit = float(values.mean()) or 1.0
-            scale[view] = np.sqrt(n / unit)
-            inverses.append(vectors / (values.clip(min=0) + alpha[number] * unit) @ vectors.T)
-        scaled, alpha[2] = self._choose(XX * np.outer(scale, scale), Xy * scale, yy, n)
-        coef[2] = scaled * scale
+            inverses.append(vectors / (values.clip(min=0) + alpha[number] * n) @ vectors.T)
+        coef[2], alpha[2] = self._choose(XX, Xy, yy, n)
         return {"coef": coef, "alpha": alpha, "inverse": block_diag(*inverses)}
 
     def _choose(self, XX: Array, Xy: Array, yy: float, n: float) -> tuple[Array, float]:
-        """Coefficients [p] and penalty of the least generalized cross-validation error."""
-        path = RidgePath(
-            {
-                "n": np.array(n),
-                "x": np.zeros(len(XX)),
-                "y": np.zeros(1),
-                "XX": pack(XX),
-                "Xy": Xy[:, None],
-                "yy": np.array(yy),
-            }
-        )
+        """Coefficients [p] and penalty of the least generalized cross-validation error, for scaled features."""
+        sums = {
+            "n": np.array(n),
+            "x": np.zeros(len(XX)),
+            "y": np.zeros(1),
+            "XX": pack(XX),
+            "Xy": Xy[:, None],
+            "yy": np.array(yy),
+        }
+        path = RidgePath(sums, np.ones(len(XX)))
         alpha = self.alphas[int(np.argmin(path.gcv(self.alphas)))]
         return path.coefficients([alpha])[0][:, 0], alpha
 

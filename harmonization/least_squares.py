@@ -9,6 +9,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from harmonization.checks import check_width
 from harmonization.crossvalidation import target_of
+from harmonization.declared import Declared, Widths, everybody, triangle
 from harmonization.errors import HarmonizationError
 from harmonization.projection import Centre
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
@@ -83,6 +84,12 @@ class LeastSquares(Analysis):
         if isinstance(state, FirstSolution):
             left = left - x @ state.coef.T
         return {"XX": pack(x.T @ x), "Xy": x.T @ left}
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        p, target = widths.features, widths.target or ()
+        if not isinstance(state, TargetCentre):
+            return {"n": everybody(), "feature_sum": everybody(p), "target_sum": everybody(*target)}
+        return {"XX": triangle(p), "Xy": everybody(p, *target)}
 
     def solve(self, total: Sums, state: State | None) -> State:
         if not isinstance(state, TargetCentre):

@@ -21,7 +21,8 @@ which are sums:
 
 A site's scale comes from changes within its participants alone, since only these are free of eta. Its rows weigh
 sum_j w_j in the prior of its shift. Both effects shrink as in ComBat. What is removed is the shift, and the scale of
-the residual; each participant's intercept, predicted given the site's effects (BLUP), stays: it is biology.
+the residual; each participant's intercept, predicted given the site's effects (BLUP), stays: it is biology. A feature
+that hardly changes within the participants of a site comes back as it was there (`harmonization.combat`).
 
 Supported: participants who stay at one site, any number of visits each, one common tau^2. Not supported: travelling
 participants, random slopes, site effects that change in time, missing values, a reference site.
@@ -34,12 +35,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonization.centring import centred
-from harmonization.combat import solve_within, summarize
+from harmonization.combat import moments_of, solve_within, summarize
 from harmonization.combat_model import SiteEffect, check_columns, only_rounding
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.empirical_bayes import Prior, RawEffects, shrink
 from harmonization.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.harmonizer import Harmonizer
 from harmonization.protocol import Array, SiteTable, State, Sums
+from harmonization.variation import hardly_varies
 
 _EXPLAINED = 1e-13
 """Share of a sum of squares that is only rounding."""
@@ -101,6 +104,12 @@ class Visits:
         _, whose, counts = np.unique(participant, return_inverse=True, return_counts=True)
         return cls(whose, counts.astype(np.float64))
 
+    @property
+    def again(self) -> NDArray[np.int64]:
+        """Rows of each participant but the first: as many as there are independent changes within participants."""
+        _, first = np.unique(self.whose, return_index=True)
+        return np.delete(np.arange(len(self.whose)), first)
+
     def sums(self, values: Array) -> Array:
         """Sum of each participant's rows of `values` [n, k], [J, k]."""
         order = np.argsort(self.whose, kind="stable")
@@ -160,6 +169,21 @@ class LongitudinalComBat(Harmonizer):
             return _summarize_weighted(table, visits, state.ratio)
         return _summarize_variances(table, visits)
 
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        p, q = widths.features, widths.covariates
+        if isinstance(state, VarianceComponents):
+            sums = {"W": everybody(p, q, q), "V": everybody(q, p)}
+            return {**sums, "feature_sum": everybody(p), "covariate_sum": everybody(p, q)}
+        sums = {name: sent for name, sent in moments_of(p, q).items() if name != "feature_sum"}
+        return {
+            **sums,
+            **{name: everybody() for name in ("sites", "participants", "squared_counts")},
+            "between": everybody(q, q),
+            "W_within": everybody(q, q),
+            "V_within": everybody(q, p),
+            "T_within": everybody(p),
+        }
+
     def solve(self, total: Sums, state: State | None) -> State:
         if isinstance(state, VarianceComponents):
             return _solve_weighted(total, state)
@@ -167,12 +191,16 @@ class LongitudinalComBat(Harmonizer):
 
     def estimate(self, model: LongitudinalModel, table: SiteTable) -> SiteEffect:
         visits = _visits(table)
-        varying = model.within > 0
-        if self.prior != "none" and varying.sum() < 2:
+        check_columns(table.features, table.design, model.coefficients)
+        if len(visits.again) < 1 and not self.mean_only:
+            raise HarmonizationError("no participant of a site has two rows, which tell its scale. Use mean_only.")
+        unadjusted = self._hardly_varies(visits, model, table)
+        if self.prior != "none" and (model.within > 0).sum() < 2:
             raise HarmonizationError("Empirical Bayes needs two varying features. Use prior='none'.")
-        raw = _raw_effects(visits, model, table, self.mean_only)
-        effect = SiteEffect(np.zeros(len(varying)), np.ones(len(varying)))
-        effect.gamma[varying], effect.delta[varying] = shrink(raw, self.prior, self.mean_only)
+        effect = SiteEffect(np.zeros(len(unadjusted)), np.ones(len(unadjusted)), unadjusted)
+        if not unadjusted.all():
+            raw = _raw_effects(visits, model, table, ~unadjusted, self.mean_only)
+            effect.gamma[~unadjusted], effect.delta[~unadjusted] = shrink(raw, self.prior, self.mean_only)
         return effect
 
     def apply(self, model: LongitudinalModel, table: SiteTable, effect: SiteEffect) -> Array:
@@ -182,8 +210,14 @@ class LongitudinalComBat(Harmonizer):
         intercepts = (weight / (weight + effect.delta) * visits.means(without_shift))[visits.whose]
         residual = without_shift - intercepts
         harmonized = table.features - left + intercepts + residual / np.sqrt(effect.delta)
-        result: Array = np.where(model.within > 0, harmonized, table.features)
+        result: Array = np.where(effect.unadjusted, table.features, harmonized)
         return result
+
+    def _hardly_varies(self, visits: Visits, model: LongitudinalModel, table: SiteTable) -> NDArray[np.bool_]:
+        """Tell which features [p] hardly vary at a site, in the changes that tell its scale, or else in all rows."""
+        if self.mean_only:
+            return hardly_varies(table.features, model.within + model.between)
+        return hardly_varies(visits.within(table.features)[visits.again], model.within)
 
 
 def _visits(table: SiteTable) -> Visits:
@@ -290,15 +324,14 @@ def _left(model: LongitudinalModel, table: SiteTable) -> Array:
     return left
 
 
-def _raw_effects(visits: Visits, model: LongitudinalModel, table: SiteTable, mean_only: bool) -> RawEffects:
-    """Return a site's effects in the varying features, from what mean and covariates leave of its rows."""
-    varying = model.within > 0
+def _raw_effects(
+    visits: Visits, model: LongitudinalModel, table: SiteTable, varying: NDArray[np.bool_], mean_only: bool
+) -> RawEffects:
+    """Return a site's effects in features that vary there, from what mean and covariates leave of its rows."""
     z = _left(model, table)[:, varying] / np.sqrt(model.within[varying])
     w = visits.weights(model.ratio[varying])
     gamma = (w * visits.means(z)).sum(axis=0) / w.sum(axis=0)
-    freedom = len(z) - len(visits.counts)
-    if freedom < 1 and not mean_only:
-        raise HarmonizationError("no participant of a site has two rows, which tell its scale. Use mean_only.")
+    freedom = len(visits.again)
     changes = visits.within(z)
     explained = only_rounding(changes, table.features[:, varying], model.within[varying])
     squares = np.where(explained, 0.0, (changes**2).sum(axis=0))

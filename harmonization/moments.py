@@ -7,6 +7,7 @@ import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 
 from harmonization.checks import check_sizes
+from harmonization.declared import Declared, Widths, everybody, of_groups
 from harmonization.errors import HarmonizationError
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
@@ -76,6 +77,12 @@ class SecondMoments(Analysis):
             "lagged_products": _lagged_products(values, self.n_lags),
             "lagged_pairs": np.rint(_lagged_products(present, self.n_lags)),
         }
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        # Of those who have both parcels of a pair, of whom the site sees that there are enough.
+        square, lags = of_groups(everybody(widths.features, widths.features)), everybody(self.n_lags)
+        squares = dict.fromkeys(("products", "pairs", "following_products", "following_pairs"), square)
+        return {"n": everybody(), **squares, "lagged_products": lags, "lagged_pairs": lags}
 
     def solve(self, total: Sums, state: State | None) -> State:
         autocovariance = total["lagged_products"] / np.maximum(total["lagged_pairs"], 1)

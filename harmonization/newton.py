@@ -25,6 +25,7 @@ from typing import TypeVar
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, helmert
 
+from harmonization.declared import Sent, everybody, of_groups, triangle
 from harmonization.errors import HarmonizationError
 from harmonization.protocol import Array, State, Sums
 from harmonization.symmetric import pack, unpack
@@ -94,6 +95,16 @@ def beginning(strength: Array, point: Array) -> Sums:
         "slope": np.zeros(len(point)),
         "active": np.ones(len(point)),
     }
+
+
+def sums_of_fits(n_fits: int, n_classes: int, n_features: int) -> dict[str, Sent]:
+    """Declare what `summarize_fits` returns; sums of classes are of no fewer than `permit_classes` lets one have."""
+    declared = {
+        "losses": everybody(n_fits, len(LENGTHS)),
+        "gradient": everybody(n_fits, n_classes - 1, n_features + 1),
+        "hessian": triangle(n_features + 1, n_fits, n_classes * (n_classes - 1) // 2),
+    }
+    return {name: of_groups(sent) for name, sent in declared.items()}
 
 
 def numbers_sent(n_fits: int, n_classes: int, n_features: int) -> int:

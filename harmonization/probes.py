@@ -12,15 +12,20 @@ from harmonization.crossvalidation import (
     Centres,
     CrossValidation,
     Fold,
+    centres_of,
     check_size,
+    deviations,
     one_target_of,
+    seen_together,
     solve_centres,
     summarize_centres,
     target_of,
 )
+from harmonization.declared import Declared, Widths, everybody, triangle
 from harmonization.errors import HarmonizationError
 from harmonization.protocol import Array, SiteTable, State, Sums
 from harmonization.scoring import (
+    N_SCORED,
     bootstrap_weights,
     compare_with_null,
     interval,
@@ -31,7 +36,7 @@ from harmonization.scoring import (
 from harmonization.symmetric import pack, unpack
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-4, 4, 17))
-"""Penalties that the cross-validated ridge tries, in units of the mean diagonal of X'X."""
+"""Penalties that the cross-validated ridge tries, for each row of standardised features that is learned from."""
 _CONSTANT = 1e-12
 """Spread of a target, relative to its mean, up to which it is rounding error."""
 
@@ -45,7 +50,7 @@ class RidgeFits(Centres):
     coef : numpy.ndarray
         [K, p, 1 + B].
     alpha : numpy.ndarray
-        [K], the penalties that were chosen.
+        [K], the penalties that were chosen, for each row.
     """
 
     coef: Array
@@ -70,7 +75,7 @@ class ProbeScores(State):
     n : float
         Participants.
     alpha : numpy.ndarray
-        [K], the penalties that were chosen.
+        [K], the penalties that were chosen, for each row.
     null : numpy.ndarray
         [B], r2 of permuted targets.
     null_mean, null_95 : float
@@ -101,6 +106,10 @@ class ProbeScores(State):
 class CrossValidatedRidge(CrossValidation):
     """Ridge regression of one target on people who were held out, its penalty chosen on the training rows.
 
+    Every fit standardises the features by its own training rows, whose sums tell the deviations: it is scikit-learn's
+    ``make_pipeline(StandardScaler(), Ridge(alpha * n))`` for n training rows, whatever the units of the features. What
+    is seen through loadings keeps its relative scale (`crossvalidation.deviations`).
+
     One round of cross-products serves all: each part's are summed apart, so those of any training rows follow by
     adding. Targets are permuted within each part of a site, which changes X'y alone; a permuted fit takes the penalty
     of the true one in its part.
@@ -108,8 +117,7 @@ class CrossValidatedRidge(CrossValidation):
     Parameters
     ----------
     alphas : tuple of float
-        Penalties to choose from, in units of the mean diagonal of X'X over a fit's own training rows, so that the scale
-        of the features is of no matter.
+        Penalties to choose from, for each training row: scikit-learn's alpha, for standardised features, over n.
     penalty : {"nested", "gcv"}
         How the penalty is chosen with part k left out. "nested" leaves each other part j out, too, and takes the
         penalty of least squared error in these j. Their features are harmonized by all rows but k's, and so by j's
@@ -145,8 +153,25 @@ class CrossValidatedRidge(CrossValidation):
             return self._summarize_errors(table, folds, own)
         if isinstance(own, Centres):
             targets = self._targets(table) - own.target_mean.mean()
-            return self.summarize_parts(table, folds, own, lambda x, rows: _products(x, targets[rows]))
+            parts = self.summarize_parts(table, folds, own, lambda x, rows: _products(x, targets[rows]))
+            return {**parts, "together": seen_together(table)}
         return summarize_centres(table, folds)
+
+    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
+        k, targets = widths.seen, 1 + self.permutations
+        if isinstance(own, RidgeFits):
+            return {"drawn": everybody(1 + self.bootstrap, N_SCORED), "permuted": everybody(targets, N_SCORED)}
+        if isinstance(own, Centres):
+            products = {
+                "n": everybody(),
+                "x": everybody(k),
+                "y": everybody(targets),
+                "yy": everybody(),
+                "XX": triangle(k),
+                "Xy": everybody(k, targets),
+            }
+            return {**self.of_parts(products), "together": everybody()}
+        return centres_of(self, k, widths.classes)
 
     def solve_folds(self, total: Sums, own: State | None) -> State:
         if isinstance(own, RidgeFits):
@@ -189,10 +214,10 @@ class CrossValidatedRidge(CrossValidation):
     # --- at the coordinator ---
 
     def _fit(self, total: Sums, centres: Centres) -> RidgeFits:
-        nested = self._nested_errors(total) if self.penalty == "nested" else None
+        nested = self._nested_errors(total, centres) if self.penalty == "nested" else None
         coefs, alphas = [], []
         for part in range(self.n_parts):
-            fit = RidgePath(self.add_parts(total, part, self.others(part)))
+            fit = self._path(total, centres, part, self.others(part))
             errors = fit.gcv(self.alphas) if nested is None else nested[part]
             alphas.append(self.alphas[int(np.argmin(errors))])
             coefs.append(fit.coefficients(alphas[-1:])[0])
@@ -200,14 +225,21 @@ class CrossValidatedRidge(CrossValidation):
             centres.n, centres.mean, centres.target_mean, coef=np.stack(coefs), alpha=np.array(alphas, dtype=np.float64)
         )
 
-    def _nested_errors(self, total: Sums) -> Array:
+    def _path(self, total: Sums, centres: Centres, left_out: int, parts: Sequence[int]) -> "RidgePath":
+        """Ridge regressions of some parts, as they are seen with one part left out."""
+        sums = self.add_parts(total, left_out, parts)
+        variance = np.diag(unpack(sums["XX"])) / sums["n"] - (sums["x"] / sums["n"]) ** 2
+        mean = centres.mean[self.row_of(left_out)]
+        return RidgePath(sums, deviations(variance, mean, bool(total["together"] > 0)))
+
+    def _nested_errors(self, total: Sums, centres: Centres) -> Array:
         """Squared errors [K, A] of each penalty with one part left out, over all others that are left out in turn."""
         errors = np.zeros((self.n_parts, len(self.alphas)))
         if len(self.alphas) == 1:  # there is no choice
             return errors
         true = {**total, "y": total["y"][..., :1], "Xy": total["Xy"][..., :1]}
         for first, second in self.pairs:
-            fit = RidgePath(self.add_parts(true, first, self.others(first, second)))
+            fit = self._path(true, centres, first, self.others(first, second))
             errors[first] += fit.squared_errors(self.alphas, self.add_parts(true, first, [second]))
             if self.alike:
                 errors[second] += fit.squared_errors(self.alphas, self.add_parts(true, first, [first]))
@@ -250,21 +282,25 @@ def _products(x: Array, targets: Array) -> Sums:
 
 
 class RidgePath:
-    """Ridge regressions of some rows, of every penalty from one eigendecomposition, by `_products`."""
+    """Ridge regressions of n rows, of every penalty from one eigendecomposition, by `_products`.
 
-    def __init__(self, sums: Sums) -> None:
-        self.n = float(sums["n"])
+    Penalties are for each row, and of coefficients of features divided by `scale` [p].
+    """
+
+    def __init__(self, sums: Sums, scale: Array) -> None:
+        self.n, self.scale = float(sums["n"]), scale
         self.mean, self.target_mean = sums["x"] / self.n, sums["y"] / self.n
-        values, self.vectors = eigh(unpack(sums["XX"]) - self.n * np.outer(self.mean, self.mean))
+        products = unpack(sums["XX"]) - self.n * np.outer(self.mean, self.mean)
+        values, self.vectors = eigh(products / np.outer(scale, scale))
         self.values = values.clip(min=0)
-        self.unit = float(self.values.mean()) or 1.0
-        self.rotated = self.vectors.T @ (sums["Xy"] - self.n * np.outer(self.mean, self.target_mean))
+        with_target = sums["Xy"] - self.n * np.outer(self.mean, self.target_mean)
+        self.rotated = self.vectors.T @ (with_target / scale[:, None])
         self.yy = float(sums["yy"] - self.n * self.target_mean[0] ** 2)
 
     def coefficients(self, alphas: Sequence[float]) -> Array:
-        """Coefficients [A, p, 1 + B] of each penalty."""
-        shrunken = self.values[None] + np.asarray(alphas)[:, None] * self.unit
-        coefficients: Array = self.vectors @ (self.rotated / shrunken[..., None])
+        """Coefficients [A, p, 1 + B] of each penalty, of the features as they are."""
+        shrunken = self.values[None] + np.asarray(alphas)[:, None] * self.n
+        coefficients: Array = self.vectors @ (self.rotated / shrunken[..., None]) / self.scale[:, None]
         return coefficients
 
     def squared_errors(self, alphas: Sequence[float], sums: Sums) -> Array:
@@ -281,7 +317,7 @@ class RidgePath:
     def gcv(self, alphas: Sequence[float]) -> Array:
         """Generalized cross-validation errors [A] of each penalty."""
         rotated = self.rotated[:, 0]
-        shrunken = self.values + np.asarray(alphas)[:, None] * self.unit
+        shrunken = self.values + np.asarray(alphas)[:, None] * self.n
         weights = rotated / shrunken
         rss = self.yy - 2 * weights @ rotated + weights**2 @ self.values
         freedom = self.n - 1 - (self.values / shrunken).sum(axis=1)

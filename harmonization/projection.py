@@ -7,6 +7,7 @@ import numpy as np
 from scipy.linalg import eigh
 
 from harmonization.checks import check_width
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.errors import HarmonizationError
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
@@ -110,6 +111,14 @@ class Projection(Analysis):
             return {"moment": scores.T @ scores, "squares": squares}
         basis = state.basis if isinstance(state, Basis) else self._random(state)
         return {"sketch": centred.T @ (centred @ basis), "squares": squares}
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        p = widths.features
+        if not isinstance(state, Centre | Basis):
+            return {"n": everybody(), "feature_sum": everybody(p)}
+        width = state.basis.shape[1] if isinstance(state, Basis) else (p if p <= _EXACT_UP_TO else self._width(state))
+        sums = {"moment": everybody(width, width)} if p <= _EXACT_UP_TO else {"sketch": everybody(p, width)}
+        return {**sums, "squares": everybody()}
 
     def solve(self, total: Sums, state: State | None) -> State:
         if not isinstance(state, Centre | Basis):

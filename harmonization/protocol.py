@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonization.checks import as_numbers, as_whole_numbers, check_parameters, check_sizes
+from harmonization.declared import Declared, Widths
 from harmonization.errors import HarmonizationError, TableError
 
 Array = NDArray[np.float64]
@@ -102,6 +103,17 @@ class SiteTable:
         return len(self.features)
 
     @property
+    def widths(self) -> Widths:
+        """Columns of all that the table holds."""
+        return Widths(
+            features=self.features.shape[1],
+            seen=self.features.shape[1] if self.loadings is None else self.loadings.shape[1],
+            covariates=self.design.shape[1],
+            target=None if self.target is None else self.target.shape[1:],
+            second=0 if self.second is None else self.second.shape[1],
+        )
+
+    @property
     def design(self) -> Array:
         """Covariates, or a matrix [n, 0] where there are none."""
         return np.empty((self.n, 0)) if self.covariates is None else self.covariates
@@ -165,6 +177,10 @@ class Analysis(ABC):
     @abstractmethod
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
         """At a site: its sums for this round. `state` is None in the first."""
+
+    @abstractmethod
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        """Declare what `summarize` returns in this round, for tables of such widths, whatever their rows are."""
 
     @abstractmethod
     def solve(self, total: Sums, state: State | None) -> State:

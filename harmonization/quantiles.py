@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from harmonization.declared import Declared, Widths, everybody, of_groups
 from harmonization.errors import HarmonizationError
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
@@ -103,6 +104,11 @@ class Quantiles(Analysis):
             return {"counts": _count(address // BASE ** (DIGITS - 1), present)[None]}
         head, digit = np.divmod(address // BASE ** (DIGITS - 1 - state.digits), BASE)
         return {"counts": np.stack([_count(digit, present & (head == prefix)) for prefix in state.prefix])}
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        brackets = len(state.prefix) if isinstance(state, Brackets) else 1
+        # Of frames, of which each of those who have the parcel has many.
+        return {"counts": of_groups(everybody(brackets, widths.features, BASE))}
 
     def solve(self, total: Sums, state: State | None) -> State:
         counts = total["counts"].astype(np.int64)

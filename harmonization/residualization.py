@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harmonization.centring import centred
-from harmonization.combat import ComBatModel, solve_within
+from harmonization.combat import ComBatModel, moments_of, solve_within
+from harmonization.declared import Declared, Widths
 from harmonization.errors import TableError
 from harmonization.projection import Centre
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.variation import all_but_equal
 
 
 @dataclass(frozen=True)
@@ -58,23 +61,26 @@ class ResidualizationModel(State):
         return cls(model.coefficients, model.grand_mean, np.zeros(len(model.coefficients)), 0.0)
 
     def residualize(self, features: Array, covariates: Array) -> Array:
-        """Residuals [n, p] of all rows of one site."""
+        """Residuals [n, p] of all rows of one site.
+
+        From features that hardly vary there beside the covariates' effects (`harmonization.variation`) the mean alone
+        is taken: they have no such effect, and taking it out would write it in.
+        """
         return self.remove(features, covariates, self.centre(features, covariates))
 
-    def centre(self, features: Array, covariates: Array) -> tuple[Array, Array]:
-        """Means [p] and [q] that are subtracted from rows of the site whose rows these are."""
+    def centre(self, features: Array, covariates: Array) -> "SiteCentre":
+        """Return what is subtracted from rows of the site whose rows these are."""
+        self._check(features, covariates)
+        still = all_but_equal(features, (covariates @ self.coefficients).var(axis=0))
         if self.site > 0:
-            return features.mean(axis=0), covariates.mean(axis=0)
-        return self.mean, self.covariate_mean
+            return SiteCentre(features.mean(axis=0), covariates.mean(axis=0), still)
+        return SiteCentre(self.mean, self.covariate_mean, still)
 
-    def remove(self, features: Array, covariates: Array, centre: tuple[Array, Array]) -> Array:
+    def remove(self, features: Array, covariates: Array, centre: "SiteCentre") -> Array:
         """Residuals [n, p] of rows of a site with a known centre, also of rows that it was not found from."""
-        if features.shape[1] != len(self.mean) or covariates.shape[1] != len(self.coefficients):
-            raise TableError(
-                f"features and covariates have {features.shape[1]} and {covariates.shape[1]} columns; this model was "
-                f"fitted on {len(self.mean)} and {len(self.coefficients)}. Use the same ones, in the same order."
-            )
-        residuals: Array = features - centre[0] - (covariates - centre[1]) @ self.coefficients
+        self._check(features, covariates)
+        effects = np.where(centre.still, 0.0, self.coefficients)
+        residuals: Array = features - centre.mean - (covariates - centre.covariate_mean) @ effects
         return residuals
 
     def projected(self, mean: Array, components: Array) -> "ResidualizationModel":
@@ -82,6 +88,30 @@ class ResidualizationModel(State):
         return ResidualizationModel(
             self.coefficients @ components.T, (self.mean - mean) @ components.T, self.covariate_mean, self.site
         )
+
+    def _check(self, features: Array, covariates: Array) -> None:
+        if features.shape[1] != len(self.mean) or covariates.shape[1] != len(self.coefficients):
+            raise TableError(
+                f"features and covariates have {features.shape[1]} and {covariates.shape[1]} columns; this model was "
+                f"fitted on {len(self.mean)} and {len(self.coefficients)}. Use the same ones, in the same order."
+            )
+
+
+@dataclass(frozen=True)
+class SiteCentre:
+    """What is subtracted at one site.
+
+    Attributes
+    ----------
+    mean, covariate_mean : numpy.ndarray
+        [p] and [q].
+    still : numpy.ndarray
+        [p] bool: features that hardly vary there, from which no effect of the covariates is taken.
+    """
+
+    mean: Array
+    covariate_mean: Array
+    still: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -117,6 +147,11 @@ class Residualization(Analysis):
         else:
             return sums
         return {**sums, "W": c.T @ c, "V": c.T @ y}
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        declared = {name: sent for name, sent in moments_of(widths.features, widths.covariates).items() if name != "T"}
+        first = not self.site and not isinstance(state, ResidualizationCentre)
+        return {name: sent for name, sent in declared.items() if not (first and name in ("W", "V"))}
 
     def solve(self, total: Sums, state: State | None) -> State:
         n = float(total["n"])

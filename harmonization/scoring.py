@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from harmonization.crossvalidation import people_of
+from harmonization.declared import Sent, everybody, of_few, of_groups
 from harmonization.errors import TableError
 from harmonization.protocol import Array, SiteTable, Sums
 
@@ -78,6 +79,10 @@ def regression_sums(target: Array, predicted: Array, weights: Array) -> Array:
     return sums
 
 
+N_SCORED = 8
+"""Columns of `regression_sums`."""
+
+
 def regression_scores(sums: Array) -> Sums:
     """Scores [W] of sums [W, 8]: r2 about the mean of all, mean absolute and root mean squared error, correlation."""
     n, squared_error, absolute_error, y, yy, z, zz, yz = sums.T
@@ -126,6 +131,17 @@ def classification_sums(one_hot: Array, probability: Array, loss: Array, weights
         "right": weights @ right,
         "log_loss": weights @ loss,
         "histogram": np.stack(histograms, axis=1),
+    }
+
+
+def counts_of_classes(n_draws: int, n_classes: int, bins: int) -> dict[str, Sent]:
+    """Declare what `classification_sums` returns, of classes that have participants enough."""
+    counted = 1 if n_classes == 2 else n_classes
+    return {
+        "class_n": of_groups(everybody(n_draws, n_classes)),
+        "right": of_groups(everybody(n_draws, n_classes)),
+        "log_loss": of_groups(everybody(n_draws)),
+        "histogram": of_few(everybody(n_draws, counted, 2, bins)),
     }
 
 

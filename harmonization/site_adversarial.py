@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from harmonization.combat import check_number_of_covariates
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.errors import DesignError, HarmonizationError, TableError
 from harmonization.harmonizer import Harmonizer, Nothing
 from harmonization.neural import Layout, Network, Weights, draw_weights, softmax_cross_entropy, unpack
@@ -167,6 +168,20 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
         standardized = super().standardize(table, state)
         sums = self._projection(state).summarize(standardized, _projection_state(state))
         return sums if isinstance(state, Directions) else {**sums, **self._summarize_sites(standardized)}
+
+    def sends_inputs(self, widths: Widths, state: State | None) -> Declared:
+        if not isinstance(state, Standard):
+            return super().sends_inputs(widths, state)
+        sums = self._projection(state).sends(widths, _projection_state(state))
+        if isinstance(state, Directions):
+            return sums
+        columns, n_sites = widths.features + widths.covariates, len(self.sites)
+        return {
+            **sums,
+            "site_n": everybody(n_sites),
+            "site_sum": everybody(n_sites, columns),
+            "products": everybody(widths.covariates, columns),
+        }
 
     def solve_inputs(self, total: Sums, state: State | None) -> State:
         if not isinstance(state, Standard):

@@ -10,7 +10,8 @@ from scipy.linalg import solve
 
 from harmonization import combat
 from harmonization.classification import one_hot_of
-from harmonization.crossvalidation import Centres, CrossValidation, Fold, target_of
+from harmonization.crossvalidation import Centres, CrossValidation, Fold, deviations, seen_together, target_of
+from harmonization.declared import Declared, Sent, Widths, everybody, in_parts, of_groups
 from harmonization.errors import HarmonizationError
 from harmonization.protocol import Array, SiteTable, State, Sums
 from harmonization.site_metrics import require_sites
@@ -129,6 +130,11 @@ class SiteRecognition(CrossValidation):
             right += (labelings[:, held_out] * np.take_along_axis(labelings[:, held_out], best, axis=2)).sum(axis=1)
         return {"right": right, "class_n": labelings.sum(axis=1)}
 
+    def counts_of_recognised(self, n_classes: int) -> dict[str, Sent]:
+        """Declare what `count_recognised` returns."""
+        counts = of_groups(in_parts(everybody(1 + self.permutations, n_classes), self.n_dealt))
+        return {"right": counts, "class_n": counts}
+
     def score(self, total: Sums) -> SiteClassificationResult:
         """Balanced accuracies from `count_recognised`."""
         present = total["class_n"] > 0
@@ -147,6 +153,9 @@ class SiteRecognition(CrossValidation):
 @dataclass(frozen=True)
 class SiteClassification(SiteRecognition):
     """Linear discriminant analysis of the site, with equal priors and a shrunken covariance (Ledoit & Wolf 2004 form).
+
+    Features are first divided by their deviations within the sites, over the training rows, so that their units are of
+    no matter; what is seen through loadings keeps its relative scale (`crossvalidation.deviations`).
 
     Parameters
     ----------
@@ -171,6 +180,19 @@ class SiteClassification(SiteRecognition):
             return self._summarize_classes(table, folds, own)
         return summarize_adjusted_centres(table, folds)
 
+    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
+        k, n_labelings, n_classes = widths.seen, 1 + self.permutations, widths.classes
+        if isinstance(own, SiteDiscriminants):
+            return self.counts_of_recognised(n_classes)
+        if isinstance(own, AdjustedCentres):
+            sums = {
+                "XX": everybody(k, k),
+                "class_n": of_groups(everybody(n_labelings, n_classes)),
+                "class_sum": of_groups(everybody(n_labelings, n_classes, k)),
+            }
+            return {**{name: self.stacked(sent) for name, sent in sums.items()}, "together": everybody()}
+        return adjusted_centres_of(self, widths)
+
     def solve_folds(self, total: Sums, own: State | None) -> State:
         if isinstance(own, SiteDiscriminants):
             return self.score(total)
@@ -192,14 +214,19 @@ class SiteClassification(SiteRecognition):
                     "class_sum": np.einsum("bnc,np->bcp", classes, x, optimize=True),
                 }
             )
-        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        stacked = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        return {**stacked, "together": seen_together(table)}
 
     def _fit(self, total: Sums, centres: AdjustedCentres) -> SiteDiscriminants:
         weights = np.empty_like(total["class_sum"])
         bias = np.empty_like(total["class_n"])
         for fold in range(len(centres.n)):
-            sums = (total[name][fold] for name in ("XX", "class_n", "class_sum"))
-            weights[fold], bias[fold] = self._discriminants(*sums)
+            XX, class_n, class_sum = (total[name][fold] for name in ("XX", "class_n", "class_sum"))
+            between = (class_sum[0] ** 2 / np.maximum(class_n[0], 1)[:, None]).sum(axis=0)
+            within = np.maximum(np.diag(XX) - between, 0) / centres.n[fold]
+            scale = deviations(within, centres.mean[fold], bool(total["together"] > 0))
+            scaled = self._discriminants(XX / np.outer(scale, scale), class_n, class_sum / scale)
+            weights[fold], bias[fold] = scaled[0] / scale, scaled[1]
         return SiteDiscriminants(
             centres.n, centres.mean, centres.target_mean, centres.coefficients, weights=weights, bias=bias
         )
@@ -249,6 +276,12 @@ def summarize_adjusted_centres(table: SiteTable, folds: list[Fold]) -> Sums:
         sums = sums or {n: np.zeros_like(v) for n, v in combat.summarize(fold.features, table.design).items()}
         parts.append({**sums, "target_sum": target[rows].sum(axis=0)})
     return {name: np.stack([part[name] for part in parts]) for name in parts[0] if name != "T"}
+
+
+def adjusted_centres_of(analysis: CrossValidation, widths: Widths) -> dict[str, Sent]:
+    """Declare what `summarize_adjusted_centres` returns."""
+    sums = {**combat.moments_of(widths.seen, widths.covariates), "target_sum": everybody(widths.classes)}
+    return {name: analysis.stacked(sent) for name, sent in sums.items() if name != "T"}
 
 
 def solve_adjusted_centres(total: Sums) -> AdjustedCentres:

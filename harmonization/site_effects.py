@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.projection import Centre
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 from harmonization.site_metrics import require_sites
@@ -36,6 +37,11 @@ class SiteVariance(Analysis):
             "sites": np.array(1.0),
             "feature_sum": table.features.sum(axis=0),
         }
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        if isinstance(state, Centre):
+            return {name: everybody(widths.features) for name in ("between", "total")}
+        return {"n": everybody(), "sites": everybody(), "feature_sum": everybody(widths.features)}
 
     def solve(self, total: Sums, state: State | None) -> State:
         if isinstance(state, Centre):

@@ -9,6 +9,7 @@ from scipy.special import polygamma
 from scipy.stats import f as f_distribution
 from scipy.stats import false_discovery_control
 
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.errors import HarmonizationError, TableError
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
 
@@ -62,6 +63,8 @@ class SpreadResult(State):
         Mean over features.
     geometric_sd_by_chance : float
         About what the sites' sizes alone would give for normal data of equal variance.
+    n_constant : int
+        Features that are constant at one site or more, and vary at another.
     """
 
     f: Array
@@ -70,6 +73,7 @@ class SpreadResult(State):
     geometric_sd: Array
     mean_geometric_sd: float
     geometric_sd_by_chance: float
+    n_constant: int
 
     done: ClassVar[bool] = True
 
@@ -127,6 +131,13 @@ class SiteSpread(Analysis):
             "noise": np.asarray(polygamma(1, (table.n - 1) / 2)),
         }
 
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        of_features = everybody(widths.seen)
+        if isinstance(state, SpreadCentre):
+            return dict.fromkeys(("between", "within", "log_variance_squares"), of_features)
+        numbers = dict.fromkeys(("n", "sites", "noise"), everybody())
+        return {**numbers, **dict.fromkeys(("deviation_sum", "log_variance_sum", "varying"), of_features)}
+
     def solve(self, total: Sums, state: State | None) -> State:
         if isinstance(state, SpreadCentre):
             return self._result(total, state)
@@ -162,6 +173,7 @@ class SiteSpread(Analysis):
             geometric_sd=spread,
             mean_geometric_sd=float(spread.mean()),
             geometric_sd_by_chance=float(np.exp(np.sqrt(state.noise))),
+            n_constant=int(((state.varying > 0) & (state.varying < state.sites)).sum()),
         )
 
 
@@ -241,6 +253,11 @@ class CovarianceDistance(Analysis):
             "noise": np.array((1 - 2 * weight) * noise),
             "pooled_noise": np.array(weight**2 * noise),
         }
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        if isinstance(state, WithinSites):
+            return dict.fromkeys(("sites", "squared_distance", "noise", "pooled_noise"), everybody())
+        return {"freedom": everybody(), "weighted_matrix": everybody(widths.seen, widths.seen)}
 
     def solve(self, total: Sums, state: State | None) -> State:
         if isinstance(state, WithinSites):

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from harmonization.crossvalidation import Centres, Fold
+from harmonization.declared import Declared, Widths, everybody, network, of_groups
 from harmonization.errors import HarmonizationError
 from harmonization.neural import Network, adam_step, draw_weights, pack, unpack
 from harmonization.neural import softmax_cross_entropy as cross_entropy
@@ -15,6 +16,7 @@ from harmonization.site_classification import (
     SiteClassificationResult,
     SiteRecognition,
     adjust,
+    adjusted_centres_of,
     solve_adjusted_centres,
     summarize_adjusted_centres,
 )
@@ -95,6 +97,16 @@ class SiteNetwork(SiteRecognition):
             centred = [adjust(fold.features, table, own, part)[fold.training] for part, fold in enumerate(folds)]
             return {"squares": np.stack([(x**2).sum(axis=0) for x in centred])}
         return summarize_adjusted_centres(table, folds)
+
+    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
+        if isinstance(own, NetworkTraining):
+            if own.steps == self.rounds:
+                return self.counts_of_recognised(widths.classes)
+            gradients = network(self._network(own).layout, 1 + self.permutations)
+            return {"gradients": self.stacked(of_groups(gradients))}
+        if isinstance(own, AdjustedCentres):
+            return {"squares": self.stacked(everybody(widths.seen))}
+        return adjusted_centres_of(self, widths)
 
     def solve_folds(self, total: Sums, own: State | None) -> State:
         if isinstance(own, NetworkTraining):

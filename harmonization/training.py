@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from harmonization.declared import Declared, Widths, everybody, network
 from harmonization.errors import HarmonizationError, SmallGroupError, TableError
 from harmonization.neural import Layout, Weights, adam_step, draw_weights, pack, size_of, unpack
 from harmonization.projection import Centre
@@ -175,6 +176,19 @@ class FederatedTraining(Analysis):
         if isinstance(state, Training):
             return self._summarize_training(table, state)
         return self.summarize_inputs(table, state)
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        if isinstance(state, Training):
+            change = network(self.layout(state))
+            return {"n": everybody(), "loss": everybody(), "gradient" if self.local_steps == 1 else "weights": change}
+        return self.sends_inputs(widths, state)
+
+    def sends_inputs(self, widths: Widths, state: State | None) -> Declared:
+        """Declare what `summarize_inputs` returns."""
+        inputs = [getattr(widths, name) for name in self.inputs]
+        if isinstance(state, InputCentre):
+            return {"squares": everybody(sum(inputs))}
+        return {"n": everybody(), "input_sum": everybody(sum(inputs)), "n_widths": everybody(len(inputs))}
 
     def solve(self, total: Sums, state: State | None) -> State:
         if isinstance(state, Training):

@@ -19,6 +19,7 @@ from scipy.stats import rankdata
 
 from harmonization.canonical_correlation import check_one_row_each, second_view_of
 from harmonization.checks import check_width
+from harmonization.declared import Declared, Widths, everybody, of_groups
 from harmonization.errors import HarmonizationError, SmallGroupError
 from harmonization.neural import Layout, Weights, unpack
 from harmonization.protocol import Array, SiteTable, State, Sums
@@ -157,6 +158,13 @@ class TwoTower(FederatedTraining):
         if isinstance(state, Aligned):
             return self._summarize_pairs(table.take(held_out), state)
         return super().summarize(table.take(~held_out), state)
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        if isinstance(state, Aligned):
+            found = everybody(1 + self.permutations, len(METRICS))
+            declared = {"n": everybody(), "found": found, "chance": everybody(len(METRICS))}
+            return {name: of_groups(sent) for name, sent in declared.items()}
+        return {name: of_groups(sent) for name, sent in super().sends(widths, state).items()}
 
     def solve(self, total: Sums, state: State | None) -> State:
         return self._score(total, state) if isinstance(state, Aligned) else super().solve(total, state)

@@ -9,7 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from brainlm.evaluation import MODEL
-from exchange.messages import Arrays, DescribeRequest, EmbedReply, EmbedRequest, join
+from exchange.messages import Arrays, DescribeRequest, EmbedReply, EmbedRequest, join, part_of
 from server.answers import Answers
 from server.averaging import evaluation_groups, measure_reconstruction, pretrain
 from server.errors import JournalError
@@ -86,28 +86,24 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
         answers = _embed(study, roster, journal, weights, measures)
         track()
     journal.note(stage="harmonization")
-    # Connectivity of another atlas has other edges: sites measure together only what has the same size everywhere.
+    n_participants = int(answers.total["tally/n_participants"])
+    dimensions, lacking = _measured_together(roster, answers)
+    return Harmonizing(study, roster, journal, dimensions, n_participants, lacking).run()
+
+
+def _measured_together(roster: Roster, answers: Answers[EmbedReply]) -> tuple[dict[str, int], Arrays]:
+    """Feature sets that are the same at all sites, and their sizes; and at how many sites somebody lacks a feature."""
     described = [reply.dimensions for reply in answers.replies.values()]
     dimensions = {name: size for name, size in described[0].items() if all(d.get(name) == size for d in described)}
-    n_participants = int(answers.total["tally/n_participants"])
-    return Harmonizing(study, roster, journal, dimensions, n_participants).run()
+    atlases = {roster.about[site].atlas for site in answers.replies}
+    if len(atlases) > 1:  # connectivity of another atlas has other edges, even if as many
+        return {name: size for name, size in dimensions.items() if name != "connectivity"}, {}
+    return dimensions, part_of(answers.total, f"lacking/{atlases.pop()}")
 
 
 def _describe(study: Study, journal: Journal) -> DescribeRequest:
-    return DescribeRequest(
-        study=study.study,
-        contract=study.contract().model_dump(mode="json"),
-        window=study.model.window.model_dump(mode="json"),
-        analyses=study.asks_for(),
-        recipe=study.recipe,
-        holdout=study.training.holdout,
-        folds=study.analyses.folds,
-        vectors=study.association.vectors if study.association else None,
-        columns=study.columns,
-        rounds=study.averaging.rounds - journal.last_round(),
-        secure_sums=study.privacy.secure_sums,
-        privacy=study.training.privacy.model_dump(mode="json") if study.training.privacy else None,
-    )
+    asked = study.introduction(study.averaging.rounds - journal.last_round())
+    return asked.model_copy(update={"contract": study.contract().model_dump(mode="json")})
 
 
 def _embed(study: Study, roster: Roster, journal: Journal, weights: Arrays, measures: Measures) -> Answers[EmbedReply]:

@@ -85,7 +85,8 @@ def evaluation_groups(roster: Roster) -> list[Group]:
     """Group the sites by atlas, for what is summed by parcel; those who share theirs with too few sum over parcels."""
     by_atlas = roster.by_atlas()
     groups = [
-        Group(parts=[f"evaluation/{atlas}", f"baselines/{atlas}"], sites=sites) for atlas, sites in by_atlas.items()
+        Group(parts=[f"{part}/{atlas}" for part in ("evaluation", "baselines", "lacking")], sites=sites)
+        for atlas, sites in by_atlas.items()
     ]
     others = set(roster.sites) - {site for sites in by_atlas.values() for site in sites}
     return [*groups, Group(parts=["overall"], sites=roster.together(others))]

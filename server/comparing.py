@@ -1,5 +1,6 @@
 """What is compared, raw, harmonized, as a negative control and by further methods; and how each is measured."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -8,9 +9,9 @@ from harmonization import (
     Categorical,
     CovarianceDistance,
     CrossValidatedLogistic,
+    CrossValidatedPermanova,
     CrossValidatedRidge,
     Harmonizer,
-    Permanova,
     SiteClassification,
     SiteNetwork,
     SiteSpread,
@@ -78,11 +79,16 @@ def variants_of(study: Study, sites: list[str]) -> list[Variant]:
     return variants + [variant(other, other) for other in others if other not in ("none", method)]
 
 
-def held_out_measures(study: Study, features: str, variant: Variant, sites: list[str]) -> dict[str, Task]:
-    """Tasks that measure site and targets on held-out participants, harmonized by what the others say.
+def held_out_measures(study: Study, features: str, variant: Variant, sites: Mapping[str, int]) -> dict[str, Task]:
+    """Tasks that measure site and targets on held-out participants.
 
-    Harmonization works on the features themselves; classifiers and probes look at them through the components of the
-    raw ones, at the participants of whom all is known that the study asks for.
+    Harmonization, by what the other participants say, works on the features themselves; classifiers and probes look at
+    them through the components of the raw ones, at the participants of whom all is known that the study asks for.
+
+    Parameters
+    ----------
+    sites : mapping
+        Name of each site → its participants, as it said.
     """
     analyses = study.analyses
     table = TableSpec(
@@ -93,8 +99,11 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: list
     )
     harmonized: dict[str, Any] = {"method": variant.method, "options": variant.options}
     folds = {"n_folds": analyses.folds, **harmonized}
-    by_site = table.model_copy(update={"target": "site", "levels": sites})
-    tasks = {"site": Task(SiteClassification(**folds, permutations=analyses.permutations), by_site)}
+    by_site = table.model_copy(update={"target": "site", "levels": list(sites)})
+    apart = CrossValidatedPermanova(**folds, permutations=analyses.permutations, sizes=tuple(sites.values()))
+    tasks: dict[str, Task] = {"permanova": Task(apart, table)}
+    if analyses.site_classification:
+        tasks["site"] = Task(SiteClassification(**folds, permutations=analyses.permutations), by_site)
     if analyses.site_network:
         tasks["network"] = Task(SiteNetwork(**folds), by_site)
     for target in analyses.targets:
@@ -110,17 +119,14 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: list
     return tasks
 
 
-def site_measures(study: Study, features: str, variant: Variant, sites: list[str]) -> dict[str, Task]:
+def site_measures(study: Study, features: str, variant: Variant) -> dict[str, Task]:
     """Tasks that measure the site over all participants, once the variant is on the sites' disks."""
     table = TableSpec(features=variant.features(features), complete=study.complete.to_json())
     seen = table.model_copy(update={"through": f"{features}.components"})
-    kept = study.design(study.kept).to_json()
-    by_site = seen.model_copy(update={"target": "site", "levels": sites, "covariates": kept})
     return {
         "site_variance": Task(SiteVariance(), table),
         "site_spread": Task(SiteSpread(), table),
         "covariance_distance": Task(CovarianceDistance(), seen),
-        "permanova": Task(Permanova(permutations=study.analyses.permutations), by_site),
     }
 
 

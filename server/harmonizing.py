@@ -8,12 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from brainlm.embedding import find_recipe
 from cohorts.files import save_arrays
-from exchange.messages import HarmonizeReply, HarmonizeRequest, Step, TableSpec, join, part_of
+from exchange.messages import Arrays, HarmonizeReply, HarmonizeRequest, Step, TableSpec, join, part_of
 from harmonization import ComBatModel, Design, HarmonizationError, Projection, Residualization, State
 from harmonization.projection import ProjectionModel
 from harmonization.residualization import ResidualizationModel
+from harmonization.selection import Selection
 from server.associating import association_tasks, describe_association
 from server.comparing import (
     HARMONIZED,
@@ -36,6 +39,10 @@ FINAL = "embedding.residualized"
 """Feature set that the recipe ends with."""
 _VECTORS = "vectors."
 """How sites name feature sets that they brought along: not all participants may have them."""
+_SHARED = "shared"
+"""What is added to the name of a feature set, of which only the features are left that everybody has."""
+_FEWEST_FEATURES = 2
+"""Empirical Bayes shrinks a feature towards others."""
 
 
 @dataclass
@@ -44,6 +51,8 @@ class Findings:
 
     Attributes
     ----------
+    features : dict
+        Feature set → how many features it has, and how many of them were left out since somebody lacks them.
     components : dict
         Feature set → dimensions kept, and the share of the variance they hold.
     site_effect : dict
@@ -54,6 +63,7 @@ class Findings:
         Analysis → what it found between the embedding and the second table of vectors.
     """
 
+    features: dict[str, Any] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
     site_effect: dict[str, Any] = field(default_factory=dict)
     probes: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +79,8 @@ class Harmonizing:
         Feature set → number of features.
     n_participants : int
         Participants that the sites embedded.
+    lacking : dict
+        Feature set → for each of its features, at how many sites somebody lacks it; of feature sets that may lack some.
     """
 
     def __init__(
@@ -78,11 +90,13 @@ class Harmonizing:
         journal: Journal,
         dimensions: dict[str, int],
         n_participants: int,
+        lacking: Arrays,
     ) -> None:
         self.study = study
         self.roster = roster
         self.journal = journal
-        self.dimensions = dimensions
+        self.dimensions = dict(dimensions)
+        self._lacking = lacking
         self._n_counted = n_participants
         self.findings = Findings()
         self.removed = study.design(study.residualized)
@@ -101,6 +115,7 @@ class Harmonizing:
         reference = self.study.harmonization.reference
         if reference is not None and reference not in self.roster.sites:
             raise StudyError(f"harmonization.reference: site '{reference}' does not take part. Name another.")
+        self._leave_out()
         self._find_components()
         self._harmonize()
         self._finish()
@@ -129,11 +144,26 @@ class Harmonizing:
         """What is compared, among the sites that are left."""
         return variants_of(self.study, self.roster.sites)
 
+    def _leave_out(self) -> None:
+        """Leave out features that somebody lacks, and feature sets of which nobody could compare anything then."""
+        steps: list[tuple[Step, State]] = []
+        for name, size in list(self.dimensions.items()):
+            kept = self._lacking.get(name, np.zeros(size)) == 0
+            self.findings.features[name] = {"features": size, "left_out": size - int(kept.sum())}
+            if kept.all():
+                continue
+            del self.dimensions[name]
+            if kept.sum() >= _FEWEST_FEATURES:
+                selection, result = Selection(kept.astype(np.float64)), f"{name}.{_SHARED}"
+                self.dimensions[result] = int(kept.sum())
+                steps.append((Step(source=name, result=result, transform="selection", model=selection.kind), selection))
+        self._apply(steps)
+
     def _find_components(self) -> None:
         """Find principal components of each raw feature set: what the measures look through."""
         models = self._solve(self._component_tasks)
         for name, model in models.items():
-            self.findings.components[name] = _components(model)
+            self.findings.components[_label(name)] = _components(model)
         self._apply(
             [
                 (Step(source=name, result=f"{name}.components", transform="projection", model=model.kind), model)
@@ -157,9 +187,10 @@ class Harmonizing:
             probes: dict[str, Any] = {target: {} for target in self.study.analyses.targets}
             for variant in self.variants:
                 measured = _measured(models, features, variant)
-                effect[variant.name] = numbers_of(measured.pop("site"))
-                if "network" in measured:
-                    effect[variant.name]["network"] = numbers_of(measured.pop("network"))
+                effect[variant.name] = numbers_of(measured.pop("site")) if "site" in measured else {}
+                for other in ("permanova", "network"):
+                    if other in measured:
+                        effect[variant.name][other] = numbers_of(measured.pop(other))
                 for name, state in measured.items():
                     kind, _, target = name.partition("/")
                     found = numbers_of(state)
@@ -167,7 +198,7 @@ class Harmonizing:
                         probes[target].setdefault(variant.name, {}).update(found)
                     else:
                         probes[target].setdefault(variant.name, {})["new_site"] = found
-            self.findings.site_effect[features], self.findings.probes[features] = effect, probes
+            self.findings.site_effect[_label(features)], self.findings.probes[_label(features)] = effect, probes
         self._apply(
             [
                 (_step(features, variant, models[f"{features}/{variant.name}/model"]), model)
@@ -179,9 +210,10 @@ class Harmonizing:
 
     def _held_out_tasks(self) -> dict[str, Task]:
         tasks: dict[str, Task] = {}
+        sites = {site: about.n_participants for site, about in self.roster.about.items()}
         for features in self.dimensions:
             for variant in self.variants:
-                measures = held_out_measures(self.study, features, variant, self.roster.sites)
+                measures = held_out_measures(self.study, features, variant, sites)
                 tasks |= {f"{features}/{variant.name}/{name}": task for name, task in measures.items()}
                 if variant.name != RAW:
                     complete = self.study.complete.to_json()
@@ -198,7 +230,7 @@ class Harmonizing:
         models = self._solve(self._final_tasks)
         for features in self.dimensions:
             for variant in self.variants:
-                effect = self.findings.site_effect[features][variant.name]
+                effect = self.findings.site_effect[_label(features)][variant.name]
                 measured = _measured(models, features, variant)
                 effect["eta_squared"] = measured.pop("site_variance").mean
                 effect |= {name: numbers_of(state) for name, state in measured.items()}
@@ -208,7 +240,7 @@ class Harmonizing:
         tasks: dict[str, Task] = {}
         for features in self.dimensions:
             for variant in self.variants:
-                measures = site_measures(self.study, features, variant, self.roster.sites)
+                measures = site_measures(self.study, features, variant)
                 tasks |= {f"{features}/{variant.name}/{name}": task for name, task in measures.items()}
         table = TableSpec(features=self._final, complete=self.study.complete.to_json())
         tasks["projection"] = Task(Projection(self._most(self.dimensions["embedding"])), table)
@@ -301,6 +333,11 @@ class Harmonizing:
             save_arrays(
                 self.journal.folder / "harmonization" / f"{step.result}.safetensors", arrays[step.result], about
             )
+
+
+def _label(features: str) -> str:
+    """Name of a feature set for people."""
+    return features.removesuffix(f".{_SHARED}")
 
 
 def _components(model: ProjectionModel) -> dict[str, Any]:

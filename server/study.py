@@ -14,6 +14,7 @@ from brainlm.official_base import ReleasedConfig
 from cohorts import CohortError, SettingsError, load_atlas
 from cohorts.contract import CohortContract
 from cohorts.settings import Settings, check_settings, read_yaml
+from exchange.messages import DescribeRequest
 from exchange.roster import MIN_SITES
 from harmonization.combat import Prior
 from harmonization.design import KNOWN, Categorical, Continuous, Covariate, Design
@@ -22,8 +23,8 @@ Method = Literal["none", "combat", "combat_gam", "covbat", "site_adversarial", "
 """Ways of making sites alike, of `harmonization.METHODS`."""
 CONTROLS: dict[str, Method] = {"combat_gam": "combat"}
 """The method of the negative control, where it is another: without covariates there is no curve to fit."""
-SITE_MEASURES = ("site_variance", "permanova", "site_spread", "covariance_distance")
-"""Measures of the site over all participants."""
+SITE_MEASURES = ("cross_validated_permanova", "site_variance", "site_spread", "covariance_distance")
+"""Measures of the site that have no place for one site."""
 PROBES: dict[type[Covariate], str] = {Continuous: "cross_validated_ridge", Categorical: "cross_validated_logistic"}
 """The probe of each kind of target."""
 IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -182,8 +183,12 @@ class AnalysesConfig(Settings):
     leave_one_site_out: bool = False
     """Also try probes on whole sites that were left out. By subtraction this shows each site's own sums, so every
     site's policy must name ``leave_one_site_out``."""
+    site_classification: bool = False
+    """Also let linear discriminants recognise the site of held-out people. Their sums have a place for each site, and
+    so show its mean features; every site's policy must name ``site_classification``."""
     site_network: bool = False
-    """Also let a small network recognise the site: dozens of exchanges more."""
+    """Also let a small network recognise the site: dozens of exchanges more. It shows each site's mean features, too;
+    every site's policy must name ``site_network``."""
     compare: tuple[Method, ...] = ()
     """Further methods to measure beside the study's own."""
     gaussian_baseline: bool = True
@@ -371,11 +376,13 @@ class Study(Settings):
 
     def asks_for(self) -> list[str]:
         """Names of everything that a site's policy must allow for this study."""
-        analyses = ["pretraining", "embedding", "projection", "residualization", *SITE_MEASURES, "site_classification"]
+        analyses = ["pretraining", "embedding", "projection", "residualization", *SITE_MEASURES]
         if self.needs_quartiles():
             analyses.append("quantiles")
         if self.needs_moments():
             analyses.append("second_moments")
+        if self.analyses.site_classification:
+            analyses.append("site_classification")
         if self.analyses.site_network:
             analyses.append("site_network")
         probes = {type(self.coding(target)) for target in self.analyses.targets}
@@ -396,6 +403,31 @@ class Study(Settings):
     def columns(self) -> list[str]:
         """Names of the covariates and targets that it uses, in order."""
         return sorted({*self.harmonization.keep, *self.residualized, *self.analyses.targets} - {"site"})
+
+    def introduction(self, rounds: int | None = None) -> DescribeRequest:
+        """What every site is asked first: all that the study will want of it, less what atlases and levels must be.
+
+        Parameters
+        ----------
+        rounds : int, optional
+            Rounds of training that are to come; all if not given.
+        """
+        privacy = self.training.privacy
+        return DescribeRequest(
+            study=self.study,
+            contract={},
+            window=self.model.window.model_dump(mode="json"),
+            analyses=self.asks_for(),
+            recipe=self.recipe,
+            holdout=self.training.holdout,
+            folds=self.analyses.folds,
+            vectors=self.association.vectors if self.association else None,
+            columns=self.columns,
+            rounds=self.averaging.rounds if rounds is None else rounds,
+            secure_sums=self.privacy.secure_sums,
+            privacy=privacy.model_dump(mode="json") if privacy else None,
+            noisy=["quantiles", "second_moments"] if self.privacy.frame_noise else [],
+        )
 
     def contract(self) -> CohortContract:
         """What a site checks its cohort against."""

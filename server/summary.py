@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -24,6 +25,33 @@ PROBE_SCORES = {"r2": "R²", "balanced_accuracy": "balanced accuracy"}
 def probe_score(scores: Mapping[str, Any]) -> str:
     """Which of `PROBE_SCORES` a probe's entry in the summary has."""
     return next(score for score in PROBE_SCORES if score in scores)
+
+
+@dataclass(frozen=True)
+class SiteScore:
+    """How much of the site is in one variant of a feature set, in the number that a run is known by.
+
+    Attributes
+    ----------
+    title : str
+        What was measured.
+    value : float or None
+        The number.
+    by_chance : float or None
+        What it would be if sites did not differ.
+    """
+
+    title: str
+    value: float | None
+    by_chance: float | None
+
+
+def site_score(measured: Mapping[str, Any]) -> SiteScore:
+    """Take the score of the classifier, where a study asked for one; else the share of distances between sites."""
+    if "balanced_accuracy" in measured:
+        return SiteScore("site recognised (balanced accuracy)", measured["balanced_accuracy"], measured["null_mean"])
+    permanova = measured.get("permanova", {})
+    return SiteScore("site (PERMANOVA R²)", permanova.get("r2"), permanova.get("r2_by_chance"))
 
 
 def write_summary(
@@ -116,7 +144,8 @@ def _harmonization(study: Study, findings: Findings | None) -> dict[str, Any]:
     }
     if findings is None:
         return settings
-    return {**settings, "components": findings.components, "site_effect": findings.site_effect}
+    found = {name: getattr(findings, name) for name in ("features", "components", "site_effect")}
+    return {**settings, **found}
 
 
 def _privacy(study: Study, journal: Journal, sites: Mapping[str, DescribeReply]) -> dict[str, Any]:

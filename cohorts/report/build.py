@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from cohorts.cohort import Cohort
 from cohorts.files import write_text
+from cohorts.notices import NOTICES
 from cohorts.quality import QualityRules
 from cohorts.report import figures
 from cohorts.report.group import MEASURES, Group, read_group, with_lengths, with_unit, worth_a_look
@@ -131,6 +132,13 @@ class _Report:
             [code, str(count), example[code]] for code, count in sorted(counts.items(), key=lambda c: (-c[1], c[0]))
         ]
         return Table(["reason", "recordings", "for example, and what to do"], rows)
+
+    def _notices_table(self) -> Table:
+        """What was noticed of recordings, with their counts."""
+        rows = [
+            [NOTICES.get(code, code), f"{count} of {len(self.table)}"] for code, count in self.cohort.notices.items()
+        ]
+        return Table(["notice", "recordings"], rows)
 
     def _measures_table(self) -> Table:
         """Median and spread of every measure beside its threshold."""

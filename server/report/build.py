@@ -10,7 +10,7 @@ from cohorts.report.page import Table, render, sections
 from server.report.data import RunData
 from server.report.figures import draw, predictor_name, variant_name
 from server.report.methods import methods_paragraph
-from server.summary import PROBE_SCORES, probe_score
+from server.summary import PROBE_SCORES, probe_score, site_score
 
 Rows = list[list[str]]
 
@@ -47,11 +47,12 @@ def _headlines(data: RunData) -> list[tuple[str, str, str]]:
     ]
     effect = data.summary["harmonization"].get("site_effect", {}).get("embedding", {})
     if "harmonized" in effect:
+        raw, harmonized = site_score(effect["raw"]), site_score(effect["harmonized"])
         found.append(
             (
-                f"{_number(effect['raw']['balanced_accuracy'])} → {_number(effect['harmonized']['balanced_accuracy'])}",
-                "site recognised, raw → harmonized",
-                f"by chance: {_number(effect['raw']['null_mean'])}",
+                f"{_number(raw.value)} → {_number(harmonized.value)}",
+                f"{raw.title}, raw → harmonized",
+                f"by chance: {_number(raw.by_chance)}",
             )
         )
     for target, scores in data.summary["probes"].get("embedding", {}).items():
@@ -129,31 +130,59 @@ def _or_lowest(value: float | None) -> float:
 
 def _site_effects(data: RunData) -> Table:
     """How much of the site is left, in every feature set and variant."""
-    header = ["features", "variant", "η²", "PERMANOVA (chance)", "spread", "covariance"]
-    header += ["recognised", "chance (95%)", "p"]
+    header = ["features", "variant", "η²", "PERMANOVA (chance; p)", "spread", "covariance"]
     effects = data.summary["harmonization"].get("site_effect", {})
-    network = any("network" in measured for effect in effects.values() for measured in effect.values())
+    every = [measured for effect in effects.values() for measured in effect.values()]
+    classified = any("balanced_accuracy" in measured for measured in every)
+    network = any("network" in measured for measured in every)
+    header += ["recognised", "chance (95%)", "p"] if classified else []
     header += ["by a network"] if network else []
     rows = []
     for features, effect in effects.items():
         for variant, measured in effect.items():
             permanova = measured.get("permanova", {})
             row = [features, variant_name(variant), _number(measured.get("eta_squared"))]
-            row += [f"{_number(permanova.get('r2'))} ({_number(permanova.get('r2_by_chance'))})"]
+            beside = f"{_number(permanova.get('r2_by_chance'))}; {_number(permanova.get('p_value'))}"
+            row += [f"{_number(permanova.get('r2'))} ({beside})"]
             row += [_number(measured.get("site_spread", {}).get("mean_geometric_sd"))]
             row += [_number(measured.get("covariance_distance", {}).get("corrected"))]
-            row += [_number(measured["balanced_accuracy"])]
-            row += [f"{_number(measured['null_mean'])} ({_number(measured['null_95'])})", _number(measured["p_value"])]
+            row += _recognised(measured) if classified else []
             row += [_number(measured.get("network", {}).get("balanced_accuracy"))] if network else []
             rows.append(row)
     note = (
         "η²: mean share of a feature's variance between sites, in sample and with differences in age. PERMANOVA: share "
-        "of squared distances between people, kept covariates taken out. Spread: geometric standard deviation of the "
-        "sites' variances, 1 where they are alike. Covariance: distance of the sites' covariances from the common one, "
-        "less what small samples alone would give. Recognised: balanced accuracy in held-out people, beyond the "
-        "kept covariates (except for the control)."
+        "of squared distances between held-out people, beyond kept covariates (except for the control). Spread: "
+        "geometric standard deviation of the sites' variances, 1 where they are alike. Covariance: distance of the "
+        "sites' covariances from the common one, "
+        "less what small samples alone would give."
     )
-    return Table(header, rows, note)
+    if classified:
+        note += (
+            " Recognised: balanced accuracy in held-out people, beyond the kept covariates (except for the control)."
+        )
+    return Table(header, rows, " ".join([note, *_left_as_they_are(data)]))
+
+
+def _left_as_they_are(data: RunData) -> list[str]:
+    """Say of how many features nothing could be compared, and how many could not be adjusted at some site."""
+    harmonization, said = data.summary["harmonization"], []
+    for name, counts in harmonization.get("features", {}).items():
+        if counts["left_out"]:
+            said.append(
+                f"{counts['left_out']:,} of the {counts['features']:,} features of {name} are left out, since somebody "
+                "lacks them."
+            )
+    for name, effect in harmonization.get("site_effect", {}).items():
+        if constant := effect["raw"].get("site_spread", {}).get("n_constant"):
+            said.append(
+                f"{constant:,} features of {name} are constant at one site or more, and left as they are there."
+            )
+    return said
+
+
+def _recognised(measured: dict[str, Any]) -> list[str]:
+    chance = f"{_number(measured.get('null_mean'))} ({_number(measured.get('null_95'))})"
+    return [_number(measured.get("balanced_accuracy")), chance, _number(measured.get("p_value"))]
 
 
 def _probes(data: RunData) -> Table:

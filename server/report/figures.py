@@ -12,7 +12,7 @@ from brainlm.evaluation import MODEL
 from cohorts import load_atlas
 from cohorts.report.style import COLOURS, STYLE, brain_views
 from server.report.data import RunData
-from server.summary import PROBE_SCORES, probe_score
+from server.summary import PROBE_SCORES, probe_score, site_score
 
 _VARIANTS = {
     "control": "control, no covariates",
@@ -156,14 +156,12 @@ def effects(data: RunData) -> Figure | None:
     targets = list(next(iter(probes.values()), {}))
     figure = Figure(figsize=(8, 3))
     panels = figure.subplots(1, 1 + len(targets), squeeze=False, sharey=True)[0]
-    _dots(
-        panels[0],
-        {features: {v: m["balanced_accuracy"] for v, m in effect.items()} for features, effect in site_effect.items()},
-    )
-    chance = next(iter(site_effect.values()))["raw"]
-    if chance["null_mean"] is not None:  # too few people for a permutation that every site lets out
-        panels[0].axvspan(chance["null_mean"], chance["null_95"], color="0.9", zorder=0)
-    panels[0].set(title="Site recognised", xlabel="balanced accuracy (grey: by chance)", xlim=(0, 1.03))
+    scores = {features: {v: site_score(m) for v, m in effect.items()} for features, effect in site_effect.items()}
+    _dots(panels[0], {features: {v: score.value for v, score in of.items()} for features, of in scores.items()})
+    raw = next(iter(scores.values()))["raw"]
+    if raw.by_chance is not None:  # too few people for a permutation that every site lets out
+        panels[0].axvline(raw.by_chance, color="0.7", linewidth=0.8, zorder=0)
+    panels[0].set(title="Site", xlabel=f"{raw.title.partition(' (')[2].rstrip(')')} (line: by chance)", xlim=(0, 1.03))
     for panel, target in zip(panels[1:], targets, strict=True):
         score = probe_score(next(iter(probes.values()))[target]["raw"])
         _dots(panel, {features: {v: m[score] for v, m in named[target].items()} for features, named in probes.items()})

@@ -210,10 +210,11 @@ def _measures(data: RunData, permanova: str) -> str:
         if analyses["bootstrap"]
         else ""
     )
+    site = "The site was classified by shrunken linear discriminants. " if analyses["site_classification"] else ""
     return (
-        "The site was classified by shrunken linear discriminants, and targets were predicted by ridge regression "
-        "(numbers) or logistic regression (categories) with the penalty chosen by nested folds, all in "
-        f"{analyses['folds']}-fold cross-validation inside the sites with harmonization fitted on training folds "
+        f"{site}Targets were predicted by ridge regression (numbers) or logistic regression (categories) with the "
+        f"penalty chosen by nested folds, all in {analyses['folds']}-fold cross-validation inside the sites with "
+        "harmonization fitted on training folds "
         f"only{intervals}. Nulls come from {analyses['permutations']} permutations within sites "
         f"({analyses['category_permutations']} for categories). Site effects over all "
         f"participants were measured by permutational analysis of variance {permanova}, eta squared, the spread of the "

@@ -42,7 +42,7 @@ MODEL = check_settings(STUDY["model"], ModelConfig, "the model")
 WEIGHTS = {name: values.numpy() for name, values in initial_model(MODEL, 0).state_dict().items()}
 SUMS = {"projection": Job(analysis="projection", parameters={"n_components": 2}, table=TableSpec(features="x"))}
 """Asks for the sum of the features."""
-CAREFUL = {"secure_sum_required": True, "min_participants": 10, "min_group": 2, "min_change": 10}
+CAREFUL = {"secure_sum_required": True, "min_participants": 10, "min_group": 2, "min_change": 10, "max_refusals": 1000}
 _REPLIES: dict[type[SumRequest], type[SumReply]] = {SummarizeRequest: SummarizeReply, TrainRequest: TrainReply}
 
 

@@ -144,8 +144,9 @@ def test_what_a_pretended_dropout_shows_is_one_site_s_sum_and_stands_in_every_lo
     for name in names[:3]:
         released = [event for event in coordinator.audit_of(name) if event["event"] == "release"]
         assert [(event["attempt"], event["among"]) for event in released] == [(1, names), (2, names[:3])]
-    assert coordinator.ask(names[0], coordinator.sums(names[:2] + names[3:], step=2)) is RefusalCode.SITES
-    assert coordinator.ask(names[0], coordinator.sums(names[:2] + names[3:]), run=78) is RefusalCode.SITES
+    assert coordinator.ask(names[0], coordinator.sums(names[:2] + names[3:], step=2)) is RefusalCode.DATA
+    assert coordinator.ask(names[0], coordinator.sums(names[:2] + names[3:]), run=78) is RefusalCode.DATA
+    assert [event["rule"] for event in coordinator.audit_of(names[0])[-2:]] == ["disclosure.other-sites-before"] * 2
     assert isinstance(coordinator.ask(names[0], coordinator.sums(names[:3], step=3)), SumReply)
 
 

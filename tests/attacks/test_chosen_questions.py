@@ -15,6 +15,7 @@ from brainlm import TrainingConfig
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet
 from client.frames import split_site
+from client.policy import SHOWS_ONE_SITE
 from client.site import load_site
 from client.sums import Kept
 from cohorts.seeding import derive_seed
@@ -27,6 +28,7 @@ from exchange.messages import (
     MessageError,
     Step,
     SummarizeReply,
+    SummarizeRequest,
     SumReply,
     TableSpec,
     TrainReply,
@@ -93,7 +95,8 @@ def test_one_message_does_not_ask_among_all_sites_and_all_but_one(coordinator):
     jobs = {"all": SUMS["projection"], **dict.fromkeys(names, SUMS["projection"])}
     request = coordinator.sums(jobs=jobs, groups={name: [n for n in names if n != name] for name in names})
 
-    assert {coordinator.ask(site, request) for site in names} == {RefusalCode.SITES}
+    assert {coordinator.ask(site, request) for site in names} == {RefusalCode.DATA}
+    assert {coordinator.audit_of(site)[-1]["rule"] for site in names} == {"disclosure.other-sites-before"}
 
 
 @pytest.mark.parametrize("groups", [{"update": 3}, {"tally": 3}, {"overall": 3}, {"overall": 3, "evaluation": 4}])
@@ -106,7 +109,8 @@ def test_no_part_of_a_round_is_asked_for_among_all_sites_and_all_but_one(tmp_pat
     parts = [Group(parts=[part], sites=coordinator.names[:n]) for part, n in groups.items()]
     asked = [coordinator.training(groups=parts), coordinator.training(secure={"step": 2})]
 
-    assert RefusalCode.SITES in [coordinator.code(request) for request in asked]
+    assert RefusalCode.DATA in [coordinator.code(request) for request in asked]
+    assert "disclosure.other-sites-before" in [event.get("rule") for event in coordinator.audit_of("aalborg")]
 
 
 def test_no_person_is_told_of_in_an_evaluation_of_too_few(tmp_path, four_cohorts):
@@ -167,7 +171,7 @@ def test_no_refusal_tells_how_large_a_site_s_own_sum_is(coordinator):
     for step in range(2, 40):
         bound = math.sqrt(low * high)
         too_large = coordinator.code(coordinator.sums(jobs={"update": job}, step=step, bound=bound))
-        if too_large not in (None, RefusalCode.OVERFLOW):
+        if too_large not in (None, RefusalCode.DATA):
             return
         low, high = (bound, high) if too_large else (low, bound)
 
@@ -181,11 +185,87 @@ def test_a_second_attempt_does_not_tell_the_largest_change_of_a_site_s_update(co
     bound = 1e-6
     while bound < 1:
         request = coordinator.training(coordinator.names[:3], secure={"attempt": 2, "bound": bound})
-        if (code := coordinator.code(request)) is not RefusalCode.OVERFLOW:
+        if (code := coordinator.code(request)) is not RefusalCode.DATA:
             break
         bound *= 1.2
 
     assert code is not None or secret != pytest.approx(bound / 1.1, rel=0.1)
+
+
+@pytest.mark.parametrize("analysis", ["linear_regression", "logistic_regression", "softmax_regression", "ridge"])
+def test_no_regression_on_the_site_shows_each_site_s_mean(coordinator, analysis):
+    """With a column a site as the target, X'Y has each site's own sum as a column, masked or not."""
+    table = TableSpec(features="x", target="site", levels=coordinator.names)
+    parameters = {"alpha": 1.0} if analysis == "ridge" else {}
+    jobs = {"j": Job(analysis=analysis, parameters=parameters, table=table)}
+
+    assert coordinator.code(coordinator.sums(jobs=jobs)) is RefusalCode.PROTOCOL
+    assert "has no use for the site" in (load_site(coordinator.sites["aalborg"]).state / "site.log").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(SHOWS_ONE_SITE - {"reference_site", "leave_one_site_out"}))
+def test_what_shows_each_site_s_mean_is_refused_unless_it_is_named(tmp_path, four_cohorts, name):
+    coordinator = Coordinator(write_careful_sites(tmp_path, four_cohorts, analyses=["*"]))
+    table = TableSpec(features="x", target="site", levels=coordinator.names)
+    parameters = {"sites": coordinator.names} if name == "site_adversarial" else {}
+    jobs = {"j": Job(analysis=name, parameters=parameters, table=table)}
+
+    assert coordinator.code(coordinator.sums(jobs=jobs)) is RefusalCode.ANALYSIS
+
+
+def _many_levels(coordinator: Coordinator) -> SummarizeRequest:
+    table = TableSpec(features="x", covariates=[{"name": "age", "levels": [str(n) for n in range(300_000)]}])
+    return coordinator.sums(jobs={"j": SUMS["projection"].model_copy(update={"table": table})})
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda c: c.training(training={"steps_per_round": 10**9}),
+        lambda c: c.training(model={**MODEL.model_dump(mode="json"), "mlp_ratio": 1e6}),
+        lambda c: c.training(model={**MODEL.model_dump(mode="json"), "depth": 10**9}),
+        lambda c: c.training(training={"batch_size": 10**8}),
+        _many_levels,
+        lambda c: c.sums(jobs={f"j{n}": SUMS["projection"] for n in range(3000)}),
+        lambda c: c.sums(jobs={"j": SUMS["projection"].model_copy(update={"parameters": {"n_components": 10**9}})}),
+    ],
+    ids=["steps", "width", "depth", "batch", "levels", "jobs", "components"],
+)
+def test_no_question_takes_a_site_s_hours_and_memory(coordinator, ask):
+    assert coordinator.code(ask(coordinator)) is RefusalCode.LIMIT
+    assert "policy.max_" in (load_site(coordinator.sites["aalborg"]).state / "site.log").read_text()
+
+
+AGES = [str(age) for age in range(6, 96)]
+
+
+@pytest.mark.parametrize("levels", [["6", "7"], AGES, [*AGES[:40], *AGES[41:]], ["F", "M"], ["0" * 99]])
+def test_a_refusal_says_the_same_whatever_of_the_data_it_was_for(coordinator, levels):
+    """One rule for a level that few have and another for a person whose level is none told every age at a hospital."""
+    design = [{"name": "age", "levels": levels}]
+    jobs = {"projection": SUMS["projection"].model_copy(update={"table": TableSpec(features="x", covariates=design)})}
+    seen = coordinator.send("aalborg", coordinator.sums(jobs=jobs).to_records(), "query.summarize")
+
+    assert (seen.error.code, seen.error.reason) == (RefusalCode.DATA.number, "site.cannot-answer")
+
+
+def test_a_site_tells_little_by_refusing_however_often_it_is_asked(tmp_path, four_cohorts):
+    """Each refusal is counted, and noted with study and question; then the study gets no answer of any kind."""
+    coordinator = Coordinator(write_careful_sites(tmp_path, four_cohorts, max_refusals=4))
+
+    def ask(age: str) -> RefusalCode | None:
+        table = TableSpec(features="x", covariates=[{"name": "age", "levels": ["0", age]}])
+        job = SUMS["projection"].model_copy(update={"table": table})
+        return coordinator.code(coordinator.sums(jobs={"projection": job}))
+
+    heard = [ask(age) for age in AGES[:8]]
+
+    assert heard == [RefusalCode.DATA] * 4 + [RefusalCode.REFUSALS] * 4
+    assert coordinator.code(coordinator.sums()) is RefusalCode.REFUSALS
+    refusals = [event for event in coordinator.audit_of("aalborg") if event["event"] == "refusal"]
+    assert {event["study"] for event in refusals} == {"small"}
+    assert len({event["question"] for event in refusals}) == 9
+    assert all(event["analyses"] == ["projection"] for event in refusals)
 
 
 def test_a_round_that_the_policy_refused_does_not_leave_when_asked_again(tmp_path, four_cohorts):

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -40,6 +41,8 @@ from tests.bad_inputs.sources import (
     write_people,
     xcpd,
 )
+from tests.support.derivatives import write_ptseries
+from tests.support.mat73 import write_mat73
 from tests.support.volumes import AFFINE, block_labels, noise, paint, save_nifti
 
 REFUSED = "refused"
@@ -164,21 +167,37 @@ case(
     "half of the parcels missing",
     MATRICES,
     "low-coverage",
-    "sub-A02: 50.0% of the parcels have a signal, the others are zero, constant or NaN; expected at "
+    "sub-A02: 50.0% of the parcels have a signal, the others are NaN or constant but for rounding; expected at "
     "least 80%. Check its field of view and atlas, or lower min_coverage.",
 )(changed(lambda m: put(m, (slice(None), slice(4)), np.nan)))
 case(
     "all zero",
     MATRICES,
     "constant",
-    "sub-A02: no parcel changes over time; expected BOLD signals. Check how it was extracted.",
+    "sub-A02: no parcel changes over time by more than rounding does; expected BOLD signals. Check how it was "
+    "extracted.",
 )(changed(lambda m: m * 0))
 case(
     "constant",
     MATRICES,
     "constant",
-    "sub-A02: no parcel changes over time; expected BOLD signals. Check how it was extracted.",
+    "sub-A02: no parcel changes over time by more than rounding does; expected BOLD signals. Check how it was "
+    "extracted.",
 )(changed(lambda m: m * 0 + 7))
+case(
+    "half of the parcels residue of rounding",
+    MATRICES,
+    "low-coverage",
+    "sub-A02: 50.0% of the parcels have a signal, the others are NaN or constant but for rounding; expected at "
+    "least 80%. Check its field of view and atlas, or lower min_coverage.",
+)(changed(lambda m: np.hstack([m[:, :4], 1e-13 * (m[:, 4:] - 50)])))
+case(
+    "nothing but residue of rounding",
+    MATRICES,
+    "constant",
+    "sub-A02: no parcel changes over time by more than rounding does; expected BOLD signals. Check how it was "
+    "extracted.",
+)(changed(lambda m: 1e-13 * (m - 50)))
 case(
     "some NaN",
     MATRICES,
@@ -195,6 +214,13 @@ case(
     "infinite",
     "sub-A02: holds infinite values; expected finite ones. Clean it first.",
 )(changed(lambda m: m.astype(np.float64) * 1e300))
+case(
+    "numbers too large to square in float32",
+    MATRICES,
+    "out-of-range",
+    "sub-A02: holds values of 1e+30; expected at most 1e+15, whose squares float32 can still add up. Find out which "
+    "step made them, and clean it first.",
+)(changed(lambda m: put(m, (3, 2), 1e30)))
 case(
     "too few frames",
     MATRICES,
@@ -495,18 +521,92 @@ def _(folder: Path) -> None:
     os.mkfifo(folder / "source.npz")
 
 
-@case(
-    "MATLAB 7.3",
+def instead(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Make a builder of matrices of which the second is another file, which is named so and made by a function."""
+
+    def build(folder: Path) -> None:
+        matrices(folder)
+        (folder / NPY).unlink()
+        make(folder / "source" / name)
+
+    return build
+
+
+def cut_off(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
+
+
+def leading_out(path: Path) -> None:
+    write_mat73(path, tr=2.0)
+    with h5py.File(path, "r+") as file:
+        file["x"] = h5py.ExternalLink("/etc/passwd", "/x")
+
+
+def huge(path: Path) -> None:
+    write_mat73(path, tr=2.0)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("x", (8, 10**10), "f8", chunks=(8, 64), compression="gzip")
+
+
+THREE = "result/cohort: 3 recordings of 3 participants, from matrices."
+OF_PEOPLE = {"sub-A01": signal(0), "sub-A03": signal(2)}
+SEVERAL = (
+    "holds 2 matrices; expected one in each file of a folder. Name the variable to take (--variable), or split the "
+    "file; an .npz whose arrays are recordings is a source by itself."
+)
+case("MATLAB 7.3", MATRICES, ACCEPTED, THREE)(
+    instead("sub-A02.mat", lambda path: write_mat73(path, x=signal(1), tr=2.0))
+)
+case(
+    "truncated MATLAB 7.3 file",
     MATRICES,
     "unreadable",
-    "sub-A02.mat: is a MATLAB file of version 7.3; expected version 5 to 7. Save it with 'save -v7'.",
+    "sub-A02.mat: is no whole MATLAB file of version 5 to 7.3. Save it again with 'save -v7'.",
+)(instead("sub-A02.mat", lambda path: cut_off(write_mat73(path, x=signal(1)), 3000)))
+case(
+    "MATLAB 7.3 file that declares huge dimensions",
+    MATRICES,
+    "too-large",
+    "sub-A02.mat: declares 596 GiB; expected at most 1 GiB a recording. Export parcels, not voxels, and one matrix a "
+    "recording.",
+)(instead("sub-A02.mat", huge))
+case(
+    "MATLAB 7.3 file that leads to another file",
+    MATRICES,
+    "not-a-matrix",
+    "sub-A02.mat: holds no two-dimensional variable of real numbers; expected numbers, frames by parcels. Export one "
+    "matrix a recording.",
+)(instead("sub-A02.mat", leading_out))
+case("MATLAB file of several matrices, named by people", MATRICES, "variable", f"sub-A02.mat: {SEVERAL}")(
+    instead("sub-A02.mat", lambda path: write_mat73(path, **OF_PEOPLE))
 )
-def _(folder: Path) -> None:
-    matrices(folder)
-    (folder / NPY).unlink()
-    (folder / "source/sub-A02.mat").write_bytes(
-        b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n" + bytes(600)
+case("an .npz in a folder", MATRICES, ACCEPTED, THREE)(
+    instead("sub-A02.npz", lambda path: np.savez(path, signal(1), tr=2.0))
+)
+case("an .npz of several arrays in a folder, named by people", MATRICES, "variable", f"sub-A02.npz: {SEVERAL}")(
+    instead("sub-A02.npz", lambda path: np.savez(path, **OF_PEOPLE))
+)
+case("CIFTI series in a folder", MATRICES, ACCEPTED, THREE)(
+    instead(
+        "sub-A02.ptseries.nii",
+        lambda path: write_ptseries(path, signal(1), [f"parcel-{number}" for number in range(8)], 2.0),
     )
+)
+case("packed table", MATRICES, ACCEPTED, THREE)(
+    instead("sub-A02.csv.gz", lambda path: np.savetxt(path, signal(1), delimiter=","))
+)
+case(
+    "packed table that is cut off",
+    MATRICES,
+    "unreadable",
+    "sub-A02.csv.gz: is no whole .gz file. Copy it again, or export it again.",
+)(instead("sub-A02.csv.gz", lambda path: path.write_bytes(gzip.compress(b"1,2\n" * 999)[:-9])))
+case(
+    "spreadsheet among matrices",
+    MATRICES,
+    "not-read",
+    "sub-A02.xlsx: is a spreadsheet; expected text. Save it as .tsv or .csv.",
+)(instead("sub-A02.xlsx", lambda path: path.write_bytes(b"PK")))
 
 
 # --- Tables of numbers -------------------------------------------------------------------------------------------
@@ -948,17 +1048,25 @@ case(
 case(
     "header with a repetition time in milliseconds as seconds",
     NIFTI,
-    "tr-milliseconds",
-    "sub-A02_task-rest_bold.nii.gz: says a repetition time of 2000 s; expected seconds, at most 20. If "
-    "these are milliseconds, write 2.",
+    ACCEPTED,
+    "Of 1 of 3 recordings: the header of their file states another repetition time than their sidecar or --tr, which "
+    "counts.",
 )(header_of(pixdim=[1, 4, 4, 4, 2000, 0, 0, 0]))
 case(
     "header with another repetition time than the sidecar",
     NIFTI,
-    "tr-contradicts",
-    "sub-A02_task-rest_bold.nii.gz: its header says 3 s, and sub-A02_task-rest_bold.json 2 s; expected "
-    "the same repetition time. Find out which holds, and correct it.",
-)(header_of(pixdim=[1, 4, 4, 4, 3, 0, 0, 0]))
+    ACCEPTED,
+    "Of 1 of 3 recordings: the header of their file states another repetition time than their sidecar or --tr, which "
+    "counts.",
+)(header_of(pixdim=[1, 4, 4, 4, 1, 0, 0, 0]))
+case(
+    "--tr that contradicts a sidecar",
+    (*NIFTI, "--tr", "3"),
+    REFUSED,
+    "cohort: none of its 3 recordings is usable (3 tr-contradicts). The first: sub-A01_task-rest_bold.nii.gz: "
+    "sub-A01_task-rest_bold.json says 2 s, and 3 s are given (--tr); expected the same repetition time. Find out which "
+    "holds, and correct it.",
+)(nifti)
 case(
     "one volume",
     NIFTI,
@@ -1089,9 +1197,9 @@ case(
     "sidecar without a repetition time",
     NIFTI,
     "no-tr",
-    "sub-A02_task-rest_bold.nii.gz: no sidecar states its RepetitionTime (its header says 2 s, which "
-    "nobody confirms); expected the seconds between two volumes, which are never guessed. Add it to the "
-    "JSON sidecar of the run.",
+    "sub-A02_task-rest_bold.nii.gz: no sidecar states its RepetitionTime, and the 2 s of its header are "
+    "not to be trusted: software that does not know it writes one, too; expected the seconds between two volumes, "
+    "which are never guessed. Give --tr SECONDS, or add it to the JSON sidecar of the run.",
 )(sidecar("{}"))
 case(
     "sidecar with a repetition time in milliseconds",
@@ -1118,9 +1226,9 @@ case(
     "sidecar that is a named pipe",
     NIFTI,
     "no-tr",
-    "sub-A02_task-rest_bold.nii.gz: no sidecar states its RepetitionTime (its header says 2 s, which "
-    "nobody confirms); expected the seconds between two volumes, which are never guessed. Add it to the "
-    "JSON sidecar of the run.",
+    "sub-A02_task-rest_bold.nii.gz: no sidecar states its RepetitionTime, and the 2 s of its header are "
+    "not to be trusted: software that does not know it writes one, too; expected the seconds between two volumes, "
+    "which are never guessed. Give --tr SECONDS, or add it to the JSON sidecar of the run.",
 )
 def _(folder: Path) -> None:
     nifti(folder)
@@ -1199,7 +1307,7 @@ def _(folder: Path) -> None:
     "mask of another shape",
     NIFTI,
     "low-coverage",
-    "sub-A02_task-rest: 12.5% of the parcels have a signal, the others are zero, constant or NaN; "
+    "sub-A02_task-rest: 12.5% of the parcels have a signal, the others are NaN or constant but for rounding; "
     "expected at least 80%. Check its field of view and atlas, or lower min_coverage.",
 )
 def _(folder: Path) -> None:
@@ -1537,6 +1645,29 @@ def _(folder: Path) -> None:
     shutil.copy(folder / PREP, folder / FUNC / PREP.name.replace("_desc", "_res-2_desc"))
 
 
+case(
+    "ICA-AROMA of fMRIPrep 23.1 on",
+    (*IMAGES, "--confounds", "ica_aroma"),
+    REFUSED,
+    "source: holds no sub-*_desc-smoothAROMAnonaggr_bold.nii.gz; fMRIPrep has not run ICA-AROMA since 23.1, and before "
+    "only with --use-aroma. Take --confounds simple, scrubbing or compcor; or give the images that fMRIPost-AROMA "
+    "cleaned, in a folder of their own, as --kind nifti.",
+)(fmriprep)
+
+
+@case(
+    "run of fMRIPrep in another space than the others",
+    IMAGES,
+    "no-image",
+    "sub-02_task-rest_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz: its run has no image in the space of the "
+    "others, or none that was cleaned like theirs; expected all alike. Run fMRIPrep again for it, or leave it out "
+    "(--task, --session).",
+)
+def _(folder: Path) -> None:
+    fmriprep(folder)
+    (folder / PREP).rename(folder / str(PREP).replace("MNI152NLin6Asym", "MNI152NLin2009cAsym"))
+
+
 @case(
     "tree without a run of the task",
     (*IMAGES, "--task", "nback"),
@@ -1669,8 +1800,8 @@ def _(folder: Path) -> None:
     XCPD,
     "no-tr",
     "sub-02_task-rest_space-MNI152NLin6Asym_seg-4S156Parcels_stat-mean_timeseries.tsv: no sidecar "
-    "states its RepetitionTime; expected the seconds between two volumes, which are never guessed. Add it "
-    "to the JSON sidecar of the run.",
+    "states its RepetitionTime; expected the seconds between two volumes, which are never guessed. Give "
+    "--tr SECONDS, or add it to the JSON sidecar of the run.",
 )
 def _(folder: Path) -> None:
     xcpd(folder)
@@ -1810,11 +1941,25 @@ case(
 
 
 @case(
+    "source in a form that is not read",
+    MATRICES,
+    REFUSED,
+    "source: holds no recordings in a form that is read. sub-A02.dtseries.nii: is a CIFTI file, but no parcellated "
+    "series (.ptseries.nii); expected frames by parcels. Make one with wb_command -cifti-parcellate, or with XCP-D.",
+)
+def _(folder: Path) -> None:
+    matrices(folder)
+    shutil.rmtree(folder / "source")
+    (folder / "source").mkdir()
+    (folder / "source/sub-A02.dtseries.nii").write_bytes(b"CIFTI")
+
+
+@case(
     "source without a file",
     MATRICES,
     REFUSED,
     "source: holds no recordings; expected files such as *_desc-preproc_bold.nii.gz, *_timeseries.tsv, "
-    "*.nii.gz or .npy, .mat, .tsv, .csv, .1d. Name another folder.",
+    "*.nii.gz or .npy, .npz, .mat, .ptseries.nii, .tsv, .csv, .1d, .tsv.gz, .csv.gz, .1d.gz. Name another folder.",
 )
 def _(folder: Path) -> None:
     matrices(folder)

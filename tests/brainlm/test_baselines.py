@@ -20,8 +20,9 @@ from brainlm.evaluation import compare
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet, split_participants
 from cli.evaluate import measure_moments
-from cohorts import Cohort
-from cohorts.matrices import MatrixOptions, import_matrices
+from cohorts import Cohort, load_atlas
+from cohorts.matrices import MatrixSource
+from cohorts.preparation import prepare_cohort
 
 
 def windows(seed: int, shape: tuple[int, int, int] = (2, 3, 15), fraction: float = 0.4) -> tuple[torch.Tensor, ...]:
@@ -118,10 +119,9 @@ def test_masks_are_the_model_s(config, cohort, kind):
 
 
 def test_real_recordings_give_the_known_scores(real_data, tmp_path):
-    options = MatrixOptions(t_r=2.0, columns=(1, 400))
-    source = real_data / "real" / "stages_fep_ses1_schaefer400aseg19.npz"
-    report = import_matrices(source, tmp_path / "fep", atlas="schaefer400", options=options)
-    cohort = Cohort.open(report.path)
+    path = real_data / "real" / "stages_fep_ses1_schaefer400aseg19.npz"
+    source = MatrixSource(path, load_atlas("schaefer400"), t_r=2.0, columns=(1, 400))
+    cohort = Cohort.open(prepare_cohort(source, tmp_path / "fep").path)
     window = WindowConfig(t_r=2.0, n_frames=200, patch_frames=20)
     train, held_out = split_participants(sorted(set(cohort.recordings["participant_id"])), 0.2, 0)
     config = ModelConfig(

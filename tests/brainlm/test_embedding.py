@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ def repeats(tmp_path) -> Cohort:
     for participant, run, frames in (("sub-1", "1", 130), ("sub-1", "2", 45), ("sub-2", "1", 90)):
         signal = rng.normal(size=(frames, 100)).cumsum(axis=0).astype(np.float32)
         if participant == "sub-2":
-            signal[:, 11] = 0
+            signal[:, 11] *= 1e-13  # what arithmetic leaves of a parcel that is missing
         cohort.add(Recording(participant, signal, t_r=2.0, recording_id=f"{participant}_run-{run}"))
     return cohort
 
@@ -75,8 +77,22 @@ def test_connectivity_is_fisher_z_of_correlations(repeats):
     runs = [np.corrcoef(repeats.read(f"sub-1_run-{run}").signal.T.astype(float)) for run in (1, 2)]
     expected = np.mean([np.arctanh(run[np.triu_indices(100, 1)]) for run in runs], axis=0)
     np.testing.assert_allclose(table.iloc[0, 1:].to_numpy(float), expected, atol=1e-6)
-    # Pairs with the missing parcel take the mean of the others, here of sub-1.
+    # No number takes the place of pairs with the missing parcel.
     pairs = np.array(np.triu_indices(100, 1)) == 11
-    missing = pairs.any(axis=0)
-    np.testing.assert_allclose(table.iloc[1, 1:].to_numpy(float)[missing], expected[missing], atol=1e-6)
-    assert np.isfinite(table.iloc[:, 1:].to_numpy(float)).all()
+    np.testing.assert_array_equal(np.isnan(table.iloc[1, 1:].to_numpy(float)), pairs.any(axis=0))
+
+
+def test_a_pair_is_known_from_the_recordings_that_have_it(repeats):
+    whole, partial = (repeats.read(f"sub-1_run-{run}") for run in (1, 2))
+    signal = partial.signal.copy()
+    signal[:, 30] = 0
+    repeats.add(replace(partial, participant_id="sub-3", recording_id="a", signal=signal, coverage=np.empty(0, bool)))
+    repeats.add(replace(whole, participant_id="sub-3", recording_id="b"))
+
+    table = functional_connectivity(repeats, ["sub-3"])
+
+    correlations = [np.corrcoef(values.T.astype(float)) for values in (whole.signal, partial.signal)]
+    first, second = (np.arctanh(values[np.triu_indices(100, 1)]) for values in correlations)
+    pairs = (np.array(np.triu_indices(100, 1)) == 30).any(axis=0)
+    expected = np.where(pairs, first, (first + second) / 2)
+    np.testing.assert_allclose(table.iloc[0, 1:].to_numpy(float), expected, atol=1e-6)

@@ -52,6 +52,15 @@ def test_zscore_scales_each_parcel_and_leaves_missing_ones_zero():
     np.testing.assert_array_equal(raw.T, signal)
 
 
+def test_residue_of_rounding_is_not_scaled_to_a_signal():
+    signal = np.random.default_rng(0).normal(50, 7, size=(90, 5)).astype(np.float32)
+    signal[:, 2] = 1e-13 * (signal[:, 2] - 50)
+    recording = Recording("sub-1", signal, t_r=1.5, coverage=np.ones(5, bool))
+
+    assert (prepare(recording, WindowConfig(t_r=1.0))[2] == 0).all()
+    assert recording.coverage.tolist() == [True, True, False, True, True]
+
+
 def test_robust_scaling_is_minus_the_median_over_the_range():
     signal = np.random.default_rng(0).normal(50, 7, size=(90, 3)).astype(np.float32)
     signal[:, 1] = 0

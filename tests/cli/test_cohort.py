@@ -3,6 +3,7 @@ import pytest
 
 from cli.main import run_command
 from cohorts import Cohort
+from cohorts.vectors import read_vectors
 
 
 @pytest.fixture
@@ -14,14 +15,17 @@ def inputs(tmp_path):
     return tmp_path
 
 
-def import_(inputs, *more: str, participants: str = "p.tsv", tr: str | None = "2") -> int:
-    command = ["cohort", "import", str(inputs / "m.npz"), str(inputs / "out"), "--atlas", "schaefer100"]
-    command += ["--participants", str(inputs / participants)]
+def prepare(inputs, *more: str, participants: str = "p.tsv", tr: str | None = "2") -> int:
+    command = ["cohort", "prepare", str(inputs / "m.npz"), str(inputs / "out"), "--atlas", "schaefer100"]
+    command += ["--participants", str(inputs / participants), "--workers", "0", "--no-report"]
     return run_command([*command, *(["--tr", tr] if tr else []), *more])
 
 
-def test_import_then_show(inputs, capsys):
-    assert import_(inputs, "--select", "clinic=A", "--preprocessing", "fmriprep-24", "--scaling", "zscore") == 0
+def test_prepare_then_show(inputs, capsys):
+    assert (
+        prepare(inputs, "--keep-ids", "--select", "clinic=A", "--preprocessing", "fmriprep-24", "--scaling", "zscore")
+        == 0
+    )
     said = capsys.readouterr().out
     assert "2 recordings of 2 participants" in said
     assert "2 recordings belong to participants that were not selected" in said
@@ -36,7 +40,7 @@ def test_quarantine_is_shown_with_its_reasons(inputs, capsys):
     with np.load(inputs / "m.npz") as good:
         np.savez(inputs / "m.npz", **{**good, "sub-2": np.zeros((100, 60), "f4")})
 
-    assert import_(inputs) == 0
+    assert prepare(inputs) == 0
 
     assert "1 quarantined:\n  sub-2: has 100 rows, the number of parcels" in capsys.readouterr().out
 
@@ -48,19 +52,52 @@ def test_quarantine_is_shown_with_its_reasons(inputs, capsys):
         (["--columns", "9-3"], {}, "expected FIRST-LAST"),
         (["--atlas", "brodmann"], {}, "'brodmann' is not known"),
         ([], {"participants": "none.tsv"}, "no such participants table"),
-        ([], {"tr": None}, "repetition time is missing"),
+        ([], {"tr": None}, "repetition time is unknown"),
         ([], {"tr": "2000"}, "If it is in milliseconds, give 2."),
-        (["--min-frames", "61"], {}, "none of its 4 recordings is usable"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(inputs, capsys, more, options, said):
-    assert import_(inputs, *more, **options) == 2
+    assert prepare(inputs, *more, **options) == 2
 
     error = capsys.readouterr().err
     assert said in error.replace("\n", " ")
     assert "Traceback" not in error
     assert error.startswith("Error: ")
     assert not (inputs / "out").exists()
+
+
+def test_there_is_one_way_in_and_it_keeps_ids_only_if_told_so(inputs, capsys):
+    assert prepare(inputs) == 0
+    cohort = Cohort.open(inputs / "out")
+    assert not set(cohort.participants["participant_id"]) & {f"sub-{n}" for n in range(4)}
+    capsys.readouterr()
+
+    assert run_command(["cohort", "import", str(inputs / "m.npz"), str(inputs / "other")]) == 2
+    assert "No such command 'import'" in capsys.readouterr().err
+    for command in (["cohort"], ["site", "init"]):
+        assert run_command([*command, "--help"]) == 0
+        assert "import" not in capsys.readouterr().out
+
+
+def test_vectors_are_given_under_the_site_s_own_ids(inputs, capsys):
+    assert prepare(inputs) == 0
+    (inputs / "genes.csv").write_text("participant_id,v0\n" + "".join(f"{n},{n}\n" for n in range(4)))
+
+    assert run_command(["cohort", "vectors", str(inputs / "out"), str(inputs / "genes.csv"), "--name", "genes"]) == 0
+
+    cohort = Cohort.open(inputs / "out")
+    found = read_vectors(cohort, "genes")
+    ages = dict(cohort.covariates()[["participant_id", "age"]].to_numpy())
+    assert [ages[one] - 30 for one in found.participants] == found.matrix[:, 0].tolist()
+    (inputs / "genes.csv").write_text("participant_id,v0\n1,1\nsub-01,2\n")
+    assert run_command(["cohort", "vectors", str(inputs / "out"), str(inputs / "genes.csv")]) == 2
+    assert "'sub-01' stands twice, in two spellings" in " ".join(capsys.readouterr().err.split())
+
+
+def test_thresholds_are_a_file_s(inputs, capsys):
+    (inputs / "strict.yaml").write_text("min_frames: 61\n")
+    assert prepare(inputs, "--quality", str(inputs / "strict.yaml")) == 2
+    assert "expected at least 61" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_debug_shows_the_traceback(inputs, capsys):

@@ -14,7 +14,7 @@ from tests.support.federation import STUDY
 COMMANDS = [
     "site init DISK/new --name bergen --cohort COHORT",
     "site key DISK/site/site.yaml --out DISK/key.json",
-    "site approve DISK/site/site.yaml HASH --by Anna",
+    "site approve DISK/site/site.yaml HASH --unseen --by Anna --yes",
     "federation init DISK/other --name other --host localhost",
     "federation add-site DISK/north DISK/site/aalborg.bundle.json",
     "federation package DISK/north --out DISK/join.json",

@@ -10,6 +10,7 @@ from brainlm import save_checkpoint
 from brainlm.architectures import build_model
 from cli.errors import InputError
 from cli.fab import build_fab, describe_fab, stage_app
+from cohorts.errors import SettingsError
 from server.study import load_study
 from tests.support.federation import STUDY
 
@@ -57,7 +58,7 @@ def test_the_app_is_the_same_wherever_the_study_s_files_lie(tmp_path):
 
 
 def test_an_app_says_what_it_computes_what_leaves_and_what_it_needs(tmp_path, study, capsys):
-    assert describe_fab(build_fab(study), "small.fab") == "small"
+    assert describe_fab(build_fab(study), "small.fab").study.study == "small"
 
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "that of this installation" in said
@@ -74,13 +75,49 @@ def test_an_app_says_what_it_computes_what_leaves_and_what_it_needs(tmp_path, st
     assert 'analyses: ["*", leave_one_site_out]' in said
 
 
-def test_code_that_is_not_the_installation_s_is_said(tmp_path, study, capsys):
+def test_code_that_is_not_the_installation_s_is_said_file_by_file(tmp_path, study, capsys):
     folder = stage_app(tmp_path / "app", study)
     (folder / "client" / "app.py").write_text("app = None\n")
+    (folder / "client" / "more.py").write_text("")
+    (folder / "client" / "ledger.py").unlink()
+    (folder / "LICENSE").write_text("another\n")
+    project = folder / "pyproject.toml"
+    project.write_text(project.read_text().replace("torch==2.13.0", "torch==2.13.1"))
 
-    describe_fab(build_fab_from_disk(folder), "other.fab")
+    app = describe_fab(build_fab_from_disk(folder), "other.fab")
 
-    assert "NOT that of this installation" in capsys.readouterr().out
+    assert app.differences == (
+        "added: client/more.py",
+        "missing: client/ledger.py",
+        "changed: LICENSE",
+        "changed: client/app.py",
+        "changed: pyproject.toml",
+    )
+    said = capsys.readouterr().out
+    assert "code: NOT that of this installation. 5 files are others:\n  added: client/more.py" in said
+
+
+def test_what_flower_would_run_beside_our_code_is_no_app(tmp_path, study):
+    """All that is hashed, compared and reviewed is all that there is."""
+    folder = stage_app(tmp_path / "app", study)
+    (folder / "evil.py").write_text("app = None\n")
+    with pytest.raises(InputError, match=r"x\.fab: the app holds 'evil\.py'"):
+        describe_fab(build_fab_from_disk(folder), "x.fab")
+    (folder / "evil.py").unlink()
+    project = folder / "pyproject.toml"
+    project.write_text(project.read_text().replace("client.app:app", "client.evil:app"))
+    with pytest.raises(InputError, match=r"tells Flower .*client\.evil:app"):
+        describe_fab(build_fab_from_disk(folder), "x.fab")
+
+
+def test_a_title_does_not_command_the_terminal(tmp_path, capsys):
+    """It could write over what was said of the code."""
+    title = "harmless\x1b[6A\x1b[2Kcode: that of this installation\x1b[6B\x9b2J\r\u202e"
+    describe_fab(build_fab(read(tmp_path, {**STUDY, "title": title})), "small.fab")
+
+    said = capsys.readouterr().out
+    assert "harmless\N{REPLACEMENT CHARACTER}[6A" in said
+    assert not [letter for letter in said if not letter.isprintable() and letter != "\n"]
 
 
 def test_what_is_no_app_is_refused(tmp_path, study):
@@ -89,6 +126,7 @@ def test_what_is_no_app_is_refused(tmp_path, study):
     for content in (b"", b"no zip", build_fab_from_disk(folder)):
         with pytest.raises(InputError, match=r"x\.fab"):
             describe_fab(content, "x.fab")
-    (folder / "study.yaml").write_text("[]")
-    with pytest.raises(InputError, match="is no study"):
-        describe_fab(build_fab_from_disk(folder), "x.fab")
+    for text, said in (("[]", "expected 'name: value' lines"), ("study: small", "is no study")):
+        (folder / "study.yaml").write_text(text)
+        with pytest.raises((InputError, SettingsError), match=rf"x\.fab.*{said}"):
+            describe_fab(build_fab_from_disk(folder), "x.fab")

@@ -32,7 +32,7 @@ def test_help_imports_nothing_that_takes_seconds():
     assert {"torch", "flwr", "pandas", "numpy"} & set(shown.split()) == set()
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["cohort", "simulate"], ["cohort", "import", "a", "b"], ["run"]])
+@pytest.mark.parametrize("arguments", [["nonsense"], ["cohort", "simulate"], ["cohort", "prepare", "a", "b"], ["run"]])
 def test_misuse_exits_with_2(arguments, capsys):
     assert run_command(arguments) == 2
 

@@ -2,12 +2,14 @@ import re
 import signal
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from cli.main import run_command
-from cohorts import Cohort
+from cohorts import Cohort, load_atlas
 from cohorts.files import locked
+from cohorts.tables import read_text_table
 from tests.support.derivatives import KnownTree, make_fmriprep_tree, make_xcpd_tree
 from tests.support.programs import processes_of, start, wait_until
 
@@ -58,6 +60,23 @@ def test_xcpd_trees_of_every_generation_become_cohorts(tmp_path, generation, kin
     assert cohort.preprocessing.startswith("xcp_d-")
 
 
+def test_the_cortex_of_a_4s_atlas_is_taken_by_the_names_of_any_generation(tmp_path, real_data, capsys):
+    table = read_text_table(real_data / "atlases" / "tables" / "atlas-4S456Parcels_dseg.tsv")
+    former = [label.removeprefix("7Networks_") for label in load_atlas("schaefer400").former_labels]
+    for number, names in enumerate((table["label"].tolist(), [*former, *table["label"][400:]])):
+        tree = make_xcpd_tree(tmp_path / f"xcpd-{number}", names=names, atlases=("4S456Parcels",), n_frames=80)
+        out = tmp_path / f"oslo-{number}"
+        command = ["cohort", "prepare", str(tree.root), str(out), "--atlas", "schaefer400", *FAST, "--keep-ids"]
+        assert run_command(command) == 0
+
+        said = capsys.readouterr().out
+        assert "Of 2 of 2 recordings: their files have further columns" in said
+        assert ("names that the atlas had before" in said) == (number == 1)
+        for recording in Cohort.open(out):
+            known = tree.runs[recording.recording_id].signal[:, :400]
+            np.testing.assert_allclose(recording.signal, known, rtol=1e-6)
+
+
 def test_ids_stay_at_the_site_and_messages_speak_of_them_there(fmriprep, tmp_path, capsys):
     bad = next(fmriprep.root.rglob("sub-02*run-2*confounds*.tsv"))
     bad.write_text("a,b\n1,2\n")
@@ -69,6 +88,31 @@ def test_ids_stay_at_the_site_and_messages_speak_of_them_there(fmriprep, tmp_pat
     assert told in ([], ["site-only/linkage.tsv"])
     assert run_command(["cohort", "show", str(tmp_path / "data" / "oslo")]) == 0
     assert "  sub-02_task-rest_run-2_desc-confounds" in capsys.readouterr().out
+
+
+def test_headers_with_another_repetition_time_are_counted_and_believed_by_nobody(fmriprep, tmp_path, capsys):
+    for number, run in enumerate(fmriprep.runs.values()):
+        image = nib.load(run.bold)
+        image.header.set_zooms((*image.header.get_zooms()[:3], 1.0 if number % 2 else 2.0))
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), run.bold)
+
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", "--workers", "0")) == 0
+
+    said = "the header of their file states another repetition time"
+    assert f"Of 3 of 6 recordings: {said}" in capsys.readouterr().out
+    assert Cohort.open(tmp_path / "oslo").about.t_r == (2.0,)
+    page = (tmp_path / "oslo" / "site-only" / "quality.html").read_text()
+    assert said in page
+    assert "3 of 6" in page
+
+
+def test_the_user_says_the_repetition_time_where_no_sidecar_does(fmriprep, tmp_path, capsys):
+    for sidecar in fmriprep.root.rglob("*_bold.json"):
+        sidecar.unlink()
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST)) == 2
+    assert "Give --tr SECONDS" in " ".join(capsys.readouterr().err.split())
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--tr", "2.5")) == 0
+    assert Cohort.open(tmp_path / "oslo").about.t_r == (2.5,)
 
 
 def test_the_report_is_written_and_names_nobody(fmriprep, tmp_path):

@@ -25,6 +25,7 @@ from exchange.messages import (
     TrainRequest,
     join,
 )
+from exchange.refusals import RefusalCode
 from harmonization import CrossValidatedRidge, Design
 from harmonization.design import KNOWN, Categorical
 from tests.support.federation import STUDY
@@ -53,6 +54,15 @@ def ask(context: Context, request: Payload) -> RecordDict | Error:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 0, 0
     reply = app(Message(request.to_records(), dst_node_id=1, message_type=request.message), context)
     return reply.error if reply.has_error() else reply.content
+
+
+def refused(context: Context, said: RecordDict | Error) -> str:
+    """Rule by which the site refused: its own log says which, and the coordinator hears one code for all of data's."""
+    assert isinstance(said, Error)
+    refusal = find_site(context).audit.read()[-1]
+    assert refusal["event"] == "refusal"
+    assert said.reason == refusal["code"] == str(RefusalCode(refusal["rule"]).told)
+    return refusal["rule"]
 
 
 def train(
@@ -124,7 +134,7 @@ def test_baselines_are_evaluated_beside_the_final_model(context):
 
 @pytest.mark.parametrize("changes", [{"holdout": 0.9}, {"holdout": 0.2, "batch_size": 1}])
 def test_an_update_stands_for_enough_participants(context, changes):
-    assert train(context, **changes).reason == "policy.too-few-participants"
+    assert refused(context, train(context, **changes)) == "policy.too-few-participants"
 
 
 def test_the_optimizer_of_a_round_goes_on_in_the_next(context):
@@ -157,15 +167,28 @@ def test_the_optimizer_of_a_round_goes_on_in_the_next(context):
 
 def test_folds_hold_enough_participants(context, features):
     assert isinstance(summarize(context, "cross_validated_ridge", [], n_folds=4), RecordDict)
-    assert summarize(context, "cross_validated_ridge", [], n_folds=len(features)).reason == "policy.small-group"
+    one_each = summarize(context, "cross_validated_ridge", [], n_folds=len(features))
+    assert refused(context, one_each) == "policy.small-group"
 
 
 def test_categories_single_nobody_out(context, features, small_cohorts):
     ages = Cohort.open(small_cohorts[0]).covariates()["age"].astype(str)
 
-    assert summarize(context, "combat", [Categorical("age", tuple(ages.unique()))]).reason == "policy.small-group"
-    assert summarize(context, "combat", [KNOWN["age"]] * 6).reason == "policy.small-group"
+    for covariates in ([Categorical("age", tuple(ages.unique()))], [KNOWN["age"]] * 6):
+        assert refused(context, summarize(context, "combat", covariates)) == "policy.small-group"
     assert isinstance(summarize(context, "combat", [KNOWN["age"]]), RecordDict)
+
+
+def test_a_budget_is_all_that_is_told_unless_the_policy_names_more(context, features):
+    """ComBat's sums are of the people whom the budget is for, and no noise hides anybody in them."""
+    path = find_site(context).state.parent / "site.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("policy:", "policy:\n  epsilon: 8.0"))
+    assert refused(context, summarize(context, "combat", [KNOWN["age"]])) == "privacy.not-as-required"
+
+    path.write_text(text.replace("policy:", "policy:\n  epsilon: 8.0\n  outside_epsilon: [combat]"))
+    assert isinstance(summarize(context, "combat", [KNOWN["age"]]), RecordDict)
+    assert refused(context, summarize(context, "ridge", [])) == "privacy.not-as-required"
 
 
 def describe(context: Context, **changes: object) -> RecordDict | Error:
@@ -205,12 +228,14 @@ def test_a_study_that_has_had_its_rounds_does_not_begin_anew(context):
         ({"secure_sums": False}, "policy.secure-sum-required"),
         ({"privacy": {"epsilon": 9.0}}, "privacy.budget-spent"),
         ({"privacy": None}, "privacy.not-as-required"),
+        ({"analyses": ["combat"]}, "privacy.not-as-required"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_study_that_will_be_refused_later_is_refused_at_once(context, changes, code):
     site = find_site(context)
     limits = "policy:\n  privacy_required: true\n  epsilon: 8.0"
+    limits += "\n  outside_epsilon: [evaluation, lacking, cross_validated_ridge]"
     path = site.state.parent / "site.yaml"
     text = path.read_text().replace("secure_sum_required: false", "secure_sum_required: true")
     path.write_text(text.replace("policy:", limits))
@@ -220,4 +245,4 @@ def test_a_study_that_will_be_refused_later_is_refused_at_once(context, changes,
         changes = {"contract": {**contract, **{name: changes[name] for name in inside}}}
 
     assert isinstance(describe(context, **private), RecordDict)
-    assert describe(context, **{**private, **changes}).reason == code
+    assert refused(context, describe(context, **{**private, **changes})) == code

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -262,16 +263,18 @@ def test_every_array_is_described_by_what_crosses_the_wire():
     assert '"dimensions":{"x":5}' in header["text"].replace("\\", "").replace(" ", "")
 
 
-def test_the_app_has_the_same_hash_here_and_where_flower_unpacks_it(tmp_path):
+def test_the_hash_of_an_app_is_of_all_its_files(tmp_path):
     fab = build_fab_from_disk(stage_app(tmp_path / "staged", load_study(PROJECT / "configs" / "studies" / "demo.yaml")))
     zipfile.ZipFile(BytesIO(fab)).extractall(tmp_path / "installed")
 
-    assert app_hash(tmp_path / "installed") == app_hash()
+    shutil.rmtree(tmp_path / "installed" / ".info")  # as Flower does
+    unpacked = app_hash(tmp_path / "installed")
 
-    changed = tmp_path / "staged" / "client" / "policy.py"
-    changed.write_text(changed.read_text() + "\n")
-    assert app_hash(tmp_path / "staged") != app_hash()
-    command = "find brainlm client cohorts exchange harmonization server -name '*.py' -not -path '*/report/*' | "
-    command += "LC_ALL=C sort | xargs sha256sum | sha256sum"
+    command = "find . -type f -not -path './.info/*' -printf '%P\\n' | LC_ALL=C sort | xargs sha256sum | sha256sum"
     said = subprocess.run(command, shell=True, cwd=tmp_path / "installed", capture_output=True, text=True, check=True)
-    assert said.stdout.split()[0] == app_hash()
+    assert said.stdout.split()[0] == unpacked
+    for number, name in enumerate(("client/policy.py", "pyproject.toml", "study.yaml", "evil.py", "client/evil.so")):
+        other = shutil.copytree(tmp_path / "installed", tmp_path / str(number))
+        with (other / name).open("a") as file:
+            file.write("\n")
+        assert app_hash(other) != unpacked

@@ -9,7 +9,7 @@ from flwr.app import Context, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from client.disclosure import permit_in_clear, read_design
+from client.disclosure import permit_declared, permit_sums, read_design
 from client.features import FeatureSet, FeatureStore, find_table
 from client.ledger import Release, question_of_job
 from client.policy import Policy
@@ -28,6 +28,7 @@ from harmonization import (
     CovBat,
     CrossValidatedCCA,
     CrossValidatedLogistic,
+    CrossValidatedPermanova,
     CrossValidatedRidge,
     Design,
     HarmonizationError,
@@ -49,7 +50,9 @@ from harmonization import (
     TwoTower,
     add_sums,
 )
+from harmonization.declared import Sent, Widths, by_part, everybody, network, of_groups, triangle
 from harmonization.design import KNOWN, Categorical
+from harmonization.protocol import State, Sums
 from harmonization.symmetric import unpack
 from tests.support.local_grid import write_site
 
@@ -288,15 +291,22 @@ def tables(n: int, p: int, target: str | None = None) -> list[SiteTable]:
     return made
 
 
-def rounds_of(analysis: Analysis, everyone: list[SiteTable], most: int = 6) -> Iterator[dict[str, np.ndarray]]:
-    """Sums of the first site, round after round."""
+def rounds_of(analysis: Analysis, everyone: list[SiteTable], most: int = 6) -> Iterator[tuple[Sums, State | None]]:
+    """Sums of the first site, round after round, with the states that they answer."""
     state = None
     for _ in range(most):
         parts = [analysis.summarize(table, state) for table in everyone]
-        yield parts[0]
+        yield parts[0], state
         state = analysis.solve(add_sums(parts), state)
         if state.done:
             return
+
+
+def permit(analysis: Analysis, table: SiteTable, state: State | None, sums: Sums, policy: Policy | None = None) -> None:
+    """Do to sums what a site does before they leave in the clear."""
+    policy, declared = policy or Policy(min_group=table.min_group), analysis.sends(table.widths, state)
+    permit_declared(policy, analysis, declared, table.n)
+    permit_sums(policy, analysis, declared, sums, table.n, clear=True)
 
 
 def complete_row(spanning: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -313,19 +323,19 @@ def complete_row(spanning: np.ndarray, known: np.ndarray) -> np.ndarray:
         (Projection(2), None, 1100, 1, lambda sums: sums["sketch"].T),
         (CCA(2, shrinkage=0.5), None, 60, 1, lambda sums: sums["XX"]),
         (RidgeRegression(1.0), "number", 60, 1, lambda sums: unpack(sums["XX"])),
-        (Permanova(permutations=40), "site", 60, 1, lambda sums: sums["class_sum"].reshape(-1, 60)),
+        (Permanova(40, (1, 1, 1)), None, 60, 1, lambda sums: sums["label_sum"].reshape(-1, 60)),
     ],
     ids=["second moment", "sketch", "canonical correlation", "packed second moment", "permuted sums"],
 )
 def test_a_matrix_as_large_as_the_people_completes_a_row_of_which_half_is_known(analysis, target, p, which, spanning):
     everyone = tables(12, p, target)
-    sums = list(rounds_of(analysis, everyone, which + 1))[which]
+    sums, state = list(rounds_of(analysis, everyone, which + 1))[which]
     mean = np.concatenate([table.features for table in everyone]).mean(axis=0)  # every site is told it
     row = everyone[0].features[3] - mean
 
     np.testing.assert_allclose(complete_row(spanning(sums), row[: p // 2]), row, atol=1e-6)
-    assert refused(lambda: permit_in_clear(Policy(), analysis, sums, 12)) is RefusalCode.GRAM
-    permit_in_clear(Policy(plain_grams=True), analysis, sums, 12)
+    assert refused(lambda: permit(analysis, everyone[0], state, sums)) is RefusalCode.GRAM
+    permit(analysis, everyone[0], state, sums, Policy(plain_grams=True))
 
 
 SITES = ("site 0", "site 1", "site 2")
@@ -339,12 +349,13 @@ TRIED: dict[str, tuple[Analysis, str | None]] = {
         (CovarianceDistance(), None),
         (CovBat(), None),
         (CrossValidatedCCA(2, n_folds=2, permutations=40, shrinkage=0.5), None),
+        (CrossValidatedPermanova(n_folds=2, permutations=4, sizes=(1, 1, 1)), None),
         (CrossValidatedLogistic(n_folds=3, Cs=(0.1,), permutations=2), "classes"),
         (CrossValidatedRidge(n_folds=3, permutations=2), "number"),
         (LateFusion(n_folds=3), "number"),
         (LinearRegression(), "number"),
         (LogisticRegression(), "labels"),
-        (Permanova(permutations=40), "site"),
+        (Permanova(40, (1, 1, 1)), None),
         (Projection(2), None),
         (Residualization(), None),
         (RidgeRegression(1.0), "number"),
@@ -364,9 +375,10 @@ UNTRIED = {"quantiles", "second_moments", LongitudinalComBat.name, "none"}
 
 
 def leaves(analysis: Analysis, n: int, p: int, target: str | None) -> bool:
+    everyone = tables(n, p, target)
     try:
-        for sums in rounds_of(analysis, tables(n, p, target)):
-            permit_in_clear(Policy(), analysis, sums, n)
+        for sums, state in rounds_of(analysis, everyone):
+            permit(analysis, everyone[0], state, sums)
     except Refusal as refusal:
         return refusal.code is not RefusalCode.GRAM
     return True
@@ -401,24 +413,93 @@ def test_moments_of_all_but_a_part_are_of_that_part_too():
     assert leaves(CovBat(), 100, 20, None)
 
 
+def leave(declared: Sent, values: np.ndarray, n: int, **policy: object) -> None:
+    """Let one array of such a declaration leave in the clear, whoever made it and whatever it is called."""
+    analysis = SiteVariance()
+    permit_declared(Policy(**policy), analysis, {"it": declared}, n)
+    permit_sums(Policy(**policy), analysis, {"it": declared}, {"it": values}, n, clear=True)
+
+
 def test_sums_of_many_parts_are_no_matrix_of_the_same_people():
     """Five folds of five people: their five sums are over other people each."""
-    sums = {"feature_sum": np.ones((5, 50)), "x": np.ones((5, 5, 50)), "n": np.ones((5, 5))}
-
-    permit_in_clear(Policy(), CrossValidatedRidge(n_folds=5), sums, 25)
-    assert refused(lambda: permit_in_clear(Policy(), CrossValidatedRidge(n_folds=4), sums, 25)) is RefusalCode.GRAM
+    for shape in ((5, 50), (5, 5, 50), (5, 5)):
+        leave(by_part(everybody(shape[-1]), 5, *shape[:-1]), np.ones(shape), 25)
+    assert refused(lambda: leave(everybody(5, 50), np.ones((5, 50)), 5, min_group=1)) is RefusalCode.GRAM
 
 
 def test_places_for_other_sites_are_no_columns():
     sums = np.zeros((40, 50))
     sums[7] = 1.0
 
-    permit_in_clear(Policy(), SiteVariance(), {"class_sum": sums}, 20)
-    assert refused(lambda: permit_in_clear(Policy(), SiteVariance(), {"class_sum": sums + 1}, 20)) is RefusalCode.GRAM
+    leave(everybody(40, 50), sums, 20)
+    assert refused(lambda: leave(everybody(40, 50), sums + 1, 20)) is RefusalCode.GRAM
+
+
+@pytest.mark.parametrize(
+    ("declared", "n"),
+    [
+        (triangle(20), 20),
+        (triangle(20, 3), 20),
+        (network({"w": (20, 40), "b": (40,)}), 20),
+        (network({"w": (20, 5)}, 4), 20),
+        (everybody(20, 20), 20),
+        (everybody(20, 4, 5), 20),
+        (by_part(triangle(20), 5, 5), 100),
+    ],
+)
+def test_a_matrix_is_one_whatever_it_is_called_and_however_it_is_packed(declared, n):
+    values = np.ones(declared.shape)
+
+    assert refused(lambda: leave(declared, values, n)) is RefusalCode.GRAM
+    leave(declared, values, n + declared.parts)
+
+
+def test_what_is_not_declared_does_not_leave_even_under_masks():
+    analysis, declared = SiteVariance(), {"it": everybody(3)}
+    for sums in ({"it": np.ones(4)}, {"it": np.ones((1, 3))}, {"it": np.ones(3), "more": np.ones(3)}):
+        with pytest.raises(Refusal, match="not declared"):
+            permit_sums(Policy(), analysis, declared, sums, 100, clear=False)
+    permit_sums(Policy(), analysis, declared, {"it": np.ones(3)}, 100, clear=False)
+
+
+def test_what_tells_of_few_leaves_only_under_masks():
+    counts, analysis = cross_validated_counts(), SiteVariance()
+
+    assert refused(lambda: leave(counts, np.ones(counts.shape), 100)) is RefusalCode.GRAM
+    permit_sums(Policy(), analysis, {"it": counts}, {"it": np.ones(counts.shape)}, 100, clear=False)
+
+
+def cross_validated_counts() -> Sent:
+    """How many of a class got which probability: a bin may hold one of them."""
+    analysis = CrossValidatedLogistic(n_folds=3, Cs=(0.1,), permutations=2)
+    everyone = tables(60, 3, "classes")
+    *_, (sums, state) = rounds_of(analysis, everyone, 40)
+    assert "drawn/histogram" in sums
+    return analysis.sends(everyone[0].widths, state)["drawn/histogram"]
+
+
+@pytest.mark.parametrize("groups", [False, True], ids=["everybody of a part", "groups that the analysis keeps"])
+def test_a_part_that_is_too_small_is_refused_before_anything_is_summed(groups):
+    declared = by_part(everybody(3), 5, 5)
+    declared = {"it": of_groups(declared) if groups else declared}
+
+    permit_declared(Policy(min_group=5), SiteVariance(), declared, 25)
+    if groups:
+        permit_declared(Policy(min_group=5), SiteVariance(), declared, 24)
+    else:
+        assert refused(lambda: permit_declared(Policy(min_group=5), SiteVariance(), declared, 24)) is RefusalCode.GROUP
+
+
+def test_sums_that_do_not_fit_the_memory_are_refused_before_they_are_made():
+    declared = {"it": everybody(100_000, 100_000)}
+
+    assert refused(lambda: permit_declared(Policy(), SiteVariance(), declared, 100)) is RefusalCode.LIMIT
 
 
 def test_frames_are_more_than_parcels_and_not_looked_at():
+    moments = ANALYSES["second_moments"](n_lags=2)
+    declared = moments.sends(Widths(100, 100, covariates=0, target=None, second=0), None)
     pairs = {"pairs": np.ones((100, 100))}
 
-    permit_in_clear(Policy(), ANALYSES["second_moments"](n_lags=2), pairs, 12)
-    assert refused(lambda: permit_in_clear(Policy(), SiteVariance(), pairs, 12)) is RefusalCode.GRAM
+    permit_sums(Policy(), moments, declared, pairs, 12, clear=True)
+    assert refused(lambda: leave(declared["pairs"], pairs["pairs"], 12)) is RefusalCode.GRAM

@@ -138,6 +138,21 @@ def test_a_table_says_whose_it_is_and_what_sums_over_it_tell(site):
     assert table.rows.n == 2
 
 
+@pytest.mark.parametrize("lacking", ["sub-0", "sub-1"])
+def test_nothing_is_summed_of_features_that_somebody_lacks(site, lacking):
+    """Whether or not whoever lacks one is in the table: sub-1, whose age is not known, is not."""
+    people = [f"sub-{n}" for n in range(4)]
+    features = np.eye(4)
+    features[people.index(lacking), 2] = np.nan
+    store = FeatureStore(site.folder_of("s"))
+    store.write("x", FeatureSet(people, features))
+    store.write("y", FeatureSet(people, np.eye(4)))
+
+    for spec in ({"features": "x"}, {"features": "y", "second": "x"}):
+        with pytest.raises(Refusal, match="'x' was asked for before those that all have"):
+            find_table(site, "s", TableSpec(**spec, covariates=AGE.to_json()))
+
+
 @pytest.mark.parametrize(
     "spec", [{"target": "site", "levels": ["a", "b"]}, {"covariates": [{"name": "iq", "center": 0, "scale": 1}]}]
 )

@@ -101,7 +101,9 @@ def test_pairs_that_few_have_together_are_not_summed(context, cohort):
 def test_participants_stand_behind_an_answer_and_not_frames(context):
     few = SPEC.model_copy(update={"holdout": 0.5})
 
-    assert ask(context, few, "second_moments", n_lags=4).reason == "policy.too-few-participants"
+    assert ask(context, few, "second_moments", n_lags=4).reason == "site.cannot-answer"
+    refusal = AuditLog(find_site(context).state / "audit.jsonl").read()[-1]
+    assert (refusal["rule"], refusal["analyses"]) == ("policy.too-few-participants", ["second_moments"])
     assert isinstance(ask(context, SPEC, "quantiles", probabilities=[0.5]), RecordDict)
     released = AuditLog(find_site(context).state / "audit.jsonl").read()[-1]
     assert (released["event"], released["n_participants"]) == ("release", 12)

@@ -1,20 +1,25 @@
-import hashlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from client.approvals import Approvals
 from client.audit import AuditLog
-from client.disclosure import permit_in_clear
+from client.disclosure import permit_sums
 from client.ledger import Question, Release, ReleaseLedger
+from client.limits import time_limit
 from client.policy import Policy
 from cohorts import SettingsError
 from cohorts.settings import check_settings
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Projection
+from harmonization.declared import everybody
+from tests.support.apps import app_of
 
 
 def code_of(call) -> RefusalCode:
@@ -75,15 +80,39 @@ KNOWN = ("age", "sex", "handedness")
 
 
 def gram(policy: Policy) -> None:
-    permit_in_clear(policy, Projection(2), {"moment": np.ones((12, 12))}, 12)
+    permit_sums(policy, Projection(2), {"moment": everybody(12, 12)}, {"moment": np.ones((12, 12))}, 12, clear=True)
+
+
+def wait_for_two_seconds(policy: Policy) -> None:
+    ends = time.monotonic() + 2
+    with time_limit(policy):
+        while time.monotonic() < ends:
+            sum(range(1000))
+
+
+ANNA, BO = (Ed25519PrivateKey.generate().public_key() for _ in range(2))
+KEYS = [key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode() for key in (ANNA, BO)]
 
 
 def start_app(policy: Policy) -> None:
-    """Start an app that one person approved."""
+    """Start an app that somebody at the site's machine approved."""
     with TemporaryDirectory() as folder:
-        approvals = Approvals(Path(folder), AuditLog(Path(folder) / "audit.jsonl"), policy.approvers)
-        approvals.approve(hashlib.sha256(b"app").hexdigest(), "Anna")
-        approvals.check(b"app")
+        log, app = AuditLog(Path(folder) / "audit.jsonl"), app_of("app = None\n")
+        Approvals(Path(folder), log, Policy()).approve(app, "Anna", "small")
+        Approvals(Path(folder), log, policy).check(app)
+
+
+def test_two_people_who_approve_are_told_apart_by_their_keys():
+    for wrong, said in (
+        ({"approvers": 2}, "a number of names, which anybody can give"),
+        ({"min_approvers": 2}, "told apart by keys alone"),
+        ({"min_approvers": 2, "approvers": KEYS[:1]}, "told apart by keys alone"),
+        ({"approvers": [KEYS[0], f"{KEYS[0]} bo"]}, "lists a key twice"),
+        ({"approvers": ["anna"]}, "no Ed25519 public key"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            check_settings(wrong, Policy, "site.yaml")
+    check_settings({"min_approvers": 2, "approvers": KEYS}, Policy, "site.yaml")
 
 
 CASES: dict[str, tuple[object, object, Callable[[Policy], None], RefusalCode]] = {
@@ -112,10 +141,19 @@ CASES: dict[str, tuple[object, object, Callable[[Policy], None], RefusalCode]] =
     "min_change": (4, 5, lambda p: p.permit_change(4), RefusalCode.REPEAT),
     "max_rounds": (7, 6, lambda p: p.permit_rounds(7), RefusalCode.ROUNDS),
     "max_releases": (7, 6, lambda p: p.permit_releases(7), RefusalCode.RELEASES),
+    "max_steps": (7, 6, lambda p: p.permit_size("steps", 7, "steps"), RefusalCode.LIMIT),
+    "max_seconds": (60, 1, wait_for_two_seconds, RefusalCode.LIMIT),
+    "max_parameters": (7, 6, lambda p: p.permit_size("parameters", 7, "weights"), RefusalCode.LIMIT),
+    "max_memory_gb": (7.0, 6.9, lambda p: p.permit_size("memory_gb", 7, "GB"), RefusalCode.LIMIT),
+    "max_levels": (7, 6, lambda p: p.permit_size("levels", 7, "levels"), RefusalCode.LIMIT),
+    "max_jobs": (7, 6, lambda p: p.permit_size("jobs", 7, "jobs"), RefusalCode.LIMIT),
+    "max_components": (7, 6, lambda p: p.permit_size("components", 7, "components"), RefusalCode.LIMIT),
+    "max_refusals": (8, 7, lambda p: p.permit_refusals(7), RefusalCode.REFUSALS),
     "privacy_required": (False, True, lambda p: p.permit_privacy(None), RefusalCode.PRIVACY),
     "epsilon": (8.0, 7.9, lambda p: p.permit_epsilon(8.0), RefusalCode.BUDGET),
+    "outside_epsilon": (["ridge"], ["combat"], lambda p: p.permit_without_noise("ridge"), RefusalCode.PRIVACY),
     "delta": (1e-5, 1e-6, lambda p: p.permit_privacy(1e-5), RefusalCode.PRIVACY),
-    "approvers": (1, 2, start_app, RefusalCode.CODE),
+    "approvers": ([], KEYS[:1], start_app, RefusalCode.CODE),
     "share_metrics": (True, False, lambda p: p.permit_sharing("metrics"), RefusalCode.ANALYSIS),
     "share_parameters": (True, False, lambda p: p.permit_sharing("parameters"), RefusalCode.ANALYSIS),
     "share_embeddings": (True, False, lambda p: p.permit_sharing("embeddings"), RefusalCode.ANALYSIS),
@@ -125,10 +163,11 @@ BESIDE = {"studies": ["*"], "secure_sum_required": False}
 """Fields that a case needs beside its own."""
 
 
-@pytest.mark.parametrize("field", Policy.model_fields)
+@pytest.mark.parametrize("field", [field for field in Policy.model_fields if field != "min_approvers"])
 def test_every_rule_decides_what_is_refused(field):
     allows, refuses, ask, code = CASES[field]
-    beside = {**BESIDE, **({"privacy_required": True} if field == "delta" else {})}
+    needed = {"delta": {"privacy_required": True}, "outside_epsilon": {"epsilon": 8.0}}
+    beside = {**BESIDE, **needed.get(field, {})}
 
     ask(Policy(**{**beside, field: allows}))
     assert code_of(lambda: ask(Policy(**{**beside, field: refuses}))) is code
@@ -144,8 +183,11 @@ def test_every_rule_decides_what_is_refused(field):
         lambda p: p.permit_site_sets(3),
         lambda p: p.permit_change(3),
         lambda p: p.permit_rounds(2000),
+        lambda p: p.permit_size("steps", 1e9, "steps in a round"),
+        lambda p: p.permit_refusals(20),
         lambda p: p.permit_privacy(1e-3),
         lambda p: p.permit_epsilon(3),
+        lambda p: p.permit_without_noise("evaluation"),
         lambda p: p.permit_sharing("metrics"),
         gram,
     ],

@@ -38,6 +38,16 @@ def app():
     name = open("/proc/self/comm").read().strip()
     with open(path, "w") as file:
         json.dump({"name": name, "pid": os.getpid(), "modules": sorted(sys.modules)}, file)
+    if what == "allocates":
+        import torch
+        for allocate in (lambda: bytearray(3 * 10**9), lambda: torch.ones(3 * 10**9, dtype=torch.uint8)):
+            try:
+                allocate()
+                os._exit(5)
+            except (MemoryError, RuntimeError):
+                pass
+        with open(path, "w") as file:
+            json.dump({"refused": 2}, file)
     if what == "exits":
         sys.exit(3)
     if what == "raises":
@@ -53,11 +63,11 @@ prefork.serve(socket.socket(fileno=int(sys.argv[2])))
 
 
 @contextmanager
-def forks() -> Iterator[tuple[socket.socket, psutil.Process]]:
+def forks(**environment: str) -> Iterator[tuple[socket.socket, psutil.Process]]:
     """The process that apps are forks of, without a SuperExec; they write down what they are."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, "-P", "-c", FORKS, prefork.__file__, str(there.fileno())]
-    process = subprocess.Popen(command, pass_fds=[there.fileno()])
+    process = subprocess.Popen(command, pass_fds=[there.fileno()], env={**os.environ, **environment})
     there.close()
     try:
         yield here, psutil.Process(process.pid)
@@ -111,6 +121,12 @@ def test_an_app_that_the_system_kills_is_said(tmp_path, capfd):
             return "an app was killed while it answered a message, perhaps by the system, for lack of memory" in said[0]
 
         assert wait_until(is_said, 60)
+
+
+def test_an_app_has_the_memory_that_its_policy_gives_and_no_more(tmp_path):
+    with forks(**{prefork.MEMORY_GB: "2.5"}) as (asked, _process):
+        asked.send(json.dumps(["flwr-clientapp", "allocates", str(tmp_path / "a")]).encode())
+        assert wait_until(lambda: (tmp_path / "a").is_file() and "refused" in (tmp_path / "a").read_text(), 120)
 
 
 def test_an_app_that_hangs_does_not_outlive_who_asks_for_apps(tmp_path):

@@ -313,7 +313,7 @@ def test_a_round_over_the_budget_trains_nothing(cohort, tmp_path):
         ({"model": make_config(residual="gaussian")}, RefusalCode.NOT_PRIVATE, "'gaussian'"),
         ({"model": make_config(window=WindowConfig(scaling="robust"))}, RefusalCode.NOT_PRIVATE, "'robust'"),
         ({"devices": 2}, RefusalCode.NOT_PRIVATE, "devices is 2"),
-        ({"n_participants": 200_000}, RefusalCode.NOT_PRIVATE, "delta"),
+        ({"n_participants": 200_000}, RefusalCode.PARTICIPANTS, "delta"),
     ],
 )
 def test_what_would_not_be_as_private_as_it_says_is_refused(changes, code, says):

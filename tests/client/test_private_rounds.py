@@ -95,6 +95,18 @@ def test_epsilon_after_a_kill_is_that_of_an_uninterrupted_training(tmp_path, sit
     assert spent[0] == spent[1] > 0
 
 
+def test_people_who_are_held_out_are_not_told_of_beyond_the_budget(site):
+    """The coordinator's seed decides who is held out: with one after the other, everybody is, and no noise is on it."""
+    site.write_text(site.read_text().replace("policy:", "policy:\n  epsilon: 80.0"))
+    asked = request_of(site, 1).training
+    assert train(site, 1).reason == "privacy.not-as-required"
+    assert load_site(site).spending("small").epsilon == 0
+
+    assert isinstance(train(site, 2, training={**asked, "holdout": 0.0}), RecordDict)
+    site.write_text(site.read_text().replace("policy:", "policy:\n  outside_epsilon: [evaluation]"))
+    assert isinstance(train(site, 3), RecordDict)
+
+
 def test_another_run_of_the_study_goes_on_spending(site):
     train(site, 1)
     once = load_site(site).spending("small").epsilon

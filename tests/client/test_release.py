@@ -22,6 +22,7 @@ from exchange.secure_sum import SecureSumError
 from harmonization.errors import HarmonizationError
 from tests.support.local_grid import write_site
 
+CONTENT = HarmonizeRequest(study="s", steps=[Step(source="a", result="b", transform="combat")]).to_records()
 SECRET = "/data/patients/sub-0042 aged 33"
 
 
@@ -32,9 +33,7 @@ def site(tmp_path, small_cohorts) -> Path:
 
 def ask(site: Path, handle, content: RecordDict | None = None) -> Message:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 0, 0
-    if content is None:
-        content = HarmonizeRequest(study="s", steps=[Step(source="a", result="b", transform="combat")]).to_records()
-    message = Message(content, dst_node_id=1, message_type="query.harmonize")
+    message = Message(content or CONTENT, dst_node_id=1, message_type="query.harmonize")
     return answer(message, Context(7, 1, {"site-config": str(site)}, RecordDict(), {}), HarmonizeRequest, handle)
 
 
@@ -83,7 +82,7 @@ def test_nothing_leaves_that_cannot_be_written_down(site, capfd):
 
     reply = ask(site, good)
 
-    assert reply.error.reason == "site.not-set-up"
+    assert reply.error.reason == "site.not-set-up"  # what cannot be counted is not told
     assert "cannot be written" in capfd.readouterr().out
 
 
@@ -97,7 +96,7 @@ ERRORS = [
     (SecretError(SECRET), RefusalCode.SETUP),
     (ValueError(SECRET), RefusalCode.INTERNAL),
     (KeyError(SECRET), RefusalCode.INTERNAL),
-    (MemoryError(SECRET), RefusalCode.INTERNAL),
+    (MemoryError(SECRET), RefusalCode.LIMIT),
     (OSError(28, SECRET), RefusalCode.SETUP),
 ]
 
@@ -109,12 +108,13 @@ def test_errors_leave_as_codes_and_stay_as_sentences(site, error, code):
 
     reply = ask(site, fail)
 
-    assert (reply.error.code, reply.error.reason) == (code.number, str(code))
+    assert (reply.error.code, reply.error.reason) == (code.told.number, str(code.told))
     log = (site.parent / "state" / "site.log").read_text()
     assert "0042 aged 33" in log
     assert ("Traceback" in log) == (code is RefusalCode.INTERNAL)
     (event,) = AuditLog(site.parent / "state" / "audit.jsonl").read()
-    assert (event["event"], event["code"]) == ("refusal", str(code))
+    assert (event["event"], event["code"], event["rule"]) == ("refusal", str(code.told), str(code))
+    assert (event["study"], event["question"]) == ("s", HarmonizeRequest.from_records(CONTENT).question)
     assert "sub-0042" not in json.dumps(event)
 
 
@@ -141,7 +141,8 @@ def test_what_a_site_shows_of_itself_is_asked_of_its_policy(site, name):
 def test_the_policy_has_the_last_word(site):
     reply = ask(site, lambda site, request: Answer(HarmonizeReply(), 9))
 
-    assert reply.error.reason == "policy.too-few-participants"
+    assert reply.error.reason == "site.cannot-answer"
+    assert AuditLog(site.parent / "state" / "audit.jsonl").read()[-1]["rule"] == "policy.too-few-participants"
 
 
 def test_messages_of_another_kind_are_refused(site):

@@ -9,7 +9,6 @@ import pytest
 import yaml
 from flwr.app import Message, RecordDict
 from flwr.cli import install
-from flwr.cli.build import build_fab_from_files
 from flwr.common import config
 from flwr.supercore.cli.flower_superexec import flower_superexec
 from flwr.supercore.constant import TaskType
@@ -32,6 +31,7 @@ from client.audit import AuditLog
 from client.settings import SiteSettings
 from client.supernode import FLOWER_VERSION, ApprovedAppsOnly
 from exchange.refusals import RefusalCode
+from tests.support.apps import app_of
 from tests.support.programs import free_port, start
 from tests.support.sources import changed
 
@@ -57,24 +57,7 @@ SOURCES = {
 """Start of the SHA-256 of the source of everything that `client.supernode` wraps, calls or rests on."""
 
 
-def app(text: str) -> bytes:
-    """A FAB whose ClientApp is `text`."""
-    project = b"""
-[project]
-name = "app"
-version = "1.0.0"
-license = "Apache-2.0"
-[tool.flwr.app]
-publisher = "us"
-[tool.flwr.app.components]
-serverapp = "server:app"
-clientapp = "client:app"
-"""
-    files = {"pyproject.toml": project, "client.py": text.encode(), "server.py": b"app = None\n"}
-    return build_fab_from_files(files)[0]
-
-
-GOOD, EVIL = app("app = 'reviewed'\n"), app("app = 'not reviewed'\n")
+GOOD, EVIL = app_of("app = 'reviewed'\n"), app_of("app = 'not reviewed'\n")
 
 
 def sha256(fab: bytes) -> str:
@@ -86,7 +69,7 @@ class Coordinator:
 
     def __init__(self, fab: bytes, **run: str) -> None:
         self.fab = fab
-        said = {"fab_id": "us/app", "fab_version": "1.0.0", "fab_hash": sha256(fab), **run}
+        said = {"fab_id": "fedbrainlm/fedbrainlm", "fab_version": "1.0.0", "fab_hash": sha256(fab), **run}
         self.run = replace(Run.create_empty(RUN), **said)
         self.fetched = 0
 
@@ -148,7 +131,7 @@ class Node:
         flower._push_messages(self.state, self.store, send, lambda *_: None)
         (reply,) = sent
         assert reply.metadata.dst_node_id == 0
-        assert reply.error.code == RefusalCode.CODE.number
+        assert reply.error.code == RefusalCode(reply.error.reason).number
         return str(reply.error.reason)
 
     @property
@@ -162,7 +145,7 @@ def node(tmp_path) -> Node:
 
 
 def test_an_approved_app_is_handed_the_message(node):
-    node.pull.approvals.approve(sha256(GOOD), "Anna")
+    node.pull.approvals.approve(GOOD, "Anna", "small")
 
     assert node.take(Coordinator(GOOD)) is None
     assert node.state.get_fab(sha256(GOOD)).content == GOOD
@@ -172,13 +155,13 @@ def test_an_app_that_nobody_approved_is_answered_with_a_code_and_never_stored(no
     assert node.take(Coordinator(EVIL)) == "site.code-not-approved"
 
     assert node.state.get_fab(sha256(EVIL)) is None
-    assert f"app {sha256(EVIL)} ({len(EVIL)} bytes) is not approved. Read it" in node.log
+    assert f"app {sha256(EVIL)} ({len(EVIL)} bytes) is not approved. Look at it" in node.log
     (event,) = AuditLog(node.folder / "audit.jsonl").read()
     assert (event["event"], event["code"], event["message"]) == ("refusal", str(RefusalCode.CODE), "query.describe")
 
 
 def test_what_counts_are_the_bytes_and_not_what_the_coordinator_says_of_them(node):
-    node.pull.approvals.approve(sha256(GOOD), "Anna")
+    node.pull.approvals.approve(GOOD, "Anna", "small")
 
     assert node.take(Coordinator(EVIL, fab_hash=sha256(GOOD))) == "site.code-not-approved"
     assert f"app {sha256(EVIL)}" in node.log
@@ -190,7 +173,7 @@ def test_what_counts_are_the_bytes_and_not_what_the_coordinator_says_of_them(nod
 
 
 def test_an_approval_that_was_withdrawn_ends_the_run_at_its_next_message(node):
-    node.pull.approvals.approve(sha256(GOOD), "Anna")
+    node.pull.approvals.approve(GOOD, "Anna", "small")
     coordinator = Coordinator(GOOD)
     assert node.take(coordinator) is None
     node.pull.approvals.withdraw(sha256(GOOD), "Bo")
@@ -199,11 +182,41 @@ def test_an_approval_that_was_withdrawn_ends_the_run_at_its_next_message(node):
     assert coordinator.fetched == 1  # known before: it is the message that is checked
 
 
+def test_which_app_it_was_is_written_down_before_any_of_its_code_runs(node):
+    node.pull.approvals.approve(GOOD, "Anna", "small")
+    coordinator = Coordinator(GOOD)
+    for _ in range(2):
+        assert node.take(coordinator) is None
+
+    approved, accepted = AuditLog(node.folder / "audit.jsonl").read()
+
+    assert approved["event"] == "code-approved"
+    assert accepted["event"] == "app-accepted"
+    assert (accepted["run"], accepted["hash"], accepted["study"]) == (str(RUN), sha256(GOOD), "small")
+
+
+def test_an_app_that_cannot_be_written_down_does_not_run(node):
+    node.pull.approvals.approve(GOOD, "Anna", "small")
+    log = node.folder / "audit.jsonl"
+    log.write_text(log.read_text() + "something else\n")
+
+    assert node.take(Coordinator(GOOD)) == "audit.broken"
+
+
+def test_an_app_that_holds_more_than_ours_does_not_run_though_its_hash_was_approved(node):
+    bad = app_of("app = 'reviewed'\n", **{"evil.py": b"app = None\n"})
+    node.pull.approvals.approve_unseen(sha256(bad), "Anna")
+
+    assert node.take(Coordinator(bad)) == "site.code-not-approved"
+    assert "the app holds 'evil.py', which no app of ours does" in node.log
+    assert node.state.get_fab(sha256(bad)) is None
+
+
 def test_a_refused_run_may_go_on_once_its_app_is_approved(node):
     coordinator = Coordinator(GOOD)
     assert node.take(coordinator) == "site.code-not-approved"
 
-    node.pull.approvals.approve(sha256(GOOD), "Anna")
+    node.pull.approvals.approve(GOOD, "Anna", "small")
 
     assert node.take(coordinator) is None
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cohorts.bids import Tree, generated_by, parse_name, repetition_time, run_of, walk
+from cohorts.bids import Tree, generated_by, header_notices, parse_name, repetition_time, run_of, walk
 from cohorts.errors import CohortError, RecordingError
 from tests.support.derivatives import make_fmriprep_tree
 
@@ -148,34 +148,40 @@ def test_a_repetition_time_is_never_guessed(tmp_path, text, code):
 
 
 @pytest.mark.parametrize("text", [None, "{}", '{"RepetitionTime": null}'])
-def test_a_run_without_a_repetition_time_is_named(tmp_path, text):
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [(1.0, "the 1 s of its header are not to be trusted"), (float("nan"), "nor does its header"), (None, "; expected")],
+)
+def test_a_run_whose_repetition_time_only_a_header_says_is_named(tmp_path, text, header, said):
     path = tmp_path / "sub-01_bold.json"
     path.write_text(text or "")
-    with pytest.raises(RecordingError, match=r"^sub-01_bold\.nii\.gz: no sidecar states .*header says 2 s") as caught:
-        repetition_time([path] if text else [], "sub-01_bold.nii.gz", header=2.0)
+    with pytest.raises(RecordingError, match=rf"^sub-01_bold\.nii\.gz: no sidecar states .*{said}") as caught:
+        repetition_time([path] if text else [], "sub-01_bold.nii.gz", header=header)
     assert caught.value.code == "no-tr"
+    assert str(caught.value).endswith("Give --tr SECONDS, or add it to the JSON sidecar of the run.")
+    assert repetition_time([path] if text else [], "sub-01_bold.nii.gz", header=header, given=2.0) == 2.0
 
 
 @pytest.mark.parametrize(
-    ("header", "given", "code"),
-    [
-        (2.0, None, None),
-        (2.01, 1.99, None),
-        (float("nan"), 2.0, None),
-        (2.1, None, "tr-contradicts"),
-        (2.0, 2.1, "tr-contradicts"),
-        (2000.0, None, "tr-milliseconds"),
-    ],
+    ("header", "noticed"),
+    [(2.0, False), (2.01, False), (float("nan"), False), (1.0, True), (2.1, True), (2000.0, True), (0.002, True)],
 )
-def test_header_and_user_confirm_a_sidecar_or_contradict_it(tmp_path, header, given, code):
+def test_a_header_contradicts_a_sidecar_or_the_user_in_vain(tmp_path, header, noticed):
     path = tmp_path / "sub-01_bold.json"
     path.write_text('{"RepetitionTime": 2}', encoding="utf-16")
-    if code is None:
-        assert repetition_time([path], "sub-01_bold.nii.gz", header=header, given=given) == 2
-        return
-    with pytest.raises(RecordingError, match=r"^sub-01_bold\.nii\.gz: ") as caught:
-        repetition_time([path], "sub-01_bold.nii.gz", header=header, given=given)
-    assert caught.value.code == code
+    for sidecars, user in (([path], None), ([path], 1.99), ([], 2.0)):
+        assert repetition_time(sidecars, "sub-01_bold.nii.gz", header=header, given=user) == 2
+    assert header_notices(header, 2.0) == ("header-tr",) * noticed
+
+
+def test_a_user_who_contradicts_a_sidecar_is_told(tmp_path):
+    path = tmp_path / "sub-01_bold.json"
+    path.write_text('{"RepetitionTime": 2}')
+    with pytest.raises(
+        RecordingError, match=r"bold\.nii\.gz: sub-01_bold\.json says 2 s, and 2\.1 s are given"
+    ) as caught:
+        repetition_time([path], "sub-01_bold.nii.gz", given=2.1)
+    assert caught.value.code == "tr-contradicts"
 
 
 @pytest.mark.parametrize(

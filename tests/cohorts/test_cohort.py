@@ -1,11 +1,16 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
-from cohorts import Cohort, CohortError, Recording, RecordingError
+from cohorts import Cohort, CohortError, Recording, RecordingError, load_atlas
+from cohorts.checking import check_cohort
+from cohorts.files import save_arrays
+from cohorts.recording import read_facts
 
 
 def recording(name: str, n_frames: int = 60, **fields: object) -> Recording:
@@ -49,6 +54,38 @@ def test_recordings_survive_a_kill_before_save(tmp_path):
 
     assert cohort.recordings["recording_id"].tolist() == [f"sub-{n}" for n in range(5)]
     assert cohort.participants["participant_id"].tolist() == [f"sub-{n}" for n in range(5)]
+
+
+def test_a_cohort_from_before_the_parcels_were_renamed_holds_the_same_columns(tmp_path):
+    today = load_atlas("schaefer400")
+    before = replace(today, labels=today.former_labels, former_labels=None)
+    Cohort.create(tmp_path / "c", atlas=before).save()
+
+    assert Cohort.open(tmp_path / "c").atlas.content_hash == today.content_hash
+
+
+def test_notices_go_with_their_recordings(tmp_path):
+    cohort = Cohort.create(tmp_path / "c", atlas="schaefer100")
+    for name in ("sub-01", "sub-02"):
+        cohort.add(recording(name, notices=("further-columns", "former-names")[: int(name[-1])]))
+    cohort.save()
+
+    opened = Cohort.open(tmp_path / "c")
+    assert opened.notices == {"further-columns": 2, "former-names": 1}
+    assert opened.read("sub-01").notices == ("further-columns",)
+
+
+def test_a_cohort_from_before_there_were_notices_opens_and_is_whole(tmp_path):
+    cohort = Cohort.create(tmp_path / "c", atlas="schaefer100")
+    cohort.add(recording("sub-01"))
+    cohort.save()
+    path, index = tmp_path / "c" / "recordings" / "sub-01.safetensors", tmp_path / "c" / "recordings.parquet"
+    save_arrays(path, load_file(path), {name: fact for name, fact in read_facts(path).items() if name != "notices"})
+    pd.read_parquet(index).drop(columns="notices").to_parquet(index)
+
+    opened = Cohort.open(tmp_path / "c")
+    assert (opened.notices, opened.read("sub-01").notices) == ({}, ())
+    assert check_cohort(opened) == []
 
 
 def test_covariates_average_over_recordings(tmp_path):

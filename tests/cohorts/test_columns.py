@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from cohorts.atlas import load_atlas
@@ -27,18 +28,53 @@ def test_parcels_are_found_by_name_in_any_order(atlas, rename):
     names = [rename(label) for label in atlas.labels] + SUBCORTICAL
     order = np.random.default_rng(0).permutation(len(names))
     columns = match_columns([names[place] for place in order], atlas, "x.tsv")
-    np.testing.assert_array_equal(order[columns], np.arange(100))
+    np.testing.assert_array_equal(order[columns.places], np.arange(100))
+    assert columns.notices == ("further-columns",)
+
+
+@pytest.mark.parametrize("size", [100, 200, 400])
+def test_parcels_are_found_under_their_former_names(size):
+    atlas = load_atlas(f"schaefer{size}")
+    for labels, notices in ((atlas.labels, ()), (atlas.former_labels, ("former-names",))):
+        order = np.random.default_rng(0).permutation(size)
+        columns = match_columns([labels[place] for place in order], atlas, "x.tsv")
+        np.testing.assert_array_equal(order[columns.places], np.arange(size))
+        assert columns.notices == notices
+
+
+def test_names_of_two_generations_in_one_file_are_refused():
+    """LH_Cont_PFCl_1 was one parcel and is another now, so nothing says which of them a file means that mixes them."""
+    atlas = load_atlas("schaefer400")
+    names = [*atlas.labels[:200], *atlas.former_labels[200:]]
+    with pytest.raises(RecordingError, match=r"parcels of schaefer400 are not among them") as caught:
+        match_columns(names, atlas, "x.tsv")
+    assert caught.value.code == "wrong-atlas"
+
+
+@pytest.mark.parametrize("size", [100, 200, 400])
+def test_xcpd_s_headers_are_read(real_data, size):
+    tables = real_data / "atlases" / "tables"
+    table = pd.read_csv(tables / f"atlas-4S{size + 56}Parcels_dseg.tsv", sep="\t")
+    atlas = load_atlas(f"schaefer{size}")
+
+    columns = match_columns(table["label"].tolist(), atlas, "x.tsv")
+    np.testing.assert_array_equal(columns.places, np.arange(size))
+    assert columns.notices == ("further-columns",)
+    with pytest.raises(RecordingError, match="17-network order"):
+        match_columns(table["label_17network"][:size].tolist(), atlas, "x.tsv")
 
 
 @pytest.mark.parametrize("finer", ["schaefer200", "schaefer400"])
-def test_equal_names_of_another_resolution_are_refused(atlas, finer):
-    names = load_atlas(finer).labels
+@pytest.mark.parametrize("generation", ["labels", "former_labels"])
+def test_equal_names_of_another_resolution_are_refused(atlas, finer, generation):
+    names = getattr(load_atlas(finer), generation)
     with pytest.raises(RecordingError, match=r"^x\.tsv: ") as caught:
         match_columns(names, atlas, "x.tsv")
     assert caught.value.code == "wrong-atlas"
     # Even where every parcel of the coarser one is among the names of the finer one.
+    own = getattr(atlas, generation)
     with pytest.raises(RecordingError, match="of another resolution"):
-        match_columns([*atlas.labels, *sorted(set(names) - set(atlas.labels))], atlas, "x.tsv")
+        match_columns([*own, *sorted(set(names) - set(own))], atlas, "x.tsv")
 
 
 def test_the_17_network_order_is_told_from_the_7_network_order(atlas):

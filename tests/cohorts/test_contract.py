@@ -17,7 +17,7 @@ def test_robust_scaling_takes_only_recordings_that_kept_their_units(tmp_path, st
     assert cohort.scaling == stored
     assert [mismatch.kind for mismatch in found] == ([] if allowed else ["scaling"])
     if not allowed:
-        assert "stored as zscore; the study needs raw ones. Import them as they were" in found[0].message
+        assert "stored as zscore; the study needs raw ones. Prepare them as they were" in found[0].message
     assert CohortContract(atlases=ATLASES).mismatches(cohort) == []
 
 

@@ -3,10 +3,13 @@ import pandas as pd
 import pytest
 
 from cohorts import Cohort, CohortError, ParticipantsError, load_atlas
-from cohorts.matrices import MatrixOptions, import_matrices
+from cohorts.matrices import MatrixSource
+from cohorts.participants import load_participants
+from cohorts.preparation import PreparationReport, prepare_cohort
 from cohorts.quality import QualityRules
 
 RNG = np.random.default_rng(0)
+STRUCTURE = QualityRules()
 
 
 def matrix(n_frames: int = 80, n_parcels: int = 100) -> np.ndarray:
@@ -22,15 +25,19 @@ def source(tmp_path):
     return tmp_path
 
 
-def run(source, matrices, *, atlas="schaefer100", out="out", participants=True, **options):
+def prepared(
+    path, out, *, participants=None, atlas="schaefer100", select=(), rules=STRUCTURE, **options
+) -> PreparationReport:
+    table = load_participants(participants) if participants else None
+    ids = None if table is None else tuple(table.participants["participant_id"])
+    source = MatrixSource(path, load_atlas(atlas), participants=ids, **options)
+    return prepare_cohort(source, out, participants=table, select=select, rules=rules)
+
+
+def run(source, matrices, *, out="out", participants=True, **options) -> PreparationReport:
     np.savez(source / "matrices.npz", **matrices)
-    return import_matrices(
-        source / "matrices.npz",
-        source / out,
-        atlas=atlas,
-        participants=source / "participants.tsv" if participants else None,
-        options=MatrixOptions(**options),
-    )
+    table = source / "participants.tsv" if participants else None
+    return prepared(source / "matrices.npz", source / out, participants=table, **options)
 
 
 def test_good_matrices_come_in_with_what_the_table_says(source):
@@ -148,10 +155,10 @@ def test_unknown_participants_and_unsafe_names_are_quarantined(source):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"participants": False}, "repetition time is missing"),
+        ({"participants": False}, "repetition time is unknown"),
         ({"t_r": 2000.0}, r"If it is in milliseconds, give 2\."),
         ({"t_r": -1.0}, "above 0"),
-        ({"t_r": 3.0}, "contradicts column t_r"),
+        ({"t_r": 3.0}, "is 3 s, and 2 s in the participants table"),
         ({"select": (("clinic", "A"),)}, "no column 'clinic'"),
         ({"select": (("site", "C"),)}, r"no participant has it \(found: A, B\)"),
         ({"atlas": "brodmann"}, "'brodmann' is not known"),
@@ -191,9 +198,7 @@ def test_folders_of_matrices(source, suffix):
         (folder / f"sub-02{suffix}").write_text(f"a{separator}b\n1{separator}left\n")
         np.savetxt(folder / f"sub-03{suffix}", values, delimiter=separator)
 
-    report = import_matrices(
-        folder, source / "out", atlas=atlas, participants=source / "participants.tsv", options=MatrixOptions()
-    )
+    report = prepared(folder, source / "out", participants=source / "participants.tsv")
 
     np.testing.assert_allclose(Cohort.open(report.path).read("sub-01").signal, values, rtol=1e-6)
     assert report.quarantined["recording_id"].tolist() == ["sub-02"]
@@ -210,7 +215,7 @@ def test_a_header_of_another_atlas_is_refused_and_one_that_counts_is_taken(sourc
         folder / "sub-02.tsv", sep="\t", index=False
     )
 
-    report = import_matrices(folder, source / "out", atlas="schaefer100", participants=source / "participants.tsv")
+    report = prepared(folder, source / "out", participants=source / "participants.tsv")
 
     assert report.quarantined["code"].tolist() == ["wrong-atlas"]
     np.testing.assert_allclose(Cohort.open(report.path).read("sub-02").signal, values, rtol=1e-6)
@@ -249,25 +254,25 @@ def test_damaged_archives_are_refused(source, content, said):
     (source / "bad.npz").write_bytes(content)
 
     with pytest.raises(CohortError, match=said):
-        import_matrices(source / "bad.npz", source / "out", atlas="schaefer100", options=MatrixOptions(t_r=2.0))
+        prepared(source / "bad.npz", source / "out", t_r=2.0)
 
 
 def test_real_recordings_come_in(real_data, tmp_path):
-    """Three ABIDE sites: 36 all-zero parcels in 13 people, who all stay."""
+    """Three ABIDE sites: 36 all-zero parcels, and one of millionths, in 13 people, who all stay."""
     totals = []
     for site in ("PITT", "OLIN", "OHSU"):
-        report = import_matrices(
+        report = prepared(
             real_data / "real" / "abide_pitt_olin_ohsu_aal116.npz",
             tmp_path / site,
             atlas="aal116",
             participants=real_data / "real" / "abide_pitt_olin_ohsu_participants.tsv",
-            options=MatrixOptions(select=(("site", site),)),
+            select=(("site", site),),
         )
         recordings = Cohort.open(report.path).recordings
         missing = recordings["n_missing_parcels"]
         totals.append((len(recordings), int(missing.sum()), int((missing > 0).sum()), len(report.quarantined)))
 
-    assert np.sum(totals, axis=0).tolist() == [100, 36, 13, 0]
+    assert np.sum(totals, axis=0).tolist() == [100, 37, 13, 0]
 
 
 def test_rules_can_be_loosened(source):

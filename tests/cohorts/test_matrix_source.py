@@ -1,13 +1,17 @@
 """Every kind of thing that a file of matrices can be instead of a matrix."""
 
+import gzip
 import io
 import os
 import pickle
+import re
 import struct
 import tracemalloc
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -15,8 +19,11 @@ import pytest
 from scipy.io import savemat
 
 from cohorts import Atlas, CohortError, RecordingError, load_atlas
+from cohorts.derivatives import kind_of
 from cohorts.matrices import MatrixSource, participant_of
 from cohorts.sources import Run
+from tests.support.derivatives import write_ptseries
+from tests.support.mat73 import write_mat73
 
 ATLAS = load_atlas("schaefer100")
 SIGNAL = np.random.default_rng(0).normal(size=(60, 100)).astype(np.float32)
@@ -50,6 +57,23 @@ def mat(compressed: bool = False, **variables: object) -> bytes:
     return file.getvalue()
 
 
+def mat73(**variables: object) -> bytes:
+    with TemporaryDirectory() as folder:
+        return write_mat73(Path(folder) / "a.mat", **variables).read_bytes()
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def ptseries(values: np.ndarray, names: list[str]) -> bytes:
+    with TemporaryDirectory() as folder:
+        write_ptseries(Path(folder) / "a.ptseries.nii", values, names, t_r=2.0)
+        return (Path(folder) / "a.ptseries.nii").read_bytes()
+
+
 def read(folder: Path, name: str, content: bytes | str, **options: object) -> np.ndarray:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -65,6 +89,18 @@ READ = {
     "npy, big-endian": ("a.npy", npy(SIGNAL.astype(">f8"))),
     "mat": ("a.mat", mat(x=SIGNAL, tr=2.0)),
     "mat, compressed": ("a.mat", mat(True, x=SIGNAL, label="rest")),
+    "mat 7.3": ("a.mat", mat73(x=SIGNAL, tr=2.0, label="rest", about={"mask": SIGNAL})),
+    "mat 7.3, plain": ("a.mat", mat73(packed=False, x=SIGNAL.astype(float))),
+    "npz of one array": ("a.npz", npz(arr_0=SIGNAL)),
+    "npz with more than the signal": ("a.npz", npz(t_r=np.array(2.0), labels=np.array(["x"] * 100), x=SIGNAL)),
+    "CIFTI": ("a.ptseries.nii", ptseries(SIGNAL, [label.removeprefix("7Networks_") for label in NAMED])),
+    "CIFTI in another order": ("a.PTSERIES.NII", ptseries(SIGNAL[:, ::-1], NAMED[::-1])),
+    "tsv, packed": ("a.tsv.gz", gzip.compress(table().encode())),
+    "csv of named columns, packed": (
+        "a.csv.gz",
+        gzip.compress(table(separator=",", header=list(ATLAS.labels)).encode()),
+    ),
+    "1D, packed": ("a.1D.gz", gzip.compress(table(separator="  ").encode())),
     "tsv": ("a.tsv", table()),
     "tsv with Windows line ends": ("a.tsv", table(end="\r\n")),
     "tsv with a header": ("a.tsv", table(header=NAMED)),
@@ -107,6 +143,9 @@ def test_options_say_how_matrices_lie(tmp_path):
             ("a.npy", npy(wide), {"columns": (4, 103)}),
             ("a.tsv", table(wide, header=labels), {"columns": (4, 103)}),
             ("a.mat", mat(x=SIGNAL, y=SIGNAL + 1), {"variable": "x"}),
+            ("a.mat", mat73(x=SIGNAL, y=SIGNAL + 1), {"variable": "x"}),
+            ("a.npz", npz(x=SIGNAL, y=SIGNAL + 1), {"variable": "x"}),
+            ("a.ptseries.nii", ptseries(wide, labels), {"columns": (4, 103)}),
         ]
     ):
         folder = tmp_path / str(number)
@@ -145,11 +184,26 @@ REFUSED = {
     "one dimension": ("a.npy", npy(SIGNAL[0]), "not-a-matrix", "shape"),
     "three dimensions": ("a.npy", npy(SIGNAL[None]), "not-a-matrix", "shape"),
     "transposed": ("a.npy", npy(SIGNAL.T), "transposed", "parcels-first"),
-    "mat 7.3": ("a.mat", b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF", "unreadable", "save -v7"),
+    "preamble of mat 7.3 alone": ("a.mat", mat73(x=SIGNAL)[:128], "unreadable", "save -v7"),
+    "truncated mat 7.3": ("a.mat", mat73(x=SIGNAL)[:-2000], "unreadable", "save -v7"),
+    "two matrices in mat 7.3": ("a.mat", mat73(x=SIGNAL, y=SIGNAL), "variable", "holds 2 matrices"),
+    "no matrix in mat 7.3": ("a.mat", mat73(s={"x": SIGNAL}, name="rest"), "not-a-matrix", "no two-dimensional"),
+    "text as npz": ("a.npz", table(), "unreadable", "no whole .npz"),
+    "truncated npz": ("a.npz", npz(x=SIGNAL)[:-100], "unreadable", "no whole .npz"),
+    "npz of two matrices": ("a.npz", npz(x=SIGNAL, y=SIGNAL), "variable", "whose arrays are recordings is a source"),
+    "npz without a matrix": ("a.npz", npz(x=SIGNAL[0], y=np.array(["a"])), "not-a-matrix", "no two-dimensional"),
+    "npz of pickles": ("a.npz", npz(x=np.array([[{}, 1]] * 2, dtype=object)), "not-a-matrix", "no two-dimensional"),
+    "text as CIFTI": ("a.ptseries.nii", table(), "unreadable", "CIFTI"),
+    "CIFTI of another atlas": ("a.ptseries.nii", ptseries(SIGNAL[:, :50], NAMED[:50]), "wrong-atlas", "50 of the 100"),
+    "CIFTI of another kind": ("a.dtseries.nii", b"x", "not-read", "Make one with wb_command -cifti-parcellate"),
+    "spreadsheet": ("a.XLSX", b"PK", "not-read", "Save it as .tsv"),
+    "pickle by its name": ("a.pkl", pickle.dumps(SIGNAL), "not-read", "can run code"),
+    "truncated gz": ("a.tsv.gz", gzip.compress(table().encode())[:-20], "unreadable", "no whole .gz"),
+    "text as gz": ("a.csv.gz", table(separator=","), "unreadable", "no whole .gz"),
     "HDF5 as mat": ("a.mat", b"\x89HDF\r\n\x1a\n" + bytes(600), "unreadable", "save -v7"),
     "text as mat": ("a.mat", table(), "unreadable", "MATLAB"),
     "truncated mat": ("a.mat", mat(x=SIGNAL)[:-100], "unreadable", "MATLAB"),
-    "two matrices": ("a.mat", mat(x=SIGNAL, y=SIGNAL), "variable", "x, y"),
+    "two matrices": ("a.mat", mat(x=SIGNAL, y=SIGNAL), "variable", "holds 2 matrices"),
     "no matrix": ("a.mat", mat(name="rest", tr=2.0), "not-a-matrix", "no two-dimensional"),
     "complex mat": ("a.mat", mat(x=SIGNAL + 1j), "not-a-matrix", "real numbers"),
     "binary as tsv": ("a.tsv", npy(SIGNAL), "unreadable", "UTF-8"),
@@ -198,6 +252,17 @@ def bomb_npz(path: Path) -> None:
     np.savez_compressed(path, a=np.zeros((80_000, 100)))
 
 
+def bomb_gz(path: Path) -> None:
+    """64 MB of zeros in 64 kB."""
+    with gzip.open(path, "wb") as file:
+        file.write(b"0\t" * 2**25)
+
+
+def bomb_mat73(path: Path) -> None:
+    """64 MB of zeros in some kB."""
+    write_mat73(path, x=np.zeros((80_000, 100)))
+
+
 def bomb_mat(path: Path) -> None:
     """A variable that declares six numbers, and inflates to 64 MB."""
     whole = bytearray(mat(x=np.zeros((8_000_000, 1))))
@@ -207,14 +272,23 @@ def bomb_mat(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "name", "code"), [(bomb_npz, "a.npz", "too-large"), (bomb_mat, "a.mat", "unreadable")]
+    ("make", "name", "code"),
+    [
+        (bomb_npz, "a.npz", "too-large"),
+        (bomb_npz, ".", "too-large"),
+        (bomb_mat, "a.mat", "unreadable"),
+        (bomb_mat73, "a.mat", "too-large"),
+        (bomb_gz, "a.tsv.gz", "too-large"),
+    ],
 )
 def test_a_bomb_takes_no_memory(tmp_path, monkeypatch, make, name, code):
-    path = tmp_path / name
+    path = tmp_path / (name if name != "." else "a.npz")
     make(path)
     monkeypatch.setattr("cohorts.matrix_files.MAX_MATRIX_BYTES", 2**20)
-    source = MatrixSource(path if name.endswith("npz") else tmp_path, ATLAS)
+    source = MatrixSource(path if name == "a.npz" else tmp_path, ATLAS)
     (run,) = source.runs()
+    with suppress(RecordingError):
+        source.read(run)  # imports what it needs
 
     tracemalloc.start()
     with pytest.raises(RecordingError) as fault:
@@ -223,7 +297,7 @@ def test_a_bomb_takes_no_memory(tmp_path, monkeypatch, make, name, code):
     tracemalloc.stop()
 
     assert fault.value.code == code
-    assert peak < 2**20
+    assert peak < 2**22
 
 
 def test_members_of_an_npz_stand_or_fall_alone(tmp_path):
@@ -274,6 +348,49 @@ def test_what_is_no_file_is_refused_alone(tmp_path):
     assert "device" in refused["pipe"]
     assert "no longer there" in refused["gone"]
     assert "symbolic links" in refused["loop"]
+
+
+def test_a_folder_names_what_it_does_not_read(tmp_path):
+    """A recording in a form that is not read is not passed over; text beside the others, and their copies, are."""
+    for name in (
+        "sub-1.npy",
+        "sub-2.xlsx",
+        "sub-3.dtseries.nii",
+        "sub-1.rds",
+        "notes.txt",
+        "participants.xlsx",
+        "x.json",
+    ):
+        (tmp_path / name).write_bytes(npy(SIGNAL))
+    source = MatrixSource(tmp_path, ATLAS)
+
+    assert [run.name for run in source.runs()] == ["sub-1", "sub-2", "sub-3"]
+    (tmp_path / "sub-1.npy").unlink()
+    with pytest.raises(CohortError, match=r"holds no file of .*sub-1\.rds: is a file of R"):
+        source.runs()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sub-1.txt", "expected .tsv, .csv, or .1D for spaces. Rename it."),
+        ("func/sub-1_bold.dtseries.nii", "Make one with wb_command -cifti-parcellate, or with XCP-D."),
+        ("sub-1.pconn.nii", "or with XCP-D."),
+        ("sub-1.h5", "Save it as .npy, .mat or .tsv."),
+        ("README.txt", "Name another folder."),
+    ],
+)
+def test_a_folder_of_nothing_that_is_read_says_why(tmp_path, name, said):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("1 2\n")
+    with pytest.raises(CohortError, match=re.escape(said) + "$"):
+        kind_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.ptseries.nii", "a.tsv.gz", "a.mat", "A.1D"])
+def test_the_kind_of_a_folder_of_matrices_is_found_out(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    assert kind_of(tmp_path) == "matrices"
 
 
 def test_sources_that_are_none_are_refused(tmp_path):

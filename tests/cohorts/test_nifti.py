@@ -101,7 +101,6 @@ def test_if_one_run_has_confounds_every_run_must(source):
         ("no-space", {"space": ""}, "P001.nii.gz"),
         ("wrong-space", {"space": "MNI152NLin2009cAsym"}, "P001.nii.gz"),
         ("wrong-space", {}, "sub-01_space-T1w_bold.nii.gz"),
-        ("tr-contradicts", {"t_r": 2.5}, "P001.nii.gz"),
     ],
 )
 def test_a_run_that_is_not_what_was_said_is_refused(source, code, changes, name):
@@ -110,6 +109,16 @@ def test_a_run_that_is_not_what_was_said_is_refused(source, code, changes, name)
     with pytest.raises(RecordingError, match=rf"^{name}: ") as refused:
         source.read(source.runs()[0])
     assert refused.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("header", "notices"), [(1.0, ("header-tr",)), (2000.0, ("header-tr",)), (2.0, ()), (None, ())]
+)
+def test_what_the_user_says_stands_above_the_header(source, header, notices):
+    """Nilearn writes a TR of 1 into images whose TR it does not know."""
+    add(source, "P001.nii.gz", t_r=header)
+    reading = source.read(source.runs()[0])
+    assert (reading.t_r, reading.notices) == (2.0, notices)
 
 
 def test_a_space_that_is_allowed_is_read(source):

@@ -52,6 +52,16 @@ def by_nilearn(run, labels, mask=None, confounds=None, sample_mask=None, **optio
         return masker.fit_transform(run, confounds=confounds, sample_mask=sample_mask)
 
 
+def test_voxels_that_are_constant_but_for_rounding_do_not_cover_a_parcel(tmp_path, labels):
+    signals = noise(N_FRAMES)
+    signals[:, 2] = 1e-12 * (signals[:, 2] - 1000)
+    signals[:, 5] = np.where(signals[:, 5] > 1000, np.float32(1000), np.nextafter(np.float32(1000), np.float32(0)))
+    run = save_nifti(tmp_path / "run.nii.gz", paint(signals))
+
+    assert extract_means(run, labels).coverage.tolist() == [1, 1, 0, 1, 1, 0, 1, 1]
+    assert np.isnan(parcellate(run, labels, t_r=T_R).signal).all(axis=0).tolist() == [n in (2, 5) for n in range(8)]
+
+
 @pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
 @pytest.mark.parametrize("with_confounds", [False, True], ids=["no confounds", "confounds"])
 @pytest.mark.parametrize("censored", [(), (0, 1), (5, 6, 30)], ids=["none censored", "start", "middle"])

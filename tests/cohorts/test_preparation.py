@@ -287,6 +287,14 @@ def test_another_preparation_is_not_mixed_in_but_begins_anew_where_nothing_was_f
     assert set(Cohort.open(tmp_path / "new").recordings["n_frames"]) == {70}
 
 
+def test_an_option_that_is_new_and_not_given_changes_nothing(source, tmp_path):
+    prepare_cohort(source, tmp_path / "out")
+    about = tmp_path / "out" / "cohort.yaml"
+    assert "n_frames" in about.read_text()
+    about.write_text(about.read_text().replace("options:\n", "options:\n  an_old_one: null\n"))
+    assert prepare_cohort(source, tmp_path / "out").n_done == 0
+
+
 def test_rules_are_judged_again_without_reading_anything_again(source, tmp_path):
     prepare_cohort(source, tmp_path / "out")
     cohort = Cohort.open(tmp_path / "out")

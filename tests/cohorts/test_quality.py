@@ -1,4 +1,5 @@
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -8,17 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cohorts import RecordingError, load_atlas
+from cohorts import Recording, RecordingError, load_atlas
 from cohorts.atlas import Atlas
 from cohorts.quality import (
     Quality,
     QualityRules,
+    carries_signal,
     check_signal,
     connectivity,
     fisher_z,
     measure,
     standardized_dvars,
 )
+from cohorts.recording import check_recording
 from cohorts.settings import read_settings
 
 ATLAS = load_atlas("schaefer100")
@@ -155,6 +158,88 @@ def test_measures_are_finite_or_unknown_and_never_warn(signal, trace, seed, give
     values = np.array(list(vars(quality).values()), float)
     assert (np.isfinite(values) | np.isnan(values)).all()
     assert math.isnan(quality.mean_fc) or -1 <= quality.mean_fc <= 1
+
+
+def spike(height: float) -> np.ndarray:
+    return np.where(np.arange(200) == 70, height, 0.0)
+
+
+def flicker(level: float, seed: int = 0) -> np.ndarray:
+    """A level that moves by one unit in float32's last place, now and then."""
+    above = np.nextafter(np.float32(level), np.float32(np.inf))
+    return np.where(np.random.default_rng(seed).random(200) < 0.5, np.float32(level), above)
+
+
+RESIDUE = {
+    "zero": np.zeros(200),
+    "constant": np.full(200, 7.3),
+    "what float64 leaves of a regression": 1e-13 * np.random.default_rng(1).normal(size=200),
+    "what float32 leaves of a regression": 3e-6 * np.random.default_rng(1).normal(size=200),
+    "one unit in the last place": flicker(1000.0),
+    "one unit in the last place of a large level": flicker(3e6),
+    "one spike of residue": spike(1e-12),
+    "denormal": 1e-40 * np.random.default_rng(1).normal(size=200),
+}
+
+
+@pytest.mark.parametrize("residue", RESIDUE)
+@pytest.mark.parametrize("level", [0, 1000], ids=["demeaned", "raw"])
+@pytest.mark.parametrize("n_residue", [1, 30, 70])
+def test_residue_of_rounding_is_no_signal(residue, level, n_residue):
+    signal = (level + autoregressive(200, np.full(100, 0.4))).astype(np.float32)
+    signal[:, :n_residue] = RESIDUE[residue][:, None]
+
+    covered = check_signal(signal, "sub-01", ATLAS, QualityRules(min_coverage=0))
+
+    np.testing.assert_array_equal(covered, np.arange(100) >= n_residue)
+    np.testing.assert_array_equal(Recording("sub-01", signal, 2.0).coverage, covered)
+    everything = Recording("sub-01", signal, 2.0, coverage=np.ones(100, bool))
+    np.testing.assert_array_equal(everything.coverage, covered)
+
+
+@pytest.mark.parametrize("residue", set(RESIDUE) - {"what float32 leaves of a regression"})
+def test_a_recording_of_residue_alone_is_refused(residue):
+    signal = np.tile(RESIDUE[residue][:, None], (1, 100)).astype(np.float32)
+    with pytest.raises(RecordingError, match="no parcel changes over time by more than rounding") as caught:
+        check_signal(signal, "sub-01", ATLAS, QualityRules())
+    assert caught.value.code == "constant"
+
+
+@given(
+    units=st.floats(1e-6, 1e6),
+    level=st.sampled_from([0, 100]),
+    weak=st.floats(0.01, 1),
+    artefact=st.sampled_from([1, 1000]),
+)
+@settings(max_examples=30)
+def test_signals_in_any_units_are_signals_weak_ones_beside_artefacts_too(units, level, weak, artefact):
+    signal = autoregressive(100, np.full(100, 0.4))
+    signal[:, :5] *= weak
+    signal[:, -5:] *= artefact
+    found = ((level + signal) * units).astype(np.float32)
+
+    assert check_signal(found, "sub-01", ATLAS, QualityRules()).all()
+
+
+@pytest.mark.parametrize("smallest", [1e-3, 1e-6, 1e-8, 1e-12])
+def test_what_is_judged_again_without_its_residue_is_judged_the_same(smallest):
+    signal = (autoregressive(60, np.zeros(100)) * np.geomspace(smallest, 1, 100)).astype(np.float32)
+    covered = carries_signal(signal.min(axis=0), signal.max(axis=0))
+    stored = np.where(covered, signal, 0)
+
+    assert covered.all() == (smallest == 1e-3)
+    np.testing.assert_array_equal(carries_signal(stored.min(axis=0), stored.max(axis=0)), covered)
+
+
+@pytest.mark.parametrize("value", [1e16, -1e30, 3e38])
+def test_what_float32_cannot_square_is_refused(value):
+    signal = autoregressive(100, np.full(100, 0.4)).astype(np.float32)
+    signal[5, 3] = value
+    with pytest.raises(RecordingError, match=re.escape(f"sub-01: holds values of {abs(value):.0e};")) as caught:
+        check_signal(signal, "sub-01", ATLAS, QualityRules())
+    assert caught.value.code == "out-of-range"
+    with pytest.raises(RecordingError, match="beyond 1e"):
+        check_recording(Recording("sub-01", signal, 2.0), 100, "schaefer100")
 
 
 def test_fisher_z_is_finite_at_one():

@@ -1,8 +1,10 @@
+import tracemalloc
+
 import pytest
 from pydantic import Field
 
 from cohorts.errors import SettingsError
-from cohorts.settings import Settings, read_settings
+from cohorts.settings import Settings, parse_yaml, read_settings
 
 
 class Inner(Settings):
@@ -45,3 +47,42 @@ def test_absent_files_and_folders_are_refused(tmp_path):
         read_settings(tmp_path / "none.yaml", Outer)
     with pytest.raises(SettingsError, match="is a folder"):
         read_settings(tmp_path, Outer)
+
+
+def chain(links: int) -> str:
+    """YAML of a few hundred bytes whose last alias stands for ten to the number of links."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, links)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        chain(8),
+        "name: " + "x" * 2**18,
+        "a: &a " + "y" * 1000 + "\nb: [" + ", ".join(["*a"] * 2000) + "]\n",
+        "a: &a {b: 1}\nc: {<<: [" + ", ".join(["*a"] * 60_000) + "]}\n",
+        "a: " + "[" * 60 + "]" * 60,
+    ],
+    ids=["aliases", "long", "repeated text", "merges", "deep"],
+)
+def test_what_stands_for_more_than_settings_are_is_refused_before_it_is_made(text):
+    tracemalloc.start()
+    with pytest.raises(SettingsError, match=r"study\.yaml: (stands for more|has \d+ bytes)"):
+        parse_yaml(text.encode(), "study.yaml")
+    assert tracemalloc.get_traced_memory()[1] < 2e8
+    tracemalloc.stop()
+
+
+def test_aliases_that_stand_for_little_are_read():
+    text = "a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\n" + chain(3)
+
+    content = parse_yaml(text.encode(), "study.yaml")
+
+    assert (content["b"], content["c"], len(content["a2"])) == ({"x": 1}, {"x": 1, "y": 2}, 10)
+
+
+def test_an_alias_inside_its_own_anchor_is_refused():
+    with pytest.raises(SettingsError, match="stands inside its own anchor"):
+        parse_yaml(b"a: &a [*a]\n", "study.yaml")

@@ -6,6 +6,7 @@ import pytest
 
 from cohorts.atlas import Atlas, load_atlas
 from cohorts.errors import AtlasError, RecordingError
+from cohorts.tables import read_text_table
 from cohorts.volumes import LabelImage, check_space, load_label_image, same_space
 from tests.support.volumes import AFFINE, SHAPE, SPACE, block_labels, save_nifti, write_labels
 
@@ -172,6 +173,27 @@ def test_schaefer_comes_from_a_folder_without_a_network(tmp_path):
         found = load_label_image(name, folder=tmp_path)
         assert found.atlas.content_hash == atlas.content_hash
         assert (found.space, found.values) == (SPACE, tuple(range(1, 101)))
+
+
+@pytest.mark.parametrize(("size", "networks"), [(400, 7), (200, 17)])
+def test_nilearn_s_files_of_today_and_of_before_2019_are_the_atlas(real_data, tmp_path, size, networks):
+    """The names are those of PennLINC's AtlasPack, which are those of the release that nilearn downloads."""
+    table = read_text_table(real_data / "atlases" / "tables" / f"atlas-4S{size + 56}Parcels_dseg.tsv")[:size]
+    image = nib.load(real_data / "atlases" / f"neuroparc_Schaefer{size}_res-2mm.nii.gz")
+    numbers, atlas = np.asarray(image.dataobj).astype(np.int16), load_atlas(f"schaefer{size}")
+    if networks == 7:
+        for labels in (table["label_7network"], atlas.former_labels):
+            schaefer_folder(tmp_path, size, networks, numbers, image.affine, labels)
+            found = load_label_image(f"schaefer{size}", folder=tmp_path)
+            assert (found.atlas.labels, found.values) == (atlas.labels, tuple(range(1, size + 1)))
+        return
+    in_order = np.r_[0, table["index_17network"].astype(int)].astype(np.int16)[numbers]
+    labels = table.sort_values("index_17network")["label_17network"]
+    schaefer_folder(tmp_path, size, 17, in_order, image.affine, labels)
+    assert load_label_image(f"schaefer{size}-17", folder=tmp_path).atlas.labels == tuple(labels)
+    own = next((tmp_path / "schaefer_2018").glob("*.nii.gz"))
+    with pytest.raises(AtlasError, match="17 networks"):
+        load_label_image(f"schaefer{size}", image=own, space=SPACE)
 
 
 @pytest.mark.parametrize(("name", "size", "networks"), [("schaefer300", 300, 7), ("schaefer100-17", 100, 17)])

@@ -147,7 +147,7 @@ def set_up(made: Deployment) -> None:
         made.at_site(
             name,
             ["site", "join", "/site/site.yaml", "/site/nordic.join.json", "--by", "Anna Berg", "--yes"],
-            ["site", "approve", "/site/site.yaml", "/site/small.fab", "--by", "Anna Berg"],
+            ["site", "approve", "/site/site.yaml", "/site/small.fab", "--by", "Anna Berg", "--yes"],
         )
 
 

@@ -84,7 +84,7 @@ PAYLOADS: list[Payload] = [
     ),
     SummarizeReply(arrays=ARRAYS),
     HarmonizeRequest(arrays=ARRAYS, study="s", steps=[Step(source="a", result="b", transform="combat")]),
-    HarmonizeReply(arrays=join(tally={"b": np.array(12)}), pseudonyms=["p-1"]),
+    HarmonizeReply(arrays=join(tally={"b": np.array(12)}), pseudonyms=["p-0123456789abcdef"]),
 ]
 
 
@@ -200,3 +200,46 @@ def test_arrays_of_a_request_that_are_not_packed_are_refused():
     for arrays in ({}, unpacked, {"safetensors": Array(np.zeros(3))}, {"safetensors": cut}):
         with pytest.raises(MessageError):
             SummarizeRequest.from_records(RecordDict({"header": header, "arrays": ArrayRecord(arrays)}))
+
+
+GOOD = {
+    "site": "oslo",
+    "n_participants": 12,
+    "n_recordings": 12,
+    "n_quarantined": 0,
+    "n_windows": 24,
+    "n_parcels": 100,
+    "atlas": "schaefer100",
+    "preprocessing": "fmriprep 23.2",
+    "software": {"torch": "2.13"},
+    "rosters": ["ab" * 32],
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"site": "../../oslo"},
+        {"site": "oslo\x1b[2J"},
+        {"site": ""},
+        {"n_participants": -1},
+        {"n_windows": 10**30},
+        {"n_recordings": 1.5},
+        {"n_parcels": True},
+        {"atlas": "schaefer100\x1b]0;owned\x07"},
+        {"preprocessing": "a\nb"},
+        {"preprocessing": "x" * 10**5},
+        {"software": {"torch": "\r"}},
+        {"software": {str(n): "1" for n in range(1000)}},
+        {"rosters": ["ab"]},
+    ],
+    ids=str,
+)
+def test_what_a_site_says_of_itself_is_plain_short_and_no_path(changes):
+    records = DescribeReply(**GOOD).to_records()
+    assert DescribeReply.from_records(records).site == "oslo"
+    fields = {**json.loads(records["header"]["json"]), **changes}
+    records["header"]["json"] = json.dumps(fields)
+
+    with pytest.raises(MessageError):
+        DescribeReply.from_records(records)

@@ -1,5 +1,6 @@
 """What the protocol promises, and what a coordinator who sees all messages can make of them."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -161,6 +162,10 @@ def test_what_does_not_fit_is_named():
         MASKERS["bergen"].seal({"moment": np.array([1e300])}, CONTEXT)
 
 
+SHAPES = ([math.inf], [math.nan], [-1], [1.0], [True], ["1"], [10**30], [2**20, 2**20], "ab", 7, [[1]], None)
+"""Shapes of no array that a message could hold."""
+
+
 def test_layouts_travel_as_json_and_damaged_ones_are_refused():
     layout = Layout.of(arrays_of(1), bound=0.1)
 
@@ -170,6 +175,11 @@ def test_layouts_travel_as_json_and_damaged_ones_are_refused():
         {"fields": [{"name": "a"}], "bound": 1},
         {"fields": [], "bound": "x"},
         {"fields": 3, "bound": 1},
+        {"fields": ["a"], "bound": 1},
+        *({"fields": [{"name": "a", "shape": shape, "kind": "sum"}], "bound": 1} for shape in SHAPES),
+        {"fields": [{"name": "a", "shape": [1], "kind": "other"}], "bound": 1},
+        {"fields": [{"name": 3, "shape": [1], "kind": "sum"}], "bound": 1},
+        *({"fields": [], "bound": bound} for bound in (math.nan, math.inf, -1, 10**400)),
     ):
         with pytest.raises(SecureSumError):
             Layout.from_json(damaged)

@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression as Reference
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from harmonization import (
     CrossValidatedLogistic,
@@ -30,26 +32,20 @@ def draw_labels(sites: Sites, n_classes: int, seed: int = 0, strength: float = 1
 
 
 def fit_logistic(features: np.ndarray, labels: np.ndarray, C: float):
-    """Fit scikit-learn's regression to centred features; return a function of log odds to probabilities."""
-    centre = features.mean(axis=0)
+    """Fit scikit-learn's regression to standardised features; return a function of rows to probabilities."""
+    model = Reference(C=C, solver="newton-cholesky", tol=1e-12, max_iter=1000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its line search complains where it can get no closer
-        model = Reference(C=C, solver="newton-cholesky", tol=1e-12, max_iter=1000).fit(features - centre, labels)
-    return lambda rows: model.predict_proba(rows - centre)
-
-
-def raw_strength(features: np.ndarray, C: float) -> float:
-    return C / features.var(axis=0).mean()
+        return make_pipeline(StandardScaler(), model).fit(features, labels).predict_proba
 
 
 def nested_choice(left: Left, labels: np.ndarray) -> float:
     losses = np.zeros(len(CS))
     for rows, held_out in left.inner:
         for index, C in enumerate(CS):
-            x = left.features[rows]
-            probability = fit_logistic(x, labels[rows], raw_strength(x, C))(left.features[held_out])
+            probability = fit_logistic(left.features[rows], labels[rows], C)(left.features[held_out])
             losses[index] -= np.log(probability[np.arange(held_out.sum()), labels[held_out]]).sum()
-    return raw_strength(left.features[left.training], CS[int(np.argmin(losses))])
+    return CS[int(np.argmin(losses))]
 
 
 def plain_loop(sites: Sites, labels: np.ndarray, parts: np.ndarray, method: str, chosen=None):
@@ -110,6 +106,36 @@ def test_folds_equal_the_loop_on_any_data(sizes, p, n_classes, offset, seed):
     np.testing.assert_allclose(scores.C, chosen, rtol=1e-8)
     assert scores.log_loss == pytest.approx(log_loss(labels, probability), rel=1e-6)
     assert abs(scores.auroc - area(labels, probability)) <= scores.auroc_error + 1e-12
+
+
+@pytest.mark.parametrize("method", ["none", "combat"])
+def test_the_units_of_features_are_of_no_matter(method):
+    sites = make_sites((31, 24, 47, 60), 12, offset=20)
+    labels = draw_labels(sites, 3)
+    units = 10.0 ** np.random.default_rng(0).uniform(-6, 6, 12)
+    mixed = Sites(sites.features * units, sites.covariates, sites.target, sites.site)
+    analysis = CrossValidatedLogistic(4, method=method, options={"prior": "none"} if method == "combat" else {}, Cs=CS)
+
+    scores, other = (run_pooled(analysis, tables_of(each, np.eye(3)[labels])) for each in (sites, mixed))
+
+    assert other.log_loss == pytest.approx(scores.log_loss, rel=1e-9)
+    np.testing.assert_array_equal(other.C, scores.C)
+
+
+def test_scores_through_loadings_keep_their_relative_scale():
+    sites = make_sites((31, 24, 47, 60), 12)
+    labels = draw_labels(sites, 2)
+    loadings = np.random.default_rng(0).normal(size=(12, 4)) * [1, 1, 0.1, 0.1]
+    analysis = CrossValidatedLogistic(4, Cs=(0.1,))
+    tables = [replace(table, loadings=loadings) for table in tables_of(sites, np.eye(2)[labels])]
+    parts, probability, seen = parts_of(analysis, tables), np.empty((len(labels), 2)), sites.features @ loadings
+    for part in range(4):
+        x = seen[parts != part]
+        centre, unit = x.mean(axis=0), np.sqrt(x.var(axis=0).mean())
+        model = Reference(C=0.1, solver="newton-cholesky", tol=1e-12).fit((x - centre) / unit, labels[parts != part])
+        probability[parts == part] = model.predict_proba((seen[parts == part] - centre) / unit)
+
+    assert run_pooled(analysis, tables).log_loss == pytest.approx(log_loss(labels, probability), rel=1e-7)
 
 
 def test_intervals_are_those_of_resampled_participants():
@@ -181,8 +207,7 @@ def test_one_penalty_needs_no_nested_folds_and_serves_two_parts():
     labels = draw_labels(sites, 2)
     tables = tables_of(sites, np.eye(2)[labels])
     analysis = CrossValidatedLogistic(sites=("0", "1"), Cs=(0.1,))
-    C = [raw_strength(sites.features[sites.site != part], 0.1) for part in (0, 1)]
-    probability, _ = plain_loop(sites, labels, sites.site, "none", C)
+    probability, _ = plain_loop(sites, labels, sites.site, "none", [0.1, 0.1])
 
     assert run_pooled(analysis, tables).log_loss == pytest.approx(log_loss(labels, probability), rel=1e-8)
 

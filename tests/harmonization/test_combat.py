@@ -196,27 +196,6 @@ def test_a_feature_that_is_constant_inside_every_site_comes_back_unchanged(five_
     np.testing.assert_array_equal(federated(five_sites)[:, 3], five_sites.features[:, 3])
 
 
-@pytest.mark.parametrize("prior", MODES)
-def test_a_feature_that_is_constant_at_one_site_has_no_scale_there(prior):
-    """As in neuroCombat, which puts 1 for a variance of 0. Above four rows its mean rounds, and it finds no 0."""
-    sites = make_sites((30, 4, 40), p=10)
-    features = sites.features.copy()
-    features[sites.site == 1, 2] = 0.3
-    sites = Sites(features, np.empty((len(features), 0)), sites.target, sites.site)
-
-    np.testing.assert_allclose(federated(sites, prior=prior), neurocombat(sites, **MODES[prior]), atol=1e-9)
-
-
-@pytest.mark.parametrize("prior", MODES)
-def test_rounding_gives_a_constant_feature_no_scale(five_sites, prior):
-    features = five_sites.features.copy()
-    features[five_sites.site == 1, 2] = 0.3
-
-    effect = ComBatHarmonizer(prior=prior).fit(features, None, five_sites.site).effects_["1"]
-
-    assert (effect.delta > 0.1).all()
-
-
 # Missing values
 
 

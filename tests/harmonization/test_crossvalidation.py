@@ -16,6 +16,7 @@ from harmonization import (
 )
 from harmonization.combat import ComBatHarmonizer
 from harmonization.crossvalidation import CrossValidation, Fold, people_of
+from harmonization.declared import Declared, Widths, everybody
 from harmonization.protocol import Sums
 from tests.support.sites import make_sites
 
@@ -45,6 +46,9 @@ class Look(CrossValidation):
         training = np.zeros((len(folds), 5))
         training[:, int(table.site)] = [fold.training.sum() for fold in folds]
         return {"features": shown, "training": training}
+
+    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
+        return {"features": everybody(self.n_parts, 5, widths.features), "training": everybody(self.n_parts, 5)}
 
     def solve_folds(self, total: Sums, own: State | None) -> Seen:
         return Seen(**total)

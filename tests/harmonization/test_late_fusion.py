@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
 
 from harmonization import CrossValidatedRidge, HarmonizationError, LateFusion, SiteTable, TableError, run_pooled
 from harmonization.errors import SmallGroupError
@@ -38,21 +39,16 @@ def plain(tables: list[SiteTable], analysis: LateFusion, alphas: np.ndarray) -> 
     for part in range(analysis.n_parts):
         train = parts != part
 
-        def mean_variance(view, train=train):
-            return view[train].var(axis=0).mean()
-
-        both = np.concatenate([view / np.sqrt(mean_variance(view)) for view in (x, y)], axis=1)
-        models = [
-            Ridge(alpha * train.sum() * mean_variance(view), solver="svd")
-            for alpha, view in zip(alphas[part], (x, y, both), strict=True)
-        ]
+        u, v = (StandardScaler().fit(view[train]).transform(view) for view in (x, y))
+        both = np.concatenate([u, v], axis=1)
+        models = [Ridge(alpha * train.sum(), solver="svd") for alpha in alphas[part]]
         inner = np.empty((train.sum(), 2))
-        for column, (model, view) in enumerate(zip(models[:2], (x, y), strict=True)):
+        for column, (model, view) in enumerate(zip(models[:2], (u, v), strict=True)):
             for person in range(train.sum()):
                 others = np.flatnonzero(train) != np.flatnonzero(train)[person]
                 model.fit(view[train][others], target[train][others])
                 inner[person, column] = model.predict(view[train][[person]])[0]
-        for column, (model, view) in enumerate(zip(models, (x, y, both), strict=True)):
+        for column, (model, view) in enumerate(zip(models, (u, v, both), strict=True)):
             predicted[~train, column] = model.fit(view[train], target[train]).predict(view[~train])
         mean = target[train].mean()
         weights = nnls(inner - mean, target[train] - mean)[0]
@@ -111,13 +107,25 @@ def test_a_view_that_knows_nothing_adds_nothing():
     np.testing.assert_allclose(scores.weights[:, 0], 1, atol=0.25)
 
 
-def test_units_of_a_view_do_not_matter():
-    tables = study()
-    rescaled = [replace(table, second=table.second * 1e-5) for table in tables]
+def test_units_do_not_matter():
+    tables, units = study(), 10.0 ** np.linspace(-5, 5, 8)
+    rescaled = [replace(t, features=t.features * units, second=t.second * units[:5]) for t in tables]
 
     first, other = run_pooled(LateFusion(), tables), run_pooled(LateFusion(), rescaled)
 
     np.testing.assert_allclose(first.r2, other.r2, rtol=1e-9)
+
+
+def test_through_loadings_either_view_keeps_its_relative_scale():
+    tables = [replace(table, loadings=np.eye(8), second=table.second * [1, 1, 1, 0.1, 0.1]) for table in study()]
+    rescaled = [replace(table, second=table.second * 1e-5) for table in tables]
+    second = [replace(table, features=table.second, loadings=np.eye(5)) for table in tables]
+
+    scores, other = run_pooled(LateFusion(), tables), run_pooled(LateFusion(), rescaled)
+
+    expected = [run_pooled(CrossValidatedRidge(penalty="gcv"), t).r2 for t in (tables, second)]
+    np.testing.assert_allclose(scores.r2[:2], expected, rtol=1e-12)
+    np.testing.assert_allclose(scores.r2, other.r2, rtol=1e-9)
 
 
 def test_more_columns_than_people_and_constant_ones_do_no_harm():

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from harmonization import CrossValidatedRidge, HarmonizationError, SiteTable, TableError, run_pooled
 from harmonization.scoring import bootstrap_weights, permuted_rows
@@ -16,9 +18,8 @@ ALPHAS = (1e-3, 1e-1, 1.0, 10.0)
 NAMES = ("0", "1", "2", "3", "4")
 
 
-def fit_ridge(features: np.ndarray, target: np.ndarray, alpha: float) -> Ridge:
-    centred = features - features.mean(axis=0)
-    return Ridge(alpha * (centred**2).sum() / features.shape[1]).fit(features, target)
+def fit_ridge(features: np.ndarray, target: np.ndarray, alpha: float) -> Pipeline:
+    return make_pipeline(StandardScaler(), Ridge(alpha * len(features))).fit(features, target)
 
 
 def nested_choice(left: Left, target: np.ndarray) -> float:
@@ -34,10 +35,10 @@ def nested_choice(left: Left, target: np.ndarray) -> float:
 
 def gcv_choice(left: Left, target: np.ndarray) -> float:
     x, y = left.features[left.training], target[left.training]
-    x, y = x - x.mean(axis=0), y - y.mean()
+    x, y = StandardScaler().fit_transform(x), y - y.mean()
     errors = []
     for alpha in ALPHAS:
-        hat = x @ np.linalg.solve(x.T @ x + alpha * (x**2).sum() / x.shape[1] * np.eye(x.shape[1]), x.T)
+        hat = x @ np.linalg.solve(x.T @ x + alpha * len(x) * np.eye(x.shape[1]), x.T)
         errors.append(len(y) * ((y - hat @ y) ** 2).sum() / (len(y) - 1 - np.trace(hat)) ** 2)
     return ALPHAS[int(np.argmin(errors))]
 
@@ -157,21 +158,58 @@ def test_intervals_cover_the_truth():
     assert 0.85 <= ((low < np.mean(r2)) & (np.mean(r2) < high)).mean() <= 1
 
 
-def test_loadings_are_read_after_harmonization(five_sites):
-    loadings = np.random.default_rng(0).normal(size=(40, 6))
-    through = [SiteTable(t.features, t.covariates, t.target, loadings=loadings, seed=t.seed) for t in five_sites.tables]
-    beforehand = [SiteTable(t.features @ loadings, t.covariates, t.target, seed=t.seed) for t in five_sites.tables]
+@pytest.mark.parametrize("method", ["none", "combat"])
+@pytest.mark.parametrize("penalty", ["nested", "gcv"])
+def test_the_units_of_features_are_of_no_matter(five_sites, penalty, method):
+    """Thickness in metres beside volumes in cubic millimetres."""
+    target = five_sites.features[:, 0] + five_sites.target + 50
+    analysis = CrossValidatedRidge(4, method=method, options={"prior": "none"} if method == "combat" else {})
+    analysis = replace(analysis, alphas=ALPHAS, penalty=penalty, permutations=3)
+    units = 10.0 ** np.random.default_rng(0).uniform(-6, 6, 40)
+    mixed = Sites(five_sites.features * units, five_sites.covariates, five_sites.target, five_sites.site)
 
-    raw = [run_pooled(CrossValidatedRidge(), tables).r2 for tables in (through, beforehand)]
-    plain = [
-        run_pooled(CrossValidatedRidge(method="combat", options={"prior": "none"}), t).r2 for t in (through, beforehand)
-    ]
-    shrunk = [run_pooled(CrossValidatedRidge(method="combat"), tables).r2 for tables in (through, beforehand)]
+    scores, other = (run_pooled(analysis, tables_of(sites, target)) for sites in (five_sites, mixed))
 
-    assert raw[0] == pytest.approx(raw[1], abs=1e-12)
-    # Scales differ between the 40 features and their 6 mixtures: after ComBat the two orders are two analyses.
-    assert plain[0] != pytest.approx(plain[1], abs=1e-6)
-    assert shrunk[0] != pytest.approx(shrunk[1], abs=1e-6)
+    assert other.r2 == pytest.approx(scores.r2, abs=1e-9)
+    np.testing.assert_array_equal(other.alpha, scores.alpha)
+    np.testing.assert_allclose(other.null, scores.null, atol=1e-9)
+
+
+def test_a_constant_feature_is_of_no_matter(five_sites):
+    """Its rounding, far from zero, is not to be taken for a feature of deviation 1."""
+    rows = five_sites.features.copy()
+    rows[:, 3], rows[:, 7] = 1e6 + 0.1, 0.0
+    with_constants = Sites(rows, five_sites.covariates, five_sites.target, five_sites.site)
+    without = Sites(
+        np.delete(rows, [3, 7], axis=1), *(getattr(five_sites, n) for n in ("covariates", "target", "site"))
+    )
+
+    found, expected = (
+        run_pooled(CrossValidatedRidge(), tables_of(sites, sites.target)) for sites in (with_constants, without)
+    )
+
+    assert found.r2 == pytest.approx(expected.r2, abs=1e-9)
+
+
+def test_loadings_are_read_after_harmonization_and_their_scores_keep_their_relative_scale(five_sites):
+    loadings = np.random.default_rng(0).normal(size=(40, 6)) * [1, 1, 1, 0.1, 0.1, 0.1]
+    through = [replace(table, loadings=loadings) for table in tables_of(five_sites, five_sites.target)]
+    analysis = CrossValidatedRidge(4, alphas=(0.3,))
+    scores = five_sites.features @ loadings
+    parts, predicted = parts_of(analysis, through), np.empty(len(scores))
+    for part in range(4):
+        x, y = scores[parts != part], five_sites.target[parts != part]
+        model = Ridge(0.3 * len(x) * x.var(axis=0).mean()).fit(x, y)
+        predicted[parts == part] = model.predict(scores[parts == part])
+
+    assert run_pooled(analysis, through).r2 == pytest.approx(r2_score(five_sites.target, predicted), abs=1e-9)
+
+    beforehand = [replace(table, features=table.features @ loadings, loadings=np.eye(6)) for table in through]
+    for options in ({"prior": "none"}, {}):
+        # Scales differ between the 40 features and their 6 mixtures: after ComBat the two orders are two analyses.
+        combat = replace(analysis, method="combat", options=options)
+        assert run_pooled(combat, through).r2 != pytest.approx(run_pooled(combat, beforehand).r2, abs=1e-6)
+    assert run_pooled(analysis, beforehand).r2 == pytest.approx(run_pooled(analysis, through).r2, abs=1e-12)
 
 
 @pytest.mark.parametrize("penalty", ["nested", "gcv"])

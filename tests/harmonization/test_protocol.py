@@ -11,6 +11,7 @@ from harmonization import (
     CovBat,
     CrossValidatedCCA,
     CrossValidatedLogistic,
+    CrossValidatedPermanova,
     CrossValidatedRidge,
     HarmonizationError,
     LateFusion,
@@ -47,13 +48,14 @@ EVERY = [
     CovBat(),
     CrossValidatedCCA(2, n_folds=2, permutations=5, message_floats=1000),
     CrossValidatedLogistic(method="combat", Cs=(1.0, 10.0)),
+    CrossValidatedPermanova(method="combat", permutations=3, sizes=(20, 30)),
     ContentStyle(rounds=2, local_steps=2),
     CrossValidatedRidge(method="combat"),
     LateFusion(method="combat"),
     LinearRegression(),
     LogisticRegression(2.0),
     LongitudinalComBat(),
-    Permanova(permutations=5),
+    Permanova(5, (20, 30)),
     Projection(5),
     Quantiles((0.25, 0.5)),
     Residualization(),
@@ -143,6 +145,21 @@ def test_sums_of_additive_analyses_are_sums_of_each_row_in_every_round(analysis)
             for name, values in together.items():
                 scale = np.abs(values).max() + 1e-12
                 np.testing.assert_allclose(alone[name] / scale, values / scale, rtol=0, atol=1e-9, err_msg=name)
+        state = analysis.solve(add_sums([analysis.summarize(table, state) for table in rows]), state)
+
+
+@pytest.mark.parametrize("analysis", EVERY, ids=lambda analysis: analysis.name)
+def test_every_round_sends_what_is_declared_and_nothing_else(analysis):
+    rows = tables(analysis.name)
+    state = None
+    while state is None or not state.done:
+        declared = analysis.sends(rows[0].widths, state)
+        for table in rows:
+            sums = analysis.summarize(table, state)
+            assert {name: values.shape for name, values in sums.items()} == {
+                name: sent.shape for name, sent in declared.items()
+            }
+            assert {values.dtype for values in sums.values()} <= {np.dtype(np.float64)}
         state = analysis.solve(add_sums([analysis.summarize(table, state) for table in rows]), state)
 
 

@@ -103,13 +103,28 @@ def test_permuted_labels_weigh_as_a_direct_solution_does(five_sites):
     labels = np.concatenate([analysis.labelings(table, centres.own) for table in tables], axis=1).argmax(axis=2)
     train = folds != 1
     x = five_sites.features[train] - fitted.mean[1]
+    means = np.stack([x[five_sites.site[train] == site].mean(axis=0) for site in range(5)])
+    scale = (x - means[five_sites.site[train]]).std(axis=0)
+    x = x / scale
 
     for labeling in range(5):
         y = labels[labeling][train]
         means = np.stack([x[y == label].mean(axis=0) for label in range(5)])
         within = (x - means[y]).T @ (x - means[y]) / (len(x) - 5)
         shrunken = 0.7 * within + 0.3 * np.trace(within) / 40 * np.eye(40)
-        np.testing.assert_allclose(fitted.weights[1, labeling], np.linalg.solve(shrunken, means.T).T, atol=1e-9)
+        weights = np.linalg.solve(shrunken, means.T).T / scale
+        np.testing.assert_allclose(fitted.weights[1, labeling], weights, atol=1e-9)
+
+
+def test_the_units_of_features_are_of_no_matter(five_sites):
+    units = 10.0 ** np.random.default_rng(0).uniform(-6, 6, 40)
+    mixed = Sites(five_sites.features * units, five_sites.covariates, five_sites.target, five_sites.site)
+    analysis = SiteClassification(permutations=10)
+
+    result, other = (run_pooled(analysis, labelled(sites)) for sites in (five_sites, mixed))
+
+    assert other.balanced_accuracy == pytest.approx(result.balanced_accuracy)
+    np.testing.assert_allclose(other.null, result.null)
 
 
 def test_the_null_of_a_site_that_guards_groups_is_as_wide_as_any():

@@ -2,12 +2,13 @@ from typing import get_args
 
 import yaml
 
+from client.policy import SHOWS_ONE_SITE
 from harmonization import make_harmonizer
 from server.comparing import CONTROL, HARMONIZED, RAW, held_out_measures, site_measures, variants_of
 from server.study import Method, load_study
 from tests.support.federation import STUDY
 
-SITES = ["a", "b", "c"]
+SITES = {"a": 20, "b": 30, "c": 25}
 
 
 def study(tmp_path, **changes):
@@ -16,7 +17,7 @@ def study(tmp_path, **changes):
 
 
 def test_the_control_is_told_of_no_covariates(tmp_path):
-    raw, harmonized, control = variants_of(study(tmp_path), SITES)
+    raw, harmonized, control = variants_of(study(tmp_path), [*SITES])
 
     assert [variant.name for variant in (raw, harmonized, control)] == [RAW, HARMONIZED, CONTROL]
     assert [item["name"] for item in harmonized.covariates] == ["age", "sex"]
@@ -26,7 +27,7 @@ def test_the_control_is_told_of_no_covariates(tmp_path):
 
 def test_without_a_method_only_raw_features_and_what_is_compared_are_left(tmp_path):
     variants = variants_of(
-        study(tmp_path, harmonization={"method": "none"}, analyses={"compare": ["combat", "none"]}), SITES
+        study(tmp_path, harmonization={"method": "none"}, analyses={"compare": ["combat", "none"]}), [*SITES]
     )
 
     assert [(variant.name, variant.method) for variant in variants] == [("raw", "none"), ("combat", "combat")]
@@ -37,7 +38,7 @@ def test_every_method_can_be_compared(tmp_path):
         tmp_path, harmonization={"smooth": {"age": [18, 90]}}, analyses={"compare": list(get_args(Method))}
     )
 
-    variants = variants_of(compared, SITES)
+    variants = variants_of(compared, [*SITES])
 
     assert {variant.method for variant in variants} == set(get_args(Method))
     for variant in variants:
@@ -48,12 +49,35 @@ def test_what_a_study_asks_for_covers_all_its_tasks(tmp_path):
     everything = study(
         tmp_path,
         harmonization={"method": "combat_gam", "smooth": {"age": [18, 90]}},
-        analyses={"targets": ["age", "sex"], "leave_one_site_out": True, "site_network": True, "compare": ["covbat"]},
+        analyses={
+            "targets": ["age", "sex"],
+            "leave_one_site_out": True,
+            "compare": ["covbat"],
+            "site_classification": True,
+            "site_network": True,
+        },
     )
     allowed = set(everything.asks_for())
 
-    for variant in variants_of(everything, SITES):
+    for variant in variants_of(everything, [*SITES]):
         tasks = held_out_measures(everything, "embedding", variant, SITES)
-        tasks |= site_measures(everything, "embedding", variant, SITES)
+        tasks |= site_measures(everything, "embedding", variant)
         for task in tasks.values():
             assert set(task.analysis.asks_for) <= allowed
+
+
+def test_no_measure_has_a_place_for_one_site_unless_the_study_says_so(tmp_path):
+    """What a policy must name is what a study must name, too."""
+    usual = study(tmp_path, analyses={"targets": ["age", "sex"]})
+
+    assert not set(usual.asks_for()) & SHOWS_ONE_SITE
+    for variant in variants_of(usual, [*SITES]):
+        tasks = held_out_measures(usual, "embedding", variant, SITES)
+        tasks |= site_measures(usual, "embedding", variant)
+        assert not {name for task in tasks.values() for name in task.analysis.asks_for} & SHOWS_ONE_SITE
+        assert "site" not in {task.table.target for task in tasks.values()}
+    for name in ("site_classification", "site_network"):
+        assert set(study(tmp_path, analyses={name: True}).asks_for()) & SHOWS_ONE_SITE == {name}
+    for field, method in (("method", "site_adversarial"), ("reference", "a")):
+        asked = study(tmp_path, harmonization={field: method}).asks_for()
+        assert len(set(asked) & SHOWS_ONE_SITE) == 1

@@ -65,7 +65,7 @@ def test_one_question_in_one_message_among_many_sets_of_sites_is_refused(tmp_pat
 
     replies = answers(grid, dict.fromkeys((1, 2, 3, 4), request))
 
-    assert [reply.error.reason for reply in replies] == ["disclosure.other-sites-before"] * 4
+    assert [reply.error.reason for reply in replies] == ["site.cannot-answer"] * 4
     allowed = request.model_copy(
         update={
             "jobs": {"all": job},

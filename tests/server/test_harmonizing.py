@@ -1,10 +1,12 @@
 """Studies that ask for more than ComBat: what the sites' numbers add up to equals the pooled analysis."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from cohorts import Cohort
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
@@ -25,6 +27,7 @@ RICH = {
         "bootstrap": 20,
         "category_permutations": 3,
         "leave_one_site_out": True,
+        "site_classification": True,
         "compare": ["covbat"],
     },
     "association": {"vectors": "genes", "components": 4, "permutations": 20},
@@ -187,3 +190,93 @@ def test_vectors_of_other_dimensions_are_told_apart(tmp_path, cohorts):
 
     with pytest.raises(StudyError, match="aalborg 5, bergen 8"):
         run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", copies)), RICH)
+
+
+# Parcels that somebody lacks
+
+
+def without_parcels(source: Path, folder: Path, parcels: list[int], only: slice = slice(None)) -> Path:
+    """Copy a cohort whose first recordings, or all, have no signal in some parcels."""
+    whole = Cohort.open(source)
+    cohort = Cohort.create(folder, atlas=whole.atlas, participants=whole.participants, preprocessing="simulated")
+    lacking = set(whole.recordings["recording_id"][only])
+    for recording in whole:
+        signal = recording.signal.copy()
+        if recording.recording_id in lacking:
+            signal[:, parcels] = 0
+        cohort.add(replace(recording, signal=signal, coverage=np.empty(0, bool)))
+    cohort.save()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lacking_run(tmp_path_factory, small_cohorts) -> tuple[Path, list[Path]]:
+    """A study whose second site lacks parcel 11, and a person of whose third site lacks parcel 40."""
+    folder = tmp_path_factory.mktemp("lacking")
+    second = without_parcels(small_cohorts[1], folder / "bergen", [11])
+    third = without_parcels(small_cohorts[2], folder / "coimbra", [40], slice(1))
+    sites = write_sites(folder / "sites", [small_cohorts[0], second, third])
+    run_study(folder / "run", LocalGrid(sites), STUDY)
+    return folder / "run", sites
+
+
+def test_pairs_that_somebody_lacks_are_left_out_and_counted(lacking_run):
+    folder, sites = lacking_run
+    pairs = np.array(np.triu_indices(100, 1))
+    lost = [(pairs == parcel).any(axis=0) for parcel in (11, 40)]
+
+    summary = summary_of(folder)
+    counts = summary["harmonization"]["features"]
+    assert counts["connectivity"] == {"features": 4950, "left_out": 99 + 98}
+    assert counts["embedding"]["left_out"] == counts["untrained"]["left_out"] == 0
+    measured, shared, harmonized = (
+        [wide(site, name) for site in sites]
+        for name in ("connectivity", "connectivity.shared", "connectivity.shared.harmonized")
+    )
+    np.testing.assert_array_equal(np.isnan(measured[1]), np.tile(lost[0], (16, 1)))
+    assert np.isnan(measured[2]).any(axis=1).sum() == 1
+    for raw, kept, alike in zip(measured, shared, harmonized, strict=True):
+        np.testing.assert_array_equal(kept, raw[:, ~(lost[0] | lost[1])])
+        assert np.isfinite(alike).all()
+    assert "197 of the 4,950 features of connectivity are left out" in write_report(folder).read_text()
+
+
+def test_what_is_left_is_analysed_as_if_pooled(lacking_run):
+    folder, sites = lacking_run
+    tables = [
+        replace(table, features=wide(site, "connectivity.shared"), seed=private_seed(site))
+        for site, table in zip(sites, pooled(sites, design), strict=True)
+    ]
+    loadings = run_pooled(Projection(24), tables).components.T
+    expected = run_pooled(
+        CrossValidatedRidge(n_folds=3, method="combat"), [replace(table, loadings=loadings) for table in tables]
+    )
+
+    found = summary_of(folder)["probes"]["connectivity"]["age"]["harmonized"]
+
+    assert found["r2"] == pytest.approx(expected.r2, rel=1e-6)
+    model = run_pooled(ComBat(), tables)
+    for site, table in zip(sites, tables, strict=True):
+        rows = model.harmonize(table.features, table.design)
+        np.testing.assert_allclose(wide(site, "connectivity.shared.harmonized"), rows, rtol=0, atol=1e-9)
+
+
+def test_a_feature_set_of_which_nothing_is_left_is_left_out_and_said(tmp_path, small_cohorts):
+    parcels = ([*range(40)], [*range(40, 80)], [*range(80, 99)])
+    cohorts = [
+        without_parcels(cohort, tmp_path / cohort.name, lost)
+        for cohort, lost in zip(small_cohorts, parcels, strict=True)
+    ]
+
+    run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", cohorts)), STUDY)
+
+    summary = summary_of(tmp_path / "run")
+    assert summary["status"] == "completed"
+    assert summary["harmonization"]["features"]["connectivity"] == {"features": 4950, "left_out": 4950}
+    assert set(summary["probes"]) == {"embedding", "untrained"}
+    assert "4,950 of the 4,950 features of connectivity are left out" in write_report(tmp_path / "run").read_text()
+
+
+def wide(site: Path, name: str) -> np.ndarray:
+    """A feature set of many columns on a site's disk."""
+    return load_file(site.parent / "state" / "studies" / "small" / f"{name}.safetensors")["features"]

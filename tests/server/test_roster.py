@@ -71,7 +71,7 @@ def test_a_site_that_refuses_does_not_stop_the_others(tmp_path, small_cohorts, j
     roster.gather(request_)
 
     assert roster.sites == ["bergen", "coimbra"]
-    assert "policy.too-few-participants" in journal.table("outcomes")["outcome"].tolist()
+    assert "site.cannot-answer" in journal.table("outcomes")["outcome"].tolist()
 
 
 def test_below_the_quorum_the_reasons_are_named(tmp_path, small_cohorts, journal, request_):
@@ -269,7 +269,7 @@ def test_sites_that_the_coordinator_registered_are_named_before_they_say_what_th
     Roster(LocalGrid(sites), journal, limits(), CLEAR).gather(request_)
 
     assert journal.table("outcomes").set_index("site")["outcome"].to_dict() == {
-        "aalborg": "policy.too-few-participants",
+        "aalborg": "site.cannot-answer",
         "bergen": "ok",
         "coimbra": "ok",
     }

@@ -152,5 +152,5 @@ class Deployment:
         fab = study.with_suffix(".fab")
         code_hash = self.command("study", "build", study, "--out", fab).split()[-1]
         for name in self.sites:
-            assert "may run" in self.command("site", "approve", f"{name}/site.yaml", fab, "--by", "Anna Berg")
+            assert "may run" in self.command("site", "approve", f"{name}/site.yaml", fab, "--by", "Anna Berg", "--yes")
         return code_hash

@@ -16,6 +16,8 @@ from scipy.stats import levene
 from sklearn import linear_model
 from sklearn.decomposition import PCA
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from harmonization import (
     CCA,
@@ -25,6 +27,7 @@ from harmonization import (
     CovBat,
     CrossValidatedCCA,
     CrossValidatedLogistic,
+    CrossValidatedPermanova,
     CrossValidatedRidge,
     LateFusion,
     LinearRegression,
@@ -272,8 +275,8 @@ def cross_validated_ridge(people: People, analysis: CrossValidatedRidge, tables:
     error = np.empty(len(people.site))
     for training in trainings(folds_of(analysis, tables)):
         features, number = people.features[training], people.number[training]
-        penalty = analysis.alphas[0] * features.var(axis=0).mean() * len(features)  # in units of X'X's mean diagonal
-        model = linear_model.Ridge(penalty, solver="svd").fit(features, number)
+        ridge = linear_model.Ridge(analysis.alphas[0] * len(features), solver="svd")
+        model = make_pipeline(StandardScaler(), ridge).fit(features, number)
         error[~training] = people.number[~training] - model.predict(people.features[~training])
     return {
         "r2": 1 - (error**2).mean() / people.number.var(),
@@ -288,13 +291,11 @@ def fusion(people: People, analysis: LateFusion, tables: Tables) -> Answer:
     for training in trainings(folds_of(analysis, tables)):
         number, n = people.number[training], training.sum()
         mean = number.mean()
-        views = [people.features, people.second]
-        units = [view[training].var(axis=0).mean() for view in views]
-        views.append(np.concatenate([view / np.sqrt(unit) for view, unit in zip(views, units, strict=True)], axis=1))
-        units.append(views[2][training].var(axis=0).mean())
+        views = [StandardScaler().fit(view[training]).transform(view) for view in (people.features, people.second)]
+        views.append(np.concatenate(views, axis=1))
         left_out, predicted = [], []
-        for view, unit in zip(views, units, strict=True):
-            model = linear_model.Ridge(analysis.alphas[0] * n * unit, solver="svd").fit(view[training], number)
+        for view in views:
+            model = linear_model.Ridge(analysis.alphas[0] * n, solver="svd").fit(view[training], number)
             predicted.append(model.predict(view[~training]) - mean)
             left, values, _ = np.linalg.svd(_centred(view[training]), full_matrices=False)
             leverage = 1 / n + (left**2 * (values**2 / (values**2 + model.alpha))).sum(axis=1)
@@ -337,9 +338,10 @@ def cross_validated_classes(people: People, analysis: CrossValidatedLogistic, ta
     n_classes = tables[0].target.shape[1]
     labels, logarithms = people.labels(n_classes), np.empty((len(people.site), n_classes))
     for training in trainings(folds_of(analysis, tables)):
-        features = people.features[training]
-        C = analysis.Cs[0] / features.var(axis=0).mean()
-        logarithms[~training], _ = _class_log_probabilities(features, labels[training], C, people.features[~training])
+        features = StandardScaler().fit(people.features[training]).transform(people.features)
+        logarithms[~training], _ = _class_log_probabilities(
+            features[training], labels[training], analysis.Cs[0], features[~training]
+        )
     binned = np.floor(np.exp(logarithms) * analysis.bins)
     counted = range(1, 2) if n_classes == 2 else range(n_classes)
     right = logarithms.argmax(axis=1)
@@ -360,6 +362,8 @@ def discriminants(people: People, analysis: SiteClassification, tables: Tables) 
         kept = people.take(training)
         adjusted = people.features - kept.features.mean(axis=0) - people.covariates @ kept.effects(True)
         means = np.stack([adjusted[training & (people.site == site)].mean(axis=0) for site in range(len(people.rows))])
+        scale = (adjusted - means[people.site])[training].std(axis=0)
+        adjusted, means = adjusted / scale, means / scale
         deviations = (adjusted - means[people.site])[training]
         within = deviations.T @ deviations / (len(deviations) - len(means))
         spherical = np.eye(len(within)) * np.trace(within) / len(within)
@@ -382,6 +386,19 @@ def permanova(people: People, analysis: Permanova, tables: Tables) -> Answer:
     within = (people.residuals**2).sum()
     freedom = len(people.rows) - 1, len(people.site) - len(people.rows) - people.covariates.shape[1]
     return {"r2": 1 - within / total, "pseudo_f": (total - within) / freedom[0] / (within / freedom[1])}
+
+
+def permanova_in_folds(people: People, analysis: CrossValidatedPermanova, tables: Tables) -> Answer:
+    fold = np.concatenate([analysis.deal(table) for table in tables])
+    folds, cells = np.eye(analysis.n_folds)[fold], analysis.n_folds * people.site + fold
+    squares = []
+    for groups in (folds, np.eye(cells.max() + 1)[cells]):
+        design = np.linalg.qr(np.column_stack([groups[:, groups.any(axis=0)], people.covariates])).Q
+        squares.append(((people.centred - design @ (design.T @ people.centred)) ** 2).sum())
+    sites, q, k = len(people.rows), people.covariates.shape[1], analysis.n_folds
+    freedom = k * (sites - 1), len(people.site) - k * sites - q
+    pseudo_f = (squares[0] - squares[1]) / freedom[0] / (squares[1] / freedom[1])
+    return {"r2": 1 - squares[1] / squares[0], "pseudo_f": pseudo_f}
 
 
 def spread(people: People, analysis: SiteSpread, tables: Tables) -> Answer:

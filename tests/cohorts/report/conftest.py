@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import pandas as pd
@@ -21,10 +21,11 @@ class Shelf:
     quarantined: pd.DataFrame
     name: str = "bergen"
     preprocessing: str = "fmriprep-24.1"
+    notices: dict[str, int] = field(default_factory=dict)
 
     @property
     def recordings(self) -> pd.DataFrame:
-        columns = ABOUT + [field.name for field in fields(Quality)]
+        columns = ABOUT + [one.name for one in fields(Quality)]
         return pd.DataFrame([self._row(recording) for recording in self.stored], columns=columns)
 
     def read(self, recording_id: str) -> Recording:
