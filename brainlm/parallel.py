@@ -19,6 +19,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 from brainlm.errors import BrainLMError
 from cohorts import CohortError
+from cohorts.files import naming
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def run_together(function: Callable[..., Any], n: int, device: torch.device, *ar
     # Files, since a container's shared memory is small, and a rendezvous in a file opens no port.
     with tempfile.TemporaryDirectory(prefix="fedbrainlm-") as name:
         folder = Path(name)
-        with (folder / "call").open("wb") as file:
+        with naming(folder), (folder / "call").open("wb") as file:
             pickle.dump((function, device, torch.get_num_threads(), arguments), file)
         try:
             torch.multiprocessing.spawn(_work, args=(n, folder), nprocs=n)

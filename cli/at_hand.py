@@ -56,16 +56,9 @@ def _faults_of_sites(study: Study, names: list[str]) -> Iterator[str]:
 
 def _faults_of_people(study: Study, cohorts: list[Cohort]) -> Iterator[str]:
     """Say what all cohorts together know too little of: it would come out after training only."""
-    tables = {cohort.name: _complete(study, cohort) for cohort in cohorts}
-    for name, table in tables.items():
-        if table.empty:
-            yield (
-                f"cohort {name}: no participant has all of {', '.join(study.columns)}. Fill them in, or leave what is "
-                "missing out of the study."
-            )
-    known = [table for table in tables.values() if len(table)]
-    for name, settings in study.asked_by.items() if known else ():
-        if fault := _fault_of_column(study, name, known):
+    tables = [_complete(study, cohort) for cohort in cohorts]
+    for name, settings in study.asked_by.items():
+        if fault := _fault_of_column(study, name, tables):
             yield f"{name}: {fault} it out of {' and '.join(settings)}."
 
 

@@ -1,20 +1,22 @@
-"""Preflight checks: each line says pass, warn or fail, and what to do."""
+"""Preflight checks: each line says pass, warn, fail or skip, and what to do."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cli.errors import InputError
+from cli.errors import InputError, of_the_disk
 from client.supernode import FLOWER_VERSION
 
-Verdict = Literal["pass", "warn", "fail"]
-_STYLE = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+Verdict = Literal["pass", "warn", "fail", "skip"]
+STRICT = Annotated[bool, typer.Option("--strict", help="Exit code 1 also where something only needs you.")]
+_STYLE = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Check:
     ----------
     what : str
         The thing.
-    verdict : {"pass", "warn", "fail"}
-        Whether it is as it should be; a warning does not fail.
+    verdict : {"pass", "warn", "fail", "skip"}
+        Whether it is as it should be; ``warn`` where somebody has to decide or do something, although nothing is
+        broken; ``skip`` where it cannot be looked at from here.
     said : str
         What was found, with the remedy where something is wrong.
     """
@@ -48,12 +51,16 @@ def failed(what: str, said: str) -> Check:
     return Check(what, "fail", said)
 
 
+def skipped(what: str, said: str) -> Check:
+    return Check(what, "skip", said)
+
+
 def attempt(what: str, look: Callable[[], Check], *errors: type[Exception]) -> Check:
     """Look at a thing; what goes wrong on the way in one of these manners is a failure with its message."""
     try:
         return look()
     except (InputError, OSError, *errors) as error:
-        return failed(what, getattr(error, "detail", "") or str(error))
+        return failed(what, getattr(error, "detail", "") or str(of_the_disk(error) or error))
 
 
 def expiry(what: str, days: int, remedy: str) -> Check:
@@ -74,11 +81,11 @@ def versions() -> Check:
     return passed("versions", said)
 
 
-def report(checks: Iterable[Check]) -> None:
-    """Print the checks as they come; exit code 1 if one failed."""
-    console, found = Console(), []
+def report(checks: Iterable[Check], *, strict: bool = False) -> None:
+    """Print the checks as they come, and count them; exit code 1 if one failed, or `strict` and one warned."""
+    console, found = Console(), Counter[Verdict]()
     for check in checks:
-        found.append(check)
+        found[check.verdict] += 1
         verdict = Text(check.verdict, style=_STYLE[check.verdict])
         table = Table.grid(padding=(0, 1))
         table.add_column(width=4)
@@ -86,7 +93,19 @@ def report(checks: Iterable[Check]) -> None:
         table.add_column(overflow="fold")
         table.add_row(verdict, Text(check.what), Text(check.said))
         console.print(table)
-    if bad := sum(check.verdict == "fail" for check in found):
-        typer.echo(f"{bad} of {len(found)} checks failed.")
+    typer.echo(summary(found))
+    if found["fail"] or (strict and found["warn"]):
         raise typer.Exit(1)
-    typer.echo(f"All {len(found)} checks passed.")
+
+
+def summary(found: Counter[Verdict]) -> str:
+    """Say how many checks passed, and of the others how many ask for what."""
+    if found["pass"] == found.total():
+        return f"All {found.total()} checks passed."
+    said = {
+        "pass": "passed",
+        "fail": "failed",
+        "warn": "needs you" if found["warn"] == 1 else "need you",
+        "skip": "not looked at here",
+    }
+    return ", ".join(f"{found[verdict]} {words}" for verdict, words in said.items() if found[verdict]) + "."

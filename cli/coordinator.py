@@ -126,17 +126,26 @@ class Federation:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_text(path, settings.to_yaml())
         made = cls(folder)
-        for part in (made.folder / "keys", made.home, made.run, made.logs, made._sites):
-            part.mkdir(mode=0o700, exist_ok=True)
+        made.make_folders()
         made.authority.make(made.name, made.settings.host)
         _ = made.superexec_secret
         made.write_configuration()
         return made
 
+    def make_folders(self) -> None:
+        """Make the folders that are missing: those of what is at work need no backup."""
+        for part in (self.folder / "keys", self.home, self.run, self.logs, self._sites):
+            part.mkdir(mode=0o700, exist_ok=True)
+
     @property
     def superlink(self) -> str:
         """Address of the SuperLink, on this machine."""
         return f"127.0.0.1:{self.settings.superlink_port}"
+
+    @property
+    def connection(self) -> dict[str, str]:
+        """The way to the SuperLink, as Flower's configuration has it."""
+        return {"address": self.superlink, "root-certificates": str(self.authority.ca_certificate)}
 
     @property
     def superexec_secret(self) -> Path:
@@ -160,7 +169,7 @@ class Federation:
             max_request_mb=settings.max_request_mb,
         )
         write_text(self.folder / "nginx.conf", content)
-        _connect(self.name, self.superlink, self.authority.ca_certificate)
+        _connect(self.name, self.connection)
 
     @property
     def program_names(self) -> tuple[str, ...]:
@@ -271,7 +280,7 @@ class Federation:
             raise InputError(f"{path}: is damaged. Restore it, or remove it and add the site again.") from None
 
 
-def _connect(name: str, address: str, authority: Path) -> None:
+def _connect(name: str, wanted: dict[str, str]) -> None:
     """Add the connection to Flower's configuration, unless it is there.
 
     Raises
@@ -281,7 +290,6 @@ def _connect(name: str, address: str, authority: Path) -> None:
     """
     path = flower_home() / "config.toml"
     text = path.read_text(encoding="utf-8") if path.is_file() else f'[superlink]\ndefault = "{name}"\n'
-    wanted = {"address": address, "root-certificates": str(authority)}
     try:
         there = tomllib.loads(text).get("superlink", {}).get(name)
     except tomllib.TOMLDecodeError:
@@ -289,7 +297,7 @@ def _connect(name: str, address: str, authority: Path) -> None:
     if there == wanted:
         return
     if there is not None:
-        if there.get("root-certificates") != str(authority):
+        if there.get("root-certificates") != wanted["root-certificates"]:
             raise InputError(
                 f"{path}: has another connection [superlink.{name}]. Remove it, or give the federation another name."
             )

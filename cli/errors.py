@@ -1,6 +1,7 @@
 """How a command ends: 0 done, 1 the run failed, 2 something in the input is wrong."""
 
 import errno
+import os
 import sys
 
 
@@ -14,17 +15,39 @@ class InputError(Exception):
 
 
 #: What the system says where nothing can be written: no fault of a program.
-UNWRITABLE = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+UNWRITABLE = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EPERM, errno.EROFS)
+#: What it says of a disk that is broken or no longer there.
+GONE = (errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO, errno.ESTALE)
 
 
 class UnwritableError(InputError):
     """The disk is full or read-only, or a folder is somebody else's. Make room, and repeat the command."""
 
     def __init__(self, cause: OSError) -> None:
+        what = cause.filename2 or cause.filename or "Output"
         super().__init__(
-            f"{cause.filename or 'Output'}: cannot be written ({cause.strerror}). Make room or choose another place, "
-            "and repeat the command."
+            f"{what}: cannot be written ({os.strerror(cause.errno)}). Make room or choose another place, and repeat "
+            "the command."
         )
+
+
+class DiskGoneError(InputError):
+    """A disk is broken or no longer mounted. See to it, and repeat the command."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(
+            f"{cause.filename or 'A file'}: cannot be used ({os.strerror(cause.errno)}). See whether its disk is "
+            "mounted and whole, and repeat the command."
+        )
+
+
+def of_the_disk(error: Exception) -> InputError | None:
+    """The sentence for a fault of a disk; None if an error is another one."""
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return UnwritableError(error)
+    if isinstance(error, OSError) and error.errno in GONE:
+        return DiskGoneError(error)
+    return None
 
 
 class RunFailedError(Exception):

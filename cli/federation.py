@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cli import federation_checks, serving
 from cli.authority import days_left, read_certificate
-from cli.checks import report
+from cli.checks import STRICT, report
 from cli.coordinator import Federation, FederationSettings, Member
 from cli.errors import InputError
 from cli.metrics import metrics
@@ -143,9 +143,9 @@ def status(folder: Folder) -> None:
 
 
 @app.command()
-def check(folder: Folder) -> None:
+def check(folder: Folder, strict: STRICT = False) -> None:
     """Check everything that the federation needs. Exit code 0 if nothing fails."""
-    report(federation_checks.checks(Federation(folder)))
+    report(federation_checks.checks(Federation(folder)), strict=strict)
 
 
 @app.command()

@@ -92,7 +92,8 @@ def _programs(federation: Federation) -> Check:
 
 
 def _health(federation: Federation) -> Check:
-    with grpc.insecure_channel(f"127.0.0.1:{federation.settings.health_port}") as channel:
+    directly = [("grpc.enable_http_proxy", 0)]  # whatever the environment says: it is this machine that is asked
+    with grpc.insecure_channel(f"127.0.0.1:{federation.settings.health_port}", directly) as channel:
         try:
             answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=probes.WAIT_S)
         except grpc.RpcError as error:
@@ -113,13 +114,13 @@ def _name(federation: Federation) -> Check:
 def _fleet(federation: Federation) -> Check:
     """The edge lets nothing through but the Fleet API: asked here, on this machine."""
     settings, authority = federation.settings, federation.authority.ca_certificate
+    address = f"localhost:{settings.port}"
     try:
-        shown = probes.certificate("localhost", settings.port, authority)
+        shown = probes.certificate(address, authority)
     except OSError as error:
         return failed("edge", f"port {settings.port} of this machine: {error}. See {federation.logs}.")
-    base = f"https://localhost:{settings.port}"
     for path in ("/v1/control/start-run", "/v1/runtime/pull-task-input", "/health"):
-        status = probes.get(base + path, authority).status
+        status = probes.get(address, path, authority).status
         if status != 403:
             return failed("edge", f"answers {path} with {status}; expected 403. Use the nginx.conf as it was written.")
     return expiry("edge", days_left(shown), "Renew it, and restart the federation.")

@@ -1,6 +1,5 @@
 """Flower's own programs: a local SuperLink for simulations, and `flwr run`."""
 
-import json
 import os
 import re
 import shutil
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,13 +18,18 @@ from typing import Any
 
 import httpx
 
+from cli.control import Outcome, explained, run_outcome, stop_run
 from cli.errors import InputError, RunFailedError
 from cli.guardian import is_guarded
+from client.proxies import sparing_this_machine
+from cohorts.files import naming, write_text
 
 _START_S = 60
 _POLL_S = 0.3
-_TRIES, _STOP_TRIES = 20, 5
-"""Times to ask a SuperLink that does not answer, each of which takes seconds."""
+_LONGEST_PAUSE_S = 5.0
+"""Between two questions to a SuperLink whether a run has ended."""
+_PATIENCE_S, _STOP_S = 120.0, 30.0
+"""With a SuperLink that does not answer: one that ended is started again after a minute at most."""
 _SUBMIT_S = 10
 """For Flower to say the number of a run that was just being submitted when it is to stop."""
 
@@ -41,30 +45,43 @@ _PROMPT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25"}
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How Flower says that a run is: ``running``, ``finished:completed``, …, or ``unknown``; and its details."""
+class Simulation:
+    """How sites are simulated.
 
-    status: str
-    details: str
+    Attributes
+    ----------
+    sites : int
+        How many there are.
+    at_once : int
+        How many may compute at the same time, each in a process of its own.
+    alive : callable
+        Whether their SuperLink still runs.
+    """
+
+    sites: int
+    at_once: int
+    alive: Callable[[], bool] = lambda: True
 
 
 @contextmanager
-def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[str]:
-    """Run a SuperLink for simulations on a free port of this machine; yield the name of the connection to it.
+def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, Callable[[], bool]]]:
+    """Run a SuperLink for simulations on a free port of this machine.
 
-    It is stopped with everything that it started, however the block or this process ends: see `cli.guardian`.
+    Yields the name of the connection to it, and a function that says whether it still runs. It is stopped with
+    everything that it started, however the block or this process ends: see `cli.guardian`.
     """
     home.mkdir(parents=True, exist_ok=True)
     _wait_for_earlier(home)
     port = free_port()
     address = f"127.0.0.1:{port}"
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "simulation"\n\n[superlink.simulation]\naddress = "{address}"\ninsecure = true\n'
+    write_text(
+        home / "config.toml",
+        f'[superlink]\ndefault = "simulation"\n\n[superlink.simulation]\naddress = "{address}"\ninsecure = true\n',
     )
     command = [sys.executable, "-P", "-m", "cli.guardian", str(home.resolve())]
     command += [program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    with (home / "superlink.log").open("wb") as log:
+    with (home / "superlink.log").open("ab") as log:  # of a run that is resumed, what was said before stays
         guardian = subprocess.Popen(
             command,
             env=environment_of(None, environment),
@@ -74,8 +91,12 @@ def simulation_superlink(home: Path, environment: dict[str, str]) -> Iterator[st
             start_new_session=True,
         )
     try:
-        wait_until_up(f"http://{address}/health", lambda: guardian.poll() is None, home / "superlink.log")
-        yield "simulation"
+
+        def alive() -> bool:
+            return guardian.poll() is None
+
+        wait_until_up(f"http://{address}/health", alive, home / "superlink.log")
+        yield "simulation", alive
     finally:
         assert guardian.stdin is not None  # asked for above
         guardian.stdin.close()
@@ -88,7 +109,7 @@ def flwr_run(
     run_directory: Path,
     home: Path | None,
     *,
-    simulated_sites: int = 0,
+    simulation: Simulation | None = None,
     watch: Callable[[], None] = lambda: None,
     stopping: Callable[[], None] = lambda: None,
 ) -> Outcome:
@@ -106,15 +127,17 @@ def flwr_run(
         The run's folder, which the ServerApp reads and writes.
     home : Path or None
         FLWR_HOME; the user's own if None.
-    simulated_sites : int
-        Nodes of a simulation; 0 for a deployed federation.
+    simulation : Simulation, optional
+        None for a deployed federation.
     """
     command = [program("flwr"), "run", str(app), connection, "--stream"]
     command += ["--run-config", f'run-directory="{run_directory.resolve()}"']
-    if simulated_sites:
-        command += ["--federation-config", f"num-supernodes={simulated_sites} client-resources-num-cpus=1"]
-    log = run_directory / "flower.log"
-    with log.open("ab") as file:  # a run that is resumed is submitted once more: what was said before stays
+    if simulation:
+        sites = f"num-supernodes={simulation.sites} client-resources-num-cpus=1"
+        command += ["--federation-config", f"{sites} init-args-num-cpus={simulation.at_once}"]
+    superlink, log = connections(home)[connection], run_directory / "flower.log"
+    # A run that is resumed is submitted once more: what was said before stays.
+    with naming(log), log.open("ab") as file:
         file.write(f"=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: submitted to {connection} ===\n".encode())
         file.flush()
         begun = file.tell()
@@ -130,13 +153,13 @@ def flwr_run(
             said = explained(last_words(log, begun))
             raise RunFailedError(f"'flwr run' did not start. Its last words: {said} (all of them: {log})")
         # `flwr run` exits with 0 even when the ServerApp crashed: the outcome is in the list of runs.
-        return _outcome(connection, run_id, home, watch)
+        return _outcome(superlink, run_id, watch, simulation.alive if simulation else lambda: True)
     except KeyboardInterrupt:  # the SuperLink would go on without us
         stopping()
         deadline = time.monotonic() + _SUBMIT_S
         while not (run_id := _run_id(log, begun)) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-        if run_id and not _stop(connection, run_id, home):
+        if run_id and not _stop(superlink, run_id):
             raise RunFailedError(
                 f"run {run_id} may go on: the SuperLink did not say that it was stopped. Give 'flwr stop {run_id} "
                 f"{connection}' until it does."
@@ -149,8 +172,22 @@ def flwr_run(
 
 
 def flower_home() -> Path:
-    """The user's own FLWR_HOME."""
-    return Path(os.environ.get("FLWR_HOME", Path.home() / ".flwr"))
+    """The user's own FLWR_HOME.
+
+    Raises
+    ------
+    InputError
+        If the user has neither that nor a home folder.
+    """
+    if named := os.environ.get("FLWR_HOME"):
+        return Path(named)
+    try:
+        return Path.home() / ".flwr"
+    except RuntimeError:
+        raise InputError(
+            "FLWR_HOME is not set, and neither is HOME, so that Flower's configuration has no place. Set FLWR_HOME to "
+            "a folder."
+        ) from None
 
 
 def connections(home: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -162,49 +199,41 @@ def connections(home: Path | None = None) -> dict[str, dict[str, Any]]:
     return {name: value for name, value in sorted(content.items()) if isinstance(value, dict)}
 
 
-def _stop(connection: str, run_id: str, home: Path | None) -> bool:
+def _stop(connection: Mapping[str, Any], run_id: int) -> bool:
     """Stop a run; say whether Flower says that it has ended."""
-    for _ in range(_STOP_TRIES):
-        flwr(home, "stop", run_id, connection)
-        outcome = _status(connection, run_id, home)
-        if outcome is not None and outcome.status.startswith("finished"):
-            return True
+    give_up = time.monotonic() + _STOP_S
+    while time.monotonic() < give_up:
+        with suppress(RunFailedError):  # it has ended, or the SuperLink does not answer
+            stop_run(connection, run_id)
+        with suppress(RunFailedError):
+            if run_outcome(connection, run_id).is_final:
+                return True
+        time.sleep(_POLL_S)
     return False
 
 
-def _outcome(connection: str, run_id: str, home: Path | None, watch: Callable[[], None]) -> Outcome:
-    """Ask the SuperLink until the run has ended: the stream of its logs may break before."""
-    unanswered = 0
-    while unanswered < _TRIES:
-        outcome = _status(connection, run_id, home)
-        unanswered = unanswered + 1 if outcome is None else 0
-        if outcome is not None and outcome.status.startswith("finished"):
-            return outcome
-        watch()
-        time.sleep(_POLL_S)
+def _outcome(
+    connection: Mapping[str, Any], run_id: int, watch: Callable[[], None], alive: Callable[[], bool]
+) -> Outcome:
+    """Ask the SuperLink until the run has ended, ever less often: the stream of its logs may break long before."""
+    answered, pause = time.monotonic(), _POLL_S
+    while alive() and time.monotonic() - answered < _PATIENCE_S:
+        with suppress(RunFailedError):
+            if (outcome := run_outcome(connection, run_id)).is_final:
+                return outcome
+            answered = time.monotonic()
+        again = time.monotonic() + pause
+        while time.monotonic() < again:
+            watch()
+            time.sleep(_POLL_S)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
     return Outcome("unknown", "the SuperLink did not say how the run ended")
 
 
-def _status(connection: str, run_id: str, home: Path | None) -> Outcome | None:
-    """Ask the SuperLink once how a run is; None if it does not answer."""
-    listed = flwr(home, "list", connection, "--run-id", run_id, "--format", "json")
-    try:
-        (run,) = json.loads(listed.stdout)["runs"]
-        return Outcome(run["status"], run.get("status-details") or "")
-    except (ValueError, KeyError):
-        return None
-
-
-def _run_id(log: Path, begun: int) -> str | None:
+def _run_id(log: Path, begun: int) -> int | None:
     """Flower's number of the run that was submitted at this place of the log."""
     started = re.search(r"Successfully started run (\d+)", _said(log, begun))
-    return started.group(1) if started else None
-
-
-def flwr(home: Path | None, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command of Flower's own to its end."""
-    command = [program("flwr"), *arguments]
-    return subprocess.run(command, env=environment_of(home, {}), capture_output=True, text=True, check=False)
+    return int(started.group(1)) if started else None
 
 
 def environment_of(home: Path | None, extra: dict[str, str]) -> dict[str, str]:
@@ -212,7 +241,7 @@ def environment_of(home: Path | None, extra: dict[str, str]) -> dict[str, str]:
     flower_home = {"FLWR_HOME": str(home.resolve())} if home else {}
     # Flower's programs start each other by name: let them find those beside this Python.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **QUIET, **_PROMPT, **flower_home, **extra, "PATH": path}
+    return {**sparing_this_machine(os.environ), **QUIET, **_PROMPT, **flower_home, **extra, "PATH": path}
 
 
 def program(name: str, remedy: str = "Use 'make install', or pip install 'flwr[simulation]'.") -> str:
@@ -255,27 +284,27 @@ def wait_until_up(url: str, alive: Callable[[], bool], log: Path, authority: Pat
     RunFailedError
         If it ended or took too long, with what it said last.
     """
-    verify = ssl.create_default_context(cafile=str(authority)) if authority else True
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and alive():
-        with suppress(httpx.HTTPError):
-            if httpx.get(url, timeout=2, verify=verify).is_success:
-                return
+        if answers(url, authority):
+            return
         time.sleep(_POLL_S)
     raise RunFailedError(f"Flower's SuperLink did not start. Its last words: {last_words(log)} (all of them: {log})")
 
 
-def explained(said: str) -> str:
-    """Add to Flower's words what to do where they say only that the SuperLink's database is locked."""
-    hint = (
-        " Another program holds the SuperLink's database: end it, and repeat." if "Service Unavailable" in said else ""
-    )
-    return f"{said}{hint}"
+def answers(url: str, authority: Path | None = None, timeout_s: float = 2) -> bool:
+    """Whether a program of this machine answers at `url`, which no proxy is asked for."""
+    verify = ssl.create_default_context(cafile=str(authority)) if authority else True
+    try:
+        return httpx.get(url, timeout=timeout_s, verify=verify, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def last_words(log: Path, begun: int = 0) -> str:
     """The last three lines of a log, from some byte on, that say something, without the boxes that Flower draws."""
-    lines = [re.sub(r"[\u2500-\u257f]|\s+", " ", line).strip() for line in _said(log, begun).splitlines()]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", _said(log, begun))  # without colours
+    lines = [re.sub(r"[\u2500-\u257f]|\s+", " ", line).strip() for line in plain.splitlines()]
     return " ".join([line for line in lines if line not in ("", "Error")][-3:]) or "none"
 
 

@@ -12,18 +12,23 @@ import sys
 
 import psutil
 
+from client.sockets import temporary_folder
+
 _GRACE_S = 10
 _POLL_S = 0.5
 
 
 def main() -> None:
     home, *command = sys.argv[1:]
-    superlink = subprocess.Popen(command, env={**os.environ, "FLWR_HOME": home}, stdin=subprocess.DEVNULL)
-    while superlink.poll() is None and not select.select([sys.stdin], [], [], _POLL_S)[0]:
-        pass
-    while remaining := processes_of(home):
-        end(remaining)
-    superlink.wait()
+    with temporary_folder() as folder:  # of Ray's sessions, which it would leave, and of its sockets
+        of_its_own = {"TMPDIR": str(folder), "RAY_TMPDIR": str(folder), "RAY_ADDRESS": "local"}  # no other's Ray
+        environment = {**os.environ, "FLWR_HOME": home, **of_its_own}
+        superlink = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        while superlink.poll() is None and not select.select([sys.stdin], [], [], _POLL_S)[0]:
+            pass
+        while remaining := processes_of(home):
+            end(remaining)
+        superlink.wait()
 
 
 def processes_of(home: str) -> list[psutil.Process]:

@@ -12,12 +12,11 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from cli.errors import (
-    UNWRITABLE,
     InternalError,
     RunFailedError,
     StoppedError,
-    UnwritableError,
     is_input_error,
+    of_the_disk,
     printable,
 )
 from cli.examples import with_examples
@@ -123,13 +122,10 @@ def run_command(arguments: list[str]) -> int:
     except StoppedError as stopped:
         console.print(f"Stopped. {printable(str(stopped))}", highlight=False, markup=False, soft_wrap=True)
         return 130
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            return _fail(console, InternalError(error), 1, arguments)
-        return _fail(console, UnwritableError(error), 2, arguments)
     except Exception as error:
-        if is_input_error(error):
-            return _fail(console, error, 2, arguments)
+        said = of_the_disk(error) or error
+        if is_input_error(said):
+            return _fail(console, said, 2, arguments)
         return _fail(console, InternalError(error), 1, arguments)  # a fault of ours: said in a line, too
     except (KeyboardInterrupt, SystemExit) as ended:  # typer makes an exit of an interrupt
         code = 130 if isinstance(ended, KeyboardInterrupt) else ended.code

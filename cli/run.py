@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,13 +16,15 @@ import typer
 import yaml
 
 from cli.at_hand import open_cohorts
+from cli.control import Outcome
 from cli.display import console, counter
 from cli.ending import end_noted, how_to_go_on, note_stopping, settle
 from cli.errors import InputError, RunFailedError
 from cli.fab import PROJECT, pack_fab, stage_app
-from cli.flower import Outcome, connections, flwr_run, simulation_superlink
+from cli.flower import Simulation, connections, flwr_run, simulation_superlink
 from cli.names import registered_names
 from cli.options import RUNS
+from cli.postmortem import Postmortem
 from cli.watch import AS_JSON, find_run
 from cli.watching import end_of, print_absences, print_event, print_summary, watching
 from client.keys import agree
@@ -56,6 +60,14 @@ def run(
     resume: Annotated[
         str | None, typer.Option(help="Go on with a run that did not come to its end: its folder, or its id.")
     ] = None,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            "--at-once",
+            min=1,
+            help="Sites of a simulation that compute at the same time, else one a processor: fewer take less memory.",
+        ),
+    ] = None,
     as_json: AS_JSON = False,
     runs: RUNS = Path("runs"),
 ) -> None:
@@ -66,7 +78,7 @@ def run(
             raise InputError(
                 "--resume goes on with the study and the sites that the run began with. Name nothing else."
             )
-        _resume(find_run(resume, runs), as_json)
+        _resume(find_run(resume, runs), as_json, at_once)
         return
     if study is None:
         raise InputError("Name a study's YAML file, or a run to go on with: --resume RUN.")
@@ -74,13 +86,14 @@ def run(
     if bool(folders) == bool(federation):
         raise InputError("Say where to run: either --simulate COHORT_DIR... or --federation NAME.")
     if federation:
+        _require_simulation(at_once, "federation")
         _check_connection(federation)
         with _new_run(runs, loaded, f"federation:{federation}") as folder:
             _run_to_its_end(folder, as_json)
         return
     cohorts = open_cohorts(loaded, folders)
     with _new_run(runs, loaded, "simulation") as folder:
-        _run_to_its_end(folder, as_json, set_up=lambda: _write_sites(loaded, cohorts, folder))
+        _run_to_its_end(folder, as_json, at_once, set_up=lambda: _write_sites(loaded, cohorts, folder))
 
 
 def report(
@@ -97,7 +110,7 @@ def report(
     typer.echo(f"Report: {write_report(folder)}")
 
 
-def _resume(folder: Path, as_json: bool) -> None:
+def _resume(folder: Path, as_json: bool, at_once: int | None) -> None:
     """Go on with a run where it was.
 
     Raises
@@ -113,6 +126,7 @@ def _resume(folder: Path, as_json: bool) -> None:
         raise InputError(f"{folder}: the run was begun by an earlier version. Begin it again with its study.yaml.")
     if journal.is_worked_on:
         raise InputError(f"{folder}: the run is still going on. See 'fedbrainlm watch {folder}'.")
+    _require_simulation(at_once, facts[WHERE])
     _require_cohorts(folder)
     with journal.at_work("command"):
         journal.note(status="starting", stage="", reason="", stopped="")
@@ -120,7 +134,7 @@ def _resume(folder: Path, as_json: bool) -> None:
         for name in ("summary.json", "report.html"):  # of the end that it has no more
             (folder / name).unlink(missing_ok=True)
         console.print(f"Run: {folder}", highlight=False, markup=False)
-        _run_to_its_end(folder, as_json)
+        _run_to_its_end(folder, as_json, at_once)
 
 
 def _require_cohorts(folder: Path) -> None:
@@ -161,7 +175,9 @@ def _write_sites(study: Study, cohorts: list[Cohort], folder: Path) -> None:
         agree("simulation", [load_site(sites / cohort.name / "site.yaml").keys for cohort in cohorts])
 
 
-def _run_to_its_end(folder: Path, as_json: bool, set_up: Callable[[], None] = lambda: None) -> None:
+def _run_to_its_end(
+    folder: Path, as_json: bool, at_once: int | None = None, set_up: Callable[[], None] = lambda: None
+) -> None:
     """Run the study that lies in a run's folder, on the federation that its journal names, and write its report."""
     study, journal = load_study(folder / "study.yaml"), Journal(folder)
     where, _, federation = journal.facts()[WHERE].partition(":")
@@ -169,7 +185,7 @@ def _run_to_its_end(folder: Path, as_json: bool, set_up: Callable[[], None] = la
         with end_noted(study, folder), watching(journal, as_json=as_json) as watch:
             set_up()
             if where == "simulation":
-                outcome = _simulate(study, folder, watch)
+                outcome = _simulate(study, folder, watch, at_once)
             else:
                 _check_connection(federation)
                 app = stage_app(folder / "flower" / "app", study)
@@ -179,16 +195,35 @@ def _run_to_its_end(folder: Path, as_json: bool, set_up: Callable[[], None] = la
         _finish(study, folder, outcome, quiet=as_json)
 
 
-def _simulate(study: Study, folder: Path, watch: Callable[[], None]) -> Outcome:
-    """Run with one simulated site for each that was set up."""
+def _simulate(study: Study, folder: Path, watch: Callable[[], None], at_once: int | None) -> Outcome:
+    """Run with one simulated site for each that was set up, as many at once as there are processors, or as said."""
     sites = folder / "sites"
     if not sites.is_dir():
         raise RunFailedError(f"{folder}: the run was killed before its sites were set up. Begin it again.")
     app, home = stage_app(folder / "flower" / "app", study), folder / "flower"
     n_sites = len(list(sites.glob("*/site.yaml")))
-    with simulation_superlink(home, {SIMULATED_SITES: str(sites.resolve())}) as connection:
-        stopping = partial(_stopping, Journal(folder))
-        return flwr_run(app, connection, folder, home, simulated_sites=n_sites, watch=watch, stopping=stopping)
+    at_once = min(n_sites, at_once or os.cpu_count() or 1)
+    logs = [site / "state" / "site.log" for site in sites.iterdir()]
+    postmortem = Postmortem(folder / "flower.log", home / "superlink.log", *logs)
+    try:
+        with simulation_superlink(home, {SIMULATED_SITES: str(sites.resolve())}) as (connection, alive):
+            simulation = Simulation(n_sites, at_once, alive)
+            stopping = partial(_stopping, Journal(folder))
+            outcome = flwr_run(app, connection, folder, home, simulation=simulation, watch=watch, stopping=stopping)
+    except RunFailedError as error:
+        raise RunFailedError(" ".join(filter(None, (postmortem.cause(_less_memory(at_once)), str(error))))) from None
+    return replace(outcome, cause=postmortem.cause(_less_memory(at_once)))
+
+
+def _less_memory(at_once: int) -> str:
+    if at_once == 1:
+        return "Close other programs, or let a batch be smaller (training.batch_size)."
+    return f"Close other programs, or let fewer than {at_once} sites compute at once: --at-once {at_once // 2}."
+
+
+def _require_simulation(at_once: int | None, where: str) -> None:
+    if at_once is not None and where != "simulation":
+        raise InputError("--at-once is of simulations: sites of a federation compute on machines of their own.")
 
 
 def _check_connection(federation: str) -> None:
@@ -226,8 +261,11 @@ def _finish(study: Study, folder: Path, outcome: Outcome, *, quiet: bool) -> Non
     facts = journal.facts()
     # A completed study is one even where Flower could not be asked, or was not told.
     if facts.get("status") != "completed":
+        stopped = outcome.status.endswith("stopped")
         reason = facts.get("reason") or outcome.details or f"Flower ended the run as {outcome.status}"
-        settle(study, journal, "stopped" if outcome.status.endswith("stopped") else "failed", reason)
+        if outcome.cause and not stopped:
+            reason = f"{outcome.cause} ({reason})"
+        settle(study, journal, "stopped" if stopped else "failed", reason)
         raise RunFailedError(f"{reason}\n{how_to_go_on(journal)}\nLogs: {folder / 'flower.log'}{_site_logs(folder)}")
     path = write_report(folder)
     if not quiet:

@@ -1,7 +1,6 @@
 """A federation at work: start and stop its programs, register its sites, and see who is online."""
 
 import json
-import ssl
 import subprocess
 import sys
 import time
@@ -12,17 +11,19 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 import psutil
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
 
 from cli import probes
 from cli.authority import days_left, read_certificate
 from cli.compacting import compact
+from cli.control import control
 from cli.coordinator import Federation, Member
 from cli.errors import InputError, RunFailedError
-from cli.flower import environment_of, explained, flwr, last_words, wait_until_up
+from cli.flower import answers, environment_of, last_words, wait_until_up
 from cli.supervisor import SUPERVISOR, end_programs, running
+from cohorts.files import locked
 
 _STOP_S = 40
 _EDGE_S = 15
@@ -55,11 +56,19 @@ def start(federation: Federation) -> bool:
 
     Raises
     ------
+    CohortError
+        If another command is starting them.
     InputError
         If nginx is not installed, or the certificate has expired.
     RunFailedError
         If the SuperLink or the edge does not come up; then nothing runs.
     """
+    federation.make_folders()
+    with locked(federation.run):
+        return _start(federation)
+
+
+def _start(federation: Federation) -> bool:
     if running(federation, SUPERVISOR) is not None:
         return False
     federation.programs()  # what is not installed is said before anything starts
@@ -139,7 +148,9 @@ def stop(federation: Federation) -> bool:
     if supervisor is not None:
         with suppress(psutil.Error):
             supervisor.terminate()
-            supervisor.wait(_STOP_S)
+            with suppress(psutil.TimeoutExpired):
+                supervisor.wait(_STOP_S)
+            supervisor.kill()  # or it would start again what is ended now
     (federation.run / f"{SUPERVISOR}.json").unlink(missing_ok=True)
     return end_programs(federation) or supervisor is not None
 
@@ -152,32 +163,53 @@ def processes(federation: Federation) -> dict[str, psutil.Process | None]:
 def is_up(federation: Federation) -> bool:
     """Whether the SuperLink answers."""
     try:
-        context = ssl.create_default_context(cafile=str(federation.authority.ca_certificate))
-        return httpx.get(f"https://{federation.superlink}/health", timeout=5, verify=context).is_success
-    except (httpx.HTTPError, OSError):
+        return answers(f"https://{federation.superlink}/health", federation.authority.ca_certificate, timeout_s=5)
+    except OSError:  # the certificate cannot be read
         return False
 
 
 def register(federation: Federation, member: Member) -> Member:
-    """Let the SuperLink know a site's SuperNode by its key; nothing is done if it does."""
+    """Let the SuperLink know a site's SuperNode by its key; nothing is done if it does.
+
+    Raises
+    ------
+    RunFailedError
+        If it does not answer, or refuses.
+    """
     if member.node is not None:
         return member
-    path = federation.run / f"{member.bundle.site}.pub"
-    path.write_text(member.bundle.supernode_key + "\n", encoding="utf-8")
-    said = _ask(federation, "register", str(path), "--name", member.bundle.site)
-    path.unlink()
-    return federation.keep(replace(member, node=str(said["node-id"])))
+    site = member.bundle.site
+    request = RegisterNodeRequest(public_key=_pem(member.bundle.supernode_key), name=site)
+    with control(federation.connection) as superlink:
+        node = superlink.RegisterNode(request).node_id
+    if not node:
+        raise RunFailedError(f"the SuperLink did not register {site}. Its log: {federation.logs / 'superlink.log'}")
+    return federation.keep(replace(member, node=str(node)))
 
 
 def unregister(federation: Federation, member: Member) -> None:
-    """Let the SuperLink forget a site's SuperNode, which it then no longer answers."""
+    """Let the SuperLink forget a site's SuperNode, which it then no longer answers.
+
+    Raises
+    ------
+    RunFailedError
+        If it does not answer, or refuses.
+    """
     if member.node is not None and nodes(federation).get(member.node) != "unregistered":
-        _ask(federation, "unregister", member.node)
+        with control(federation.connection) as superlink:
+            superlink.UnregisterNode(UnregisterNodeRequest(node_id=int(member.node)))
 
 
 def nodes(federation: Federation) -> dict[str, str]:
-    """What the SuperLink says of each SuperNode: ``registered``, ``online``, ``offline`` or ``unregistered``."""
-    return {node["node-id"]: node["status"] for node in _ask(federation, "list")["nodes"]}
+    """What the SuperLink says of each SuperNode: ``registered``, ``online``, ``offline`` or ``unregistered``.
+
+    Raises
+    ------
+    RunFailedError
+        If it does not answer.
+    """
+    with control(federation.connection) as superlink:
+        return {str(node.node_id): node.status for node in superlink.ListNodes(ListNodesRequest()).nodes_info}
 
 
 def heartbeats(federation: Federation) -> dict[str, Heartbeat]:
@@ -206,25 +238,9 @@ def _heartbeat(event: dict[str, Any]) -> Heartbeat:
 
 def sent_key(line: str) -> str:
     """A public key as a SuperNode sends it."""
-    key = load_ssh_public_key(line.encode())
-    return b64encode(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).decode()
+    return b64encode(_pem(line)).decode()
 
 
-def _ask(federation: Federation, what: str, *arguments: str) -> Any:
-    """Run ``flwr supernode``, and return what it answers.
-
-    Raises
-    ------
-    RunFailedError
-        With what it says instead.
-    """
-    options = [federation.name] if what == "list" else [*arguments[:1], federation.name, *arguments[1:]]
-    done = flwr(None, "supernode", what, *options, "--format", "json")
-    try:
-        said = json.loads(done.stdout)
-    except ValueError:
-        said = {}
-    if not said.get("success"):
-        reason = said.get("error-message") or (done.stderr or done.stdout).strip()
-        raise RunFailedError(f"the SuperLink refuses 'supernode {what}': {explained(reason)}")
-    return said
+def _pem(line: str) -> bytes:
+    """A public key of OpenSSH's format, in Flower's."""
+    return load_ssh_public_key(line.encode()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -6,36 +6,28 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from cli import probes
-from cli.authority import days_left
-from cli.checks import Check, attempt, expiry, failed, passed, versions, warned
+from cli import connection_checks
+from cli.checks import Check, attempt, failed, passed, skipped, versions, warned
+from cli.errors import InputError, of_the_disk
+from cli.site_files import at_work
 from client.errors import ClientError
-from client.joining import authority_path, joined
-from client.nodekey import NodeKey
-from client.settings import SiteSettings
 from client.site import Site
-from client.supernode import authentication
 from cohorts.errors import CohortError
-from cohorts.settings import read_settings
-from exchange.bundle import JoinPackage
 from exchange.refusals import Refusal
 from exchange.roster import RosterError
 from server.errors import ServerError
 from server.fitting import left_out, misfits
 from server.study import load_study
 
-CLOCK_S = 300
-"""The SuperLink refuses requests that are signed by a clock more than this behind its own, and a few seconds ahead."""
-AHEAD_S = 5
 _DISK_GB = 5
 
 
 def checks(settings: Path, study: Path | None) -> Iterator[Check]:
     """Yield each check as it is made; those that need what failed are left out."""
     try:
-        site = Site(read_settings(settings, SiteSettings), settings.parent)
-    except (CohortError, OSError) as error:
-        yield failed("settings", str(error))
+        site = at_work(settings)
+    except (InputError, CohortError, OSError) as error:
+        yield failed("settings", str(of_the_disk(error) or error))
         return
     yield passed("settings", f"site {site.name}, state in {site.state}")
     yield versions()
@@ -45,15 +37,15 @@ def checks(settings: Path, study: Path | None) -> Iterator[Check]:
     if has_recordings:
         yield attempt("cohort", partial(_cohort, site), *_FAULTS)
     else:
-        yield warned("cohort", "not here: the SuperNode has no recordings. Repeat this where the apps run.")
+        yield skipped("cohort", "not here: the SuperNode has no recordings. Repeat this where the apps run.")
     for what, look in _AT_HOME.items():
         yield attempt(what, partial(look, site), *_FAULTS)
     if has_recordings and study is not None:
         yield attempt("study", partial(_study, site, study), *_FAULTS)
     if apart and has_recordings:
-        yield warned("federation", "not looked at: no network where the recordings are. Repeat this at the SuperNode.")
+        yield skipped("federation", "no network where the recordings are. Repeat this at the SuperNode.")
     else:
-        yield from _connection(site)
+        yield from connection_checks.checks(site, settings)
 
 
 def _cohort(site: Site) -> Check:
@@ -140,63 +132,3 @@ def _study(site: Site, path: Path) -> Check:
     if found := misfits(study, site.cohort):
         return failed("study", " ".join(found))
     return passed("study", " ".join([f"{study.study}: cohort and policy fit.", *left_out(study, site.cohort)]))
-
-
-def _connection(site: Site) -> Iterator[Check]:
-    """The way to the coordinator, step by step: a step that fails ends it."""
-    try:
-        package = joined(site.state)
-    except ClientError as error:
-        yield failed("federation", str(error))
-        return
-    yield passed("federation", f"{package.federation} at {package.address}")
-    for step in (_dns, _tcp, _tls, _clock, _authentication):
-        found = step(site, package)
-        yield found
-        if found.verdict == "fail":
-            return
-
-
-def _dns(_site: Site, package: JoinPackage) -> Check:
-    try:
-        return passed("DNS", f"{package.host} is {', '.join(probes.resolve(package.host))}")
-    except OSError as error:
-        return failed("DNS", f"{package.host}: {error}. Ask the network's administrator, or add it to /etc/hosts.")
-
-
-def _tcp(_site: Site, package: JoinPackage) -> Check:
-    try:
-        probes.connect(package.host, package.port)
-    except OSError as error:
-        remedy = f"Let this machine reach port {package.port} of {package.host} through the firewall."
-        return failed("TCP", f"{package.address}: {error}. {remedy}")
-    return passed("TCP", f"port {package.port} is open")
-
-
-def _tls(site: Site, package: JoinPackage) -> Check:
-    try:
-        shown = probes.certificate(package.host, package.port, authority_path(site.state))
-    except OSError as error:
-        remedy = "If a proxy of the hospital opens TLS, except this host; else ask the coordinator."
-        return failed("TLS", f"the coordinator's certificate is refused: {error}. {remedy}")
-    return expiry("TLS", days_left(shown), "Ask the coordinator to renew it: 'fedbrainlm federation renew'.")
-
-
-def _clock(site: Site, package: JoinPackage) -> Check:
-    try:
-        skew = probes.get(f"https://{package.address}/", authority_path(site.state)).skew_s
-    except OSError as error:
-        return failed("clock", f"{package.address}: {error}. Ask the coordinator whether it is running.")
-    if skew is None:
-        return warned("clock", "the coordinator sends no date, so that clocks cannot be compared")
-    if not -CLOCK_S < skew < AHEAD_S:
-        return failed("clock", f"this clock is {skew:+.0f} s from the coordinator's. Switch time synchronisation on.")
-    return passed("clock", f"{skew:+.1f} s from the coordinator's")
-
-
-def _authentication(site: Site, package: JoinPackage) -> Check:
-    try:
-        authentication(package.address, authority_path(site.state), NodeKey(site.state).private)
-    except (ClientError, CohortError) as error:
-        return failed("authentication", str(error))
-    return passed("authentication", "the coordinator knows this site's SuperNode key")

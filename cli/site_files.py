@@ -23,6 +23,23 @@ def open_site(settings: Path) -> Site:
         raise InputError(f"{settings}: its state folder cannot be made ({error.strerror}). Correct 'state'.") from None
 
 
+def at_work(settings: Path) -> Site:
+    """Open the site of a ``site.yaml`` that was set up before.
+
+    Raises
+    ------
+    InputError
+        If its state folder is not there or empty: nothing is begun anew where a disk is not mounted.
+    """
+    state = settings.parent / read_settings(settings, SiteSettings).state
+    if not (state.is_dir() and any(state.iterdir())):
+        raise InputError(
+            f"{state}: is {'empty' if state.is_dir() else 'not there'}; expected the site's state folder. Is its disk "
+            "mounted? A new site's is made with 'fedbrainlm site init'."
+        )
+    return open_site(settings)
+
+
 def login() -> str:
     """Name of the user."""
     try:

@@ -7,30 +7,35 @@ from typing import Annotated
 
 import typer
 
-from cli.checks import report, versions
+from cli.checks import STRICT, report, versions
 from cli.errors import InputError
 from cli.flower import environment_of
 from cli.site_checks import checks
-from cli.site_files import SettingsFile, open_site
+from cli.site_files import SettingsFile, at_work
 from client.joining import joined
+from client.proxies import proxy_to
+from client.settings import SiteSettings
+from cohorts.settings import read_settings
 
 
 def start(settings: SettingsFile) -> None:
     """Start the SuperNode, in the foreground: it runs the apps that this site approved, and no others."""
-    site = open_site(settings)
     if (found := versions()).verdict == "fail":  # another Flower might pass the guard by
         raise InputError(found.said)
-    _ = joined(site.state), site.keys.public_bundle()  # what is missing is said here, before Flower starts
+    site = at_work(settings)
+    # What is missing or wrong is said here, before Flower starts.
+    _ = proxy_to(joined(site.state).address, site.settings.supernode.proxy), site.keys.public_bundle()
     _become("client.supernode", settings)
 
 
 def execute(settings: SettingsFile) -> None:
     """Start the apps of a SuperNode that runs in another container, in the foreground; see supernode.executor."""
-    if open_site(settings).settings.supernode.executor == "here":
+    if read_settings(settings, SiteSettings).supernode.executor == "here":
         raise InputError(
             f"{settings}: supernode.executor is here, so that 'fedbrainlm site start' starts the apps itself. "
             "Set it to elsewhere, or leave this command out."
         )
+    at_work(settings)
     _become("client.executor", settings)
 
 
@@ -39,9 +44,10 @@ def check(
     study: Annotated[
         Path | None, typer.Option(metavar="STUDY.yaml", help="A study that the cohort and policy must fit.")
     ] = None,
+    strict: STRICT = False,
 ) -> None:
     """Check everything that the site needs to take part. Exit code 0 if nothing fails."""
-    report(checks(settings, study))
+    report(checks(settings, study), strict=strict)
 
 
 def _become(module: str, settings: Path) -> None:

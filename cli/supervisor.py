@@ -1,8 +1,8 @@
 """Keep a federation's programs running, and end all that they started.
 
 Run as ``python -m cli.supervisor FOLDER`` by ``fedbrainlm federation start``. A program that ends is started again,
-after a pause that grows. ``run/NAME.json`` says which process each is, with the time when that began: a number that
-another process has taken since is nobody's to end.
+after a pause that grows. ``run/NAME.json`` says which process each is, and when that began: a number that another
+process has taken since is nobody's to end.
 """
 
 import json
@@ -75,8 +75,23 @@ def main() -> None:
 
 def record(federation: Federation, name: str, pid: int) -> None:
     """Write down which process a program is."""
-    content = {"pid": pid, "began": psutil.Process(pid).create_time()}
-    write_text(federation.run / f"{name}.json", json.dumps(content))
+    write_text(federation.run / f"{name}.json", json.dumps({"pid": pid, "began": began(pid)}))
+
+
+def began(pid: int) -> str:
+    """When a process began, in words that stay the same when the clock is set: the boot, and the ticks since then.
+
+    Raises
+    ------
+    psutil.NoSuchProcess
+        If there is no such process.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        after_its_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return f"{boot} {int(after_its_name[19])}"  # field 22, starttime: proc_pid_stat(5)
+    except FileNotFoundError:  # no such process, or a system without /proc: there, both move with the clock
+        return f"{psutil.Process(pid).create_time() - psutil.boot_time():.0f} s"
 
 
 def running(federation: Federation, name: str) -> psutil.Process | None:
@@ -85,7 +100,7 @@ def running(federation: Federation, name: str) -> psutil.Process | None:
     with suppress(OSError, ValueError, KeyError, psutil.Error):
         content = json.loads(path.read_text(encoding="utf-8"))
         process = psutil.Process(content["pid"])
-        if process.create_time() == content["began"] and process.status() != psutil.STATUS_ZOMBIE:
+        if began(process.pid) == content["began"] and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
 

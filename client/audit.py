@@ -25,7 +25,7 @@ from flwr.app import RecordDict
 
 from client.app_files import files_of
 from client.errors import AuditError
-from cohorts.files import new_path, sync
+from cohorts.files import naming, new_path, sync
 
 BEGIN = "begin"
 """Event of the first line of a log. It holds a random salt, so that nobody can guess a head."""
@@ -174,9 +174,10 @@ class AuditLog:
             if tail.torn:
                 chain.add(TORN, bytes=len(tail.torn), sha256=_sha256(tail.torn), hex=tail.torn.hex())
             chain.add(event, **fields)
-            # Over the torn bytes, never a truncation before: the line that keeps them is longer than they are.
-            _write(descriptor, chain.text, tail.end)
-            os.fsync(descriptor)
+            with naming(self.path):
+                # Over the torn bytes, never a truncation before: the line that keeps them is longer than they are.
+                _write(descriptor, chain.text, tail.end)
+                os.fsync(descriptor)
             if tail.number == 0:
                 sync(self.path.parent)
         return chain.head

@@ -17,7 +17,9 @@ from pathlib import Path
 from client import relay
 from client.prefork import MEMORY_GB
 from client.process import keep_private
+from client.proxies import only
 from client.settings import SiteSettings
+from client.sockets import temporary_folder, temporary_paths_are_short
 from cohorts.secrets import secret_once
 from cohorts.settings import read_settings
 
@@ -47,7 +49,8 @@ class SuperExec:
         self.command += ["--superexec-auth-secret-file", str(secret_path(state)), "--parent-pid", str(os.getpid())]
         if settings.supernode.executor == "elsewhere" and settings.supernode.health:
             self.command += ["--health-server-address", settings.supernode.health]
-        self._environment = {**os.environ, MEMORY_GB: str(settings.policy.max_memory_gb)}
+        # Apps reach their SuperNode, and have no use for a proxy's password.
+        self._environment = {**only(None, os.environ), MEMORY_GB: str(settings.policy.max_memory_gb)}
         self._apps = flower_home(state) / "apps"
         self._told_to_end = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -56,10 +59,17 @@ class SuperExec:
         """Keep it running until `end` is called, with pauses that grow."""
         # Flower never replaces an installed app: whatever lies there from before must not be taken for an approved one.
         shutil.rmtree(self._apps, ignore_errors=True)
+        if temporary_paths_are_short():
+            self._keep(self._environment)
+            return
+        with temporary_folder() as folder:  # an app's own processes speak over sockets there
+            self._keep({**self._environment, "TMPDIR": str(folder)})
+
+    def _keep(self, environment: dict[str, str]) -> None:
         pause = 1.0
         while not self._told_to_end.is_set():
             began = time.monotonic()
-            said = self._run()
+            said = self._run(environment)
             if time.monotonic() - began > _STEADY_S:
                 pause = 1.0
             if not self._told_to_end.is_set():
@@ -67,10 +77,10 @@ class SuperExec:
             self._told_to_end.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _run(self) -> str:
+    def _run(self, environment: dict[str, str]) -> str:
         """Run it once; say how it ended."""
         try:
-            self._process = subprocess.Popen(self.command, env=self._environment)
+            self._process = subprocess.Popen(self.command, env=environment)
         except OSError as error:  # no memory, or too many processes
             return f"cannot be started ({error.strerror})"
         if self._told_to_end.is_set():  # meanwhile

@@ -104,7 +104,11 @@ def serve(asked: socket.socket) -> None:
 
 def _ended(apps: set[int]) -> set[int]:
     """Let apps that have ended go, which until then stay in the system's list; return which they are."""
-    return {app for app in apps if os.waitpid(app, os.WNOHANG)[0]}
+    ended = {app: status for app in apps for found, status in [os.waitpid(app, os.WNOHANG)] if found}
+    if any(os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL for status in ended.values()):
+        hint = "perhaps by the system, for lack of memory: 'dmesg' tells. A smaller training.batch_size takes less."
+        print(f"fedbrainlm: an app was killed while it answered a message, {hint}", flush=True)
+    return set(ended)
 
 
 def _end(apps: set[int]) -> None:

@@ -12,10 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from client.errors import RelayError
+from client.sockets import reachable
 
 _PIECE = 2**16
-_LONGEST_PATH = 107
-"""Bytes of a path that Linux binds a socket to."""
 
 
 def start(listen: Path | int, onward: Path | int) -> None:
@@ -39,16 +38,15 @@ def _listen(where: Path | int) -> socket.socket:
     try:
         if isinstance(where, int):
             return socket.create_server(("127.0.0.1", where))
-        if len(bytes(where)) > _LONGEST_PATH:
-            raise RelayError(f"{where}: is too long for a socket's path. Give the state folder a shorter one.")
         where.unlink(missing_ok=True)  # of a process that was killed
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(where))
+        with reachable(where) as path:
+            listener.bind(path)
         listener.listen()
         return listener
     except OSError as error:
         raise RelayError(
-            f"{where}: cannot be listened at ({error.strerror}). End what uses it, or correct it."
+            f"{where}: cannot be listened at ({error.strerror or error}). End what uses it, or correct it."
         ) from None
 
 
@@ -70,7 +68,8 @@ async def _serve(listener: socket.socket, onward: Path | int) -> None:
 async def _connect(where: Path | int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if isinstance(where, int):
         return await asyncio.open_connection("127.0.0.1", where)
-    return await asyncio.open_unix_connection(where)
+    with reachable(where) as path:
+        return await asyncio.open_unix_connection(path)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -65,6 +65,7 @@ _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (
     (SmallGroupError, RefusalCode.GROUP),
     (HarmonizationError, RefusalCode.ANALYSIS_FAILED),
     (CohortError, RefusalCode.SETUP),
+    (OSError, RefusalCode.SETUP),  # a disk that is full, broken or gone: the site's administrator's to mend
 )
 
 
@@ -329,8 +330,8 @@ def _refuse(site: Site, message: Message, asked: DescribeRequest | SumRequest | 
     Nothing may be raised from here: Flower would send its text to the coordinator.
     """
     code, kind = _code_of(error), message.metadata.message_type
+    detail = error.detail if isinstance(error, Refusal) else str(error)
     try:
-        detail = error.detail if isinstance(error, Refusal) else str(error)
         about = {} if asked is None else {"study": asked.study, "question": _question(asked), **_asked(asked)}
         site.log.error("%s %s: %s", kind, code, detail, exc_info=error if code is RefusalCode.INTERNAL else None)
         if asked is not None and code.told is RefusalCode.DATA:
@@ -338,6 +339,7 @@ def _refuse(site: Site, message: Message, asked: DescribeRequest | SumRequest | 
         run = str(message.metadata.run_id)
         site.audit.append("refusal", run=run, message=kind, code=str(code.told), rule=str(code), **about)
     except Exception as broken:
+        print(f"fedbrainlm: {kind} {code}: {detail}", flush=True)
         print(f"fedbrainlm: the state folder cannot be written: {broken}", flush=True)
         if code.told is RefusalCode.DATA:  # what is not counted is not told either
             return RefusalCode.SETUP

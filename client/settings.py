@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from client.policy import Policy
+from client.proxies import DIRECT, EXPECTED, Proxy
 from cohorts.settings import Name, Settings
 
 _DEVICES = "cpu, cuda, or cuda:N with the number N of one GPU, counted from 0"
@@ -19,9 +20,24 @@ class SuperNodeSettings(Settings):
     """Port on this machine between the SuperNode and the apps that it starts."""
     health: str | None = None
     """Address of a gRPC health service, such as ``127.0.0.1:9095``; None for none."""
+    proxy: str | None = None
+    """Proxy by which the coordinator is reached, such as ``http://proxy.example.org:3128``; ``direct`` for none; None
+    for what ``HTTPS_PROXY`` and ``NO_PROXY`` say."""
     executor: Literal["here", "elsewhere"] = "here"
     """Where the apps are started: by the SuperNode's own process, or by ``fedbrainlm site execute`` in a container
     without a network, which shares the state folder. There, too, the health service is at `health`."""
+
+    @field_validator("proxy")
+    @classmethod
+    def _is_a_proxy(cls, proxy: str | None) -> str | None:
+        if proxy not in (None, DIRECT):
+            if "://" not in proxy:
+                raise ValueError(f"{EXPECTED}, or {DIRECT}. Correct it.")
+            try:
+                Proxy.read(proxy, "supernode.proxy")
+            except ValueError:
+                raise ValueError(f"{EXPECTED}, or {DIRECT}. Correct it.") from None
+        return proxy
 
 
 class SiteSettings(Settings):

@@ -9,7 +9,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,16 +209,23 @@ class SumStore:
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
+        path = self._folder / "contexts.sqlite"
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        database = sqlite3.connect(self._folder / "contexts.sqlite", timeout=30)
         try:
-            database.execute("PRAGMA synchronous=FULL")
-            database.executescript(_TABLES)
-            database.execute("BEGIN IMMEDIATE")  # what is checked is still true when it is written
-            with database:
-                yield database
-        finally:
-            database.close()
+            with closing(sqlite3.connect(path, timeout=30)) as database:
+                database.execute("PRAGMA synchronous=FULL")
+                database.executescript(_TABLES)
+                database.execute("BEGIN IMMEDIATE")  # what is checked is still true when it is written
+                with database:
+                    yield database
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            raise Refusal(
+                RefusalCode.SETUP,
+                f"{path}: cannot be used ({error}), and no sum is masked without it. Free the disk or mend its "
+                "permissions; if it is damaged, restore it from a backup.",
+            ) from error
 
 
 def _secure(request: SumRequest) -> SecureSum:

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from client.joining import authority_path, joined
 from client.logs import site_log
 from client.nodekey import NodeKey
 from client.process import keep_private, make_private
+from client.proxies import Proxy, impose, proxy_to, through
 from client.settings import SiteSettings
 from cohorts.settings import read_settings
 from exchange.refusals import Refusal, RefusalCode
@@ -192,7 +194,7 @@ def command(settings_path: Path, settings: SiteSettings, state: Path) -> list[st
     return arguments
 
 
-def authentication(address: str, authority: Path, key: EllipticCurvePrivateKey) -> None:
+def authentication(address: str, authority: Path, key: EllipticCurvePrivateKey, proxy: Proxy | None = None) -> None:
     """Ask the SuperLink whether it knows a SuperNode key, without activating anything.
 
     An activation with a heartbeat of no length is refused for that only once key, clock and registration are accepted.
@@ -205,7 +207,9 @@ def authentication(address: str, authority: Path, key: EllipticCurvePrivateKey) 
     version, signature = RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())
     request = ActivateNodeRequest(public_key=public_key_to_bytes(key.public_key()), heartbeat_interval=0)
     try:
-        with FleetHttpClient.from_server_address(address, False, str(authority), [version, signature]) as client:
+        with through(proxy):
+            client = FleetHttpClient.from_server_address(address, False, str(authority), [version, signature])
+        with closing(client):
             client.ActivateNode(request)
     except httpx.HTTPStatusError as error:
         said = FlowerError.from_json(error.response.text)
@@ -234,6 +238,10 @@ def main() -> None:
     make_private(state)
     sys.argv = command(path, settings, state)
     os.environ["FLWR_HOME"] = str(flower_home(state))
+    proxy = proxy_to(joined(state).address, settings.supernode.proxy)
+    impose(proxy)
+    if proxy is not None:
+        print(f"fedbrainlm: the coordinator is reached through {proxy}, as {proxy.named_by} says", flush=True)
     flower._pull_and_store_message = ApprovedAppsOnly(settings, state)  # type: ignore[assignment]
     executor = SuperExec(settings, state)
     keeper = threading.Thread(target=executor.keep, name="superexec", daemon=True)

@@ -34,7 +34,7 @@ from threadpoolctl import threadpool_limits
 from cohorts.atlas import Atlas, load_atlas
 from cohorts.cells import TableRules
 from cohorts.errors import CohortError, RecordingError
-from cohorts.files import atomic_path, write_text
+from cohorts.files import atomic_path, naming, write_text
 from cohorts.participants import (
     Descriptions,
     ParticipantsTable,
@@ -192,10 +192,7 @@ class Cohort:
                 f"{path}: is in the making, or a command that made it was stopped. Give that command again: it goes on."
             )
         if not (path / "cohort.yaml").is_file():
-            raise CohortError(
-                f"{path}: is not a cohort; expected a folder with cohort.yaml. "
-                "Make one with 'fedbrainlm cohort prepare' or 'simulate'."
-            )
+            raise CohortError(_no_cohort(path))
         about = read_settings(path / "cohort.yaml", About)
         if about.format != FORMAT:
             raise CohortError(
@@ -491,7 +488,8 @@ class Cohort:
         """Add a line to the quarantine's list, on the disk before this returns."""
         entry = {"recording_id": recording_id, "code": code, "message": message, "source": source}
         self._refused[recording_id] = entry
-        with (self.path / "quarantine.jsonl").open("a", encoding="utf-8") as file:
+        path = self.path / "quarantine.jsonl"
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -588,3 +586,17 @@ def measure_recording(recording: Recording, atlas: Atlas, rules: QualityRules) -
             tsnr=recording.tsnr,
             rules=rules,
         )
+
+
+def _no_cohort(path: Path) -> str:
+    """Say what is in the place of a cohort: where a disk is not mounted, an empty folder or none."""
+    if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
+        return (
+            f"{path}: is not a cohort; expected a folder with cohort.yaml. "
+            "Make one with 'fedbrainlm cohort prepare' or 'simulate'."
+        )
+    found = "is empty" if path.exists() else "is not there"
+    return (
+        f"{path}: {found}; expected a cohort's folder. Check the path, and whether its disk is mounted; a new cohort "
+        "is made with 'fedbrainlm cohort prepare'."
+    )

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save
 
 from cohorts.errors import CohortError
@@ -24,6 +26,32 @@ MAX_RUN_BYTES = 8 * 2**30
 """Largest uncompressed size of one run's file; what declares more is refused before it is read."""
 MAX_JSON_BYTES = 2**24
 """Largest JSON file that others made that is read."""
+
+
+_NAMELESS = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE)
+"""What the system says of an open file that cannot be written, without its name."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what cannot be written in the block be said of `path`.
+
+    Raises
+    ------
+    OSError
+        With the path; safetensors' error of the system becomes one, too.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NAMELESS and error.filename is None:
+            error.filename = str(path)
+        raise
+    except SafetensorError as error:
+        if (system := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        number = int(system[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def sync(path: Path) -> None:
@@ -83,10 +111,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        with naming(path):
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -109,10 +138,11 @@ def new_path(path: Path) -> Iterator[Path]:
     os.close(descriptor)
     temporary = Path(name)
     try:
-        yield temporary
-        sync(temporary)
-        os.link(temporary, path)  # unlike a rename, fails if the name is taken
-        sync(path.parent)
+        with naming(path):
+            yield temporary
+            sync(temporary)
+            os.link(temporary, path)  # unlike a rename, fails if the name is taken
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -194,7 +224,6 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Any = None
     """
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with atomic_path(path) as temporary:
-        # Written by Python, a full disk is the OSError that it is.
         temporary.write_bytes(save(contiguous, metadata={HEADER: json.dumps(header, sort_keys=True)}))
 
 
@@ -218,9 +247,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise CohortError(f"{path}: cannot be made ({error.strerror}). Choose another place.") from None
     try:
-        yield partial
-        sync(partial)
-        os.rename(partial, path)
-        sync(path.parent)
+        with naming(path):
+            yield partial
+            sync(partial)
+            os.rename(partial, path)
+            sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -33,8 +33,9 @@ def write(path: Path | str, arrays: Mapping[str, NDArray[Any]], about: Any) -> N
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
-    except (SafetensorError, OSError):
-        raise HarmonizationError(f"{path}: cannot be written. Make its folder, or choose another place.") from None
+    except (SafetensorError, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise HarmonizationError(f"{path}: cannot be written ({why}). Choose another place, or make room.") from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -11,8 +11,9 @@ def misfits(study: Study, cohort: Cohort) -> list[str]:
     found = [mismatch.message for mismatch in contract.mismatches(cohort)]
     people, folds = list(lengths.usable), study.analyses.folds
     if len(people) < folds:
+        remedy = "Shorten model.window" if lengths.too_short else "Lower analyses.folds"
         found.append(
-            f"{lengths.said} Expected one or more for each of {folds} folds. Shorten model.window, or leave the cohort "
+            f"{lengths.said} Expected a participant or more for each of {folds} folds. {remedy}, or leave the cohort "
             "out."
         )
     complete = contract.complete(cohort.covariates().set_index("participant_id"), people)

@@ -34,6 +34,7 @@ from typing import Literal
 
 import pandas as pd
 
+from cohorts.files import naming
 from server.errors import JournalError
 
 Status = Literal["starting", "running", "completed", "failed", "stopped"]
@@ -142,16 +143,16 @@ class Journal:
         JournalError
             If another process holds it.
         """
-        with self._lock(who).open("a") as file:
+        with self._lock(who).open("ab", buffering=0) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise JournalError(
                     f"{self.folder}: the run is still going on. Wait for its end with 'fedbrainlm watch', or stop it."
                 ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))  # for whoever wants to know which process it is
-            file.flush()
+            with naming(self._lock(who)):
+                file.truncate(0)
+                file.write(str(os.getpid()).encode())  # for whoever wants to know which process it is
             if who == "server":
                 self._clear()
             yield

@@ -4,8 +4,10 @@ from safetensors.torch import save_file
 
 from brainlm.checkpoints import check_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from brainlm.errors import CheckpointError
+from brainlm.official import export_folder
 from brainlm.pretraining import initial_model
 from cohorts import SettingsError
+from tests.support.disks import small_disk
 
 
 def test_what_is_saved_is_loaded(config, tmp_path):
@@ -78,3 +80,16 @@ def test_a_checkpoint_is_checked_without_making_its_model(config, tmp_path):
 
     with pytest.raises(CheckpointError, match=r"lacks predict\.bias"):
         check_checkpoint(path)
+
+
+def test_a_full_disk_is_said_with_the_file_and_leaves_nothing(config, tmp_path):
+    model = initial_model(config, 0)
+    with small_disk(tmp_path / "disk", "8k") as disk:
+        for path, write in (
+            (disk / "m.safetensors", lambda path: save_checkpoint(path, model.state_dict(), config)),
+            (disk / "exported", lambda path: export_folder(path, model, {})),
+        ):
+            with pytest.raises(OSError, match="No space left on device") as full:
+                write(path)
+            assert full.value.filename == str(path)
+            assert list(disk.iterdir()) == []

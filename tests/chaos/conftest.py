@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from tests.chaos import network
 from tests.chaos.clocks import Clock, build
 from tests.chaos.watching import Run
 from tests.support.deployment import SMALL, Deployment
+from tests.support.disks import small_disk
 from tests.support.federation import run_study, write_sites
 from tests.support.local_grid import LocalGrid
 
@@ -67,7 +66,7 @@ def deployment(tmp_path_factory, small_cohorts, clocks) -> Iterator[Deployment]:
     within |= {name: [*within[name], *clock.within] for name, clock in clocks.items()}
     with (
         network.wire(),
-        small_disk(folder / "bergen" / "state"),
+        small_disk(folder / "bergen" / "state", "64m"),
         Deployment(folder, network.ADDRESS, within).running(cohorts) as made,
     ):
         for name in made.sites:
@@ -110,14 +109,3 @@ def allow(site: Path) -> None:
     settings["policy"] |= {"studies": ["*"], "analyses": ["*", *sorted(SHOWS_ONE_SITE)], "plain_grams": True}
     settings["policy"] |= {"secure_sum_required": False}
     site.write_text(yaml.safe_dump(settings))
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """Give a folder a disk of its own, of 64 MB."""
-    folder.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=0700", "none", folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)

@@ -5,11 +5,10 @@ what: a run takes minutes. What outsiders may not do is tried in ``tests/integra
 chaos`` runs, too.
 """
 
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
@@ -32,6 +31,7 @@ from tests.chaos.watching import (
     restart_node,
 )
 from tests.support.deployment import Deployment, needs_nginx
+from tests.support.disks import filled
 from tests.support.federation import PLAIN, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 from tests.support.programs import wait_until
@@ -108,7 +108,7 @@ def test_a_run_that_dies_of_one_fault_after_another_is_resumed_to_the_same_weigh
 
     run = begin(resume=run)
     run.await_training(deployment, "bergen", 3)
-    with full_disk(deployment.folder / "bergen" / "state"):
+    with filled(deployment.folder / "bergen" / "state"):
         assert_fails(run, "bergen: ")
     matrix.record("disk full at a site", "run fails and names the site; resumed to the same weights")
 
@@ -253,18 +253,6 @@ def damaged_recording(deployment: Deployment, site: str) -> Iterator[None]:
     save_arrays(recording, {}, {})
     yield
     aside.replace(recording)
-
-
-@contextmanager
-def full_disk(folder: Path) -> Iterator[None]:
-    """Fill the disk of a folder."""
-    ballast = folder / "ballast"
-    with suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(2**12))
-    assert shutil.disk_usage(folder).free == 0
-    yield
-    ballast.unlink()
 
 
 @contextmanager

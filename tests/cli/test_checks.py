@@ -6,11 +6,12 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler
 
 import pytest
+import typer
 import yaml
 
 from cli import probes
 from cli.authority import Authority
-from cli.checks import attempt, expiry
+from cli.checks import Check, attempt, expiry, report
 from cli.coordinator import Federation
 from cli.errors import InputError
 from cli.federation_checks import checks as federation_checks
@@ -21,6 +22,7 @@ from client.site import load_site
 from exchange.bundle import JoinPackage
 from tests.support.federation import STUDY
 from tests.support.programs import free_port
+from tests.support.proxies import proxy
 from tests.support.servers import serve
 
 
@@ -124,12 +126,12 @@ def test_of_two_containers_each_looks_at_what_it_has(site, authority, edge, tmp_
     said = found(site, tmp_path / "study.yaml")
     assert said["cohort"].startswith("pass")
     assert said["study"].startswith("pass")
-    assert said["federation"].startswith("warn not looked at: no network")
+    assert said["federation"].startswith("skip no network")
     assert "DNS" not in said
 
     change(site, cohort="nowhere")
     said = found(site, tmp_path / "study.yaml")
-    assert said["cohort"].startswith("warn not here")
+    assert said["cohort"].startswith("skip not here")
     assert "study" not in said
     assert said["TLS"].startswith("pass")
 
@@ -202,6 +204,43 @@ def test_a_federation_at_rest_says_what_is_missing(tmp_path, monkeypatch):
     assert run_command(["federation", "check", "north"]) == 1
 
 
+def made(*verdicts: str) -> list[Check]:
+    return [Check(f"thing {number}", verdict, "said") for number, verdict in enumerate(verdicts)]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said", "code", "strict_code"),
+    [
+        (["pass"] * 3, "All 3 checks passed.", 0, 0),
+        (["pass", "warn", "pass", "warn"], "2 passed, 2 need you.", 0, 1),
+        (["pass", "warn"], "1 passed, 1 needs you.", 0, 1),
+        (["pass", "skip"], "1 passed, 1 not looked at here.", 0, 0),
+        (["warn", "fail", "pass"], "1 passed, 1 failed, 1 needs you.", 1, 1),
+        (["fail"], "1 failed.", 1, 1),
+    ],
+)
+def test_the_last_line_and_the_exit_code_say_what_is_left_to_do(capsys, verdicts, said, code, strict_code):
+    for strict, expected in ((False, code), (True, strict_code)):
+        ended = 0
+        try:
+            report(made(*verdicts), strict=strict)
+        except typer.Exit as end:
+            ended = end.exit_code
+        assert ended == expected
+        assert capsys.readouterr().out.splitlines()[-1] == said
+
+
+def test_a_site_that_refuses_every_study_did_not_pass_all_checks(site, authority, edge, capsys):
+    joined(site, authority, f"localhost:{edge}")
+    change(site, policy={"studies": []})
+
+    run_command(["site", "check", str(site)])
+
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("1 failed, 3 need you.")  # the policy, the roster and the apps; this edge knows no keys
+    assert "All" not in last
+
+
 def test_an_expected_error_is_a_failure_and_another_one_is_not_hidden():
     def wrong() -> None:
         raise InputError("no. Do this.")
@@ -213,3 +252,103 @@ def test_an_expected_error_is_a_failure_and_another_one_is_not_hidden():
 
 def test_certificates_warn_a_month_before_they_end():
     assert [expiry("x", days, "Renew.").verdict for days in (-1, 0, 29, 30)] == ["fail", "warn", "warn", "pass"]
+
+
+COORDINATOR = "coordinator.invalid"
+
+
+@pytest.fixture
+def behind(site, authority, monkeypatch):
+    """Have the site's network lead to the coordinator through a proxy alone: nobody else knows its name."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    authority.renew(COORDINATOR)
+    with serve(authority, Edge) as port:
+        joined(site, authority, f"{COORDINATOR}:{port}")
+        yield lambda **kind: proxy(**{"names": {COORDINATOR: "127.0.0.1"}, **kind})
+
+
+def test_the_way_through_a_proxy_is_looked_at_where_the_network_has_one(site, behind, monkeypatch):
+    assert last(site) == ("DNS", "fail")  # there is no other way
+    with behind() as through:
+        monkeypatch.setenv("HTTPS_PROXY", through.url)
+        said = found(site)
+        assert said["proxy"] == f"pass {through.url}, as HTTPS_PROXY says"
+        assert said["DNS"] == f"pass 127.0.0.1 is 127.0.0.1; {COORDINATOR} is the proxy's to find"
+        assert said["TCP"] == f"pass port {through.port} of the proxy is open"
+        assert said["CONNECT"].startswith(f"pass the proxy leads on to {COORDINATOR}:")
+        assert [said[step][:4] for step in ("TLS", "clock")] == ["pass", "pass"]
+        assert said["authentication"].startswith("fail the coordinator's edge refuses the request")  # Flower's client
+
+        change(site, supernode={"proxy": "direct"})
+        assert last(site) == ("DNS", "fail")
+        monkeypatch.delenv("HTTPS_PROXY")
+        change(site, supernode={"proxy": through.url})
+        assert found(site)["proxy"] == f"pass {through.url}, as supernode.proxy says"
+        assert last(site)[0] == "authentication"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ({"answer": (403, "Forbidden")}, "does not lead on to coordinator.invalid"),
+        ({"answer": (502, "Bad Gateway")}, "does not reach coordinator.invalid"),
+        ({"answer": (504, "Gateway Timeout")}, "does not reach coordinator.invalid"),
+        ({"names": {}}, "does not reach coordinator.invalid"),
+        ({"sign_in": "anna:p@ss"}, "wants a user and a password (407 Proxy Authentication Required)"),
+    ],
+)
+def test_what_a_proxy_refuses_is_said(site, behind, kind, said):
+    with behind(**kind) as through:
+        change(site, supernode={"proxy": through.url})
+        assert last(site) == ("CONNECT", "fail")
+        assert said in found(site)["CONNECT"]
+
+
+def test_a_proxy_that_wants_a_password_gets_it_from_settings_that_nobody_else_reads(site, behind):
+    with behind(sign_in="anna:p@ss") as through:
+        named = through.url.replace("//", "//anna:{}@")
+        change(site, supernode={"proxy": named.format("wrong")})
+        site.chmod(0o644)
+        assert "others may read the proxy's password. Run 'chmod 600" in found(site)["proxy"]
+        site.chmod(0o600)
+        assert "does not take the user and password of supernode.proxy" in found(site)["CONNECT"]
+        change(site, supernode={"proxy": named.format("p%40ss")})
+        assert last(site)[0] == "authentication"
+        assert "p%40ss" not in str(found(site))
+
+
+def test_a_proxy_that_opens_tls_is_known_by_who_signed(site, behind, tmp_path):
+    own = Authority(tmp_path / "proxys")
+    own.make("Hospital Security", COORDINATOR)
+    with behind(opens_tls=own) as through:
+        change(site, supernode={"proxy": through.url})
+        said = found(site)["TLS"]
+    assert said.startswith("fail the coordinator's certificate is refused")
+    assert "It is signed by CN=Hospital Security" in said
+    assert f"Let its administrator except {COORDINATOR}." in said
+
+
+def test_the_way_to_the_proxy_may_be_encrypted_too(site, behind, tmp_path, monkeypatch):
+    own = Authority(tmp_path / "proxys")
+    own.make("Hospital", "localhost")
+    monkeypatch.setenv("SSL_CERT_FILE", str(own.ca_certificate))  # as if the system trusted it
+    with behind(certificate=own) as through:
+        change(site, supernode={"proxy": f"https://localhost:{through.port}"})
+        assert last(site)[0] == "authentication"
+        monkeypatch.delenv("SSL_CERT_FILE")
+        assert last(site) == ("CONNECT", "fail")
+
+
+def test_what_is_no_proxy_is_told_from_one(site, behind, authority, monkeypatch):
+    monkeypatch.setattr(probes, "WAIT_S", 0.5)
+    change(site, supernode={"proxy": f"http://127.0.0.1:{free_port()}"})
+    assert last(site) == ("TCP", "fail")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        change(site, supernode={"proxy": f"http://127.0.0.1:{silent.getsockname()[1]}"})
+        assert "answers as no proxy does" in found(site)["CONNECT"]
+    change(site, supernode={"proxy": None})
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1080")
+    assert found(site)["proxy"].startswith("fail HTTPS_PROXY: expected http://HOST:PORT")
+    assert run_command(["site", "start", str(site)]) == 2

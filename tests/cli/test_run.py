@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 from pathlib import Path
@@ -7,7 +8,8 @@ import pytest
 import yaml
 
 from cli.at_hand import open_cohorts
-from cli.flower import Outcome
+from cli.control import Outcome
+from cli.errors import RunFailedError
 from cli.main import run_command
 from cli.run import _finish
 from cohorts.simulation import SimulatedSite, simulate_cohorts
@@ -78,7 +80,7 @@ def test_recordings_below_the_window_are_counted_and_too_few_of_them_refused(cap
 
     said = refused(capsys, tmp_path, study, "--simulate", few, *small_cohorts[1:])
     assert counted.format(14, 7) in said
-    assert "Expected one or more for each of 8 folds. Shorten model.window" in said
+    assert "Expected a participant or more for each of 8 folds. Shorten model.window" in said
     assert run_command(["cohort", "check", str(few), "--no-report", "--study", str(study)]) == 2
     assert counted.format(14, 7) in capsys.readouterr().err
 
@@ -142,6 +144,24 @@ def test_only_a_run_that_did_not_end_well_is_resumed(capsys, tmp_path, study, fi
     journal.note(where="simulation")
     with journal.at_work():
         assert "is still going on" in refused(capsys, tmp_path, "--resume", tmp_path)
+    journal.note(where="federation:nordic")
+    assert "--at-once is of simulations" in refused(capsys, tmp_path, "--resume", tmp_path, "--at-once", "2")
+    assert "--at-once is of simulations" in refused(capsys, tmp_path, study, "--federation", "x", "--at-once", "2")
+
+
+def test_what_ended_a_simulation_is_said_everywhere_before_what_its_server_knew_of_it(tmp_path, finished_run):
+    folder = Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
+    Journal(folder).note(status="failed", reason="describe: 0 of 3 sites answered.")
+    outcome = Outcome("finished:failed", "", "the machine ran out of memory. Close other programs.")
+
+    with pytest.raises(RunFailedError) as failed:
+        _finish(load_study(folder / "study.yaml"), folder, outcome, quiet=True)
+
+    said = "the machine ran out of memory. Close other programs. (describe: 0 of 3 sites answered.)"
+    assert str(failed.value).startswith(f"{said}\nGo on with it: ")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (Journal(folder).progress().reason, summary["reason"]) == (said, said)
+    assert summary["sites"].keys() == {"aalborg", "bergen", "coimbra"}
 
 
 def test_a_completed_study_is_one_whatever_flower_says(tmp_path, finished_run):
@@ -167,7 +187,8 @@ def test_all_that_is_wrong_with_the_cohorts_is_said_at_once(capsys, tmp_path, st
     said = refused(capsys, tmp_path, study, "--simulate", *small_cohorts)
 
     assert "no cohort is called 'oslo'. Name one of aalborg, bergen, coimbra" in said
-    assert "cohort coimbra: 11 participants have recordings of a window's length, fewer than analyses.folds, 15" in said
+    assert "cohort coimbra: all 11 recordings are as long as the window of 64 s. Expected a participant or more" in said
+    assert "for each of 15 folds. Lower analyses.folds, or" in said
     assert "cohort aalborg: has recordings of TR 2 s" in said
     assert "cohort bergen: sex has levels outside M, X: 'F' (" in said
 
@@ -222,7 +243,7 @@ def told_apart(tmp_path):
                 "age": ([30.0] * 5 + [math.nan], *[[20.0] * 6] * 2),
             },
             {"covariates": {"iq": {}}, "analyses": {"targets": ["iq"], "folds": 3}},
-            "cohort a: no participant has all of age, iq, mean_fd, sex, tsnr. Fill them in",
+            "cohort a: 0 of 6 participants have all of age, iq, mean_fd, sex, tsnr; expected one or more for each of",
         ),
     ],
 )

@@ -1,17 +1,14 @@
 """The SuperLink's app over a real database that another program locks."""
 
 import sqlite3
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -32,11 +29,11 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-from sqlalchemy import Engine, event, text
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from cli import superlink
-from tests.support.programs import free_port, wait_until
+from tests.support.programs import wait_until
 from tests.support.sources import changed
 
 SOURCES = {
@@ -55,38 +52,6 @@ SOURCES = {
 }
 """Start of the SHA-256 of the source of everything that `cli.superlink` wraps, calls or rests on."""
 RUN = 77
-
-
-@pytest.fixture
-def database(tmp_path, monkeypatch) -> Path:
-    """The SuperLink's, which it waits for less than usual."""
-    monkeypatch.setenv("FLWR_DATABASE", str(tmp_path / "superlink.sqlite"))
-    usual = [pragma for pragma in sql_mixin.SQLITE_PRAGMAS if pragma[0] != "busy_timeout"]
-    monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", [("busy_timeout", "50"), *usual])
-    return tmp_path / "superlink.sqlite"
-
-
-@pytest.fixture
-def wrapped(database, monkeypatch) -> Iterator[None]:
-    """Flower as `cli.superlink` has it, until the test is over."""
-    for module in (flower, fleet_handlers, runtime_handlers):
-        for name in {"http_error_translator", "pull_messages", "push_object"} & set(vars(module)):
-            monkeypatch.setattr(module, name, getattr(module, name))
-    monkeypatch.setattr(superlink, "flower_superlink", lambda: None)
-    superlink.main()
-    yield
-    event.remove(Engine, "handle_error", superlink._note)
-
-
-@pytest.fixture
-def address(wrapped) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(flower.create_app(), port=free_port()))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    assert wait_until(lambda: server.started, 30)
-    yield f"127.0.0.1:{server.config.port}"
-    server.should_exit = True
-    thread.join()
 
 
 def register(address: str, retry_invoker: RetryInvoker | None = None) -> None:

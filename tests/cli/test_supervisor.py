@@ -7,9 +7,12 @@ import time
 import psutil
 import pytest
 
+from cli import serving
 from cli.coordinator import Federation, FederationSettings
 from cli.flower import environment_of
-from cli.supervisor import _Program, end_programs, record, running
+from cli.supervisor import SUPERVISOR, _Program, end_programs, record, running
+from cohorts.errors import CohortError
+from cohorts.files import locked
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -19,7 +22,7 @@ def federation(tmp_path, monkeypatch):
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
     federation = Federation.make(tmp_path / "north", FederationSettings(name="north", host="localhost"))
     yield federation
-    end_programs(federation)
+    serving.stop(federation)
 
 
 def test_a_process_is_known_by_its_number_and_its_beginning(federation):
@@ -28,12 +31,53 @@ def test_a_process_is_known_by_its_number_and_its_beginning(federation):
     assert running(federation, "superlink") == psutil.Process(process.pid)
 
     path = federation.run / "superlink.json"
-    path.write_text(json.dumps({"pid": process.pid, "began": 1.0}))  # another one has the number now
-    assert running(federation, "superlink") is None
+    boot, ticks = json.loads(path.read_text())["began"].split()
+    for another in (
+        f"{boot} {int(ticks) - 1}",
+        f"{boot[::-1]} {ticks}",
+    ):  # the number is another one's, or of another boot
+        path.write_text(json.dumps({"pid": process.pid, "began": another}))
+        assert running(federation, "superlink") is None
     assert end_programs(federation) is False
     assert process.poll() is None
     process.kill()
     process.wait()
+
+
+@pytest.mark.parametrize("step_s", [-86400, -1, 1, 3600])
+def test_a_clock_that_is_set_changes_nothing(federation, monkeypatch, step_s):
+    """Linux tells when a process began as a time after the boot, which psutil adds to a time of day that moves."""
+    supervisor, program = subprocess.Popen(SLEEP), subprocess.Popen(SLEEP)
+    record(federation, SUPERVISOR, supervisor.pid)
+    record(federation, "superlink", program.pid)
+    before = psutil.Process(program.pid).create_time()
+    moved = psutil.boot_time() + step_s
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: moved)
+    assert psutil.Process(program.pid).create_time() == before + step_s
+
+    assert serving.processes(federation)["superlink"] == psutil.Process(program.pid)
+    assert serving.start(federation) is False
+    assert serving.stop(federation) is True
+
+    assert not any(psutil.pid_exists(process.pid) for process in (supervisor, program))
+    assert list(federation.run.glob("*.json")) == []
+
+
+def test_a_supervisor_that_does_not_end_is_made_to(federation, monkeypatch):
+    monkeypatch.setattr(serving, "_STOP_S", 0.2)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    supervisor = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    supervisor.stdout.read(1)
+    record(federation, SUPERVISOR, supervisor.pid)
+
+    assert serving.stop(federation) is True
+
+    assert supervisor.wait(10) == -9
+
+
+def test_of_two_commands_at_once_one_starts_the_federation(federation):
+    with locked(federation.run), pytest.raises(CohortError, match="another command is changing it"):
+        serving.start(federation)
 
 
 def test_everything_that_was_started_is_ended_and_nothing_else(federation):

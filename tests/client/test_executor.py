@@ -82,3 +82,27 @@ def test_it_ends_with_the_program_that_keeps_it(site, number):
 
     assert program.wait(30) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
     assert psutil.wait_procs([executor], timeout=30)[1] == []
+
+
+def test_apps_find_room_for_their_sockets_where_temporary_files_lie_deep(site, monkeypatch):
+    deep = site.parent / ("deep" * 30)
+    deep.mkdir()
+    monkeypatch.setenv("TMPDIR", str(deep))
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    executor = SuperExec(SiteSettings(**yaml.safe_load(site.read_text())), site.parent)
+    bind = "import os, socket; socket.socket(socket.AF_UNIX).bind(os.environ['TMPDIR'] + '/pymp-aaaaaaaa/' + 'l' * 17)"
+    said = site.parent / "said"
+    executor.command = [
+        "sh",
+        "-c",
+        f'mkdir $TMPDIR/pymp-aaaaaaaa; {PROGRAMS}/python -c "{bind}"; echo $? > {said}; exec sleep 60',
+    ]
+    thread = threading.Thread(target=executor.keep)
+    thread.start()
+
+    assert wait_until(lambda: said.is_file() and said.read_text(), 30)
+    executor.end()
+    thread.join(10)
+
+    assert said.read_text() == "0\n"
+    assert list(deep.iterdir()) == []

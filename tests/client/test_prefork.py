@@ -52,6 +52,8 @@ def app():
         sys.exit(3)
     if what == "raises":
         raise KeyError("sub-01")
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     if what == "hangs":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.pause()
@@ -104,6 +106,21 @@ def test_an_app_that_fails_ends_alone_and_is_not_left_behind(tmp_path):
 
         assert wait_until(are_gone, 60)
         assert process.is_running()
+
+
+def test_an_app_that_the_system_kills_is_said(tmp_path, capfd):
+    """The coordinator learns no more than that it ended."""
+    with forks() as (asked, _process):
+        ask(asked, "killed", tmp_path / "killed")
+        after = (tmp_path / f"after-{number}" for number in count())
+        said = [""]
+
+        def is_said() -> bool:
+            ask(asked, "ends", next(after))
+            said.append(said.pop() + capfd.readouterr().out)
+            return "an app was killed while it answered a message, perhaps by the system, for lack of memory" in said[0]
+
+        assert wait_until(is_said, 60)
 
 
 def test_an_app_has_the_memory_that_its_policy_gives_and_no_more(tmp_path):

@@ -26,12 +26,13 @@ class Echo(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def ports(tmp_path) -> tuple[int, int]:
-    """The port that apps ask at, and the one that their SuperNode is to listen at."""
-    outer, inner = free_port(), free_port()
-    relay.start(tmp_path / "socket", inner)
-    relay.start(outer, tmp_path / "socket")
+@pytest.fixture(params=["state", "long" * 30])
+def ports(tmp_path, request) -> tuple[int, int]:
+    """The port that apps ask at, and the one that their SuperNode is to listen at; by a socket in any folder."""
+    (tmp_path / request.param).mkdir()
+    path, outer, inner = tmp_path / request.param / "socket", free_port(), free_port()
+    relay.start(path, inner)
+    relay.start(outer, path)
     return outer, inner
 
 
@@ -90,7 +91,7 @@ def test_a_socket_that_was_left_behind_is_replaced(tmp_path):
 def test_where_nobody_can_listen_is_said(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RelayError, match="End what uses it"):
         relay.start(taken.getsockname()[1], tmp_path / "socket")
-    with pytest.raises(RelayError, match="too long for a socket"):
-        relay.start(tmp_path / ("long" * 30), 1)
+    with pytest.raises(RelayError, match="cannot be listened at"):
+        relay.start(tmp_path / ("long" * 30), 1)  # a name, not a folder
     with pytest.raises(RelayError, match="cannot be listened at"):
         relay.start(tmp_path / "none" / "socket", 1)

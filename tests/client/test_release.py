@@ -108,6 +108,7 @@ ERRORS = [
     (ValueError(SECRET), RefusalCode.INTERNAL),
     (KeyError(SECRET), RefusalCode.INTERNAL),
     (MemoryError(SECRET), RefusalCode.LIMIT),
+    (OSError(28, SECRET), RefusalCode.SETUP),
 ]
 
 

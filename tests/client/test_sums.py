@@ -7,6 +7,7 @@ from client.policy import Policy
 from client.sums import Kept, SumStore
 from exchange.messages import EmbedReply, EmbedRequest, SecureSum
 from exchange.refusals import Refusal
+from tests.support.disks import filled, small_disk
 
 SITES = ["a", "b", "c", "d", "e"]
 REPLY = EmbedReply(arrays={"tally/n": np.array(7), "evaluation/x": np.arange(6.0).reshape(2, 3)})
@@ -94,3 +95,13 @@ def test_only_the_last_plaintext_stays_on_the_disk(store, tmp_path):
 
     (last,) = first.parent.iterdir()
     assert last != first
+
+
+def test_a_disk_that_takes_no_answer_is_the_administrators_to_mend(store, tmp_path):
+    (tmp_path / "sums" / "contexts.sqlite").write_bytes(b"no database at all, and no header of one either")
+
+    assert refused(store, request()) == "site.not-set-up"
+
+    with small_disk(tmp_path / "disk") as disk, filled(disk):
+        full = SumStore(disk / "sums", Policy(max_attempts=3))
+        assert refused(full, request()) == "site.not-set-up"

@@ -15,6 +15,7 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.run import Run
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.superexec.plugin.base_exec_plugin import BaseExecPlugin
@@ -51,6 +52,7 @@ SOURCES = {
     install.install_from_fab: "481bd04cde582322",
     install.validate_and_install: "628b69fb852ae858",
     config.get_project_dir: "155c70517e73e598",
+    ProtobufClient.__init__: "ea57554c6ab40501",
 }
 """Start of the SHA-256 of the source of everything that `client.supernode` wraps, calls or rests on."""
 
@@ -238,7 +240,9 @@ def test_after_an_answer_the_next_question_is_looked_for_at_once(node):
 def test_a_supernode_that_gave_the_coordinator_up_ends_though_a_thread_of_flower_s_goes_on(tmp_path):
     program = """
 import threading
+from types import SimpleNamespace
 import client.supernode as supernode
+supernode.joined = lambda _: SimpleNamespace(address="127.0.0.1:9")
 supernode.command = lambda *_: []
 supernode.flower_supernode = threading.Thread(target=threading.Event().wait).start
 supernode.main()

@@ -125,9 +125,17 @@ def test_refuses_what_does_not_fit(tmp_path, broken, code):
     assert len(Cohort.open(tmp_path / "c")) == 1
 
 
+def test_where_a_disk_may_not_be_mounted_that_is_asked_first(tmp_path):
+    for folder, said in ((tmp_path, "is empty"), (tmp_path / "gone", "is not there")):
+        with pytest.raises(CohortError, match=f"{said}; expected a cohort's folder.*whether its disk is mounted"):
+            Cohort.open(folder)
+    (tmp_path / "notes.txt").touch()
+    for path in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(CohortError, match=r"is not a cohort; expected a folder with cohort\.yaml"):
+            Cohort.open(path)
+
+
 def test_refuses_folders_that_are_not_whole(tmp_path):
-    with pytest.raises(CohortError, match="is not a cohort"):
-        Cohort.open(tmp_path)
     cohort = Cohort.create(tmp_path / "c", atlas="schaefer100")
     cohort.add(recording("sub-01"))
     cohort.save()

@@ -77,3 +77,16 @@ def test_nothing_but_what_the_dockerfile_copies_gets_into_the_build():
         if line.startswith("COPY ") and "--from" not in line:
             copied |= set(line.split()[1:-1])
     assert allowed == copied
+
+
+def test_a_networks_proxy_is_named_to_the_supernode_alone():
+    def environments(**variables: str) -> dict[str, dict[str, str]]:
+        services = compose("hospital", **variables)
+        return {
+            name: {key: value for key, value in (service.get("environment") or {}).items() if value is not None}
+            for name, service in services.items()
+        }
+
+    named = {"HTTPS_PROXY": "http://p:3128", "NO_PROXY": "a.example"}
+    assert environments(**named) == {"supernode": named, "app": {}, "admin": {}}
+    assert environments()["supernode"] == {}

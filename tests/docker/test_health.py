@@ -16,7 +16,9 @@ def check(port: int) -> tuple[int, str]:
     return done.returncode, done.stderr.strip()
 
 
-def test_what_serves_is_healthy():
+@pytest.mark.parametrize("name", ["http_proxy", "https_proxy", "grpc_proxy"])
+def test_what_serves_is_healthy_whatever_proxies_are_named(monkeypatch, name):
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
     server = run_health_server_grpc_no_tls("127.0.0.1:0")
     try:
         assert check(int(server.bound_address.rpartition(":")[2])) == (0, "")

@@ -11,12 +11,23 @@ from server.journal import Journal
 from tests.support.federation import PLAIN, STUDY
 from tests.support.programs import processes_of, start, start_run, wait_until
 
+HOSTILE = {
+    **dict.fromkeys(("http_proxy", "HTTPS_PROXY", "grpc_proxy"), "http://127.0.0.1:9"),
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "RAY_ADDRESS": "127.0.0.1:9",
+}
+"""What an environment may say that is none of a simulation's business."""
+
 
 def test_a_simulation_equals_the_same_study_in_one_process(tmp_path, small_cohorts, finished_run):
-    process = start_run(STUDY, tmp_path, "--simulate", *small_cohorts)
+    """Whatever the environment says of proxies and other Rays, and however deep temporary files lie."""
+    deep = tmp_path / ("deep" * 30)
+    deep.mkdir()
+    process = start_run(STUDY, tmp_path, "--simulate", *small_cohorts, TMPDIR=deep, **HOSTILE)
     out, err = process.communicate(timeout=300)
 
     assert process.returncode == 0, err
+    assert list(deep.glob("fedbrainlm-*")) == []
     (folder,) = (tmp_path / "runs" / "small").iterdir()
     assert f"Report: {folder.relative_to(tmp_path) / 'report.html'}" in out
     assert (folder / "report.html").stat().st_size > 100_000
@@ -47,6 +58,22 @@ def test_a_failed_run_exits_with_1_and_its_reason(tmp_path, small_cohorts):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert "training.diverged" in summary["reason"]
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_simulation_that_runs_out_of_memory_says_so_and_what_to_do(tmp_path, small_cohorts):
+    """By Ray's own watch over memory, which is told that 1 % is too much."""
+    monitor = {"RAY_memory_usage_threshold": 0.01, "RAY_memory_monitor_refresh_ms": 100}
+    process = start_run(STUDY, tmp_path, "--simulate", *small_cohorts, **monitor)
+    _, err = process.communicate(timeout=400)
+
+    assert process.returncode == 1
+    said = " ".join(err.split())
+    assert "the machine ran out of memory" in said
+    assert "Close other programs" in said
+    (folder,) = (tmp_path / "runs" / "small").iterdir()
+    assert "ran out of memory" in json.loads((folder / "summary.json").read_text())["reason"]
     assert processes_of(tmp_path) == []
 
 

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import subprocess
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -16,6 +15,7 @@ from client.site import load_site
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from server.errors import JournalError, QuorumError
 from server.journal import Journal
+from tests.support import disks
 from tests.support.federation import STUDY, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 
@@ -233,12 +233,8 @@ def test_a_site_whose_people_changed_does_not_go_on(tmp_path, small_cohorts, fin
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder on a disk of its own that is soon full."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True).returncode:
-        pytest.skip("mounting a small disk takes rights that are missing here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with disks.small_disk(tmp_path / "disk") as folder:
+        yield folder
 
 
 def test_a_full_disk_ends_the_run_with_the_reason_and_more_room_lets_it_go_on(
@@ -249,7 +245,7 @@ def test_a_full_disk_ends_the_run_with_the_reason_and_more_room_lets_it_go_on(
     with pytest.raises((OSError, JournalError)):
         run_study(small_disk / "run", LocalGrid(sites))
     said = capsys.readouterr().out
-    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    disks.remount(small_disk, "size=100m")
     run_study(small_disk / "run", LocalGrid(sites))
 
     assert "fedbrainlm: the disk is full" in said or "database or disk is full" in said

@@ -35,10 +35,10 @@ def engine(*arguments: object, code: int | None = 0, timeout: float = 1500) -> s
     return done.stdout + done.stderr
 
 
-def compose(name: str) -> dict[str, dict[str, Any]]:
-    """The services of a compose file, with all that they extend, and no variable of this machine."""
+def compose(name: str, **variables: str) -> dict[str, dict[str, Any]]:
+    """The services of a compose file, with all that they extend, and these variables alone of this machine."""
     command = [PROGRAMS / "docker-compose", "-f", DOCKER / f"compose.{name}.yaml", "--profile", "*"]
-    bare = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"]}
+    bare = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], **variables}
     done = subprocess.run(
         [*command, "config", "--format", "json"], env=bare, capture_output=True, text=True, check=False
     )

@@ -40,13 +40,17 @@ class Deployment:
         Name or address at which the sites reach the coordinator.
     within : dict, optional
         Name of a site, or ``nordic`` for the coordinator → words that go before its commands.
+    **environment : str
+        Further variables that all programs find.
     """
 
-    def __init__(self, folder: Path, host: str = "localhost", within: dict[str, list[str]] | None = None) -> None:
+    def __init__(
+        self, folder: Path, host: str = "localhost", within: dict[str, list[str]] | None = None, **environment: str
+    ) -> None:
         self.folder = folder
         self.host = host
         self.within = within or {}
-        self.environment = {**QUIET, "FLWR_HOME": str(folder / "flwr")}
+        self.environment = {**QUIET, "FLWR_HOME": str(folder / "flwr"), **environment}
         self.sites: list[str] = []
         self.nodes: dict[str, subprocess.Popen[str]] = {}
 
