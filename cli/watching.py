@@ -167,9 +167,9 @@ def print_summary(summary: dict[str, object]) -> None:
     for target in targets:
         table.add_column(f"{target} ({PROBE_SCORES[scores[target]]})")
     for features, effect in effects.items():
-        scores = {name: site_score(value) for name, value in effect.items()}
-        cells = [_change({name: score.value for name, score in scores.items()})]
-        cells[0] += f", by chance {_number(scores['raw'].by_chance)}"
+        of_site = {name: site_score(value) for name, value in effect.items()}
+        cells = [_change({name: score.value for name, score in of_site.items()})]
+        cells[0] += f", by chance {_number(of_site['raw'].by_chance)}"
         cells += [
             _change({name: value[score] for name, value in probes[features][target].items()})
             for target, score in scores.items()

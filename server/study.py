@@ -11,6 +11,7 @@ from brainlm.checkpoints import load_settings
 from brainlm.config import ModelConfig, SummaryNoise, TrainingConfig
 from brainlm.embedding import RECIPES
 from brainlm.official_base import ReleasedConfig
+from brainlm.provenance import check_atlas
 from cohorts import CohortError, SettingsError, load_atlas
 from cohorts.contract import CohortContract
 from cohorts.settings import Settings, check_settings, read_yaml
@@ -224,6 +225,9 @@ class Study(Settings):
     """Inline, or the path of a model's YAML file, relative to the study's. May be left out where `start` says it."""
     start: str | None = None
     """Path of a checkpoint, relative to the study's, whose weights training goes on from; null for fresh ones."""
+    start_other_atlases: bool = False
+    """Go on from ``start`` also in atlases that its model was not trained in: our own model knows parcels by their
+    coordinates, but has learned nothing of these."""
     training: TrainingConfig = TrainingConfig()
     averaging: RoundsConfig = RoundsConfig()
     privacy: ProtectionConfig = ProtectionConfig()
@@ -497,6 +501,11 @@ def _check_fit(study: Study, path: Path) -> None:
             f"{path}: model.window is another than that of {study.start}, which says what its weights read. Leave "
             "'model' out to take the checkpoint's."
         )
+    released = isinstance(study.model, ReleasedConfig)
+    if study.start and (released or not study.start_other_atlases):
+        remedy = "" if released else "set start_other_atlases: true"
+        for atlas in study.cohort.atlases:
+            check_atlas(load_settings(study.start)[1], load_atlas(atlas), f"{path}: cohort.atlases", remedy)
     if not isinstance(study.model, ReleasedConfig):
         return
     for atlas in map(load_atlas, study.cohort.atlases):
