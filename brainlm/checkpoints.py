@@ -35,7 +35,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | Path) -> tuple[AnyModel, dict[str, Any]]:
-    """Read a model and what was noted about it.
+    """Read a model and what was noted about it, which the model keeps as `about`, too.
 
     Raises
     ------
@@ -54,6 +54,7 @@ def load_checkpoint(path: str | Path) -> tuple[AnyModel, dict[str, Any]]:
     ):  # making a model draws weights; the caller's random numbers stay as they were
         model = build_model(config)
     load_weights(model, state, str(path))
+    model.about = about
     return model, about
 
 
@@ -73,7 +74,8 @@ def load_settings(path: str | Path) -> tuple[AnyConfig, dict[str, Any]]:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
     except (SafetensorError, OSError, ValueError):
         raise CheckpointError(f"{path}: is damaged or no safetensors file. Restore it.") from None
-    if not isinstance(header, dict) or not isinstance(header.get("config"), dict):
+    parts = (header.get("config"), header.get("about", {})) if isinstance(header, dict) else (None,)
+    if not all(isinstance(part, dict) for part in parts):
         raise CheckpointError(f"{path}: holds no BrainLM settings. Name a checkpoint that FedBrainLM wrote.")
     return check_model_config(header["config"], str(path)), header.get("about", {})
 

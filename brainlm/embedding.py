@@ -14,6 +14,7 @@ from torch import Tensor
 from brainlm.architectures import AnyConfig, AnyModel
 from brainlm.config import ModelConfig
 from brainlm.errors import BrainLMError
+from brainlm.provenance import check_cohort
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet
 from cohorts import Cohort
@@ -101,6 +102,7 @@ def embed(
     *,
     device: torch.device | str = "cpu",
     scale: Scaling | None = None,
+    other_atlas: bool = False,
 ) -> pd.DataFrame:
     """Embed every participant whose recordings are a window long.
 
@@ -108,12 +110,21 @@ def embed(
     ----------
     scale : Scaling, optional
         For a model with robust scaling: ``Scaling.from_checkpoint(about, cohort.atlas.name)``.
+    other_atlas : bool
+        Let a model read an atlas that its checkpoint does not name. Ours knows parcels by their coordinates, but has
+        learned nothing of these.
 
     Returns
     -------
     pandas.DataFrame
         participant_id, e0 … e{D-1}, before projection, harmonization and residualization, which need all sites.
+
+    Raises
+    ------
+    CheckpointError
+        If the model was trained in other atlases, or its scaling needs units that the recordings have lost.
     """
+    check_cohort(model, cohort, other_atlas=other_atlas, remedy="say other_atlas=True")
     vectors, participants = find_recipe(recipe).embed(model, cohort, torch.device(device), scale)
     return feature_frame(vectors, participants)
 

@@ -14,7 +14,7 @@ count group by group; M of them are chosen; D is the encoder's width, E the deco
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -137,11 +137,14 @@ class BrainLM(nn.Module):
     prior : Predictor or None
         With ``residual: gaussian``, what predicts hidden values linearly. It belongs to an atlas, not to the weights,
         and is not saved with them; without it the model predicts as if the linear prediction were zero.
+    about : dict
+        What the checkpoint says that the model was read from (`brainlm.provenance`); empty for one made here.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.about: dict[str, Any] = {}
         self.prior: Predictor | None = None
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)

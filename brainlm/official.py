@@ -102,10 +102,8 @@ def read_folder(
     with torch.random.fork_rng(devices=[]):  # making a model draws weights
         model = build_model(config)
     load_weights(model, _with_fixed_codes(model, state), str(path))
-    if isinstance(note.get("about"), dict):
-        return model.eval(), note["about"]
-    origin = {"folder": directory.resolve().name, "weights_sha256": _sha256(sorted(files))}
-    return model.eval(), {"origin": origin, "licence": LICENCE}
+    model.about = note["about"] if isinstance(note.get("about"), dict) else _origin(directory, sorted(files))
+    return model.eval(), model.about
 
 
 def export_folder(directory: str | Path, model: AnyModel, about: dict[str, Any]) -> None:
@@ -253,6 +251,11 @@ def _with_fixed_codes(model: AnyModel, state: dict[str, Tensor]) -> dict[str, Te
         return state
     kept = {name: values for name, values in state.items() if name in made or not name.endswith(model.rebuilt)}
     return {**{name: values for name, values in made.items() if name.endswith(model.rebuilt)}, **kept}
+
+
+def _origin(directory: Path, weights: list[Path]) -> dict[str, Any]:
+    """What is to be known of weights that say nothing of themselves."""
+    return {"origin": {"folder": directory.resolve().name, "weights_sha256": _sha256(weights)}, "licence": LICENCE}
 
 
 def _sha256(paths: Iterable[Path]) -> str:

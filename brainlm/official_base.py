@@ -121,6 +121,7 @@ class ReleasedModel(nn.Module, ABC):
     def __init__(self, config: ReleasedConfig) -> None:
         super().__init__()
         self.config = config
+        self.about: dict[str, Any] = {}  # what the checkpoint says that it was read from; empty if made here
 
     def forward(
         self,

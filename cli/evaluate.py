@@ -1,6 +1,7 @@
 """`fedbrainlm evaluate`: a checkpoint beside the baselines, on a local cohort."""
 
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +16,10 @@ from brainlm.baselines import make_baselines
 from brainlm.config import MaskConfig, WindowConfig
 from brainlm.evaluation import SCORES, ReconstructionSums, compare
 from brainlm.linear_path import LinearPath
+from brainlm.provenance import Membership, check_cohort, membership_of, trainings_of
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet, lengths_of, prepare, split_participants, usable_recordings
-from cli.errors import InputError
+from cli.errors import InputError, printable
 from cli.options import finite
 from cohorts import Cohort
 from cohorts.seeding import derive_seed
@@ -26,60 +28,144 @@ from harmonization import Moments, SecondMoments, SiteTable, add_sums
 from harmonization.protocol import Sums
 
 
+class People(StrEnum):
+    """Whom a model is evaluated on."""
+
+    HELD_OUT = "held-out"
+    TRAINED = "trained"
+    ALL = "all"
+
+
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A model: checkpoints/round-NNNN.safetensors of a run.")],
     cohort: Annotated[Path, typer.Argument(help="Folder of the cohort to evaluate on.")],
+    people: Annotated[
+        People, typer.Option(help="Whom to evaluate on: those whom the model was not trained on, those it was, or all.")
+    ] = People.HELD_OUT,
+    site: Annotated[
+        str | None, typer.Option(help="What the cohort was called in the study; its own name if absent.")
+    ] = None,
     train: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Cohort that gives the baselines' covariance; may be repeated. Then all of COHORT is held out."
+            help="Cohort that gives the baselines' covariance; may be repeated. Else COHORT's other people do."
         ),
     ] = None,
+    other_atlas: Annotated[
+        bool, typer.Option("--other-atlas", help="Evaluate in an atlas that the model was not trained in.")
+    ] = False,
     mask: Annotated[str | None, typer.Option(help="What to hide: random, parcel, …; as in training if absent.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Fraction to hide; as in training if absent.")] = None,
     holdout: Annotated[
         float | None,
         typer.Option(
-            callback=finite, min=0.01, max=0.99, help="Without --train: fraction to evaluate on; the study's if absent."
+            callback=finite,
+            min=0.01,
+            max=0.99,
+            help="Fraction to evaluate on, where the checkpoint does not say who was held out.",
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Decides who is held out and what is hidden; the study's if absent.")
+        int | None, typer.Option(help="Decides what is hidden, and who, with --holdout; the study's if absent.")
     ] = None,
 ) -> None:
     """Print how a model reconstructs what is hidden, beside predictors that need no training.
 
-    Without --train, the cohort is split as its site split it in the study, if it bears the site's name.
+    Who was held out of training follows from the study's seed and the site's name, which the checkpoint holds.
     """
     model, about = load_checkpoint(checkpoint)
     evaluated = Cohort.open(cohort)
-    _hide(model, mask, ratio, evaluated.atlas.n_parcels)
-    own_seed = derive_seed(int(about.get("seed", 0)) if seed is None else seed, evaluated.name)
-    lengths = lengths_of(evaluated, model.config.window)
-    people = list(lengths.usable)
-    if lengths.too_short:
-        typer.echo(lengths.said)
-    training: list[tuple[Cohort, list[str] | None]] = [(Cohort.open(other), None) for other in train or []]
-    held_out = people
+    check_cohort(model, evaluated, other_atlas=other_atlas, remedy="say --other-atlas")
     _check_atlases(evaluated, train or [])
-    if not training:
-        own, held_out = split_participants(people, _holdout(about, holdout), own_seed)
-        training = [(evaluated, own)]
-    scaled = model.config.window.scaling == "robust"
-    scale = Scaling.from_checkpoint(about, evaluated.atlas.name) if scaled else None
-    windows = WindowSet(evaluated, model.config.window, held_out, scale)
+    _hide(model, mask, ratio, evaluated.atlas.n_parcels)
+    window = model.config.window
+    WindowSet(evaluated, window)  # refuses a cohort whose recordings are all too short
+    if (lengths := lengths_of(evaluated, window)).too_short:
+        typer.echo(lengths.said)
+    members = _members(about, evaluated, window, site, holdout)
+    chosen = _choose(members, people)
+    typer.echo(printable(members.said))
+    own_seed = derive_seed(int(about.get("seed", 0)) if seed is None else seed, site or evaluated.name)
+    fraction = about.get("holdout") if holdout is None else holdout
+    chosen, training = _covariance(evaluated, chosen, members, train or [], fraction, own_seed)
+    scale = Scaling.from_checkpoint(about, evaluated.atlas.name) if window.scaling == "robust" else None
+    windows = WindowSet(evaluated, window, chosen, scale)
     # As in a study: moments of other TRs do not add.
-    resampled = model.config.window.temporal == "resample"
-    moments = measure_moments(model.config.window, training, scale) if resampled else None
+    moments = measure_moments(window, training, scale) if window.temporal == "resample" else None
     baselines = make_baselines(model.config.mask, evaluated.atlas.n_parcels, moments.to_arrays() if moments else None)
     if moments and isinstance(model, BrainLM) and model.config.residual == "gaussian":
         model.prior = LinearPath(moments.covariance, moments.autocovariance, moments.pairs)
     sums = compare(model, baselines, windows, seed=own_seed)
-    chosen = model.config.mask
-    title = (
-        f"{len(windows.participants)} participants, {windows.n_windows} windows; {chosen.kind} mask {chosen.ratio:g}"
-    )
-    _print(title, sums)
+    who, hidden = _who(members, windows.participants), model.config.mask
+    _print(f"{who}, {windows.n_windows} windows; {hidden.kind} mask {hidden.ratio:g}", sums)
+
+
+def _members(
+    about: dict[str, Any], cohort: Cohort, window: WindowConfig, site: str | None, holdout: float | None
+) -> Membership:
+    """Tell whom of the cohort the model was trained on, and refuse options that would say it otherwise."""
+    sites = sorted({name for training in trainings_of(about) for name in training.sites or {}})
+    if site is not None and sites and site not in sites:
+        raise InputError(
+            f"--site {site}: the model was trained at {', '.join(sites)}. Name one of them, or leave --site out if the "
+            "cohort is none."
+        )
+    if holdout is not None and (site or cohort.name) in sites:
+        raise InputError(
+            f"--holdout {holdout:g}: the checkpoint says who of {site or cohort.name} was held out. Leave it out, or "
+            "choose with --people."
+        )
+    return membership_of(about, cohort, window, site or cohort.name, holdout)
+
+
+def _choose(members: Membership, people: People) -> list[str]:
+    """Take the participants that were asked for."""
+    if members.cannot_be_known and people is not People.ALL:
+        raise InputError(
+            f"{members.said} Use the cohort as it was then; or say --people all, and read the scores as those of "
+            "people of whom many were trained on."
+        )
+    chosen = {
+        People.HELD_OUT: [*members.held_out, *members.others],
+        People.TRAINED: members.trained,
+        People.ALL: sorted([*members.trained, *members.held_out, *members.others]),
+    }[people]
+    if not chosen:
+        raise InputError(f"--people {people}: {members.said} Choose others.")
+    return chosen
+
+
+def _who(members: Membership, evaluated: list[str]) -> str:
+    """Say how many were evaluated, and how many of them are which."""
+    kinds = {
+        "held out": members.held_out,
+        "TRAINED ON": members.trained,
+        "perhaps trained on" if members.cannot_be_known else "not known to the model": members.others,
+    }
+    counts = {kind: len(set(those) & set(evaluated)) for kind, those in kinds.items()}
+    return f"{len(evaluated)} participants ({', '.join(f'{n} {kind}' for kind, n in counts.items() if n)})"
+
+
+def _covariance(
+    evaluated: Cohort, chosen: list[str], members: Membership, train: list[Path], holdout: float | None, seed: int
+) -> tuple[list[str], list[tuple[Cohort, list[str]]]]:
+    """Choose who gives the baselines' covariance, which nobody does who is evaluated on.
+
+    Of a cohort at which the model was not trained, some give it, and the fraction `holdout` is left to evaluate on.
+    """
+    if members.trained and not train:
+        return chosen, [(evaluated, members.trained)]
+    if train:
+        others = [(other, set(other.recordings["participant_id"])) for other in map(Cohort.open, train)]
+        out = {evaluated.path.resolve(): set(chosen)}
+        return chosen, [(other, sorted(people - out.get(other.path.resolve(), set()))) for other, people in others]
+    if not holdout:
+        raise InputError(
+            "the checkpoint does not say whom it was not trained on. State --holdout, or --train with its cohorts."
+        )
+    own, rest = split_participants(chosen, holdout, seed)
+    typer.echo(f"{len(own)} of them give the baselines' covariance, and are not evaluated; --train names others.")
+    return rest, [(evaluated, own)]
 
 
 def _hide(model: AnyModel, kind: str | None, ratio: float | None, n_parcels: int) -> None:
@@ -99,26 +185,16 @@ def _hide(model: AnyModel, kind: str | None, ratio: float | None, n_parcels: int
         raise InputError(f"--mask and --ratio: {said}")
 
 
-def _holdout(about: dict[str, Any], stated: float | None) -> float:
-    """Fraction that was held out: as stated, or as the checkpoint says."""
-    known = about.get("holdout") if stated is None else stated
-    if not known:
-        raise InputError(
-            "the checkpoint does not say whom it was not trained on. State --holdout, or --train with its cohorts."
-        )
-    return float(known)
-
-
 def measure_moments(
-    window: WindowConfig, training: list[tuple[Cohort, list[str] | None]], scale: Scaling | None = None
+    window: WindowConfig, training: list[tuple[Cohort, list[str]]], scale: Scaling | None = None
 ) -> Moments:
-    """Second moments of the scaled frames of some participants of each cohort, or of everybody where none are named."""
+    """Second moments of the scaled frames of some participants of each cohort."""
     analysis = SecondMoments(window.n_frames)
 
     def sums() -> Iterator[Sums]:
         for cohort, people in training:
             usable = usable_recordings(cohort, window)
-            for name in (name for person in usable if people is None or person in people for name in usable[person]):
+            for name in (name for person in people if person in usable for name in usable[person]):
                 recording = cohort.read(name)
                 frames = np.where(recording.coverage, prepare(recording, window, scale).T.astype(np.float64), np.nan)
                 yield analysis.summarize(SiteTable(frames, frames=True), None)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,10 @@ from brainlm.model import count_parameters
 from brainlm.official import NOTEBOOK_SCALE, UK_BIOBANK_TR, export_folder, read_folder
 from brainlm.official_base import ReleasedConfig, ReleasedModel
 from brainlm.official_padded import PaddedConfig
-from cli.errors import InputError
+from brainlm.provenance import Training, trainings_of
+from cli.errors import InputError, printable
+
+_UNKNOWN = "not known: the checkpoint does not say"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -83,11 +87,9 @@ def info(
 ) -> None:
     """Show what a model is, what it sees, and what it was trained on."""
     model, about = read_folder(path) if path.is_dir() else load_checkpoint(path)
-    table = Table(title=path.name, show_header=False, title_justify="left")
-    for name, value in _facts(model).items():
-        table.add_row(name, Text(value))
-    for name, value in about.items():
-        table.add_row(Text(name), Text(value if isinstance(value, str) else json.dumps(value)))
+    table = Table(title=Text(printable(path.name)), show_header=False, title_justify="left")
+    for name, value in (*_facts(model).items(), *_history(about)):
+        table.add_row(Text(printable(name)), Text(printable(value)))
     Console().print(table)
 
 
@@ -102,6 +104,48 @@ def _facts(model: AnyModel) -> dict[str, str]:
         "mask": _mask(config),
         "settings": _settings(config.model_dump(exclude={"architecture", "window", "mask"})),
     }
+
+
+def _history(about: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Say what the checkpoint says of its training, and then of the checkpoint that this went on from."""
+    training = next(iter(trainings_of(about)), None) if "study" in about else None
+    if training is None:
+        yield "trained on", _UNKNOWN
+    else:
+        yield "study", f"{training.study}, round {training.round} of {training.rounds}, seed {training.seed}"
+        yield "atlases", _atlases(training.atlases)
+        yield "recordings' TR", "{:g} to {:g} s allowed".format(*training.t_r) if training.t_r else _UNKNOWN
+        yield from _people(training)
+        yield "made with", ", ".join(f"{name} {number}" for name, number in training.software.items()) or _UNKNOWN
+    if scaling := about.get("scaling"):
+        yield "medians and ranges", f"of {', '.join(scaling)}"
+    for name, value in about.items():
+        if name not in Training.model_fields and name not in ("start", "scaling"):
+            yield name, value if isinstance(value, str) else json.dumps(value)
+    if isinstance(start := about.get("start"), dict):
+        yield "went on from", str(start.get("file", _UNKNOWN))
+        yield from _history({name: value for name, value in start.items() if name != "file"})
+
+
+def _atlases(atlases: dict[str, str] | None) -> str:
+    if atlases is None:
+        return _UNKNOWN
+    return ", ".join(f"{name} (SHA-256 {content_hash[:12]}…)" for name, content_hash in atlases.items())
+
+
+def _people(training: Training) -> Iterator[tuple[str, str]]:
+    """Say on how many a study trained, and of whom each site held out its part."""
+    if training.sites is None:
+        yield "trained at", _UNKNOWN
+        return
+    people, recordings = (sum(getattr(s, n) for s in training.sites.values()) for n in ("participants", "recordings"))
+    held_out = (
+        "" if training.holdout is None else f"; of each site, {training.holdout:.0%} of the participants held out"
+    )
+    yield "trained at", f"{len(training.sites)} sites, {people} participants, {recordings} recordings{held_out}"
+    for name, site in training.sites.items():
+        about = f"{site.participants} participants, {site.recordings} recordings, {site.atlas}, {site.preprocessing}"
+        yield f"  {name}", about
 
 
 def _architecture(config: AnyConfig) -> str:

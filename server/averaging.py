@@ -1,6 +1,7 @@
 """Federated averaging of the pretraining, on Flower's strategies."""
 
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from server.study import RoundsConfig, Study
 STAGE = "pretraining"
 _ORIGIN = ("start", "licence")
 """What the header of a checkpoint says of where round 0 came from."""
+_SOFTWARE = ("fedbrainlm", "torch")
 
 
 def pretrain(
@@ -52,8 +54,9 @@ def pretrain(
         if done:
             outer.load(journal.outer_state(done))
     weights = {name: values.numpy().copy() for name, values in model.state_dict().items()}
+    about = {**describe_training(study, roster, measures), **origin}
     if not done:
-        save_round(study, journal, 0, weights, measures, origin)
+        save_round(study, journal, 0, weights, about)
     for number in range(done + 1, study.averaging.rounds + 1):
         request = _train_request(study, roster, measures, weights, number)
         expected = of_training(request, roster.atlases)
@@ -65,7 +68,7 @@ def pretrain(
         outer.save(journal.outer_state(number))  # before the model: whoever finds a round's model can go on from it
         if outer.remembers:
             journal.seal(journal.outer_state(number))
-        save_round(study, journal, number, weights, measures, origin)
+        save_round(study, journal, number, weights, about)
         # The answers behind the last two checkpoints stay: should those be damaged, the rounds are averaged again.
         journal.answers(STAGE, number - 2).unlink(missing_ok=True)
         after_round()
@@ -229,22 +232,39 @@ def _losses(arrays: Mapping[str, Any]) -> dict[str, float]:
     return {**loss, "n_windows": n_windows}
 
 
-def save_round(
-    study: Study, journal: Journal, round_number: int, weights: Arrays, measures: Measures, origin: dict[str, Any]
-) -> None:
-    """Write the checkpoint of a round; `origin` says where round 0 came from."""
-    about = {
+def describe_training(study: Study, roster: Roster, measures: Measures) -> dict[str, Any]:
+    """What the header of every checkpoint says of the training (`brainlm.provenance.Training`), and its scaling.
+
+    Of the sites, only the counts with which they joined: no participant is named, nor any hash of one.
+    """
+    having = {about.atlas for about in roster.about.values()}
+    sites = {
+        site: {
+            "participants": about.n_participants,
+            "recordings": about.n_recordings,
+            "atlas": about.atlas,
+            "preprocessing": about.preprocessing,
+        }
+        for site, about in roster.about.items()
+    }
+    return {
         "study": study.study,
         "seed": study.seed,
-        "round": round_number,
         "rounds": study.averaging.rounds,
         "holdout": study.training.holdout,
+        "sites": sites,
+        "atlases": {name: known for name, known in study.contract().atlases.items() if name in having},
+        "t_r": [study.cohort.min_t_r, study.cohort.max_t_r],
+        "software": {name: version(name) for name in _SOFTWARE},
         "scaling": {
             atlas: {name: values.tolist() for name, values in scale.to_arrays().items()}
             for atlas, scale in measures.scaling.items()
         },
-        **origin,
     }
+
+
+def save_round(study: Study, journal: Journal, round_number: int, weights: Arrays, about: dict[str, Any]) -> None:
+    """Write the checkpoint of a round; `about` is what its header says beside the round."""
     tensors = {name: torch.from_numpy(np.asarray(values, order="C")) for name, values in weights.items()}
-    save_checkpoint(journal.checkpoint(round_number), tensors, study.model, about)
+    save_checkpoint(journal.checkpoint(round_number), tensors, study.model, {**about, "round": round_number})
     journal.seal(journal.checkpoint(round_number))

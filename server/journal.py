@@ -15,7 +15,7 @@
       parcels.parquet                       masked R² of the final model by parcel
       reconstruction.parquet                scores of the final model and the baselines
       metrics.parquet, summary.json         written at the end
-      report.html                           made from these by `fedbrainlm report`
+      report.html, report-tables/*.csv      made from these by `fedbrainlm report`
       sites/<name>/                         of a simulation: the site's settings and state, and its node's number
 """
 
@@ -320,6 +320,11 @@ class Journal:
             return row is not None and _sha256(path) == row[0]
         except OSError:
             return False
+
+    def files(self) -> dict[str, str]:
+        """Return the SHA-256 of every file that was sealed, by its name in the run's folder."""
+        with self._connected() as database:
+            return dict(database.execute("SELECT name, sha256 FROM files ORDER BY name").fetchall())
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

@@ -17,7 +17,9 @@ from brainlm.architectures import (
 from brainlm.checkpoints import check_checkpoint, load_settings
 from brainlm.config import ModelConfig, SummaryNoise, TrainingConfig
 from brainlm.embedding import RECIPES
+from brainlm.errors import CheckpointError
 from brainlm.official_base import ReleasedConfig
+from brainlm.provenance import check_atlas
 from cohorts import CohortError, SettingsError, load_atlas
 from cohorts.contract import CohortContract
 from cohorts.settings import Hex64, Name, Settings, check_settings, read_yaml
@@ -256,6 +258,9 @@ class Study(Settings):
     """Inline, or the path of a model's YAML file, relative to the study's. May be left out where ``start`` says it."""
     start: str | None = None
     """Path of a checkpoint, relative to the study's, whose weights training goes on from; null for fresh ones."""
+    start_other_atlases: bool = False
+    """Go on from ``start`` also in atlases that its model was not trained in: our own model knows parcels by their
+    coordinates, but has learned nothing of these."""
     training: TrainingConfig = TrainingConfig()
     averaging: RoundsConfig = RoundsConfig()
     privacy: ProtectionConfig = ProtectionConfig()
@@ -572,6 +577,13 @@ def _misfits(study: Study) -> Iterator[str]:
         elif started.window != study.model.window:
             yield f"model.window is another than that of {study.start}, which says what its weights read. {remedy}"
         check_checkpoint(study.start)
+        released = isinstance(study.model, ReleasedConfig)
+        for atlas in study.cohort.atlases if released or not study.start_other_atlases else ():
+            try:
+                other = "" if released else "set start_other_atlases: true"
+                check_atlas(load_settings(study.start)[1], load_atlas(atlas), "cohort.atlases", other)
+            except CheckpointError as error:
+                yield str(error)
     for atlas in map(load_atlas, study.cohort.atlases):
         yield from (f"model: {said}" for said in mask_conflicts(study.model, atlas.n_parcels))
         if isinstance(study.model, ReleasedConfig) and atlas.n_parcels != study.model.num_brain_voxels:

@@ -1,5 +1,7 @@
 """From a cohort to its quality report."""
 
+import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cohorts.cohort import Cohort
-from cohorts.files import write_text
 from cohorts.notices import NOTICES
 from cohorts.quality import QualityRules
 from cohorts.report import figures
-from cohorts.report.group import MEASURES, Group, read_group, with_lengths, with_unit, worth_a_look
-from cohorts.report.page import Table, embedded, render, sections
+from cohorts.report.group import MEASURES, Group, read_group, with_lengths, worth_a_look
+from cohorts.report.page import Cell, Shown, Table, embedded, fill_sections, write_page
 from cohorts.report.style import STYLE
+from cohorts.report.wording import MOST_LEVELS, column_summary, rules_sentence, seconds_of
 
 _PACKAGE = "cohorts.report"
 _RECORDING_DPI = 115
@@ -28,7 +30,7 @@ _MOST_PARCELS = 10
 def write_quality_report(
     cohort: Cohort, path: str | Path, *, rules: QualityRules | None = None, recordings: int = 12
 ) -> Path:
-    """Write a cohort's quality report as one HTML file that needs nothing beside it.
+    """Write a cohort's quality report as one HTML file that needs nothing beside it, and its tables as CSV beside it.
 
     It shows single recordings and so stays at the site. Recordings are read one at a time; of a cohort of more than
     1000, a sample of the participants is, and the report says so.
@@ -51,8 +53,8 @@ def write_quality_report(
         The file.
     """
     report = _Report(cohort, rules or QualityRules.published(), recordings)
-    write_text(Path(path), report.html())
-    return Path(path)
+    with mpl.rc_context(STYLE):
+        return report.write(Path(path))
 
 
 class _Report:
@@ -74,19 +76,56 @@ class _Report:
             {measure.column: measure.is_beyond(self.table[measure.column], self.rules) for measure in MEASURES}
         ).set_index(ids)
 
-    def html(self) -> str:
+    def write(self, path: Path) -> Path:
         """Draw everything into one page."""
-        with mpl.rc_context(STYLE):
-            return render(
-                _PACKAGE,
-                cohort=self.cohort,
-                atlas=self.cohort.atlas,
-                t_rs=[f"{t_r:g}" for t_r in sorted(self.table["t_r"].unique())],
-                headlines=self._headlines(),
-                sample=self._sample(),
-                sections=sections(_PACKAGE, self._figure, lambda name: getattr(self, f"_{name}_table")()),
-                recordings=[self._recording(*chosen) for chosen in worth_a_look(self.table, self.most).items()],
-            )
+        filled = fill_sections(_PACKAGE, self._figure, lambda name: getattr(self, f"_{name}_table")())
+        return write_page(
+            path,
+            _PACKAGE,
+            filled,
+            cohort=self.cohort,
+            atlas=self.cohort.atlas,
+            t_rs=[f"{t_r:g}" for t_r in sorted(self.table["t_r"].unique())],
+            content_id=self._content_id(),
+            headlines=self._headlines(),
+            sample=self._sample(),
+            methods=self._methods(),
+            recordings=[self._recording(*chosen) for chosen in worth_a_look(self.table, self.most).items()],
+        )
+
+    def _content_id(self) -> str:
+        """Hash of the recordings, which tells whether another report is of the same ones."""
+        digests = "".join(self.table.sort_values("recording_id")["digest"])
+        return hashlib.sha256(digests.encode()).hexdigest()[:12]
+
+    @property
+    def people(self) -> pd.DataFrame:
+        """What is known of the participants, but for what was measured of their recordings."""
+        return self.cohort.covariates().drop(columns=["participant_id", "mean_fd", "tsnr"], errors="ignore")
+
+    def _methods(self) -> str:
+        """Say what a paper must state."""
+        if self.table.empty:
+            return ""
+        described = [f"{name}: {column_summary(self.people[name])}" for name in ("age", "sex") if name in self.people]
+        minutes = self.table["minutes"]
+        n_excluded = len(self.cohort.quarantined)
+        return " ".join(
+            [
+                f"{len(self.table):,} recordings of {self.table['participant_id'].nunique():,} participants "
+                f"({'; '.join(described) or 'age and sex not known'}) were analysed as mean time series of the "
+                f"{self.cohort.atlas.n_parcels} parcels of {self.cohort.atlas.name}, with repetition times of "
+                f"{seconds_of(self.table['t_r'])} and {minutes.median():.1f} min left after censoring (median; "
+                f"{minutes.min():.1f} to {minutes.max():.1f}); preprocessing: {self.cohort.preprocessing}.",
+                rules_sentence(self.rules),
+                f"{n_excluded:,} recordings were excluded. FedBrainLM {self.version}.",
+            ]
+        )
+
+    @property
+    def version(self) -> str:
+        """Version that made the cohort."""
+        return self.cohort.about.software["fedbrainlm"]
 
     def _figure(self, name: str) -> Figure | None:
         """Draw a figure that ``spec.yaml`` names."""
@@ -129,7 +168,7 @@ class _Report:
         counts = quarantined["code"].value_counts()
         example = quarantined.groupby("code")["message"].first()
         rows = [
-            [code, str(count), example[code]] for code, count in sorted(counts.items(), key=lambda c: (-c[1], c[0]))
+            [code, int(count), example[code]] for code, count in sorted(counts.items(), key=lambda c: (-c[1], c[0]))
         ]
         return Table(["reason", "recordings", "for example, and what to do"], rows)
 
@@ -140,45 +179,64 @@ class _Report:
     def _notices_table(self) -> Table:
         """What was noticed of recordings, with their counts."""
         rows = [
-            [NOTICES.get(code, code), f"{count} of {len(self.table)}"] for code, count in self.cohort.notices.items()
+            [NOTICES.get(code, code), Shown(count, f"{count} of {len(self.table)}")]
+            for code, count in self.cohort.notices.items()
         ]
         return Table(["notice", "recordings"], rows)
 
+    def _demographics_table(self) -> Table:
+        """What is known of the participants, column by column."""
+        rows: list[list[Cell]] = []
+        for name, values in self.people.items():
+            known = values.dropna()
+            row: list[Cell] = [str(name), len(known)]
+            if len(known) and pd.api.types.is_numeric_dtype(known):
+                spread = float(known.std()) if len(known) > 1 else None
+                row += [float(known.mean()), spread, float(known.min()), float(known.max()), ""]
+            else:
+                levels = known.astype("str").nunique()
+                row += ["", "", "", "", column_summary(known) if levels <= MOST_LEVELS else f"{levels} different ones"]
+            rows.append(row)
+        note = f"Of {len(self.people):,} participants. Studies learn of these columns what they ask for, as sums alone."
+        return Table(["column", "known of", "mean", "SD", "from", "to", "levels"], rows, note)
+
+    def _rules_table(self) -> Table:
+        """Every threshold, by its name in a file of rules."""
+        rules = self.rules.model_dump()
+        rows = [[name, Shown(value, "none" if value is None else f"{value:g}")] for name, value in rules.items()]
+        return Table(["setting", "threshold"], rows, "configs/quality.yaml says where the published ones come from.")
+
     def _measures_table(self) -> Table:
         """Median and spread of every measure beside its threshold."""
-        rows = []
+        rows: list[list[Cell]] = []
         for measure in MEASURES:
             values = self.table[measure.column].dropna()
             limit, sign = measure.limit(self.rules), "≤" if measure.worse == "high" else "≥"
-            within = " to ".join(measure.number(value) for value in values.quantile([0.05, 0.95]))
-            rows.append(
-                [
-                    measure.title,
-                    measure.text(values.median()),
-                    with_unit(within, measure.unit) if len(values) else "",
-                    "none" if limit is None else f"{sign} {with_unit(f'{limit:g}', measure.unit)}",
-                    str(self.beyond[measure.column].sum()) if limit is not None and len(values) else "",
-                    f"{len(values)} of {len(self.table)}",
-                ]
-            )
+            row: list[Cell] = [measure.title, measure.unit]
+            row.append(measure.shown(values.median()))
+            row += [measure.shown(values.quantile(q)) if len(values) else None for q in (0.05, 0.95)]
+            row.append(Shown(limit, "none" if limit is None else f"{sign} {limit:g}"))
+            row.append(int(self.beyond[measure.column].sum()) if limit is not None and len(values) else "")
+            rows.append([*row, Shown(len(values), f"{len(values)} of {len(self.table)}")])
         note = (
             f"A frame of motion has a framewise displacement above {self.rules.fd_threshold:g} mm, a spike a "
             f"standardized DVARS above {self.rules.dvars_threshold:g}. Recordings in quarantine are not counted."
         )
-        return Table(["measure", "median", "5% to 95%", "threshold", "beyond it", "known in"], rows, note)
+        return Table(["measure", "unit", "median", "5%", "95%", "threshold", "beyond it", "known in"], rows, note)
 
     def _parcels_table(self) -> Table:
-        """The parcels that are missing most often."""
+        """The parcels that are missing, those first that are missing most often."""
         if self.table.empty:
             return Table([], [])
         coverage = self.group.coverage
         lowest = [parcel for parcel in np.argsort(coverage, kind="stable") if coverage[parcel] < 1]
-        columns = {"parcel": self.cohort.atlas.labels, "network": self.cohort.atlas.networks}
-        columns["recordings with a signal"] = tuple(f"{fraction:.1%}" for fraction in coverage)
+        columns: dict[str, Sequence[Cell] | None] = {
+            "parcel": self.cohort.atlas.labels,
+            "network": self.cohort.atlas.networks,
+            "recordings with a signal": [Shown(float(fraction), f"{fraction:.1%}") for fraction in coverage],
+        }
         known = {title: values for title, values in columns.items() if values}
-        rows = [[values[parcel] for values in known.values()] for parcel in lowest[:_MOST_PARCELS]]
-        left = len(lowest) - len(rows)
-        return Table(list(known), rows, f"And {left} more." if left else "")
+        return Table(list(known), [[values[p] for values in known.values()] for p in lowest], most=_MOST_PARCELS)
 
     def _qc_fc_table(self) -> Table:
         """QC-FC in three numbers."""
@@ -186,9 +244,12 @@ class _Report:
             return Table([], [])
         found = figures.qc_fc_numbers(self.group.qc_fc, self.group.distance, self.group.n_qc_fc)
         rows = [
-            ["median size of the correlation", _signed(found["median"])],
-            ["pairs with p < 0.05, uncorrected (5% by chance)", f"{found['significant']:.1%}"],
-            ["Spearman's ρ of the correlation with distance", _signed(found["distance"])],
+            ["median size of the correlation", found["median"]],
+            [
+                "pairs with p < 0.05, uncorrected (5% by chance)",
+                Shown(found["significant"], f"{found['significant']:.1%}"),
+            ],
+            ["Spearman's ρ of the correlation with distance", found["distance"]],
         ]
         return Table([f"over {self.group.n_qc_fc} participants", ""], rows)
 
@@ -215,7 +276,3 @@ class _Report:
             "numbers": numbers,
             "figure": embedded(figure, _RECORDING_DPI),
         }
-
-
-def _signed(value: float) -> str:
-    return f"{value:.3f}".replace("-", "−")

@@ -12,7 +12,7 @@ from scipy import stats
 
 from cohorts.quality import QualityRules, acquired_frames, connectivity, standardized_dvars
 from cohorts.report.group import MEASURES, Measure
-from cohorts.report.style import COLOURS, brain_views
+from cohorts.report.style import COLOURS, brain_views, by_network, network_lines
 
 _BLUE, _BEYOND, _ABSENT = COLOURS[0], COLOURS[5], "#f6dfd3"
 _HIGHEST_FD = 3.0
@@ -195,7 +195,7 @@ def _over_distance(axes: Axes, distance: np.ndarray, values: np.ndarray) -> None
 
 def _matrix(axes: Axes, matrix: np.ndarray, networks: Sequence[str] | None, names: bool = True):
     """Correlations in the order of the networks, with lines between them."""
-    order = _by_network(networks, len(matrix))
+    order = by_network(networks, len(matrix))
     off_diagonal = matrix[np.triu_indices(len(matrix), 1)]
     known = np.abs(off_diagonal[np.isfinite(off_diagonal)])
     reach = min(1.0, max(0.2, math.ceil(10 * np.quantile(known, 0.98)) / 10)) if known.size else 1.0
@@ -205,7 +205,7 @@ def _matrix(axes: Axes, matrix: np.ndarray, networks: Sequence[str] | None, name
     if networks is None:
         axes.set_xlabel(f"{len(matrix)} parcels in the atlas's order")
         return image
-    _network_lines(axes, networks, order, both=True, names=names)
+    network_lines(axes, networks, order, both=True, names=names)
     return image
 
 
@@ -219,7 +219,7 @@ def _carpet(
     networks: Sequence[str] | None,
 ) -> None:
     """Every parcel's signal over time in units of its standard deviation, parcels in the order of the networks."""
-    order = _by_network(networks, signal.shape[1])
+    order = by_network(networks, signal.shape[1])
     values = np.full((n_acquired, signal.shape[1]), np.nan)
     centred = signal - signal.mean(axis=0, dtype=np.float64)
     deviation = centred.std(axis=0)
@@ -238,30 +238,7 @@ def _carpet(
     if networks is None:
         axes.set_ylabel(f"{len(order)} parcels")
     else:
-        _network_lines(axes, networks, order, both=False, names=True, offset=0.5)
-
-
-def _by_network(networks: Sequence[str] | None, n_parcels: int) -> np.ndarray:
-    """Order of the parcels: by network in order of appearance, and within it as the atlas has them."""
-    if networks is None:
-        return np.arange(n_parcels)
-    return np.argsort(pd.factorize(np.asarray(networks, dtype=object))[0], kind="stable")
-
-
-def _network_lines(
-    axes: Axes, networks: Sequence[str], order: np.ndarray, *, both: bool, names: bool, offset: float = 0.0
-) -> None:
-    """Lines between the networks, and their names at the left."""
-    ordered = np.asarray(networks, dtype=object)[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    ends = np.r_[starts[1:], len(ordered)]
-    for start in starts[1:]:
-        axes.axhline(start - 0.5 + offset, color="black" if both else COLOURS[4], linewidth=0.6)
-        if both:
-            axes.axvline(start - 0.5, color="black", linewidth=0.5)
-    if names:
-        axes.set_yticks((starts + ends) / 2 - 0.5 + offset, ordered[starts], fontsize=7)
-        axes.tick_params(axis="y", length=0, pad=2)
+        network_lines(axes, networks, order, both=False, names=True, offset=0.5)
 
 
 def _motion(axes: Axes, seconds: np.ndarray, displacement: np.ndarray, censored: np.ndarray, threshold: float) -> None:

@@ -11,6 +11,7 @@ from scipy.spatial.distance import pdist, squareform
 from cohorts.atlas import Atlas
 from cohorts.cohort import Recording
 from cohorts.quality import QualityRules, connectivity, fisher_z
+from cohorts.report.page import Shown
 
 MOST_READ = 1000
 """Recordings that are read for the group's figures; of a larger cohort, a sample of its participants is."""
@@ -62,17 +63,16 @@ class Measure:
             return pd.Series(False, index=values.index)
         return values * self.scale > limit if self.worse == "high" else values * self.scale < limit
 
-    def number(self, value: float) -> str:
-        """Value of the column in the measure's unit."""
-        return f"{value * self.scale:.{self.decimals}f}".replace("-", "−")
+    def shown(self, value: float) -> Shown:
+        """Value of the column in the measure's unit, and its text without the unit."""
+        if math.isnan(value):
+            return Shown(None, "not known")
+        return Shown(value * self.scale, f"{value * self.scale:.{self.decimals}f}".replace("-", "−"))
 
     def text(self, value: float) -> str:
         """Value of the column with its unit."""
-        return "not known" if math.isnan(value) else with_unit(self.number(value), self.unit)
-
-
-def with_unit(number: str, unit: str) -> str:
-    return f"{number}{'' if unit in ('', '%') else ' '}{unit}"
+        unit = "" if math.isnan(value) else f"{'' if self.unit in ('', '%') else ' '}{self.unit}"
+        return f"{self.shown(value).text}{unit}"
 
 
 MEASURES = (

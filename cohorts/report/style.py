@@ -1,6 +1,11 @@
-"""How figures look, and the brain seen from three sides."""
+"""How figures look, what they have in common, and the brain seen from three sides."""
+
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from nilearn.plotting.glass_brain import plot_brain_schematics
 
@@ -20,12 +25,57 @@ STYLE = {
     "svg.hashsalt": "fedbrainlm",
 }
 
+_LEGEND_LETTERS = 95
+"""Letters that fit into a line of the legend, each entry's mark counting as six."""
+_LEGEND_INCHES = 0.19
+"""Height of a line of the legend."""
 _BRAIN = np.array([[-75, -110, -75], [75, 80, 90]])
 """Corners of a box around the brain and the cerebellum in MNI space, mm."""
 
 
+def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """Put a legend below a figure, in as many lines as its entries need, and make the figure higher by them."""
+    if not labels:
+        return
+    columns = max(1, min(len(labels), 6, _LEGEND_LETTERS // (max(map(len, labels)) + 6)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    lines = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + _LEGEND_INCHES * (lines - 1))
+
+
+def widened(low: float, high: float, least: float) -> tuple[float, float]:
+    """Limits of an axis about some values: at least so wide that a difference which is nothing does not look large."""
+    margin = max((least - (high - low)) / 2, 0.04 * (high - low))
+    return low - margin, high + margin
+
+
+def by_network(networks: Sequence[str] | None, n_parcels: int) -> np.ndarray:
+    """Order of the parcels: by network in order of appearance, and within it as the atlas has them."""
+    if networks is None:
+        return np.arange(n_parcels)
+    return np.argsort(pd.factorize(np.asarray(networks, dtype=object))[0], kind="stable")
+
+
+def network_lines(
+    axes: Axes, networks: Sequence[str], order: np.ndarray, *, both: bool, names: bool, offset: float = 0.0
+) -> None:
+    """Draw lines between the networks, and their names at the left."""
+    ordered = np.asarray(networks, dtype=object)[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    ends = np.r_[starts[1:], len(ordered)]
+    for start in starts[1:]:
+        axes.axhline(start - 0.5 + offset, color="black" if both else COLOURS[4], linewidth=0.6)
+        if both:
+            axes.axvline(start - 0.5, color="black", linewidth=0.5)
+    if names:
+        axes.set_yticks((starts + ends) / 2 - 0.5 + offset, ordered[starts], fontsize=7)
+        axes.tick_params(axis="y", length=0, pad=2)
+
+
 def brain_views(places: np.ndarray, values: np.ndarray, label: str, limits: tuple[float, float]) -> Figure:
     """Draw a value of every parcel at its centroid in nilearn's glass brain, seen from above, behind and the right.
+
+    Left is left: L and R, and P and A in the view from the right, name the sides.
 
     Parameters
     ----------
@@ -57,6 +107,8 @@ def brain_views(places: np.ndarray, values: np.ndarray, label: str, limits: tupl
         )
         # One scale for all three views: the tallest one sets it.
         tallest = spans[1:].max() / 2
+        for side, letter in zip((0.02, 0.98), "PA" if horizontal == 1 else "LR", strict=True):
+            axes.text(side, 0.02, letter, ha="center", va="bottom", color="0.35", transform=axes.transAxes)
         axes.set(aspect="equal", xticks=[], yticks=[], ylim=(middle[vertical] - tallest, middle[vertical] + tallest))
         axes.set_xlim(middle[horizontal] - spans[horizontal] / 2, middle[horizontal] + spans[horizontal] / 2)
         axes.set_title(title, fontsize=8, fontweight="normal")

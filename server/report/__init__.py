@@ -1,4 +1,4 @@
-"""The HTML report of a run: one file, made from the run's folder alone."""
+"""The HTML report of a run: one file, and its tables beside it, made from the run's folder alone."""
 
 from server.report.build import write_report
 

@@ -5,33 +5,46 @@ from pathlib import Path
 from typing import Any
 
 from brainlm.evaluation import MODEL, SCORES
-from cohorts.files import write_text
-from cohorts.report.page import Table, render, sections
+from cohorts.report.page import Cell, Shown, Table, Title, fill_sections, write_page
 from server.report.data import RunData
 from server.report.figures import draw, predictor_name, variant_name
 from server.report.methods import methods_paragraph
+from server.report.people import people_table
 from server.summary import PROBE_SCORES, probe_score, remarks_on, site_score
 
-Rows = list[list[str]]
+Rows = list[list[Cell]]
+_PARCELS = 10
+"""Parcels that the page lists."""
+_NO = ""
+"""Cell of a measure that a row does not have by its nature."""
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` into a run's folder and return its path. The file needs nothing beside it."""
+    """Write ``report.html`` into a run's folder, and its tables as CSV beside it; return the page's path."""
     data = RunData(folder)
     package = "server.report"
     methods, references = methods_paragraph(data)
-    html = render(
+    return write_page(
+        folder / "report.html",
         package,
+        fill_sections(package, lambda name: draw(name, data), lambda name: TABLES[name](data)),
         summary=data.summary,
+        run=folder.resolve().name,
+        when=_when(data),
         headlines=_headlines(data),
-        sections=sections(package, lambda name: draw(name, data), lambda name: TABLES[name](data)),
         methods=methods,
         references=references,
         simulation=data.is_simulation,
     )
-    path = folder / "report.html"
-    write_text(path, html)
-    return path
+
+
+def _when(data: RunData) -> str:
+    """Say when the run was, from the first question to the last answer."""
+    if data.span is None:
+        return ""
+    begun, ended = data.span
+    same_day = begun.date() == ended.date()
+    return f"{begun:%d %B %Y, %H:%M} to {ended.strftime('%H:%M' if same_day else '%d %B %Y, %H:%M')} UTC"
 
 
 def _headlines(data: RunData) -> list[tuple[str, str, str]]:
@@ -81,19 +94,19 @@ def _headlines(data: RunData) -> list[tuple[str, str, str]]:
 
 def _best_baseline(data: RunData) -> str:
     rows = _baselines(data).rows[1:]
-    return f"; {rows[0][0]}: {rows[0][1]}" if rows else ""
+    return f"; {rows[0][0]}: {_number(rows[0][1])}" if rows else ""
 
 
 def _sites(data: RunData) -> Table:
     header = ["site", "participants", "recordings", "quarantined", "windows", "atlas", "preprocessing", "masked R²"]
     reached = data.summary["pretraining"].get("sites", {})
-    rows = [
+    rows: Rows = [
         [
             site,
-            *(str(about[name]) for name in ("n_participants", "n_recordings", "n_quarantined", "n_windows")),
+            *(about[name] for name in ("n_participants", "n_recordings", "n_quarantined", "n_windows")),
             about["atlas"],
             about["preprocessing"],
-            _number(reached.get(site, {}).get("masked_r2")),
+            reached.get(site, {}).get("masked_r2"),
         ]
         for site, about in data.summary["sites"].items()
     ]
@@ -107,9 +120,8 @@ def _baselines(data: RunData) -> Table:
     if "baselines" not in pretraining:
         return Table([], [])
     others = sorted(pretraining["baselines"].items(), key=lambda named: -_or_lowest(named[1]["masked_r2"]))
-    rows = [
-        [predictor_name(name), *(_number(scores[score]) for score in SCORES)]
-        for name, scores in [(MODEL, pretraining), *others]
+    rows: Rows = [
+        [predictor_name(name), *(scores[score] for score in SCORES)] for name, scores in [(MODEL, pretraining), *others]
     ]
     note = (
         "All predict the same hidden values, and none is left out. MSE and MAE are in units of the scaled signal, r is "
@@ -127,38 +139,46 @@ def _or_lowest(value: float | None) -> float:
     return -math.inf if value is None else value
 
 
+def _parcels(data: RunData) -> Table:
+    """Every parcel by name, those first whose hidden signal is predicted best."""
+    if data.parcels is None:
+        return Table([], [])
+    known = data.parcels.dropna(subset="masked_r2").sort_values("masked_r2", ascending=False, kind="stable")
+    columns = [name for name in ("atlas", "parcel", "network", "masked_r2") if (known[name] != "").any()]
+    titles: list[Title] = ["masked R²" if name == "masked_r2" else name for name in columns]
+    return Table(titles, known[columns].to_numpy(object).tolist(), "The best predicted first.", most=_PARCELS)
+
+
 def _site_effects(data: RunData) -> Table:
     """How much of the site is left, in every feature set and variant."""
-    header = ["features", "variant", "η²", "PERMANOVA (chance; p)", "spread", "covariance"]
     effects = data.summary["harmonization"].get("site_effect", {})
     every = [measured for effect in effects.values() for measured in effect.values()]
     classified = any("balanced_accuracy" in measured for measured in every)
     network = any("network" in measured for measured in every)
-    header += ["recognised", "chance (95%)", "p"] if classified else []
-    header += ["by a network"] if network else []
-    rows = []
+    header: list[Title] = ["features", "variant", "η²", "spread", "covariance"]
+    header += [("PERMANOVA", name) for name in ("R²", "by chance", "p")]
+    header += [("site recognised", name) for name in ("accuracy", "by chance", "95%", "p")] if classified else []
+    header += [("by a network", "accuracy")] if network else []
+    rows: Rows = []
     for features, effect in effects.items():
         for variant, measured in effect.items():
             permanova = measured.get("permanova", {})
-            row = [features, variant_name(variant), _number(measured.get("eta_squared"))]
-            beside = f"{_number(permanova.get('r2_by_chance'))}; {_number(permanova.get('p_value'))}"
-            row += [f"{_number(permanova.get('r2'))} ({beside})"]
-            row += [_number(measured.get("site_spread", {}).get("mean_geometric_sd"))]
-            row += [_number(measured.get("covariance_distance", {}).get("corrected"))]
-            row += _recognised(measured) if classified else []
-            row += [_number(measured.get("network", {}).get("balanced_accuracy"))] if network else []
+            row: list[Cell] = [features, variant_name(variant), measured.get("eta_squared")]
+            row.append(measured.get("site_spread", {}).get("mean_geometric_sd"))
+            row.append(measured.get("covariance_distance", {}).get("corrected"))
+            row += [permanova.get(name) for name in ("r2", "r2_by_chance", "p_value")]
+            recognised = ("balanced_accuracy", "null_mean", "null_95", "p_value")
+            row += [measured.get(name) for name in recognised] if classified else []
+            row += [measured.get("network", {}).get("balanced_accuracy")] if network else []
             rows.append(row)
     note = (
-        "η²: mean share of a feature's variance between sites, in sample and with differences in age. PERMANOVA: share "
-        "of squared distances between held-out people, beyond kept covariates (except for the control). Spread: "
+        "η²: mean share of a feature's variance between sites, in sample and with differences in age. Spread: "
         "geometric standard deviation of the sites' variances, 1 where they are alike. Covariance: distance of the "
-        "sites' covariances from the common one, "
-        "less what small samples alone would give."
+        "sites' covariances from the common one, less what small samples alone would give. PERMANOVA: share of "
+        "squared distances between held-out people, beyond kept covariates (except for the control)."
     )
     if classified:
-        note += (
-            " Recognised: balanced accuracy in held-out people, beyond the kept covariates (except for the control)."
-        )
+        note += " Site recognised: balanced accuracy in held-out people, beyond kept covariates likewise."
     return Table(header, rows, " ".join([note, *_left_as_they_are(data)]))
 
 
@@ -179,78 +199,98 @@ def _left_as_they_are(data: RunData) -> list[str]:
     return said
 
 
-def _recognised(measured: dict[str, Any]) -> list[str]:
-    chance = f"{_number(measured.get('null_mean'))} ({_number(measured.get('null_95'))})"
-    return [_number(measured.get("balanced_accuracy")), chance, _number(measured.get("p_value"))]
+_PROBE_COLUMNS: tuple[tuple[Title, str], ...] = (
+    ("R²", "r2"),
+    (("R² 95%", "from"), "r2_low"),
+    (("R² 95%", "to"), "r2_high"),
+    ("mean absolute error", "mean_absolute_error"),
+    ("balanced accuracy", "balanced_accuracy"),
+    (("accuracy 95%", "from"), "balanced_accuracy_low"),
+    (("accuracy 95%", "to"), "balanced_accuracy_high"),
+    ("AUROC", "auroc"),
+    ("p", "p_value"),
+    ("new site", "new_site"),
+)
+"""Columns of the probes' table, and the scores of numbers, of categories or of both that they hold."""
 
 
 def _probes(data: RunData) -> Table:
     """How well each target is predicted, by feature set and variant."""
-    header = ["target", "features", "variant", "score", "95% interval", "p", "error or AUROC", "new site"]
-    rows: Rows = []
-    for features, targets in data.summary["probes"].items():
-        for target, variants in targets.items():
-            for variant, scores in variants.items():
-                rows.append([target, features, variant_name(variant), *_probe_cells(scores)])
-    note = (
-        "Score: R² of numbers, balanced accuracy of categories, in held-out participants. Its interval draws "
-        "participants within sites anew; its p compares with targets permuted within sites. Error: mean absolute error "
-        "in the target's own units. New site: the same score where the site as a whole was left out."
-    )
-    if not any(row[-1] for row in rows):  # no site was left out as a whole
-        header, rows = header[:-1], [row[:-1] for row in rows]
-        note = note[: note.index(" New site:")]
-    return Table(header, sorted(rows, key=lambda row: row[0]), note)
-
-
-def _probe_cells(scores: dict[str, Any]) -> list[str]:
-    score = probe_score(scores)
-    other = "mean_absolute_error" if score == "r2" else "auroc"
-    interval = [_number(scores.get(f"{score}_{bound}")) for bound in ("low", "high")]
-    left_out = scores.get("new_site", {}).get(score)
-    return [
-        _number(scores[score]),
-        "" if interval == ["n/a", "n/a"] else " to ".join(interval),
-        _number(scores.get("p_value", scores.get("balanced_accuracy_p_value"))),
-        _number(scores.get(other)),
-        "" if left_out is None else _number(left_out),
+    found = [
+        ([target, features, variant_name(variant)], _probe_scores(scores))
+        for features, targets in data.summary["probes"].items()
+        for target, variants in targets.items()
+        for variant, scores in variants.items()
     ]
+    columns = [(title, name) for title, name in _PROBE_COLUMNS if any(name in scores for _, scores in found)]
+    rows: Rows = [[*names, *(scores.get(name, _NO) for _, name in columns)] for names, scores in found]
+    note = (
+        "In held-out participants. Intervals draw participants within sites anew; p compares with targets permuted "
+        "within sites. The mean absolute error is in the target's own units."
+    )
+    if any(name == "new_site" for _, name in columns):
+        note += " New site: R² or balanced accuracy where the site as a whole was left out."
+    header: list[Title] = ["target", "features", "variant", *(title for title, _ in columns)]
+    return Table(header, sorted(rows, key=lambda row: str(row[0])), note)
+
+
+def _probe_scores(scores: dict[str, Any]) -> dict[str, Cell]:
+    """Scores of a probe by the names of the table's columns."""
+    named: dict[str, Cell] = {name: scores[name] for _, name in _PROBE_COLUMNS if isinstance(scores.get(name), float)}
+    named["p_value"] = scores.get("p_value", scores.get("balanced_accuracy_p_value"))
+    left_out = scores.get("new_site", {}).get(probe_score(scores))
+    return named if left_out is None else {**named, "new_site": left_out}
 
 
 def _association(data: RunData) -> Table:
     """Canonical correlations of held-out people, and what the companions found."""
     found = data.summary.get("association", {})
-    rows = []
+    rows: Rows = []
     if "cca" in found:
         cca = found["cca"]
-        for number, correlation in enumerate(cca["correlations"]):
-            chance = f"{_number(cca['null_mean'][number])} ({_number(cca['null_95'][number])})"
-            trained = _number(cca["training_correlations"][number])
-            rows.append([f"canonical correlation {number + 1}", _number(correlation), chance, trained])
+        columns = (cca["correlations"], cca["null_mean"], cca["null_95"], cca["training_correlations"])
+        rows += [[f"canonical correlation {n + 1}", *numbers] for n, numbers in enumerate(zip(*columns, strict=True))]
     for name, scores in found.items():
         if name.startswith("fusion/"):
             models = zip(("embedding", "vectors", "early", "late"), scores["r2"], strict=True)
-            rows += [[f"{name.removeprefix('fusion/')} from {model}: R²", _number(r2), "", ""] for model, r2 in models]
+            rows += [[f"{name.removeprefix('fusion/')} from {model}: R²", r2, _NO, _NO, _NO] for model, r2 in models]
     if "two_tower" in found:
         measures = zip(("top 1", "top 5", "reciprocal rank"), found["two_tower"]["scores"], strict=True)
         chance = found["two_tower"]["chance"]
         rows += [
-            [f"partner found: {measure}", _number(score), _number(by_chance), ""]
+            [f"partner found: {measure}", score, by_chance, _NO, _NO]
             for (measure, score), by_chance in zip(measures, chance, strict=True)
         ]
-    rows += [["failed", found["failed"], "", ""]] if "failed" in found else []
-    return Table(["measure", "held out", "by chance (95%)", "in sample"], rows)
+    note = f"Failed: {found['failed']}" if "failed" in found else ""
+    rows += [["failed", _NO, _NO, _NO, _NO]] if note else []
+    return Table(["measure", "held out", ("by chance", "mean"), ("by chance", "95%"), "in sample"], rows, note)
+
+
+def _run(data: RunData) -> Table:
+    """What a reader needs to find and repeat the run."""
+    summary = data.summary
+    rows: Rows = [["study", summary["study"]], ["run", f"{data.folder.resolve().name} ({summary['run']})"]]
+    if data.span is not None:
+        begun, ended = (f"{moment:%Y-%m-%d %H:%M:%S} UTC" for moment in data.span)
+        rows += [["begun", begun], ["ended", ended]]
+    rows += [["seed", str(data.study["seed"])], ["recipe", summary["recipe"]]]
+    last = [name for name in data.files if name.startswith("checkpoints/round-")][-1:]
+    rows += [[f"SHA-256 of {name}", data.files[name]] for name in last]
+    rows += [["Flower's run", summary["flower_run"]]] if summary["flower_run"] else []
+    rows += [[f"version of {name}", number] for name, number in summary["software"].items()]
+    return Table(["what", "value"], rows, "study.yaml beside this page holds every setting.")
 
 
 def _exchanges(data: RunData) -> Table:
     table = data.exchanges
     header = ["stage", "message", "exchanges", "asked", "answered", "MB to the sites", "MB back", "seconds"]
-    rows = []
+    rows: Rows = []
     for (stage, message), part in table.groupby(["stage", "message"], sort=False):
-        seconds = (part["ended"] - part["started"]).sum()
-        counts = [len(part), part["asked"].sum(), int(part["answered"].sum())]
-        megabytes = [f"{part[name].sum() / 1e6:.2f}" for name in ("bytes_down", "bytes_up")]
-        rows.append([stage, message, *map(str, counts), *megabytes, f"{seconds:.1f}"])
+        seconds = float((part["ended"] - part["started"]).sum())
+        counts = [len(part), int(part["asked"].sum()), int(part["answered"].sum())]
+        megabytes = [float(part[name].sum() / 1e6) for name in ("bytes_down", "bytes_up")]
+        rows.append([stage, message, *counts, *(Shown(value, f"{value:,.2f}") for value in megabytes)])
+        rows[-1] = [*rows[-1], Shown(seconds, f"{seconds:,.1f}")]
     refused = data.outcomes[data.outcomes["outcome"] != "ok"].groupby(["site", "outcome"]).size()
     note = "; ".join(f"{site}: {outcome} ({count} times)" for (site, outcome), count in refused.items())
     return Table(header, rows, f"Not answered: {note}." if note else "Every question was answered.")
@@ -265,7 +305,7 @@ def _protection(data: RunData) -> Table:
         sums = "on; the run ended before the sites had found keys in common"
     else:
         sums = _secure_sums(data)
-    rows = [["secure sums", sums]]
+    rows: Rows = [["secure sums", sums]]
     if privacy["max_norm"] is not None:
         rows.append(["length of an update", f"at most {privacy['max_norm']:g} (L2)"])
     if (training := privacy["differential_privacy"]) is not None:
@@ -284,9 +324,19 @@ def _protection(data: RunData) -> Table:
         rows.append(["sites that showed their own metrics", ", ".join(shows)])
     heads = "; ".join(f"{site} {head[:12]}" for site, head in privacy["audit_heads"].items())
     note = f"Heads of the sites' audit logs at the end: {heads}. summary.json has them whole." if heads else ""
-    if privacy["secure_sums"]:
-        note = f"Totals that measure site effects show each site's mean features. {note}"
+    if privacy["secure_sums"] and (shown := _shows_one_site(data.study)):
+        note = f"The totals of {', '.join(shown)} tell single sites' sums, each by its place or by subtraction. {note}"
     return Table(["measure", "what was done"], rows, note.strip())
+
+
+def _shows_one_site(study: dict[str, Any]) -> list[str]:
+    """Name what the study asked for whose totals show a single site's sums."""
+    asked = ("site_classification", "site_network", "leave_one_site_out")
+    analyses, harmonization = study["analyses"], study["harmonization"]
+    names = [name for name in asked if analyses[name]]
+    methods = (harmonization["method"], *analyses["compare"])
+    names += ["site_adversarial"] if "site_adversarial" in methods else []
+    return names + (["reference_site"] if harmonization["reference"] else [])
 
 
 def _secure_sums(data: RunData) -> str:
@@ -298,12 +348,15 @@ def _secure_sums(data: RunData) -> str:
 
 TABLES = {
     "sites": _sites,
+    "people": people_table,
     "baselines": _baselines,
+    "parcels": _parcels,
     "site_effects": _site_effects,
     "probes": _probes,
     "association": _association,
     "protection": _protection,
     "exchanges": _exchanges,
+    "run": _run,
 }
 
 

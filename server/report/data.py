@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from cohorts import Atlas, Cohort, load_atlas
+from cohorts import Atlas, Cohort, CohortError, load_atlas
+from cohorts.files import HEADER
 from cohorts.settings import read_yaml
 from server.absences import Absence, absences_of
 from server.journal import Journal
@@ -79,15 +82,51 @@ class RunData:
     def is_simulation(self) -> bool:
         return (self.folder / "sites").is_dir()
 
+    @property
+    def span(self) -> tuple[datetime, datetime] | None:
+        """When the first question went out, and when the last was answered; None before that."""
+        known = self.exchanges.dropna(subset="ended")
+        if known.empty:
+            return None
+        begun, ended = float(known["started"].min()), float(known["ended"].max())
+        return datetime.fromtimestamp(begun, UTC), datetime.fromtimestamp(ended, UTC)
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of every checkpoint that is whole, by its name."""
+        return self._journal.files()
+
+    @cached_property
+    def cohorts(self) -> dict[str, Cohort]:
+        """The simulated sites' cohorts; empty if they are not at hand."""
+        try:
+            return {site: self._cohort(site) for site in self.sites} if self.is_simulation else {}
+        except CohortError:  # deleted or moved since
+            return {}
+
+    @cached_property
+    def residualization(self) -> tuple[dict[str, np.ndarray] | None, list[dict[str, Any]]]:
+        """The model that takes the covariates' effects out at the end, with its design, if it was estimated apart."""
+        path = self.folder / "harmonization" / "embedding.residualized.safetensors"
+        if not path.is_file() or self.study["harmonization"]["order"] != "separate":
+            return None, []
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads(file.metadata()[HEADER])
+        return load_file(path), about["covariates"]
+
+    def atlas_of(self, site: str) -> Atlas:
+        """Return the atlas that a site has, by the study's names."""
+        return self.atlas(self.summary["sites"][site]["atlas"])
+
     def vectors(self, name: str) -> pd.DataFrame | None:
         """Vectors of all simulated participants in a feature set, with their site and age; None if not at hand."""
         tables = []
         for site in self.sites:
             path = self._state(site) / f"{name}.parquet"
-            if not path.is_file():
+            if not path.is_file() or site not in self.cohorts:
                 return None
             table = pd.read_parquet(path)
-            people = self._covariates(site).reindex(table["participant_id"])
+            people = self.cohorts[site].covariates().set_index("participant_id").reindex(table["participant_id"])
             table.insert(1, "site", site)
             table.insert(2, "age", people["age"].to_numpy() if "age" in people else np.nan)
             tables.append(table)
@@ -105,6 +144,6 @@ class RunData:
     def _state(self, site: str) -> Path:
         return self.folder / "sites" / site / "state" / "studies" / self.summary["study"]
 
-    def _covariates(self, site: str) -> pd.DataFrame:
+    def _cohort(self, site: str) -> Cohort:
         settings = read_yaml(self.folder / "sites" / site / "site.yaml")
-        return Cohort.open(self.folder / "sites" / site / settings["cohort"]).covariates().set_index("participant_id")
+        return Cohort.open(self.folder / "sites" / site / settings["cohort"])

@@ -1,6 +1,7 @@
 """The report's figures. Each takes the run's data and returns a figure, or None where there is nothing to draw."""
 
 from collections.abc import Callable
+from itertools import product
 
 import matplotlib as mpl
 import numpy as np
@@ -9,7 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from brainlm.evaluation import MODEL
-from cohorts.report.style import COLOURS, STYLE, brain_views
+from cohorts.report.style import (
+    COLOURS,
+    STYLE,
+    brain_views,
+    by_network,
+    legend_below,
+    network_lines,
+    widened,
+)
 from server.report.data import RunData
 from server.summary import PROBE_SCORES, probe_score, site_score
 
@@ -30,6 +39,15 @@ _PREDICTORS = {
     "var1": "VAR(1)",
 }
 
+_MANY_SITES = [(colour, *style) for style, colour in product((("-", "o"), ("--", "s"), (":", "^")), COLOURS[:-1])]
+"""Colour, line and mark of each site: no two of 21 are alike."""
+_LEAST_SPAN = 0.1
+"""Least width of an axis of masked R², so that differences that are nothing do not look like much."""
+_LEAST_OF_SCORES = 0.4
+"""The same of what is predicted from features, whose values scatter more."""
+_PANELS = 3
+"""Panels beside each other."""
+
 FigureMaker = Callable[[RunData], Figure | None]
 
 
@@ -47,11 +65,10 @@ def learning_curves(data: RunData) -> Figure | None:
     right.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     right.set(title="Masked R², held-out participants", xlabel="round", ylabel="R²")
     # An untrained model is far below 0: show where it starts without flattening the rest.
-    best = data.metrics.query("name == 'masked_r2'")["value"].max()
-    if best > -0.5:
-        right.set_ylim(bottom=max(-0.5, right.get_ylim()[0]))
-    handles, labels = right.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+    reached = data.metrics.query("name == 'masked_r2'")["value"].dropna()
+    if reached.max() > -0.5:
+        right.set_ylim(widened(max(-0.5, reached.min()), reached.max(), _LEAST_SPAN))
+    legend_below(figure, *right.get_legend_handles_labels())
     return figure
 
 
@@ -60,7 +77,8 @@ def baselines(data: RunData) -> Figure | None:
     table = data.reconstruction
     if table is None or table["masked_r2"].isna().all():  # nobody was held out, or too few
         return None
-    figure = Figure(figsize=(8, 3.4))
+    n_networks = table[table["group"] == "network"]["name"].nunique()
+    figure = Figure(figsize=(8, max(3.4, 1.2 + 0.2 * n_networks)))
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
     horizons = table[(table["group"] == "horizon") & (table["name"] != "0")]
     networks = table[table["group"] == "network"]
@@ -74,7 +92,7 @@ def baselines(data: RunData) -> Figure | None:
         right.scatter(dots["masked_r2"], dots["name"], s=34 if of_model else 20, **style)
     # A baseline that is far worse than the mean would flatten the rest; the table has its number.
     known = table["masked_r2"].dropna()
-    shown = (max(-0.6, known.min() - 0.05), known.max() + 0.08)
+    shown = widened(max(-0.6, known.min()), known.max(), _LEAST_SPAN)
     left.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     left.set(title="By distance", xlabel="frames to the nearest visible one", ylabel="masked R²", ylim=shown)
     right.axvline(0, color="0.7", linewidth=0.8, zorder=0)
@@ -82,7 +100,7 @@ def baselines(data: RunData) -> Figure | None:
     right.invert_yaxis()
     if networks.empty:
         right.set_visible(False)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    legend_below(figure, *left.get_legend_handles_labels())
     return figure
 
 
@@ -91,9 +109,9 @@ def parcel_map(data: RunData) -> Figure | None:
     if data.parcels is None or data.parcels["masked_r2"].isna().all():
         return None
     name = str(data.parcels["atlas"].iloc[0])
-    places = data.atlas(name).coordinates
     values = data.parcels[data.parcels["atlas"] == name]["masked_r2"].to_numpy()
-    return brain_views(places, values, "masked R²", (np.nanquantile(values, 0.02), np.nanquantile(values, 0.98)))
+    limits = widened(np.nanquantile(values, 0.02), np.nanquantile(values, 0.98), _LEAST_SPAN)
+    return brain_views(data.atlas(name).coordinates, values, f"masked R², {name}", limits)
 
 
 def reconstruction(data: RunData) -> Figure | None:
@@ -103,10 +121,11 @@ def reconstruction(data: RunData) -> Figure | None:
         return None
     window = data.study["model"]["window"]
     seconds = np.arange(example.signal.shape[1]) * window["t_r"]
-    hidden = example.mask > 0
+    hidden, atlas = example.mask > 0, data.atlas_of(example.site)
     figure = Figure(figsize=(8, 5.2))
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
-    _carpets(top, example.signal, np.where(hidden, np.nan, example.signal), example.reconstruction, seconds)
+    carpets = (example.signal, np.where(hidden, np.nan, example.signal), example.reconstruction)
+    _carpets(top, carpets, seconds, atlas.networks)
     half_hidden = np.argsort(np.abs(hidden.mean(axis=1) - 0.5), kind="stable")
     shown = np.sort(half_hidden[: len(hidden) // 3])[:: max(1, len(hidden) // 9)][:3]
     for axes, parcel in zip(bottom.subplots(3, 1, sharex=True), shown, strict=False):
@@ -116,7 +135,8 @@ def reconstruction(data: RunData) -> Figure | None:
         axes.plot(seconds, example.signal[parcel], color="0.35", linewidth=1, label="recorded")
         guess = np.where(hidden[parcel], example.reconstruction[parcel], np.nan)
         axes.plot(seconds, guess, color=COLOURS[5], linewidth=1.4, label="reconstructed")
-        axes.set(ylim=(-3.5, 3.5), ylabel=f"parcel {parcel + 1}", yticks=[-2, 0, 2])
+        axes.set(ylim=(-3.5, 3.5), ylabel="sd", yticks=[-2, 0, 2])
+        axes.set_title(atlas.labels[parcel], loc="right", fontsize=8, fontweight="normal", pad=2)
     axes.set_xlabel("seconds")
     bottom.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
@@ -128,21 +148,23 @@ def embeddings(data: RunData) -> Figure | None:
     if before is None:
         return None
     stages = [("before", before)] if after is None else [("before", before), ("after", after)]
-    figure = Figure(figsize=(8, 3.2 * len(stages)))
-    grid = figure.subplots(len(stages), 2, squeeze=False)
+    aged = before["age"].notna().any()
+    figure = Figure(figsize=(8 if aged else 4.4, 3.2 * len(stages)))
+    grid = figure.subplots(len(stages), 1 + aged, squeeze=False)
     directions = _between_sites(before)
-    for (stage, table), (by_site, by_age) in zip(stages, grid, strict=True):
+    for (stage, table), panels in zip(stages, grid, strict=True):
         points = _values(table) @ directions
         for number, site in enumerate(data.sites):
-            rows = (table["site"] == site).to_numpy()
-            by_site.scatter(*points[rows].T, s=12, color=COLOURS[number % len(COLOURS)], label=site, alpha=0.8)
-        by_site.set_title(f"{stage} harmonization, by site")
-        coloured = by_age.scatter(*points.T, s=12, c=table["age"], cmap="viridis")
-        by_age.set_title(f"{stage} harmonization, by age")
-        figure.colorbar(coloured, ax=by_age, label="years")
-        for axes in (by_site, by_age):
+            rows, (colour, _, mark) = (table["site"] == site).to_numpy(), _style_of(number)
+            panels[0].scatter(*points[rows].T, s=12, color=colour, marker=mark, label=site, alpha=0.8)
+        panels[0].set_title(f"{stage} harmonization, by site")
+        if aged:
+            coloured = panels[1].scatter(*points.T, s=12, c=table["age"], cmap="viridis")
+            panels[1].set_title(f"{stage} harmonization, by age")
+            figure.colorbar(coloured, ax=panels[1], label="years")
+        for axes in panels:
             axes.set(xticks=[], yticks=[], xlabel="direction 1", ylabel="direction 2")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(data.sites)))
+    legend_below(figure, *grid[0, 0].get_legend_handles_labels())
     return figure
 
 
@@ -154,26 +176,26 @@ def effects(data: RunData) -> Figure | None:
     n_panels = bool(measured) + len(targets)
     if not n_panels:
         return None
-    figure = Figure(figsize=(8, 3))
-    panels = list(figure.subplots(1, n_panels, squeeze=False, sharey=True)[0])
+    rows, columns = -(-n_panels // _PANELS), min(n_panels, _PANELS)
+    figure = Figure(figsize=(8, 2.6 * rows + 0.4))
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).ravel())
+    for panel in panels[n_panels:]:
+        panel.set_visible(False)
     labelled = panels[0]
     if measured:
         panel, chance = panels.pop(0), site_score(next(iter(next(iter(measured.values())).values())))
-        _dots(panel, {name: {v: site_score(m).value for v, m in effect.items()} for name, effect in measured.items()})
-        if chance.by_chance is not None:  # too few people for a permutation that every site lets out
-            panel.axvline(chance.by_chance, color="0.7", linewidth=0.8, zorder=0)
-        panel.set(
-            title="Site", xlabel=f"{chance.title.partition(' (')[2].rstrip(')')} (line: by chance)", xlim=(0, 1.03)
-        )
-    for panel, target in zip(panels, targets, strict=True):
+        values = {name: {v: site_score(m).value for v, m in effect.items()} for name, effect in measured.items()}
+        _dots(panel, values, chance.by_chance)
+        panel.set(title="Site", xlabel=f"{chance.title.partition(' (')[2].rstrip(')')} (line: by chance)")
+    for panel, target in zip(panels, targets, strict=False):
         scores = {features: named[target] for features, named in probes.items() if target in named}
         score = probe_score(next(iter(next(iter(scores.values())).values())))
-        _dots(panel, {features: {v: m[score] for v, m in named.items()} for features, named in scores.items()})
-        panel.axvline(0 if score == "r2" else 0.5, color="0.7", linewidth=0.8, zorder=0)
+        of_target = {features: {v: m[score] for v, m in named.items()} for features, named in scores.items()}
+        _dots(panel, of_target, 0 if score == "r2" else 0.5)
         panel.set(title=f"{target.capitalize()} predicted", xlabel=PROBE_SCORES[score])
     handles, labels = labelled.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
+    legend_below(figure, list(unique.values()), list(unique))
     return figure
 
 
@@ -206,26 +228,33 @@ def _curves(axes: Axes, data: RunData, name: str) -> None:
         if line.empty:  # a site that shows no metrics of its own
             continue
         everything = site == "all"
+        colour, style, _ = ("black", "-", "") if everything else _style_of(number)
         axes.plot(
             line["round"],
             line["value"],
             label="all sites" if everything else site,
-            color="black" if everything else COLOURS[number % (len(COLOURS) - 1)],
+            color=colour,
+            linestyle=style,
             linewidth=2 if everything else 1,
             marker="." if len(line) < 30 else None,
         )
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _carpets(figure: Figure, signal: np.ndarray, seen: np.ndarray, answer: np.ndarray, seconds: np.ndarray) -> None:
-    """Parcels by time, three times."""
-    for axes, (title, values) in zip(
-        figure.subplots(1, 3, sharey=True),
-        (("recorded", signal), ("what the model saw", seen), ("reconstructed", answer)),
-        strict=True,
-    ):
+def _style_of(number: int) -> tuple[str, str, str]:
+    """Colour, line and mark of a site by its place among the sites."""
+    return _MANY_SITES[number % len(_MANY_SITES)]
+
+
+def _carpets(
+    figure: Figure, carpets: tuple[np.ndarray, ...], seconds: np.ndarray, networks: tuple[str, ...] | None
+) -> None:
+    """Parcels by time, three times, in the order of the networks: recorded, seen by the model, and reconstructed."""
+    order = by_network(networks, len(carpets[0]))
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, title, values in zip(panels, ("recorded", "what the model saw", "reconstructed"), carpets, strict=True):
         image = axes.imshow(
-            values,
+            values[order],
             aspect="auto",
             cmap="RdBu_r",
             vmin=-2.5,
@@ -235,8 +264,11 @@ def _carpets(figure: Figure, signal: np.ndarray, seen: np.ndarray, answer: np.nd
         )
         axes.set_facecolor("0.92")
         axes.set(title=title, xlabel="seconds")
-    figure.axes[0].set_ylabel("parcel")
-    figure.colorbar(image, ax=figure.axes, label="sd", shrink=0.9)
+    if networks is None:
+        panels[0].set_ylabel("parcel")
+    else:
+        network_lines(panels[0], networks, order, both=False, names=True, offset=0.5)
+    figure.colorbar(image, ax=panels, label="sd", shrink=0.9)
 
 
 def _values(table: pd.DataFrame) -> np.ndarray:
@@ -255,12 +287,13 @@ def _between_sites(table: pd.DataFrame) -> np.ndarray:
     return whiten @ directions[:2].T
 
 
-def _dots(axes: Axes, values: dict[str, dict[str, float | None]]) -> None:
-    """One row a feature set: raw, harmonized, control, and further methods as dots on a line."""
+def _dots(axes: Axes, values: dict[str, dict[str, float | None]], chance: float | None) -> None:
+    """One row a feature set: raw, harmonized, control, and further methods as dots on a line; a line at chance."""
     styles = {"raw": (COLOURS[5], "o"), "harmonized": (COLOURS[0], "o"), "control": ("0.55", "x")}
     others = dict.fromkeys(variant for variants in values.values() for variant in variants if variant not in styles)
     styles |= {variant: (COLOURS[1 + number % 4], "^") for number, variant in enumerate(others)}
     rows = list(values)
+    seen = [] if chance is None else [chance]
     for row, features in enumerate(rows):
         known = {variant: value for variant, value in values[features].items() if value is not None}
         if not known:
@@ -269,5 +302,10 @@ def _dots(axes: Axes, values: dict[str, dict[str, float | None]]) -> None:
         for variant, value in known.items():
             colour, marker = styles[variant]
             axes.scatter(value, row, color=colour, marker=marker, s=34, label=variant_name(variant), zorder=2)
+        seen += known.values()
+    if chance is not None:  # else there were too few people for a permutation that every site lets out
+        axes.axvline(chance, color="0.7", linewidth=0.8, zorder=0)
+    if seen:
+        axes.set_xlim(widened(min(seen), max(seen), _LEAST_OF_SCORES))
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from server.report.data import RunData
+from server.report.people import people_sentences
 
 REFERENCES = {
     "brainlm": "Ortega Caro J, et al. BrainLM: a foundation model for brain activity recordings. ICLR 2024.",
@@ -116,11 +117,12 @@ def _cohorts(data: RunData) -> str:
     n_quarantined = sum(site["n_quarantined"] for site in sites)
     atlases = ", ".join(sorted({site["atlas"] for site in sites}))
     kind = "simulated " if all(site["preprocessing"] == "simulated" for site in sites) else ""
-    return (
+    described = (
         f"{n_recordings} {kind}resting-state recordings of {n_participants} participants at {len(sites)} sites were "
         f"analysed as mean time series of the parcels of {atlases}; {n_quarantined} recordings were excluded by "
         "quality rules at the sites."
     )
+    return " ".join([described, *people_sentences(data)])
 
 
 def _model(data: RunData, brainlm: str, mae: str) -> str:

@@ -51,12 +51,38 @@ def test_import_feeds_parcels_as_the_notebooks_do_unless_told_otherwise(folder):
     assert (dense.sort_parcels, dense.signal_scale) == (False, 1.0)
 
 
-def test_info_of_our_own_model(folder, finished_run, capsys):
+def test_info_of_our_own_model(folder, finished_run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     assert run_command(["model", "info", str(finished_run.journal.checkpoint(2))]) == 0
 
     said = " ".join(capsys.readouterr().out.split())
-    for fact in ("FedBrainLM", "32 frames of 2 s", "2 a parcel, of 16 frames", "kind random, ratio 0.75", "small"):
+    for fact in ("FedBrainLM", "32 frames of 2 s", "2 a parcel, of 16 frames", "kind random, ratio 0.75"):
         assert fact in said
+    for fact in (
+        "small, round 2 of 2, seed 5",
+        "schaefer100 (SHA-256",
+        "0.3 to 5 s allowed",
+        "3 sites, 48 participants, 48 recordings; of each site, 20% of the participants held out",
+        "21 participants, 21 recordings, schaefer100, simulated",
+        "fedbrainlm 0.1.0",
+    ):
+        assert fact in said
+
+
+def test_info_says_what_is_not_known_and_what_a_model_went_on_from(folder, finished_run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    model, about = load_checkpoint(finished_run.journal.checkpoint(2))
+    old = {name: about[name] for name in ("study", "seed", "round", "rounds", "holdout")}
+    later = {**about, "study": "later\x1b[2J", "start": {"file": "round-0002.safetensors", **old}}
+    save_checkpoint(folder / "later", model.state_dict(), model.config, later)
+
+    assert run_command(["model", "info", str(folder / "later")]) == 0
+
+    shown = capsys.readouterr().out
+    said = " ".join(shown.split())
+    assert said.index("later") < said.index("went on from") < said.index("small, round 2 of 2, seed 5")
+    assert "trained at │ not known: the checkpoint does not say" in said
+    assert "\x1b[2J" not in shown
 
 
 @pytest.mark.parametrize(

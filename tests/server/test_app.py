@@ -258,7 +258,8 @@ def test_a_site_that_falls_silent_among_the_sums_is_left_out_of_all_of_them(tmp_
     (absent,) = summary["absences"]
     assert (absent["stage"], absent["why"], absent["for_good"]) == ("harmonization", "no reply", True)
     assert list(summary["sites"]) == ["aalborg", "coimbra"]
-    assert journal.checkpoint(0).read_bytes() == without.checkpoint(0).read_bytes()
+    begun, alone = (load_checkpoint(one.checkpoint(0))[0].state_dict() for one in (journal, without))
+    assert all(torch.equal(values, alone[name]) for name, values in begun.items())
     n_tested = summary["probes"]["connectivity"]["age"]["raw"]["n"]
     assert n_tested == summary_of(tmp_path / "two")["probes"]["connectivity"]["age"]["raw"]["n"] == 21 + 11
     for variant in ("raw", "harmonized"):

@@ -80,5 +80,5 @@ def test_recordings_that_a_simulation_goes_on_with_are_missed_at_once(tmp_path, 
         Journal(folder).note(status="stopped", reason="stopped by the user")
 
     with pytest.raises(InputError, match=f"recordings of site bergen cannot be read.*{tmp_path / 'gone'}"):
-        _resume(folder, as_json=False)
+        _resume(folder, as_json=False, at_once=None)
     assert Journal(folder).progress().status == "stopped"

@@ -1,5 +1,7 @@
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ from cohorts import Recording, load_atlas
 from cohorts.atlas import Atlas
 from cohorts.quality import Quality, QualityRules, measure
 
-ABOUT = ["recording_id", "participant_id", "t_r", "n_frames", "n_missing_parcels"]
+ABOUT = ["recording_id", "participant_id", "t_r", "n_frames", "n_missing_parcels", "digest"]
 
 
 @dataclass
@@ -23,11 +25,17 @@ class Shelf:
     preprocessing: str = "fmriprep-24.1"
     remarks: tuple[str, ...] = ()
     notices: dict[str, int] = field(default_factory=dict)
+    people: dict[str, Sequence[object]] = field(default_factory=dict)
+    about: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(software={"fedbrainlm": "0.1.0"}))
 
     @property
     def recordings(self) -> pd.DataFrame:
         columns = ABOUT + [one.name for one in fields(Quality)]
         return pd.DataFrame([self._row(recording) for recording in self.stored], columns=columns)
+
+    def covariates(self) -> pd.DataFrame:
+        names = pd.DataFrame({"participant_id": sorted({recording.participant_id for recording in self.stored})})
+        return names.assign(mean_fd=np.nan, tsnr=np.nan, **self.people)
 
     def read(self, recording_id: str) -> Recording:
         return next(recording for recording in self.stored if recording.recording_id == recording_id)
@@ -43,7 +51,8 @@ class Shelf:
             rules=QualityRules(),
         )
         counts = (len(recording.signal), int((~recording.coverage).sum()))
-        about = (recording.recording_id, recording.participant_id, recording.t_r, *counts)
+        digest = hashlib.sha256(recording.signal.tobytes()).hexdigest()
+        about = (recording.recording_id, recording.participant_id, recording.t_r, *counts, digest)
         return dict(zip(ABOUT, about, strict=True)) | asdict(quality)
 
 
