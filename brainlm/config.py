@@ -127,7 +127,7 @@ class PrivacyConfig(Settings):
     """Largest length (L2) of a participant's gradient; longer ones are shortened to it. The noise is in proportion."""
     epsilon: float | None = Field(None, ge=0.1, le=50)
     """What all steps of all rounds together may tell of a participant. Each site adds the noise that this takes."""
-    noise_multiplier: float | None = Field(None, gt=0, le=10_000)
+    noise_multiplier: float | None = Field(None, ge=1e-4, le=10_000)
     """Instead of ``epsilon``: standard deviation of the noise over ``clip``."""
     delta: float = Field(1e-5, ge=1e-10, lt=0.1)
     """Probability with which ``epsilon`` may not hold. It must be below 1 / participants of every site: at that,
@@ -143,7 +143,7 @@ class SummaryNoise(Settings):
 
     clip: float = Field(gt=0)
     """Largest length (L2) of all that a participant adds to a round's sums together; more is shortened to it."""
-    noise_multiplier: float = Field(gt=0, le=10_000)
+    noise_multiplier: float = Field(ge=1e-4, le=10_000)
     """Standard deviation of the noise on every number, over ``clip``."""
 
 
