@@ -327,6 +327,7 @@ def _write_site(study: Study, cohort: Cohort, folder: Path) -> None:
             "max_attempts": study.privacy.max_attempts,
             "max_rounds": 10 * study.averaging.rounds,
             "share_metrics": True,
+            "share_reasons": True,
         },
     }
     write_text(folder / "site.yaml", yaml.safe_dump(settings, sort_keys=False))

@@ -1,5 +1,6 @@
 """What a hospital needs before it takes part, thing by thing."""
 
+import hashlib
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -9,14 +10,16 @@ from pathlib import Path
 from cli import connection_checks
 from cli.checks import Check, attempt, failed, passed, skipped, versions, warned
 from cli.errors import InputError, of_the_disk
+from cli.fab import build_fab
 from cli.site_files import at_work
 from client.errors import ClientError
+from client.participation import objections
 from client.site import Site
 from cohorts.errors import CohortError
 from exchange.refusals import Refusal
 from exchange.roster import RosterError
 from server.errors import ServerError
-from server.fitting import left_out, misfits
+from server.fitting import left_out
 from server.study import load_study
 
 _DISK_GB = 5
@@ -42,6 +45,7 @@ def checks(settings: Path, study: Path | None) -> Iterator[Check]:
         yield attempt(what, partial(look, site), *_FAULTS)
     if has_recordings and study is not None:
         yield attempt("study", partial(_study, site, study), *_FAULTS)
+        yield attempt("its app", partial(_app, site, study), *_FAULTS)
     if apart and has_recordings:
         yield skipped("federation", "no network where the recordings are. Repeat this at the SuperNode.")
     else:
@@ -127,8 +131,24 @@ _FAULTS = (CohortError, ClientError, RosterError, ServerError, Refusal)
 
 def _study(site: Site, path: Path) -> Check:
     study = load_study(path)
-    site.policy.permit(study.study, study.asks_for(), study.recipe)
-    site.policy.permit_columns(study.columns, site.covariates.columns)
-    if found := misfits(study, site.cohort):
+    found = dict.fromkeys(f"{refusal.code}: {refusal.detail}" for refusal in objections(site, study.opening()))
+    if found:
         return failed("study", " ".join(found))
     return passed("study", " ".join([f"{study.study}: cohort and policy fit.", *left_out(study, site.cohort)]))
+
+
+def _app(site: Site, path: Path) -> Check:
+    """Look for the very app that this installation makes of the study among those that may run."""
+    study = load_study(path)
+    code_hash = hashlib.sha256(build_fab(study)).hexdigest()
+    app = site.approvals.find(code_hash)
+    if app is not None and site.approvals.may_run(app):
+        return passed("its app", f"{code_hash[:12]}… may run")
+    if app is not None:
+        missing = site.approvals.missing(app)
+        return warned("its app", f"{code_hash[:12]}…: {missing} more must approve it before the study can run.")
+    return warned(
+        "its app",
+        f"{code_hash[:12]}…, as this installation makes it of the study, is not approved, so that the study is "
+        "refused. Look at the coordinator's with 'fedbrainlm site show', and approve it.",
+    )

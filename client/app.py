@@ -12,10 +12,9 @@ from brainlm.config import WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
 from brainlm.evaluation import MODEL, reconstruct_example
 from brainlm.pretraining import initial_model
-from brainlm.windows import WindowSet, lengths_of, split_participants
+from brainlm.windows import WindowSet, lengths_of
 from client import summing, training
-from client.describing import policy_objections, privacy_of
-from client.disclosure import permit_categories, read_design
+from client.disclosure import read_design
 from client.features import FeatureSet, FeatureStore, complete_rows, read_features
 from client.frames import moments_of, scaling_of, split_site
 from client.ledger import EMBEDDING, LACKING, Release
@@ -28,14 +27,12 @@ from client.models import (
     set_linear_path,
     shown_metrics,
 )
-from client.privacy import check_site, spends_to_come
+from client.participation import Participation, objections
 from client.release import Answer, answer
 from client.site import Site
-from cohorts.contract import CohortContract
 from cohorts.files import save_arrays
 from cohorts.seeding import derive_seed
 from cohorts.settings import check_settings
-from cohorts.vectors import read_vectors
 from exchange.messages import (
     Arrays,
     DescribeReply,
@@ -51,7 +48,7 @@ from exchange.messages import (
     join,
 )
 from exchange.refusals import Refusal, RefusalCode
-from harmonization import ANALYSES, METHODS, Categorical, SiteTable, make_harmonizer
+from harmonization import ANALYSES, METHODS, SiteTable, make_harmonizer
 from harmonization.harmonizer import Effect
 from harmonization.projection import ProjectionModel
 from harmonization.protocol import Array
@@ -59,13 +56,6 @@ from harmonization.residualization import ResidualizationModel
 from harmonization.selection import Selection
 
 app = ClientApp()
-
-_MISMATCHES = {
-    "atlas": RefusalCode.ATLAS,
-    "timing": RefusalCode.TIMING,
-    "scaling": RefusalCode.SCALING,
-    "covariates": RefusalCode.COVARIATES,
-}
 
 
 @app.query("describe")
@@ -99,35 +89,14 @@ def harmonize(message: Message, context: Context) -> Message:
 
 
 def _describe(site: Site, request: DescribeRequest) -> Answer:
-    for refusal in policy_objections(site.policy, request):
-        raise refusal
-    site.policy.permit_columns(request.columns, site.covariates.columns)
-    site.policy.permit_rounds(site.ledger.rounds(request.study) + request.rounds)
-    contract = check_settings(request.contract, CohortContract, "the study's contract")
-    for mismatch in contract.mismatches(site.cohort):
-        raise Refusal(_MISMATCHES[mismatch.kind], mismatch.message)
-    window = check_settings(request.window, WindowConfig, "the study's window")
+    refusals, window = objections(site, request), check_settings(request.window, WindowConfig, "the study's window")
     lengths = lengths_of(site.cohort, window)
-    people, complete = list(lengths.usable), contract.complete(site.covariates, list(lengths.usable))
     if lengths.too_short:
         site.log.info("query.describe: %s", lengths.said)
-    if len(people) < max(1, request.folds) and lengths.too_short:
-        raise Refusal(RefusalCode.WINDOWS, f"{lengths.said} Expected {max(1, request.folds)} or more.")
-    # Asked here so that a site that must refuse an answer later refuses the study now.
-    training_people, _ = split_participants(people, request.holdout, 0)
-    for behind in (training_people, complete):
-        site.policy.permit_release(len(behind), carries_sums=True, in_secure_sum=request.secure_sums)
-    if (privacy := privacy_of(request)) is not None:
-        check_site(privacy, window, n_participants=len(training_people), devices=site.devices)
-    site.policy.permit_group(len(complete) // max(1, request.folds), f"each of {request.folds} folds")
-    for name, levels in contract.covariates.items():
-        site.policy.permit_size("levels", len(levels), "levels of a category")
-        if levels:
-            permit_categories(site, complete, Categorical(name, levels))
-    vectors = read_vectors(site.cohort, request.vectors) if request.vectors else None
-    without_vectors = set(people) - set(vectors.participants) if vectors else ()
-    spending = site.spending(request.study)
-    spending.permit(*spends_to_come(request, len(training_people), spending))
+    for refusal in refusals:
+        raise refusal
+    whom = Participation.of(site, request)
+    people = whom.people
     windows = WindowSet(site.cohort, window)
     reply = DescribeReply(
         site=site.name,
@@ -136,12 +105,12 @@ def _describe(site: Site, request: DescribeRequest) -> Answer:
         n_quarantined=len(site.cohort.quarantined),
         n_too_short=len(lengths.too_short),
         n_left_out=lengths.n_left_out,
-        n_incomplete=site.policy.told(len(people) - len(complete)),
+        n_incomplete=site.policy.told(len(people) - len(whom.complete)),
         n_like_visits=site.policy.told(site.cohort.visits.n_ids if site.cohort.visits else 0),
         n_windows=windows.n_windows,
         n_parcels=site.cohort.atlas.n_parcels,
-        n_vector_dimensions=vectors.matrix.shape[1] if vectors else 0,
-        n_without_vectors=site.policy.told(len(without_vectors)),
+        n_vector_dimensions=whom.vectors.matrix.shape[1] if whom.vectors else 0,
+        n_without_vectors=site.policy.told(len(whom.without_vectors)),
         atlas=site.cohort.atlas.name,
         preprocessing=site.cohort.preprocessing,
         software={"torch": torch.__version__, "numpy": np.__version__, "threads": str(site.settings.threads)},

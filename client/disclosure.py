@@ -60,6 +60,23 @@ def permit_categories(site: Site, participants: list[str], covariate: Categorica
         site.policy.permit_group(int(n), f"{covariate.name} = {level}")
 
 
+def permit_table(site: Site, participants: list[str], design: Design, predicted: Design) -> None:
+    """Refuse covariates, or a target, that have too few of these participants behind a level or a column.
+
+    Raises
+    ------
+    Refusal
+        Naming the covariate, or the number of columns.
+    """
+    q, n = len(design.columns), len(participants)
+    for covariate in (*design.covariates, *predicted.covariates):
+        if isinstance(covariate, Categorical):
+            permit_categories(site, participants, covariate)
+    if q:
+        site.policy.permit_covariates(q, n)
+        site.policy.permit_group(n // q, f"each of {q} columns of covariates")
+
+
 def permit_declared(policy: Policy, analysis: Analysis, declared: Declared, n_participants: int) -> None:
     """Refuse, before anything is summed, sums that would tell of too few people or take too much memory.
 

@@ -12,7 +12,7 @@ import pandas as pd
 from safetensors.numpy import load, load_file
 
 from brainlm.embedding import feature_frame
-from client.disclosure import permit_categories, read_design
+from client.disclosure import permit_table, read_design
 from client.site import Site
 from cohorts.files import atomic_path, save_arrays, write_text
 from cohorts.recording import check_identifier
@@ -234,12 +234,7 @@ def find_table(site: Site, study: str, spec: TableSpec, store: FeatureStore | No
     needed = Design((*design.covariates, *predicted.covariates, *read_design(spec.complete).covariates))
     rows, matrix = complete_rows(site, _shared(features, second), needed)
     people, q = [_shared(features, second)[row] for row in rows], len(design.columns)
-    for covariate in (*design.covariates, *predicted.covariates):
-        if isinstance(covariate, Categorical):
-            permit_categories(site, people, covariate)
-    if q:
-        site.policy.permit_covariates(q, len(rows))
-        site.policy.permit_group(len(rows) // q, f"each of {q} columns of covariates")
+    permit_table(site, people, design, predicted)
     table = SiteTable(
         features.rows(people),
         matrix[:, :q] if spec.covariates else None,

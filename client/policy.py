@@ -94,6 +94,9 @@ class Policy(Settings):
     """Let the site's own shift and scale in each feature leave."""
     share_embeddings: bool = False
     """Let the site's harmonized and residualized embeddings leave, a row a participant, under pseudonyms."""
+    share_reasons: bool = False
+    """Let the rule leave by which a question was refused also where it lies in the participants' data: for simulated or
+    public data, since who may ask much learns those from what is refused."""
 
     @field_validator("approvers", mode="before")
     @classmethod

@@ -343,7 +343,7 @@ def _refuse(site: Site, message: Message, asked: DescribeRequest | SumRequest | 
         print(f"fedbrainlm: the state folder cannot be written: {broken}", flush=True)
         if code.told is RefusalCode.DATA:  # what is not counted is not told either
             return RefusalCode.SETUP
-    return code.told
+    return code if site.policy.share_reasons else code.told
 
 
 def _question(asked: DescribeRequest | SumRequest) -> str:

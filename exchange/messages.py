@@ -288,6 +288,8 @@ class DescribeRequest(Payload):
         Name of the second table of vectors that the study associates with the embeddings.
     columns : list of str
         Covariates and targets that the study uses.
+    designs : list of list
+        Codings of covariates that its analyses use together (`harmonization.Design.to_json`).
     rounds : int
         Rounds of training that are to come.
     secure_sums : bool
@@ -318,6 +320,7 @@ class DescribeRequest(Payload):
     folds: int
     vectors: str | None = None
     columns: list[str] = []
+    designs: list[list[dict[str, Any]]] = []
     rounds: int = 1
     secure_sums: bool = True
     privacy: dict[str, Any] | None = None

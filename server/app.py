@@ -122,9 +122,8 @@ def _check_sites(study: Study, roster: Roster, journal: Journal) -> None:
 
 
 def _describe(study: Study, journal: Journal) -> DescribeRequest:
-    asked = study.introduction(study.averaging.rounds - journal.last_round())
-    contract = study.contract().model_dump(mode="json")
-    return asked.model_copy(update={"contract": contract, "noisy_sums": n_sums(study, journal)})
+    asked = study.opening(study.averaging.rounds - journal.last_round())
+    return asked.model_copy(update={"noisy_sums": n_sums(study, journal)})
 
 
 def _embed(study: Study, roster: Roster, journal: Journal, weights: Arrays, measures: Measures) -> Answers[EmbedReply]:

@@ -477,6 +477,7 @@ class Study(Settings):
             folds=self.analyses.folds,
             vectors=self.association.vectors if self.association else None,
             columns=self.columns,
+            designs=[design.to_json() for design in dict.fromkeys(map(self.design, (self.kept, self.residualized)))],
             rounds=self.averaging.rounds if rounds is None else rounds,
             secure_sums=self.privacy.secure_sums,
             privacy=privacy.model_dump(mode="json") if privacy else None,
@@ -487,6 +488,16 @@ class Study(Settings):
             frame_noise=self.privacy.frame_noise.model_dump(mode="json") if self.privacy.frame_noise else None,
             noisy_sums=self.frame_sums,
         )
+
+    def opening(self, rounds: int | None = None) -> DescribeRequest:
+        """What every site is asked first, all of it.
+
+        Parameters
+        ----------
+        rounds : int, optional
+            As in `introduction`.
+        """
+        return self.introduction(rounds).model_copy(update={"contract": self.contract().model_dump(mode="json")})
 
     @property
     def frame_sums(self) -> int:

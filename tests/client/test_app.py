@@ -319,7 +319,7 @@ NOISE = {"clip": 1.0, "noise_multiplier": 0.5}
         ({"epsilon": 8.0}, 1, {"rounds": 1}, None),  # of a run that is resumed
         ({"noise_multiplier": 0.7}, 0, {}, "privacy.budget-spent"),
         ({"epsilon": 7.9}, 0, {"frame_noise": NOISE, "noisy_sums": 2}, "privacy.budget-spent"),
-        ({"epsilon": 8.0, "delta": 0.06}, 0, {}, "privacy.not-possible"),
+        ({"epsilon": 8.0, "delta": 0.06}, 0, {}, "policy.too-few-participants"),
         ({"epsilon": 8.0}, 0, {"steps_per_round": 10**12}, "policy.too-large"),
     ],
 )

@@ -159,11 +159,13 @@ CASES: dict[str, tuple[object, object, Callable[[Policy], None], RefusalCode]] =
     "share_embeddings": (True, False, lambda p: p.permit_sharing("embeddings"), RefusalCode.ANALYSIS),
 }
 """Field → a value that allows, one that does not, what is then refused, and by which code."""
+ELSEWHERE = ("min_approvers", "share_reasons")
+"""Fields that a site's approvals (test_approvals.py) and its answers (test_release.py) are tried with."""
 BESIDE = {"studies": ["*"], "secure_sum_required": False}
 """Fields that a case needs beside its own."""
 
 
-@pytest.mark.parametrize("field", [field for field in Policy.model_fields if field != "min_approvers"])
+@pytest.mark.parametrize("field", [field for field in Policy.model_fields if field not in ELSEWHERE])
 def test_every_rule_decides_what_is_refused(field):
     allows, refuses, ask, code = CASES[field]
     needed = {"delta": {"privacy_required": True}, "outside_epsilon": {"epsilon": 8.0}}

@@ -156,7 +156,7 @@ def test_what_is_no_number_is_no_overflow_and_mended_data_answer_the_same_questi
     """However often it was asked before, in the same run."""
     content = masked if in_secure_sum else None
     for _ in range(5):
-        assert ask(site, summing(wrong), content).error.reason == "analysis.not-possible"
+        assert ask(site, summing(wrong), content).error.reason == "site.cannot-answer"
 
     assert HarmonizeReply.from_records(ask(site, summing(2.0), content).content).arrays
     log = (site.parent / "state" / "site.log").read_text()
@@ -167,6 +167,7 @@ def test_a_number_that_is_too_large_is_counted_and_mended_data_answer_until_the_
     asked = HarmonizeRequest.from_records(masked)
     later = asked.model_copy(update={"secure": asked.secure.model_copy(update={"step": 2})}).to_records()
 
+    site.write_text(site.read_text().replace("policy:", "policy:\n  share_reasons: true"))
     for _ in range(2):
         assert ask(site, summing(1e17), masked).error.reason == "sum.overflow"
     assert ask(site, summing(2.0), masked).has_content()
@@ -200,6 +201,9 @@ def test_the_policy_has_the_last_word(site):
 
     assert reply.error.reason == "site.cannot-answer"
     assert AuditLog(site.parent / "state" / "audit.jsonl").read()[-1]["rule"] == "policy.too-few-participants"
+    site.write_text(site.read_text().replace("policy:", "policy:\n  share_reasons: true"))
+    reply = ask(site, lambda site, request: Answer(HarmonizeReply(), 9))
+    assert reply.error.reason == "policy.too-few-participants"
 
 
 def test_messages_of_another_kind_are_refused(site):

@@ -63,7 +63,7 @@ def simulated(tmp_path, small_cohorts, monkeypatch) -> list[Path]:
     """Sites whose folders lie in the run's, as the command makes them."""
     folder = tmp_path / "run" / "sites"
     monkeypatch.setenv(SIMULATED_SITES, str(folder))
-    sites = [write_site(folder / path.name, path.name, path) for path in small_cohorts]
+    sites = [write_site(folder / path.name, path.name, path, share_reasons=True) for path in small_cohorts]
     agree("simulation", [load_site(site).keys for site in sites])
     return sites
 
