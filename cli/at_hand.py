@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from brainlm.windows import usable_recordings
-from cli.display import console
 from cli.errors import InputError
+from cli.output import say
 from cohorts import Cohort
 from cohorts.participants import as_levels
 from harmonization import Categorical
@@ -34,7 +34,7 @@ def open_cohorts(study: Study, folders: list[Path]) -> list[Cohort]:
     for cohort in cohorts:
         visits = [f"cohort {cohort.name}: {cohort.visits}"] if cohort.visits else []
         for said in (*left_out(study, cohort), *visits):
-            console.print(said, highlight=False, markup=False, soft_wrap=True)
+            say(said, err=True)
     return cohorts
 
 

@@ -7,11 +7,11 @@ from importlib.metadata import version
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cli.errors import InputError, of_the_disk
+from cli.output import PlainConsole, say
 from client.supernode import FLOWER_VERSION
 
 Verdict = Literal["pass", "warn", "fail", "skip"]
@@ -83,7 +83,7 @@ def versions() -> Check:
 
 def report(checks: Iterable[Check], *, strict: bool = False) -> None:
     """Print the checks as they come, and count them; exit code 1 if one failed, or `strict` and one warned."""
-    console, found = Console(), Counter[Verdict]()
+    console, found = PlainConsole(), Counter[Verdict]()
     for check in checks:
         found[check.verdict] += 1
         verdict = Text(check.verdict, style=_STYLE[check.verdict])
@@ -93,7 +93,7 @@ def report(checks: Iterable[Check], *, strict: bool = False) -> None:
         table.add_column(overflow="fold")
         table.add_row(verdict, Text(check.what), Text(check.said))
         console.print(table)
-    typer.echo(summary(found))
+    say(summary(found))
     if found["fail"] or (strict and found["warn"]):
         raise typer.Exit(1)
 

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import pandas as pd
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from cli.display import counter, show_notices, show_quarantine, show_remarks
 from cli.errors import InputError
 from cli.options import ATLAS_HELP, finite
+from cli.output import PlainConsole, say
 from cli.prepare import default_key, prepare
 from cohorts import Cohort
 from cohorts.checking import check_cohort
@@ -55,7 +55,7 @@ def simulate(
     with counter("Simulating recordings") as progress:
         paths = simulate_cohorts(out, hospitals, atlas=atlas, seed=seed, vectors=vectors, progress=progress)
     for path, hospital in zip(paths, hospitals, strict=True):
-        typer.echo(f"{path}: {hospital.n_participants} participants, TR {hospital.t_r:g} s, {hospital.n_frames} frames")
+        say(f"{path}: {hospital.n_participants} participants, TR {hospital.t_r:g} s, {hospital.n_frames} frames")
 
 
 @app.command()
@@ -68,10 +68,10 @@ def vectors(
     cohort = Cohort.open(folder)
     added = import_vectors(cohort, source, name)
     n, dimensions = added.matrix.shape
-    typer.echo(f"{folder}: vectors '{name}' of {n} participants, {dimensions} dimensions.")
+    say(f"{folder}: vectors '{name}' of {n} participants, {dimensions} dimensions.")
     people = set(cohort.recordings["participant_id"])
     if without := people - set(added.participants):
-        typer.echo(f"{len(without)} of {len(people)} participants have none: analyses of vectors leave them out.")
+        say(f"{len(without)} of {len(people)} participants have none: analyses of vectors leave them out.")
 
 
 @app.command()
@@ -82,7 +82,7 @@ def show(
     """Show what a cohort holds, and what was quarantined and why."""
     cohort = Cohort.open(folder)
     index, people = cohort.recordings, cohort.covariates()
-    console = Console()
+    console = PlainConsole()
     table = Table(title=f"Cohort {cohort.name}", show_header=False, title_justify="left")
     table.add_row("participants", str(index["participant_id"].nunique()))
     table.add_row("recordings", f"{len(index)} ({len(cohort.quarantined)} quarantined)")
@@ -103,7 +103,7 @@ def show(
     show_notices(cohort)
     show_quarantine(cohort)
     if recordings:
-        typer.echo(index.to_string(index=False))
+        say(index.to_string(index=False))
 
 
 @app.command()
@@ -123,13 +123,13 @@ def check(
     if damaged:
         more = f"\n{len(damaged) - 1} more are damaged." if len(damaged) > 1 else ""
         raise InputError(f"{damaged[0]}{more}")
-    typer.echo(f"{folder}: {len(cohort)} recordings are whole and as indexed.")
+    say(f"{folder}: {len(cohort)} recordings are whole and as indexed.")
     if quality:
         rules = read_settings(quality, QualityRules)
         with locked(folder):
             cohort = Cohort.open(folder)  # as it is now
             quarantined, taken_back = cohort.judge(rules)
-        typer.echo(f"By {quality}: {len(quarantined)} quarantined, {len(taken_back)} taken back.")
+        say(f"By {quality}: {len(quarantined)} quarantined, {len(taken_back)} taken back.")
     show_remarks(cohort)
     show_quarantine(cohort)
     if report:
@@ -137,9 +137,7 @@ def check(
 
         # Simulated recordings were judged by their structure alone: what is published is still worth a look.
         rules = cohort.about.rules if cohort.about.rules != QualityRules() else QualityRules.published()
-        typer.echo(
-            f"Quality report: {write_quality_report(cohort, folder / 'site-only' / 'quality.html', rules=rules)}"
-        )
+        say(f"Quality report: {write_quality_report(cohort, folder / 'site-only' / 'quality.html', rules=rules)}")
     if study:
         _show_contract(cohort, study)
 
@@ -170,7 +168,7 @@ def export(
     if not cohort.about.pseudonyms and not keep_ids:
         cohort = under_pseudonyms(cohort, KeyedNames(key or default_key(folder)))
     write = export_bids if format_ is Format.BIDS else export_huggingface
-    typer.echo(f"Exported: {write(cohort, out)}")
+    say(f"Exported: {write(cohort, out)}")
 
 
 def _show_contract(cohort: Cohort, path: Path) -> None:
@@ -187,9 +185,9 @@ def _show_contract(cohort: Cohort, path: Path) -> None:
     study = load_study(path)
     if found := misfits(study, cohort):
         raise InputError("\n".join(found))
-    typer.echo(f"{path}: the cohort meets its contract.")
+    say(f"{path}: the cohort meets its contract.")
     for said in left_out(study, cohort):
-        typer.echo(said)
+        say(said)
 
 
 def _range(values: pd.Series) -> str:

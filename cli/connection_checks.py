@@ -8,7 +8,6 @@ from pathlib import Path
 from cli import probes
 from cli.authority import days_left, read_certificate
 from cli.checks import Check, expiry, failed, passed, warned
-from cli.errors import printable
 from client.errors import ClientError
 from client.joining import authority_path, joined
 from client.nodekey import NodeKey
@@ -119,7 +118,7 @@ def _connect(way: _Way) -> Check:
 
 
 def _why_not(proxy: Proxy, address: str, error: probes.ProxyRefusalError) -> str:
-    said = printable(str(error))
+    said = str(error)
     if error.status == _SIGN_IN and not proxy.signs_in:
         return f"the proxy wants a user and a password ({said}). Put them into {proxy.named_by}: http://USER:PASSWORD@…"
     if error.status == _SIGN_IN:
@@ -156,7 +155,7 @@ def _whose(way: _Way) -> str:
     if signer in ("", read_certificate(way.authority).subject.rfc4514_string()):
         return "If a proxy of the hospital opens TLS, except this host; else ask the coordinator."
     return (
-        f"It is signed by {printable(signer)} and not by the federation's authority: a proxy of the network opens TLS. "
+        f"It is signed by {signer} and not by the federation's authority: a proxy of the network opens TLS. "
         f"Let its administrator except {way.package.host}."
     )
 

@@ -4,16 +4,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cli.errors import printable
+from cli.output import PlainConsole, say
 from cohorts import Cohort
 from cohorts.identities import Linkage
 from cohorts.notices import NOTICES
 
-console = Console(stderr=True)
+console = PlainConsole(stderr=True)
 
 
 @contextmanager
@@ -37,23 +35,23 @@ def show_quarantine(cohort: Cohort) -> None:
     if quarantined.empty:
         return
     linkage = Linkage.read(cohort.path)
-    typer.echo(f"{len(quarantined)} quarantined:")
+    say(f"{len(quarantined)} quarantined:")
     for row in quarantined[:20].itertuples():
-        typer.echo(f"  {printable(linkage.told(row.recording_id, row.message))}")
+        say(f"  {linkage.told(row.recording_id, row.message)}")
     if len(quarantined) > 20:
-        typer.echo(f"  … and {len(quarantined) - 20} more in {cohort.path / 'quarantine.jsonl'}")
+        say(f"  … and {len(quarantined) - 20} more in {cohort.path / 'quarantine.jsonl'}")
 
 
 def show_remarks(cohort: Cohort) -> None:
     """Say what is to be known of the participants."""
     for remark in cohort.remarks:
-        typer.echo(f"Note: {printable(remark)}")
+        say(f"Note: {remark}")
 
 
 def show_notices(cohort: Cohort) -> None:
     """Say what is to be known of recordings that are in the cohort, and of how many."""
     for code, count in cohort.notices.items():
-        typer.echo(f"Of {count} of {len(cohort)} recordings: {NOTICES.get(code, code)}.")
+        say(f"Of {count} of {len(cohort)} recordings: {NOTICES.get(code, code)}.")
 
 
 def live() -> bool:

@@ -5,11 +5,6 @@ import os
 import sys
 
 
-def printable(text: str) -> str:
-    """Text without what a terminal would obey, such as a name that somebody gave a file."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
 class InputError(Exception):
     """What was asked for cannot be. Do what the message says and repeat the command."""
 
@@ -41,12 +36,24 @@ class DiskGoneError(InputError):
         )
 
 
+class NoPathError(InputError):
+    """What was given as a path cannot be one. Correct it, and repeat the command."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(
+            f"{cause.filename or 'A path'}: cannot be a path ({os.strerror(cause.errno)}). Correct it, and repeat the "
+            "command."
+        )
+
+
 def of_the_disk(error: Exception) -> InputError | None:
     """The sentence for a fault of a disk; None if an error is another one."""
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return UnwritableError(error)
     if isinstance(error, OSError) and error.errno in GONE:
         return DiskGoneError(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return NoPathError(error)
     return None
 
 

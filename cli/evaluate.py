@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from brainlm import BrainLM, load_checkpoint
@@ -19,8 +18,9 @@ from brainlm.linear_path import LinearPath
 from brainlm.provenance import Membership, check_cohort, membership_of, trainings_of
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet, lengths_of, prepare, split_participants, usable_recordings
-from cli.errors import InputError, printable
+from cli.errors import InputError
 from cli.options import finite
+from cli.output import PlainConsole, say
 from cohorts import Cohort
 from cohorts.seeding import derive_seed
 from cohorts.settings import check_settings
@@ -81,10 +81,10 @@ def evaluate(
     window = model.config.window
     WindowSet(evaluated, window)  # refuses a cohort whose recordings are all too short
     if (lengths := lengths_of(evaluated, window)).too_short:
-        typer.echo(lengths.said)
+        say(lengths.said)
     members = _members(about, evaluated, window, site, holdout)
     chosen = _choose(members, people)
-    typer.echo(printable(members.said))
+    say(members.said)
     own_seed = derive_seed(int(about.get("seed", 0)) if seed is None else seed, site or evaluated.name)
     fraction = about.get("holdout") if holdout is None else holdout
     chosen, training = _covariance(evaluated, chosen, members, train or [], fraction, own_seed)
@@ -164,7 +164,7 @@ def _covariance(
             "the checkpoint does not say whom it was not trained on. State --holdout, or --train with its cohorts."
         )
     own, rest = split_participants(chosen, holdout, seed)
-    typer.echo(f"{len(own)} of them give the baselines' covariance, and are not evaluated; --train names others.")
+    say(f"{len(own)} of them give the baselines' covariance, and are not evaluated; --train names others.")
     return rest, [(evaluated, own)]
 
 
@@ -221,4 +221,4 @@ def _print(title: str, sums: dict[str, ReconstructionSums]) -> None:
         table.add_column(name, justify="right")
     for predictor, of_predictor in sums.items():
         table.add_row(predictor, *(f"{of_predictor.overall[name]:.4f}" for name in SCORES))
-    Console().print(table)
+    PlainConsole().print(table)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from cli import federation_checks, serving
@@ -14,8 +13,9 @@ from cli.checks import STRICT, report
 from cli.coordinator import Federation, FederationSettings, Member
 from cli.errors import InputError
 from cli.metrics import metrics
-from cli.output import write_once
+from cli.output import PlainConsole, say
 from cli.rosters import show_roster
+from cli.writing import write_once
 from cohorts.settings import check_settings
 from exchange.bundle import SiteBundle
 from exchange.roster import KeyRoster, read_json
@@ -41,9 +41,9 @@ def init(
     """Make a federation: its authority, certificates, secrets and settings. What is there already stays."""
     settings = check_settings({"name": name, "host": host, "port": port}, FederationSettings, "federation init")
     federation = Federation.make(folder, settings)
-    typer.echo(f"Federation {federation.name} at {federation.settings.host}:{federation.settings.port}")
-    typer.echo(f"fingerprint of its authority: {federation.package().fingerprint}")
-    typer.echo(f"Settings: {folder / 'federation.yaml'}")
+    say(f"Federation {federation.name} at {federation.settings.host}:{federation.settings.port}")
+    say(f"fingerprint of its authority: {federation.package().fingerprint}")
+    say(f"Settings: {folder / 'federation.yaml'}")
 
 
 @app.command()
@@ -55,12 +55,12 @@ def add_site(
     federation = Federation(folder)
     given = SiteBundle.read(bundle)
     member = federation.admit(given)
-    typer.echo(f"site: {given.site}")
-    typer.echo(f"fingerprint: {given.fingerprint}")
-    typer.echo(f"supernode fingerprint: {given.supernode_fingerprint}")
+    say(f"site: {given.site}")
+    say(f"fingerprint: {given.fingerprint}")
+    say(f"supernode fingerprint: {given.supernode_fingerprint}")
     member = serving.register(federation, member) if serving.is_up(federation) else federation.keep(member)
     where = "Registered." if member.node else "Noted: it is registered when the federation starts."
-    typer.echo(f"{where} Compare both fingerprints with the hospital, by telephone.")
+    say(f"{where} Compare both fingerprints with the hospital, by telephone.")
 
 
 @app.command()
@@ -75,7 +75,7 @@ def revoke_site(folder: Folder, site: Site) -> None:
             )
         serving.unregister(federation, member)
     federation.revoke(site)
-    typer.echo(f"Revoked {site}. Send the others a new package, and let them revoke the roster that lists it.")
+    say(f"Revoked {site}. Send the others a new package, and let them revoke the roster that lists it.")
 
 
 @app.command()
@@ -85,12 +85,12 @@ def package(
     """Write what hospitals join with: address, authority, and the roster once there are three."""
     made = Federation(folder).package()
     write_once(out, made.to_json().encode())
-    typer.echo(f"address: {made.address}")
-    typer.echo(f"fingerprint of the authority: {made.fingerprint}")
+    say(f"address: {made.address}")
+    say(f"fingerprint of the authority: {made.fingerprint}")
     if made.roster:
         show_roster(made.roster)
     else:
-        typer.echo("No roster: secure sums need three sites. Add them, and write another package.")
+        say("No roster: secure sums need three sites. Add them, and write another package.")
 
 
 @app.command()
@@ -104,28 +104,28 @@ def start(
     federation = Federation(folder)
     federation.write_configuration()
     if not serving.start(federation):
-        typer.echo("Running already.")
+        say("Running already.")
     if not foreground:
         _register_waiting(federation)
         return
     with serving.until_told(federation):
         _register_waiting(federation)
-    typer.echo("Stopped.")
+    say("Stopped.")
 
 
 def _register_waiting(federation: Federation) -> None:
     for member in federation.active():
         if member.node is None:
             serving.register(federation, member)
-            typer.echo(f"Registered {member.bundle.site}.")
-    typer.echo(f"Federation {federation.name} serves at {federation.settings.host}:{federation.settings.port}.")
+            say(f"Registered {member.bundle.site}.")
+    say(f"Federation {federation.name} serves at {federation.settings.host}:{federation.settings.port}.")
     sys.stdout.flush()  # into a log, too
 
 
 @app.command()
 def stop(folder: Folder) -> None:
     """End what 'start' started; a run that goes on ends as failed."""
-    typer.echo("Stopped." if serving.stop(Federation(folder)) else "Was not running.")
+    say("Stopped." if serving.stop(Federation(folder)) else "Was not running.")
 
 
 @app.command()
@@ -133,12 +133,12 @@ def status(folder: Folder) -> None:
     """Show programs, certificates, and which hospitals are online."""
     federation = Federation(folder)
     for name, process in serving.processes(federation).items():
-        typer.echo(f"{name}: " + (f"running (process {process.pid})" if process else "not running"))
+        say(f"{name}: " + (f"running (process {process.pid})" if process else "not running"))
     for path in (federation.authority.ca_certificate, federation.authority.server_certificate):
         certificate = read_certificate(path)
         left = days_left(certificate)
         ends = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-        typer.echo(f"{path.name}: " + (f"expires {ends}, in {left} days" if left >= 0 else f"EXPIRED {ends}"))
+        say(f"{path.name}: " + (f"expires {ends}, in {left} days" if left >= 0 else f"EXPIRED {ends}"))
     _show_sites(federation)
 
 
@@ -153,7 +153,7 @@ def renew(folder: Folder) -> None:
     """Sign the edge's certificate anew. Hospitals need nothing; the federation must be restarted."""
     federation = Federation(folder)
     ends = federation.authority.renew(federation.settings.host)
-    typer.echo(f"server.crt: expires {ends:%Y-%m-%d}. Restart: 'fedbrainlm federation stop', then 'start'.")
+    say(f"server.crt: expires {ends:%Y-%m-%d}. Restart: 'fedbrainlm federation stop', then 'start'.")
 
 
 @app.command()
@@ -171,7 +171,7 @@ def roster(
 def _show_sites(federation: Federation) -> None:
     members = federation.members()
     if not members:
-        typer.echo("No sites yet: see 'fedbrainlm federation add-site'.")
+        say("No sites yet: see 'fedbrainlm federation add-site'.")
         return
     seen = serving.heartbeats(federation)
     nodes = serving.nodes(federation) if serving.is_up(federation) else None
@@ -187,11 +187,11 @@ def _show_sites(federation: Federation) -> None:
             beat.version if beat else "",
             f"{beat.skew_s:+.0f} s" if beat else "",
         )
-    Console().print(table)
-    typer.echo("fingerprints (secure sums; SuperNode):")
+    PlainConsole().print(table)
+    say("fingerprints (secure sums; SuperNode):")
     for member in members:
         bundle = member.bundle
-        typer.echo(f"  {bundle.site}: {bundle.fingerprint}; {bundle.supernode_fingerprint}")
+        say(f"  {bundle.site}: {bundle.fingerprint}; {bundle.supernode_fingerprint}")
 
 
 def _state(member: Member, nodes: dict[str, str] | None) -> str:

@@ -17,9 +17,9 @@ from cli.errors import (
     StoppedError,
     is_input_error,
     of_the_disk,
-    printable,
 )
 from cli.examples import with_examples
+from cli.output import PlainConsole, say
 
 COMMANDS = {
     "cohort": ("cli.cohort", "app", "A site's recordings: prepare, check and show them."),
@@ -114,13 +114,13 @@ def _options(
 
 def run_command(arguments: list[str]) -> int:
     """Run one command; return its exit code."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     try:
         app(arguments, standalone_mode=True)
     except RunFailedError as error:
         return _fail(console, error, 1, arguments)
     except StoppedError as stopped:
-        console.print(f"Stopped. {printable(str(stopped))}", highlight=False, markup=False, soft_wrap=True)
+        say(f"Stopped. {stopped}", err=True)
         return 130
     except Exception as error:
         said = of_the_disk(error) or error
@@ -130,7 +130,7 @@ def run_command(arguments: list[str]) -> int:
     except (KeyboardInterrupt, SystemExit) as ended:  # typer makes an exit of an interrupt
         code = 130 if isinstance(ended, KeyboardInterrupt) else ended.code
         if code == 130:
-            console.print("Stopped.")
+            say("Stopped.", err=True)
         return code if isinstance(code, int) else 1
     return 0
 
@@ -139,7 +139,9 @@ def _fail(console: Console, error: Exception, code: int, arguments: list[str]) -
     if "--debug" in arguments:
         console.print_exception()
     else:
-        said = "\n".join(map(printable, str(error).split("\n")))
+        from cohorts.wording import shortened  # takes half a second, which only errors are to cost
+
+        said = "\n".join(map(shortened, str(error).split("\n")))
         console.print(Text.assemble(("Error: ", "bold red"), said), soft_wrap=True)
     return code
 

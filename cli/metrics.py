@@ -21,6 +21,7 @@ from cli.coordinator import Federation
 from cli.errors import InputError, RunFailedError
 from cli.federation_checks import database_bytes
 from cli.options import RUNS
+from cli.output import say
 from server.errors import JournalError
 from server.journal import Journal
 
@@ -120,5 +121,5 @@ def metrics(
         server, _ = start_http_server(port, address, registry)
     except OSError as error:
         raise InputError(f"{address}:{port}: cannot be served at ({error.strerror}). Choose another --port.") from None
-    typer.echo(f"Metrics: http://{address}:{server.server_port}/metrics")
+    say(f"Metrics: http://{address}:{server.server_port}/metrics")
     threading.Event().wait()

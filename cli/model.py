@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +17,8 @@ from brainlm.official import NOTEBOOK_SCALE, UK_BIOBANK_TR, export_folder, read_
 from brainlm.official_base import ReleasedConfig, ReleasedModel
 from brainlm.official_padded import PaddedConfig
 from brainlm.provenance import Training, trainings_of
-from cli.errors import InputError, printable
+from cli.errors import InputError
+from cli.output import PlainConsole, say
 
 _UNKNOWN = "not known: the checkpoint does not say"
 
@@ -65,9 +65,9 @@ def import_(
     options = {name: value for name, value in stated.items() if value is not None}
     model, about = read_folder(source, options, as_in_notebooks=True)
     save_checkpoint(out, model.state_dict(), model.config, about)
-    typer.echo(f"{out}: {_architecture(model.config)}, {count_parameters(model):,} parameters")
+    say(f"{out}: {_architecture(model.config)}, {count_parameters(model):,} parameters")
     if "licence" in about:
-        typer.echo(f"Licence: {about['licence']}")
+        say(f"Licence: {about['licence']}")
 
 
 @app.command()
@@ -78,7 +78,7 @@ def export(
     """Write a checkpoint as a folder; a released architecture gets back the form that its original code reads."""
     model, about = load_checkpoint(checkpoint)
     export_folder(directory, model, about)
-    typer.echo(f"{directory}: {_architecture(model.config)}, {count_parameters(model):,} parameters")
+    say(f"{directory}: {_architecture(model.config)}, {count_parameters(model):,} parameters")
 
 
 @app.command()
@@ -87,10 +87,10 @@ def info(
 ) -> None:
     """Show what a model is, what it sees, and what it was trained on."""
     model, about = read_folder(path) if path.is_dir() else load_checkpoint(path)
-    table = Table(title=Text(printable(path.name)), show_header=False, title_justify="left")
+    table = Table(title=Text(path.name), show_header=False, title_justify="left")
     for name, value in (*_facts(model).items(), *_history(about)):
-        table.add_row(Text(printable(name)), Text(printable(value)))
-    Console().print(table)
+        table.add_row(Text(name), Text(value))
+    PlainConsole().print(table)
 
 
 def _facts(model: AnyModel) -> dict[str, str]:

@@ -1,14 +1,15 @@
-"""What commands print and write: text that no terminal obeys, and files that take no other's place."""
+"""What commands print: text that no terminal obeys. All output of commands goes through here."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from cli.errors import InputError, printable
-from cohorts.files import atomic_path
+
+def printable(text: str) -> str:
+    """Text without what a terminal would obey, such as a name that somebody gave a file."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def say(text: object = "", *, err: bool = False) -> None:
@@ -27,21 +28,3 @@ class PlainConsole(Console):
             else:
                 text = "\n".join(map(printable, segment.text.split("\n")))
                 yield Segment(text, segment.style)
-
-
-def write_once(path: Path, content: bytes) -> None:
-    """Write a file, unless it is there already with this content; never over another.
-
-    Raises
-    ------
-    InputError
-        If the file holds something else, or cannot be written.
-    """
-    try:
-        if not path.exists():
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(content)
-        elif path.read_bytes() != content:
-            raise InputError(f"{path}: exists already and holds something else. Choose another name, or move it away.")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}). Choose another place.") from None

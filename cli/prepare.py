@@ -11,6 +11,7 @@ import typer
 from cli.display import counter, show_notices, show_quarantine, show_remarks
 from cli.errors import InputError
 from cli.options import ATLAS_HELP, Orientation, Scaling, column_range, condition, finite
+from cli.output import say
 from cohorts import Cohort, load_atlas
 from cohorts.cells import TableRules
 from cohorts.cohort import About
@@ -219,13 +220,13 @@ def prepare(
             workers=os.cpu_count() or 1 if workers is None else workers,
             progress=progress,
         )
-    typer.echo(f"{out}: {done.n_recordings} recordings of {done.n_participants} participants, from {found}.")
+    say(f"{out}: {done.n_recordings} recordings of {done.n_participants} participants, from {found}.")
     if done.n_unchanged:
-        typer.echo(f"Read now: {done.n_done}; there already: {done.n_unchanged}.")
+        say(f"Read now: {done.n_done}; there already: {done.n_unchanged}.")
     if done.n_not_selected:
-        typer.echo(f"{done.n_not_selected} recordings belong to participants that were not selected.")
+        say(f"{done.n_not_selected} recordings belong to participants that were not selected.")
     if done.n_gone:
-        typer.echo(
+        say(
             f"{done.n_gone} recordings stay, though {source} has no such runs any more. To leave them out, prepare a "
             "new cohort, or take their participants out of the table."
         )
@@ -238,7 +239,7 @@ def prepare(
         from cohorts.report import write_quality_report  # with matplotlib and nilearn, which take seconds
 
         page = write_quality_report(cohort, out / "site-only" / "quality.html", rules=cohort.about.rules)
-        typer.echo(f"Quality report: {page}")
+        say(f"Quality report: {page}")
 
 
 def default_key(cohort: Path) -> Path:
@@ -311,11 +312,11 @@ def _say_of_people(people: ParticipantsTable | None, cohort: Cohort) -> None:
     kept = [column for column in cohort.participants if column != "participant_id"]
     if people is None:
         missing = "age, sex and every other covariate are unknown" if not kept else "covariates stay as they were"
-        typer.echo(f"No participants table was given: {missing}.")
+        say(f"No participants table was given: {missing}.")
         return
-    typer.echo(f"Kept of the participants table: {', '.join(kept) or 'nothing but the participants'}.")
+    say(f"Kept of the participants table: {', '.join(kept) or 'nothing but the participants'}.")
     if people.left_out:
-        typer.echo(f"Left out, since they tell who somebody is: {', '.join(people.left_out)}.")
+        say(f"Left out, since they tell who somebody is: {', '.join(people.left_out)}.")
 
 
 def _open(kind: str, path: Path, ids: tuple[str, ...] | None, options: dict[str, Any]) -> Source:

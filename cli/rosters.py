@@ -1,9 +1,8 @@
 """A roster on the terminal."""
 
-import typer
-from rich.console import Console
 from rich.table import Table
 
+from cli.output import PlainConsole, say
 from exchange.roster import KeyRoster
 
 
@@ -14,5 +13,5 @@ def show_roster(roster: KeyRoster) -> None:
     table.add_column("fingerprint of its key", no_wrap=True)
     for site in roster.sites:
         table.add_row(site.name, site.fingerprint)
-    Console().print(table)
-    typer.echo(f"hash: {roster.hash}")
+    PlainConsole().print(table)
+    say(f"hash: {roster.hash}")

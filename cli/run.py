@@ -24,6 +24,7 @@ from cli.fab import PROJECT, pack_fab, stage_app
 from cli.flower import Simulation, connections, flwr_run, simulation_superlink
 from cli.names import registered_names
 from cli.options import RUNS
+from cli.output import say
 from cli.postmortem import Postmortem
 from cli.watch import AS_JSON, find_run
 from cli.watching import end_of, print_absences, print_event, print_summary, watching
@@ -107,7 +108,7 @@ def report(
         raise InputError(f"{folder}: the run is still going on. See 'fedbrainlm watch {folder}'.")
     if end.status != "completed":  # whoever was killed could not write it
         settle(load_study(folder / "study.yaml"), journal, end.status, end.reason)
-    typer.echo(f"Report: {write_report(folder)}")
+    say(f"Report: {write_report(folder)}")
 
 
 def _resume(folder: Path, as_json: bool, at_once: int | None) -> None:
@@ -133,7 +134,7 @@ def _resume(folder: Path, as_json: bool, at_once: int | None) -> None:
         journal.say("resumed")
         for name in ("summary.json", "report.html"):  # of the end that it has no more
             (folder / name).unlink(missing_ok=True)
-        console.print(f"Run: {folder}", highlight=False, markup=False)
+        say(f"Run: {folder}", err=True)
         _run_to_its_end(folder, as_json, at_once)
 
 
@@ -270,7 +271,7 @@ def _finish(study: Study, folder: Path, outcome: Outcome, *, quiet: bool) -> Non
     path = write_report(folder)
     if not quiet:
         print_summary(json.loads((folder / "summary.json").read_text()))
-        typer.echo(f"Report: {path}")
+        say(f"Report: {path}")
         print_absences(journal)
 
 
@@ -301,7 +302,7 @@ def _new_run(runs: Path, study: Study, where: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         with journal.at_work("command"):
-            console.print(f"Run: {folder}", highlight=False, markup=False)
+            say(f"Run: {folder}", err=True)
             yield folder
         return
     raise InputError(f"{runs / study.study}: too many runs were started this second. Try again.")

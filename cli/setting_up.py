@@ -9,9 +9,10 @@ import typer
 
 from cli.errors import InputError
 from cli.fab import PROJECT
-from cli.output import write_once
+from cli.output import say
 from cli.rosters import show_roster
 from cli.site_files import By, SettingsFile, login, open_site
+from cli.writing import write_once
 from client.joining import join as keep_package
 from client.settings import SiteSettings
 from cohorts.files import write_text
@@ -34,9 +35,9 @@ def init(
     bundle = open_site(settings).keys.public_bundle()
     out = folder / f"{name}.bundle.json"
     write_once(out, (json.dumps(bundle, indent=2) + "\n").encode())
-    typer.echo(f"fingerprint: {bundle['fingerprint']}")
-    typer.echo(f"supernode fingerprint: {bundle['supernode_fingerprint']}")
-    typer.echo(f"Settings: {settings}. Send the coordinator {out}: it holds public keys alone.")
+    say(f"fingerprint: {bundle['fingerprint']}")
+    say(f"supernode fingerprint: {bundle['supernode_fingerprint']}")
+    say(f"Settings: {settings}. Send the coordinator {out}: it holds public keys alone.")
 
 
 def join(
@@ -47,8 +48,8 @@ def join(
 ) -> None:
     """Join a federation: how the coordinator is reached, and whose sums this site's are added to."""
     site, given = open_site(settings), JoinPackage.read(package)
-    typer.echo(f"Federation {given.federation} at {given.address}")
-    typer.echo(f"fingerprint of its authority: {given.fingerprint}")
+    say(f"Federation {given.federation} at {given.address}")
+    say(f"fingerprint of its authority: {given.fingerprint}")
     if given.roster:
         site.keys.check(given.roster)
         show_roster(given.roster)
@@ -62,7 +63,7 @@ def join(
     keep_package(site.state, site.audit, given, by)
     if given.roster and given.roster.hash not in site.keys.usable():
         site.keys.approve(given.roster, by)
-    typer.echo(f"{site.name} has joined {given.federation}.")
+    say(f"{site.name} has joined {given.federation}.")
 
 
 def _settings(name: str, cohort: Path) -> str:

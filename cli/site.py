@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cli import approving, setting_up, starting
-from cli.errors import InputError, printable
-from cli.output import write_once
+from cli.errors import InputError
+from cli.output import PlainConsole, say
 from cli.rosters import show_roster
 from cli.site_files import By, SettingsFile, login, open_site
+from cli.writing import write_once
 from client.audit import AuditLog
 from client.keys import Keyring
 from client.process import keep_private
@@ -59,7 +59,7 @@ def key(
     """Show the hospital's public keys; make the pairs the first time."""
     bundle = _keyring(settings).public_bundle()
     for name, value in bundle.items():
-        typer.echo(f"{name.replace('_', ' ')}: {value}")
+        say(f"{name.replace('_', ' ')}: {value}")
     if out:
         write_once(out, (json.dumps(bundle, indent=2) + "\n").encode())
 
@@ -78,7 +78,7 @@ def approve_roster(
     if not yes and not typer.confirm("Did you compare each fingerprint with its site, by telephone?"):
         raise InputError("the roster is not approved. Call the sites, compare, and repeat the command.")
     ring.approve(given, by or login())
-    typer.echo(f"Approved for {ring.name}.")
+    say(f"Approved for {ring.name}.")
 
 
 @app.command()
@@ -87,14 +87,14 @@ def rosters(settings: SettingsFile) -> None:
     ring = _keyring(settings)
     approvals = list(ring.approvals())
     if not approvals:
-        typer.echo(f"{ring.name} has approved no roster.")
+        say(f"{ring.name} has approved no roster.")
     for approval in approvals:
-        typer.echo(f"{approval.hash} approved by {approval.by}, {approval.time}")
+        say(f"{approval.hash} approved by {approval.by}, {approval.time}")
         try:
             listed = ring.approved(approval.hash)
-            typer.echo(f"  {listed.name}: {', '.join(site.name for site in listed.sites)}")
+            say(f"  {listed.name}: {', '.join(site.name for site in listed.sites)}")
         except Refusal as refusal:
-            typer.echo(f"  cannot be used: {refusal.detail}")
+            say(f"  cannot be used: {refusal.detail}")
 
 
 @app.command()
@@ -106,7 +106,7 @@ def revoke_roster(
     """Take the approval of a roster back."""
     ring = _keyring(settings)
     ring.revoke(roster_hash, by or login())
-    typer.echo(f"Revoked for {ring.name}.")
+    say(f"Revoked for {ring.name}.")
 
 
 @audit.command()
@@ -123,8 +123,8 @@ def show(
         table.add_column(column, overflow="fold")
     for line in deque((line for line in log.events() if event in (None, line["event"])), maxlen=last):
         cells = (str(line["number"]), line["time"][:19], line["event"], _scalars(line))
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    Console().print(table)
+        table.add_row(*(Text(cell) for cell in cells))
+    PlainConsole().print(table)
 
 
 @audit.command()
@@ -161,7 +161,7 @@ def _log(source: Path) -> AuditLog:
 
 def _report(log: AuditLog, head: str | None) -> None:
     verdict = log.verify(head)
-    typer.echo(f"{log.path}: {verdict}")
+    say(f"{log.path}: {verdict}")
     if not verdict.intact:
         raise typer.Exit(1)
 

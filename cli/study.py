@@ -11,7 +11,8 @@ from cli.at_hand import open_cohorts
 from cli.errors import InputError
 from cli.fab import build_fab, print_study
 from cli.first_study import first_study
-from cli.output import write_once
+from cli.output import say
+from cli.writing import write_once
 from cohorts import Cohort, SettingsError
 from cohorts.files import atomic_path
 from server.study import load_study
@@ -42,8 +43,8 @@ def init(
             open_cohorts(load_study(draft), cohorts)
         except SettingsError as error:
             raise InputError(str(error).replace(str(draft), str(out))) from None
-    typer.echo(text)
-    typer.echo(f"{out}: run it with  fedbrainlm run {out} --simulate {' '.join(map(str, cohorts))}")
+    say(text)
+    say(f"{out}: run it with  fedbrainlm run {out} --simulate {' '.join(map(str, cohorts))}")
 
 
 @app.command()
@@ -56,4 +57,4 @@ def build(
     content = build_fab(loaded)
     write_once(out, content)
     print_study(loaded)
-    typer.echo(f"sha256: {hashlib.sha256(content).hexdigest()}")
+    say(f"sha256: {hashlib.sha256(content).hexdigest()}")

@@ -25,6 +25,8 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import OperationalError
 
+from cli.output import say
+
 _PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 """What another program, or whoever makes room on the disk, puts right."""
 _PRIMARY = 0xFF
@@ -45,7 +47,7 @@ async def have_try_again(request: Request, call_next: Callable[[Request], Awaita
         except OperationalError as error:
             if not _passes(error.orig):
                 raise
-            print(f"fedbrainlm: the database cannot be used: {error.orig}. Clients try again.", flush=True)
+            say(f"fedbrainlm: the database cannot be used: {error.orig}. Clients try again.")
             raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE) from None
 
     return await _translate(request, answer)

@@ -21,6 +21,7 @@ import psutil
 from cli.coordinator import Federation
 from cli.flower import environment_of
 from cli.guardian import end, processes_of
+from cli.output import say
 from cohorts.files import write_text
 
 SUPERVISOR = "supervisor"
@@ -47,7 +48,7 @@ class _Program:
         now = time.monotonic()
         if self.process is not None:
             self.pause = 1.0 if now - self.began > _STEADY_S else min(2 * self.pause, _LONGEST_PAUSE_S)
-            print(f"{self.name} ended with code {self.process.returncode}; again in {self.pause:g} s", flush=True)
+            say(f"{self.name} ended with code {self.process.returncode}; again in {self.pause:g} s")
             self.process = None
             self.began = now
         if self.began and now - self.began < self.pause:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from cli.ending import how_to_go_on
 from cli.errors import InputError, RunFailedError
 from cli.options import RUNS
+from cli.output import PlainConsole, say
 from cli.watching import end_of, print_absences, print_event, watching
 from server.journal import Journal
 
@@ -25,7 +25,7 @@ def watch(
 ) -> None:
     """Show a run while it goes on, and how it ended: rounds, sites and their last answers, time left, bytes."""
     journal = Journal(find_run(run, runs))
-    with watching(journal, Console(), as_json=as_json) as show:
+    with watching(journal, PlainConsole(), as_json=as_json) as show:
         while (end := journal.end()) is None:
             show()
             time.sleep(_POLL_S)
@@ -35,7 +35,7 @@ def watch(
         hint = "" if "its process was killed" in end.reason else f"\n{how_to_go_on(journal)}"
         raise RunFailedError(f"the run {end.status}: {end.reason}{hint}")
     if not as_json:
-        typer.echo(f"completed: {journal.folder}")
+        say(f"completed: {journal.folder}")
         print_absences(journal)
 
 

@@ -9,15 +9,13 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from cli.display import console, live
-from cli.errors import printable
+from cli.output import PlainConsole, say
 from server.absences import absences_of
 from server.journal import Journal, Progress
 from server.summary import PROBE_SCORES, probe_score, remarks_on, site_score
@@ -83,15 +81,15 @@ def watching(journal: Journal, out: Console = console, *, as_json: bool = False)
     news = News(journal)
     if as_json or not (live() and out.is_terminal):
 
-        def say() -> None:
+        def tell() -> None:
             for event in news.read():
                 if as_json:
                     print_event(event)
                 else:
                     out.print(_line(event), highlight=False, markup=False, soft_wrap=True)
 
-        yield say
-        say()
+        yield tell
+        tell()
         return
     with Live(_view(journal), console=out, refresh_per_second=2) as shown:
         yield lambda: shown.update(_view(journal))
@@ -100,7 +98,7 @@ def watching(journal: Journal, out: Console = console, *, as_json: bool = False)
 
 def print_event(event: dict[str, Any]) -> None:
     """Print a line of JSON for a script that waits for it."""
-    print(json.dumps(event), flush=True)
+    say(json.dumps(event))
 
 
 def end_of(progress: Progress, journal: Journal) -> dict[str, Any]:
@@ -113,7 +111,7 @@ def end_of(progress: Progress, journal: Journal) -> dict[str, Any]:
 def print_absences(journal: Journal) -> None:
     """Say which sites were not in all of a run, if any."""
     if missing := "; ".join(absence.sentence for absence in absences_of(journal)):
-        typer.echo(f"Not in all of the run: {printable(missing)}.")
+        say(f"Not in all of the run: {missing}.")
 
 
 def _line(event: dict[str, Any]) -> str:
@@ -163,7 +161,7 @@ def _size(n_bytes: float) -> str:
 
 def print_summary(summary: dict[str, object]) -> None:
     """Print the headline numbers of a completed run."""
-    out = Console()
+    out = PlainConsole()
     pretraining, harmonization, probes = (summary[name] for name in ("pretraining", "harmonization", "probes"))
     before = "start" if "masked_r2_start" in pretraining else "untrained"
     out.print(
@@ -189,9 +187,9 @@ def print_summary(summary: dict[str, object]) -> None:
     if len(table.columns) > 1:
         out.print(table)
     for said in remarks_on(summary["sites"]):
-        out.print(said, highlight=False, markup=False, soft_wrap=True)
+        say(said)
     for caution in summary["cautions"]:
-        out.print(f"[bold yellow]Note:[/] {escape(caution)}", highlight=False)
+        say(f"Note: {caution}")
 
 
 def _score_of(probes: dict[str, Any], target: str) -> str:

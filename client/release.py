@@ -330,7 +330,7 @@ def _refuse(site: Site, message: Message, asked: DescribeRequest | SumRequest | 
     Nothing may be raised from here: Flower would send its text to the coordinator.
     """
     code, kind = _code_of(error), message.metadata.message_type
-    detail = error.detail if isinstance(error, Refusal) else str(error)
+    detail = _detail(error)
     try:
         about = {} if asked is None else {"study": asked.study, "question": _question(asked), **_asked(asked)}
         site.log.error("%s %s: %s", kind, code, detail, exc_info=error if code is RefusalCode.INTERNAL else None)
@@ -344,6 +344,14 @@ def _refuse(site: Site, message: Message, asked: DescribeRequest | SumRequest | 
         if code.told is RefusalCode.DATA:  # what is not counted is not told either
             return RefusalCode.SETUP
     return code if site.policy.share_reasons else code.told
+
+
+def _detail(error: Exception) -> str:
+    """What an error says; one of others' may fail at that, too."""
+    try:
+        return error.detail if isinstance(error, Refusal) else str(error)
+    except Exception:
+        return type(error).__name__
 
 
 def _question(asked: DescribeRequest | SumRequest) -> str:

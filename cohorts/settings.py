@@ -114,6 +114,8 @@ def _check_size(top: yaml.Node, source: str) -> None:
             return measured
         known[id(node)] = None
         if isinstance(node, yaml.ScalarNode):
+            if "\0" in node.value:  # which no path and no name can hold
+                raise SettingsError(f"{source}: a text holds a NUL character. Correct it.")
             size, depth = len(node.value) + 1, 1
         else:
             within = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]

@@ -21,6 +21,7 @@ _SHOWN = reprlib.Repr()
 """Whatever a file holds, a message shows little of it."""
 _SHOWN.maxstring = _SHOWN.maxother = 60
 _SHOWN.maxlevel = 2
+_LONGEST = 1000
 
 Schema = Mapping[str, Any]
 
@@ -97,13 +98,21 @@ def docstrings_of(model: type[BaseModel]) -> dict[str, str]:
     return {name: found[name] for name in model.model_fields if name in found}
 
 
+def shortened(line: str) -> str:
+    """Cut the middle out of a line of an error that repeats more of its input than anybody reads.
+
+    Paths, which are whole words, may be 4096 characters long; most are much shorter.
+    """
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
+
+
 def _explain(error: Mapping[str, Any], root: Schema) -> Iterator[Fault]:
     """Say what one of pydantic's errors means."""
     kind, value, location = error["type"], error["input"], error["loc"]
     path, entry, schema = _find(location, root)
     field = f"'{'.'.join(path)}'"
     if kind == "value_error":  # sentences of our own
-        for line in str(error["ctx"]["error"]).splitlines():
+        for line in map(shortened, str(error["ctx"]["error"]).splitlines()):
             yield Fault(path, (f"{field}: {line}" if path else line).removesuffix("."))
     elif kind in ("extra_forbidden", "invalid_key"):
         known = sorted(_inside(_find(location[:-1], root)[2], root).get("properties", {}))

@@ -213,6 +213,9 @@ def test_what_shows_each_site_s_mean_is_refused_unless_it_is_named(tmp_path, fou
     assert coordinator.code(coordinator.sums(jobs=jobs)) is RefusalCode.ANALYSIS
 
 
+LONG = {"t_r": 2.0, "n_frames": 160, "patch_frames": 16}
+
+
 def _many_levels(coordinator: Coordinator) -> SummarizeRequest:
     table = TableSpec(features="x", covariates=[{"name": "age", "levels": [str(n) for n in range(300_000)]}])
     return coordinator.sums(jobs={"j": SUMS["projection"].model_copy(update={"table": table})})
@@ -221,10 +224,10 @@ def _many_levels(coordinator: Coordinator) -> SummarizeRequest:
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda c: c.training(training={"steps_per_round": 10**9}),
-        lambda c: c.training(model={**MODEL.model_dump(mode="json"), "mlp_ratio": 1e6}),
-        lambda c: c.training(model={**MODEL.model_dump(mode="json"), "depth": 10**9}),
-        lambda c: c.training(training={"batch_size": 10**8}),
+        lambda c: c.training(training={"steps_per_round": 10**6}),
+        lambda c: c.training(model={**MODEL.model_dump(mode="json"), "width": 16_384}),
+        lambda c: c.training(model={**MODEL.model_dump(mode="json"), "depth": 512, "width": 2048}),
+        lambda c: c.training(training={"batch_size": 10**6}, model={**MODEL.model_dump(mode="json"), "window": LONG}),
         _many_levels,
         lambda c: c.sums(jobs={f"j{n}": SUMS["projection"] for n in range(3000)}),
         lambda c: c.sums(jobs={"j": SUMS["projection"].model_copy(update={"parameters": {"n_components": 10**9}})}),

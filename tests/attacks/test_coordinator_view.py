@@ -168,7 +168,9 @@ def test_an_error_whose_text_cannot_be_had_is_a_code_too(coordinator, monkeypatc
         raise SpeechlessError
 
     monkeypatch.setattr("client.summing.summarize", fail)
-    assert coordinator.code(coordinator.sums()) is RefusalCode.SETUP  # nothing of it can be written down
+    assert coordinator.code(coordinator.sums()) is RefusalCode.DATA
+    log = (coordinator.sites["aalborg"].parent / "state" / "site.log").read_text()
+    assert "site.internal-error: SpeechlessError" in log
 
 
 def test_refusals_are_the_same_bytes_whatever_the_reason_at_the_site(coordinator):

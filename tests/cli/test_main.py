@@ -5,12 +5,16 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from typer.core import TyperCommand
 
 from cli import cohort
 from cli.errors import StoppedError
 from cli.examples import EXAMPLES
 from cli.main import COMMANDS, load, run_command
+from tests.support.federation import STUDY
+
+LONG = "x" * 50_000
 
 
 def test_the_command_is_installed_and_explains_itself():
@@ -99,3 +103,24 @@ def test_help_shows_the_examples(capsys):
     assert run_command(["study", "init", "--help"]) == 0
 
     assert "fedbrainlm study init data/oslo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": LONG},
+        {"start": LONG},
+        {"recipe": LONG},
+        {"cohort": {"atlases": [LONG]}},
+        {"covariates": {"dx": {"levels": [LONG, LONG]}}},
+        {"analyses": {"targets": [LONG]}},
+        {"analyses": {"targets": [str(number) for number in range(5000)]}},
+        {LONG: LONG},
+    ],
+    ids=lambda changes: next(iter(changes))[:9],
+)
+def test_no_error_repeats_a_whole_input(tmp_path, capsys, changes):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
+
+    assert run_command(["run", str(tmp_path / "study.yaml"), "--simulate", str(tmp_path)]) == 2
+    assert max(map(len, capsys.readouterr().err.splitlines())) < 1100

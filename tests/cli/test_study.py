@@ -171,7 +171,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, small_cohorts, c
     assert "two cohorts are called 'aalborg'" in refused(first, first, first, "--out", str(out))
     assert "'study' is 'a b'; expected 1 to 64 letters" in refused(first, "--out", str(out), "--name", "a b")
     assert str(out) in refused(first, "--out", str(out), "--name", "a b")
-    assert "is not a cohort" in refused(str(tmp_path), "--out", str(out))
+    assert "expected a cohort's folder" in refused(str(tmp_path), "--out", str(out))
     assert "no such folder" in refused(first, "--out", str(tmp_path / "none" / "s.yaml"))
     assert not list(tmp_path.glob("*.yaml"))
     out.write_text("mine")

@@ -27,19 +27,22 @@ def refused(call) -> str:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mlp_ratio": 1e6},
-        {"depth": 10**9},
-        {"width": 2 * 10**10, "heads": 1},
-        {"decoder_depth": 10**8},
-        {"window": {"n_frames": 10**10, "patch_frames": 10**10}},
-        {"parcels_per_token": 10**9},
+        {"mlp_ratio": 64},
+        {"depth": 512},
+        {"width": 16_384},
+        {"decoder_depth": 512},
+        {"window": {"n_frames": 100_000, "patch_frames": 100_000}},
+        {"parcels_per_token": 10_000},
     ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_a_model_without_measure_is_refused_before_it_is_made(changes):
     config = check_model_config(changes, "the study's model")
 
-    assert "policy.max_parameters is 1e+09" in refused(lambda: permit_model(Policy(), config, 400))
+    policy = Policy(max_parameters=5_000_000)
+
+    permit_model(policy, ModelConfig(), 400)
+    assert "policy.max_parameters is 5e+06" in refused(lambda: permit_model(policy, config, 400))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 7])
@@ -50,10 +53,10 @@ def test_weights_are_counted_without_making_them(depth):
 
 
 def test_windows_and_weights_fit_the_memory():
-    config = ModelConfig(window={"n_frames": 10**6, "patch_frames": 10**3})
-    permit_model(Policy(), config, 400, batch_size=4)
+    config = ModelConfig(window={"n_frames": 10**5, "patch_frames": 10**3})
+    permit_model(Policy(), config, 400, batch_size=40)
 
-    assert "policy.max_memory_gb is 32" in refused(lambda: permit_model(Policy(), config, 400, batch_size=100))
+    assert "policy.max_memory_gb is 32" in refused(lambda: permit_model(Policy(), config, 400, batch_size=1000))
 
 
 @pytest.mark.parametrize(

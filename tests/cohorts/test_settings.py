@@ -25,6 +25,7 @@ class Outer(Settings):
         ("name: a\ninner: {rate: -1}", r"'inner\.rate' is -1; expected a number above 0"),
         ("- a\n- b", "expected 'name: value' lines"),
         ("name: [", "is not valid YAML near line"),
+        ('name: "a\\0b"', "a text holds a NUL character"),
     ],
 )
 def test_faults_are_said_in_the_user_s_words(tmp_path, text, said):

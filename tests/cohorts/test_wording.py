@@ -142,7 +142,7 @@ def test_every_pattern_says_in_words_what_it_means():
             return [found for one in node for found in patterns(one)]
         if not isinstance(node, dict):
             return []
-        return [*([node] if "pattern" in node else []), *patterns(list(node.values()))]
+        return [*([node] if isinstance(node.get("pattern"), str) else []), *patterns(list(node.values()))]
 
     without = {
         (cls.__name__, node["pattern"])

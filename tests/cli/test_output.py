@@ -1,0 +1,52 @@
+"""What commands print cannot be obeyed by a terminal, whoever wrote it."""
+
+import ast
+
+import pytest
+from rich.table import Table
+
+from cli.fab import PROJECT
+from cli.output import PlainConsole, say
+
+HOSTILE = "a\x1b]0;title\x07\x1b[2Jb\x9b31m\u202ec\rd"
+
+
+def obeyed(text: str) -> list[str]:
+    """What a terminal would obey in a text of several lines."""
+    return [letter for letter in text if not letter.isprintable() and letter != "\n"]
+
+
+@pytest.mark.parametrize("err", [False, True])
+def test_lines_reach_the_terminal_without_what_it_would_obey(capsys, err):
+    say(f"{HOSTILE}\nnext", err=err)
+
+    out, error = capsys.readouterr()
+    said = error if err else out
+    assert obeyed(said) == []
+    assert said.endswith("next\n")
+    assert (error == "") is not err
+
+
+def test_tables_and_errors_do_too(capsys):
+    table = Table(title=HOSTILE)
+    table.add_column(HOSTILE)
+    table.add_row(HOSTILE)
+
+    console = PlainConsole(width=200)
+    console.print(table)
+    console.print(HOSTILE)
+
+    assert obeyed(capsys.readouterr().out) == []
+
+
+def test_there_is_no_other_way_out():
+    """Commands print through `say` and `PlainConsole` alone."""
+    ways = {"print", "Console", "typer.echo", "typer.secho", "click.echo", "sys.stdout.write", "sys.stderr.write"}
+    found = [
+        f"{path.name}: {ast.unparse(node.func)}"
+        for path in sorted((PROJECT / "cli").glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ways
+    ]
+
+    assert found == ["output.py: typer.echo"]
