@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cli.output import PlainConsole, say
+from cli.output import PlainConsole, printable, say
 from cohorts import Cohort
 from cohorts.identities import Linkage
 from cohorts.notices import NOTICES
@@ -37,7 +37,7 @@ def show_quarantine(cohort: Cohort) -> None:
     linkage = Linkage.read(cohort.path)
     say(f"{len(quarantined)} quarantined:")
     for row in quarantined[:20].itertuples():
-        say(f"  {linkage.told(row.recording_id, row.message)}")
+        say(f"  {printable(linkage.told(row.recording_id, row.message))}")
     if len(quarantined) > 20:
         say(f"  … and {len(quarantined) - 20} more in {cohort.path / 'quarantine.jsonl'}")
 
@@ -45,7 +45,7 @@ def show_quarantine(cohort: Cohort) -> None:
 def show_remarks(cohort: Cohort) -> None:
     """Say what is to be known of the participants."""
     for remark in cohort.remarks:
-        say(f"Note: {remark}")
+        say(f"Note: {printable(remark)}")
 
 
 def show_notices(cohort: Cohort) -> None:

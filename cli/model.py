@@ -18,7 +18,7 @@ from brainlm.official_base import ReleasedConfig, ReleasedModel
 from brainlm.official_padded import PaddedConfig
 from brainlm.provenance import Training, trainings_of
 from cli.errors import InputError
-from cli.output import PlainConsole, say
+from cli.output import PlainConsole, printable, say
 
 _UNKNOWN = "not known: the checkpoint does not say"
 
@@ -87,9 +87,9 @@ def info(
 ) -> None:
     """Show what a model is, what it sees, and what it was trained on."""
     model, about = read_folder(path) if path.is_dir() else load_checkpoint(path)
-    table = Table(title=Text(path.name), show_header=False, title_justify="left")
+    table = Table(title=Text(printable(path.name)), show_header=False, title_justify="left")
     for name, value in (*_facts(model).items(), *_history(about)):
-        table.add_row(Text(name), Text(value))
+        table.add_row(Text(printable(name)), Text(printable(value)))
     PlainConsole().print(table)
 
 

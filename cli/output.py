@@ -13,7 +13,10 @@ def printable(text: str) -> str:
 
 
 def say(text: object = "", *, err: bool = False) -> None:
-    """Print a line or several. Names, titles and messages in it may be anybody's."""
+    """Print a line or several. Names, titles and messages in it may be anybody's.
+
+    What may hold a line break and must not look like a line of ours goes through `printable` first.
+    """
     typer.echo("\n".join(map(printable, str(text).split("\n"))), err=err)
 
 

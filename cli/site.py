@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cli import approving, setting_up, starting
 from cli.errors import InputError
-from cli.output import PlainConsole, say
+from cli.output import PlainConsole, printable, say
 from cli.rosters import show_roster
 from cli.site_files import By, SettingsFile, login, open_site
 from cli.writing import write_once
@@ -123,7 +123,7 @@ def show(
         table.add_column(column, overflow="fold")
     for line in deque((line for line in log.events() if event in (None, line["event"])), maxlen=last):
         cells = (str(line["number"]), line["time"][:19], line["event"], _scalars(line))
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     PlainConsole().print(table)
 
 

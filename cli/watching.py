@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from cli.display import console, live
-from cli.output import PlainConsole, say
+from cli.output import PlainConsole, printable, say
 from server.absences import absences_of
 from server.journal import Journal, Progress
 from server.summary import PROBE_SCORES, probe_score, remarks_on, site_score
@@ -111,7 +111,7 @@ def end_of(progress: Progress, journal: Journal) -> dict[str, Any]:
 def print_absences(journal: Journal) -> None:
     """Say which sites were not in all of a run, if any."""
     if missing := "; ".join(absence.sentence for absence in absences_of(journal)):
-        say(f"Not in all of the run: {missing}.")
+        say(f"Not in all of the run: {printable(missing)}.")
 
 
 def _line(event: dict[str, Any]) -> str:
