@@ -9,6 +9,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
+import pandas as pd
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -17,10 +18,13 @@ from rich.table import Table
 from cli.display import console, live
 from cli.output import PlainConsole, printable, say
 from server.absences import absences_of
+from server.averaging import STAGE as TRAINING
 from server.journal import Journal, Progress
 from server.summary import PROBE_SCORES, probe_score, remarks_on, site_score
 
 _RECENT_NOTES = 3
+_RECENT_ROUNDS = 5
+"""By whose time that of the rounds to come is judged."""
 
 
 class News:
@@ -128,13 +132,12 @@ def _line(event: dict[str, Any]) -> str:
 
 
 def _view(journal: Journal) -> RenderableType:
-    """Show where a run is: its rounds, its sites with their last answers, and its latest notes."""
+    """Show where a run is: its stage, its sites with their last answers, and its latest notes."""
     now, exchanges, outcomes = journal.progress(), journal.table("exchanges"), journal.table("outcomes")
-    done = journal.rounds_done()
     up, down = exchanges["bytes_up"].fillna(0).sum(), exchanges["bytes_down"].sum()
     head = Table.grid(padding=(0, 2))
-    head.add_row(f"{now.status}", now.stage, f"round {done} of {now.rounds}", ProgressBar(max(1, now.rounds), done, 30))
-    head.add_row("", _eta(now, done, exchanges), f"up {_size(up)}", f"down {_size(down)}")
+    head.add_row(f"{now.status}", now.stage, *_how_far(now, journal.rounds_done(), exchanges))
+    head.add_row("", "", f"up {_size(up)}", f"down {_size(down)}")
     sites = Table("site", "last answer", "to", "ago", box=None)
     said = outcomes.merge(exchanges, left_on="exchange", right_on="id")
     # Nodes that said what they are go by their site's name from then on.
@@ -146,12 +149,25 @@ def _view(journal: Journal) -> RenderableType:
     return Group(head, sites, *notes, *([now.reason] if now.reason else []))
 
 
-def _eta(now: Progress, done: int, exchanges: Any) -> str:
-    """How long the rounds that are left take, if they take as long as those before."""
+def _how_far(now: Progress, done: int, exchanges: pd.DataFrame) -> tuple[RenderableType, ...]:
+    """How far the stage is: rounds of training take time; how many questions other stages ask is not known."""
+    asked = int((exchanges["stage"] == now.stage).sum())
+    if now.stage != TRAINING:
+        return (f"{asked} {'question' if asked == 1 else 'questions'} so far",) if asked else ()
+    left = _training_left(now, done, exchanges)
+    return (f"round {done} of {now.rounds}", ProgressBar(max(1, now.rounds), done, 30), left)
+
+
+def _training_left(now: Progress, done: int, exchanges: pd.DataFrame) -> str:
+    """How long the rounds that are left take, if they take as long as the last ones, with what lies between them.
+
+    The median, since a round may have waited for a site, or for somebody to resume the run.
+    """
     if now.status != "running" or not 0 < done < now.rounds:
         return ""
-    trained = exchanges[(exchanges["round"] > 0) & exchanges["ended"].notna()]
-    seconds = (trained["ended"] - trained["started"]).sum() / done * (now.rounds - done)
+    rounds = exchanges[exchanges["round"].between(1, done)].groupby("round")
+    took = rounds["ended"].max() - rounds["ended"].max().shift().fillna(rounds["started"].min())
+    seconds = took.iloc[-_RECENT_ROUNDS:].median() * (now.rounds - done)
     return f"{timedelta(seconds=round(seconds))} of training left"
 
 

@@ -1,11 +1,14 @@
 import json
 import shutil
+import sqlite3
 
 import pytest
+from rich.console import Console
 
 from cli.errors import InputError
 from cli.main import run_command
 from cli.watch import find_run
+from cli.watching import _view
 from server.journal import Journal
 
 
@@ -88,3 +91,37 @@ def test_a_run_is_found_by_its_folder_or_its_id(tmp_path, small_run):
     shutil.copytree(small_run.folder, runs / "other" / name)
     with pytest.raises(InputError, match="Name the folder"):
         find_run(name, runs)
+
+
+def shown(journal: Journal) -> str:
+    console = Console(width=120)
+    with console.capture() as seen:
+        console.print(_view(journal))
+    return seen.get()
+
+
+def test_what_is_left_of_training_goes_by_the_last_rounds_and_one_that_waited_changes_nothing(tmp_path):
+    journal = Journal(tmp_path)
+    journal.note(status="running", stage="gathering the sites", rounds=0)
+    assert "round" not in shown(journal)
+    journal.note(stage="pretraining", rounds=10)
+    journal.checkpoint(1).parent.mkdir()
+    began = 1000.0
+    for number, seconds in enumerate((200, 60, 60, 5000, 60, 60), 1):  # compiled first, and stopped for an hour
+        exchange = journal.begin_exchange("pretraining", "train", number, asked=2, bytes_down=100)
+        journal.end_exchange(exchange, {"a": "ok"}, bytes_up=70)
+        with sqlite3.connect(tmp_path / "journal.sqlite") as database:
+            times = (began + 20, began + seconds, exchange)  # between two rounds, the coordinator averages
+            database.execute("UPDATE exchanges SET started = ?, ended = ? WHERE id = ?", times)
+        began += seconds
+        journal.checkpoint(number).write_bytes(b"weights")
+        journal.seal(journal.checkpoint(number))
+        if number == 1:
+            assert "0:27:00 of training left" in shown(journal)
+    assert "round 6 of 10" in shown(journal)
+    assert "0:04:00 of training left" in shown(journal)
+
+    journal.note(stage="harmonization")
+    journal.begin_exchange("harmonization", "summarize", None, asked=2, bytes_down=1)
+    assert "1 question so far" in shown(journal)
+    assert "round" not in shown(journal)
