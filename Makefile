@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## four simulated hospitals, from recordings to a report (about 2 minutes)
 	$(BIN)/fedbrainlm demo
 
+# A process of tests for each processor, and one thread in each.
 test: install  ## the fast tests, and one real `flwr run` simulation
-	$(BIN)/pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' --numprocesses auto --dist loadscope
 
 test-slow: install  ## tests that take minutes: a deployed federation of real processes
 	$(BIN)/pytest -m slow --ignore tests/chaos --ignore tests/docker

@@ -52,7 +52,7 @@ def test_columns_of_text_are_kept(tmp_path):
         (b"a\tb\n1\t\xff\xfe\n", "unreadable"),
         (b"a\tb\n\0\0\0\0\n", "unreadable"),
         ("a\tb\n1\t2\n".encode("utf-16-le"), "unreadable"),
-        (gzip.compress(b"a\tb\n1\t2\n"), "unreadable"),
+        (gzip.compress(b"a\tb\n1\t2\n", mtime=0), "unreadable"),
     ],
 )
 def test_what_is_no_table_of_numbers_is_refused(tmp_path, content, code):

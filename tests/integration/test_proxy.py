@@ -51,7 +51,7 @@ def test_a_study_runs_through_proxies_to_the_same_weights(tmp_path, small_cohort
         for name, way, named_by in (("aalborg", ours, "HTTPS_PROXY"), ("coimbra", coimbras, "supernode.proxy")):
             said = deployment.command("site", "check", f"{name}/site.yaml", "--study", study)
             assert f"pass proxy {way.url}, as {named_by} says" in said
-            assert "All 19 checks passed." in said
+            assert "All 20 checks passed." in said
             assert f"reached through {way.url}, as {named_by} says" in (tmp_path / f"{name}.log").read_text()
         apps = [
             process for process in map(psutil.Process, processes_of(tmp_path)) if "prefork" in str(process.cmdline())
