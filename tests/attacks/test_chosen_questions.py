@@ -1,7 +1,7 @@
 """Attacks on the secure sum by a coordinator that chooses what it asks; nothing else is needed.
 
-Each test says what the coordinator does, and asserts that it is stopped. One is expected to fail: that attack works,
-and docs/privacy.md says so.
+Each test says what the coordinator does, and asserts that it is stopped. One is expected to fail: that attack works, as
+those of test_open_attacks.py do, and docs/privacy.md says so.
 """
 
 import math
@@ -103,7 +103,8 @@ def test_one_message_does_not_ask_among_all_sites_and_all_but_one(coordinator):
 def test_no_part_of_a_round_is_asked_for_among_all_sites_and_all_but_one(tmp_path, four_cohorts, groups):
     """The message is among all sites each time; a part of its answer, in a group of the coordinator's choice, is not.
 
-    In two messages, or by parcel and over all parcels in one: with one set of sites allowed, no difference is left.
+    In two messages, or by parcel and over all parcels in one: with one set of sites allowed, each question is answered
+    among one alone.
     """
     coordinator = Coordinator(write_careful_sites(tmp_path, four_cohorts, max_attempts=1))
     parts = [Group(parts=[part], sites=coordinator.names[:n]) for part, n in groups.items()]

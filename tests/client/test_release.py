@@ -112,6 +112,18 @@ ERRORS = [
 ]
 
 
+@pytest.mark.parametrize(("shares", "told"), [(True, "policy.small-group"), (False, "site.cannot-answer")])
+def test_the_log_has_the_code_that_left_and_the_rule(tmp_path, small_cohorts, shares, told):
+    site = write_site(tmp_path / "a", "aalborg", small_cohorts[0], share_reasons=shares)
+
+    def fail(site, request) -> Answer:
+        raise Refusal(RefusalCode.GROUP, SECRET)
+
+    assert ask(site, fail).error.reason == told
+    (event,) = AuditLog(site.parent / "state" / "audit.jsonl").read()
+    assert (event["code"], event["rule"]) == (told, "policy.small-group")
+
+
 @pytest.mark.parametrize(("error", "code"), ERRORS, ids=lambda value: type(value).__name__)
 def test_errors_leave_as_codes_and_stay_as_sentences(site, error, code):
     def fail(site, request) -> Answer:
