@@ -157,7 +157,7 @@ def _answer_once(site: Site, request: DescribeRequest | SumRequest, handle: Call
     """
     secure = request.secure if isinstance(request, SumRequest) else None
     if not isinstance(request, SumRequest) or secure is None:
-        question = request.question if isinstance(request, SumRequest) else ""
+        question = _question(request)
         return _permitted(site, request, handle(), question), question
     _permit_sum(site, request)
     if (kept := site.sums.find(request.run, request)) is not None:

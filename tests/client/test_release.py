@@ -196,6 +196,14 @@ def test_nothing_leaves_beside_a_damaged_audit_log(site):
     assert ask(site, good).error.reason == "audit.broken"
 
 
+def test_a_damaged_ledger_stops_every_answer(site):
+    """Also such as are not entered into it."""
+    assert not ask(site, good).has_error()
+    (site.parent / "state" / "ledger.sqlite").write_bytes(b"no database")
+
+    assert ask(site, good).error.reason == "site.not-set-up"
+
+
 @pytest.mark.parametrize("name", ["metrics", "parameters", "embeddings"])
 def test_what_a_site_shows_of_itself_is_asked_of_its_policy(site, name):
     arrays = {"metrics": "shown/loss", "parameters": "shown/parameters/x/shift", "embeddings": "shown/other"}
