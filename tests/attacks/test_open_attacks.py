@@ -11,7 +11,7 @@ from brainlm.windows import prepare, split_participants, usable_recordings
 from client.site import load_site
 from cohorts.seeding import derive_seed
 from exchange.adding import add_replies
-from exchange.messages import Arrays, FrameSpec, Job, SumReply, TableSpec, join
+from exchange.messages import Arrays, FrameSpec, HarmonizeRequest, Job, Step, SumReply, TableSpec, join
 from harmonization.newton import contrasts
 from tests.attacks.coordinator import MODEL, WIDTH, Coordinator, features_of, write_careful_sites
 from tests.attacks.test_chosen_questions import own_sum, works
@@ -25,20 +25,23 @@ SEX = {"target": "sex", "levels": ["F", "M"]}
 def test_a_state_that_nobody_solved_does_not_give_a_person_s_row(tmp_path, four_cohorts):
     """A gradient is a sum of rows, weighted by how wrong the incoming model is: here by 1 above a threshold, 0 below.
 
-    Two thresholds with one person between them differ in that person's row. One message has many.
+    Two thresholds with one person between them differ in that person's row. One message has many. What is taken out of
+    the first feature before, by a coefficient of its choice, is the age, which so stands in the row.
     """
     coordinator = Coordinator(write_careful_sites(tmp_path, four_cohorts, **HOSPITAL))
+    ages = np.concatenate([_write_age_into_a_feature(coordinator, name) for name in coordinator.names])
     axis = np.random.default_rng(0).normal(size=WIDTH)
+    axis[0] /= 100 * _TIMES
     jobs, arrays = {}, {}
     for number, threshold in enumerate(np.linspace(-5, 5, 300)):
         jobs[f"j{number}"] = Job(
             analysis="logistic_regression",
             parameters={"C": 1.0},
-            table=TableSpec(features="x", **SEX),
+            table=TableSpec(features=f"aged{len(_COEFFICIENTS) - 1}", **SEX),
             state="ClassFit",
         )
         arrays |= join(**{f"j{number}": _steep_state(axis, threshold)})
-    request = coordinator.sums(jobs=jobs, arrays=arrays)
+    request = coordinator.sums(jobs=jobs, arrays=arrays, step=2)
     replies = {site: coordinator.ask(site, request) for site in coordinator.names}
     if not all(isinstance(reply, SumReply) for reply in replies.values()):
         return
@@ -47,9 +50,32 @@ def test_a_state_that_nobody_solved_does_not_give_a_person_s_row(tmp_path, four_
     sums = np.stack([total[f"j{number}/gradient"].ravel() for number in range(len(jobs))]) / np.diff(contrasts(2)[:, 0])
     between = np.diff(sums, axis=0)
     seen = -between[np.abs(between[:, -1] + 1) < 1e-6, :-1]  # the last entry counts people
-    people = np.concatenate([features_of(path) for path in coordinator.sites.values()])
-    found = [np.abs(people - row).max(axis=1).min() < 1e-6 for row in seen]
-    assert sum(found) < len(people) / 10
+    people = np.concatenate([features_of(path)[:, 1:] for path in coordinator.sites.values()])
+    nearest = [np.abs(people - row[1:]).max(axis=1).argmin() for row in seen]
+    found = np.abs(people[nearest] - seen[:, 1:]).max(axis=1, initial=0) < 1e-6
+    found &= np.abs(-seen[:, 0] / _TIMES - ages[nearest]) < 0.01
+    assert found.sum() < len(people) / 10
+
+
+_COEFFICIENTS = 0.1 * 4.0 ** np.arange(7)
+"""Of one residualization after the other: features that hardly vary beside the effects of covariates would stay."""
+_TIMES = float(_COEFFICIENTS.sum())
+
+
+def _write_age_into_a_feature(coordinator: Coordinator, name: str) -> np.ndarray:
+    """Have a site residualize its features again and again; return the ages, which nobody else must learn."""
+    age = [{"name": "age", "center": 0.0, "scale": 1.0}]
+    steps, arrays, source = [], {}, "x"
+    for number, coefficient in enumerate(_COEFFICIENTS):
+        result = f"aged{number}"
+        model = {"coefficients": coefficient * np.eye(1, WIDTH), "mean": np.zeros(WIDTH)}
+        arrays |= join(**{result: {**model, "covariate_mean": np.zeros(1), "site": np.array(0.0)}})
+        about = {"transform": "residualization", "model": "ResidualizationModel", "covariates": age}
+        steps.append(Step(source=source, result=result, **about))
+        source = result
+    request = HarmonizeRequest(arrays=arrays, study="small", steps=steps, secure=coordinator.secure())
+    coordinator.send(name, request.to_records(), request.message)
+    return load_site(coordinator.sites[name]).covariates["age"].sort_index().to_numpy()
 
 
 def _steep_state(axis: np.ndarray, threshold: float) -> Arrays:

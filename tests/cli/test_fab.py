@@ -63,7 +63,7 @@ def test_an_app_says_what_it_computes_what_leaves_and_what_it_needs(tmp_path, st
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "that of this installation" in said
     assert "NOT that" not in said
-    assert "only sums over three or more hospitals can be read" in said
+    assert "a coordinator that follows the protocol reads sums over three or more hospitals; what one that does" in said
     assert "studies: [small]; columns: [age, mean_fd, sex, tsnr]; max_rounds: 2 or more" in said
 
     plain = {**STUDY, "privacy": {"secure_sums": False}}
@@ -73,6 +73,14 @@ def test_an_app_says_what_it_computes_what_leaves_and_what_it_needs(tmp_path, st
     assert "IN THE CLEAR" in said
     assert "secure_sum_required: false" in said
     assert 'analyses: ["*", leave_one_site_out]' in said
+
+
+def test_what_shows_single_hospitals_is_said_by_name(tmp_path, capsys):
+    showing = {**STUDY, "analyses": {**STUDY["analyses"], "leave_one_site_out": True}}
+    describe_fab(build_fab(read(tmp_path, showing)), "small.fab")
+
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "three or more hospitals, and from leave_one_site_out single hospitals';" in said
 
 
 def test_code_that_is_not_the_installation_s_is_said_file_by_file(tmp_path, study, capsys):
