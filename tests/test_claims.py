@@ -319,7 +319,7 @@ POLICY = {
     "epsilon": "client/test_private_rounds.py: test_a_site_whose_budget_is_spent_refuses; "
     "client/test_app.py: test_a_budget_is_all_that_is_told_unless_the_policy_names_more",
     "outside_epsilon": "client/test_app.py: test_a_budget_is_all_that_is_told_unless_the_policy_names_more; "
-    "cli/test_fab.py: test_an_app_says_what_it_computes_what_leaves_and_what_it_needs",
+    "cli/test_fab.py: test_what_leaves_beyond_a_budget_is_listed",
     "delta": "client/test_policy.py: test_a_promise_that_nobody_asks_for_may_be_weak",
     "share_metrics": "server/test_secure_sums.py: test_what_a_site_shares_is_shown_beside_the_sums",
     "share_parameters": "server/test_secure_sums.py: test_what_a_site_shares_is_shown_beside_the_sums",
