@@ -332,8 +332,9 @@ def _refuse(site: Site, message: Message, asked: DescribeRequest | SumRequest | 
     """
     code, kind = _code_of(error), message.metadata.message_type
     told = code if site.policy.share_reasons else code.told
-    detail = error.detail if isinstance(error, Refusal) else str(error)
+    detail = "an error whose text cannot be had"
     try:
+        detail = error.detail if isinstance(error, Refusal) else str(error)
         about = {} if asked is None else {"study": asked.study, "question": _question(asked), **_asked(asked)}
         site.log.error("%s %s: %s", kind, code, detail, exc_info=error if code is RefusalCode.INTERNAL else None)
         if asked is not None and code.told is RefusalCode.DATA:

@@ -214,6 +214,12 @@ def test_what_shows_each_site_s_mean_is_refused_unless_it_is_named(tmp_path, fou
     assert coordinator.code(coordinator.sums(jobs=jobs)) is RefusalCode.ANALYSIS
 
 
+def _model(window: dict[str, object] | None = None, **changes: object) -> dict[str, object]:
+    """A model as large as settings allow: what is beyond them is not read."""
+    known = MODEL.model_dump(mode="json")
+    return {**known, **changes, "window": {**known["window"], **(window or {})}}
+
+
 def _many_levels(coordinator: Coordinator) -> SummarizeRequest:
     table = TableSpec(features="x", covariates=[{"name": "age", "levels": [str(n) for n in range(300_000)]}])
     return coordinator.sums(jobs={"j": SUMS["projection"].model_copy(update={"table": table})})
@@ -222,10 +228,10 @@ def _many_levels(coordinator: Coordinator) -> SummarizeRequest:
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda c: c.training(training={"steps_per_round": 10**9}),
-        lambda c: c.training(model={**MODEL.model_dump(mode="json"), "mlp_ratio": 1e6}),
-        lambda c: c.training(model={**MODEL.model_dump(mode="json"), "depth": 10**9}),
-        lambda c: c.training(training={"batch_size": 10**8}),
+        lambda c: c.training(training={"steps_per_round": 10**6}),
+        lambda c: c.training(model=_model(width=16_384)),
+        lambda c: c.training(model=_model(width=4096, depth=512)),
+        lambda c: c.training(training={"batch_size": 10**6}, model=_model(window={"n_frames": 3200})),
         _many_levels,
         lambda c: c.sums(jobs={f"j{n}": SUMS["projection"] for n in range(3000)}),
         lambda c: c.sums(jobs={"j": SUMS["projection"].model_copy(update={"parameters": {"n_components": 10**9}})}),
