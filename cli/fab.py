@@ -168,13 +168,23 @@ def _summary(study: Study) -> dict[str, str]:
         + ", ".join(name for name in study.asks_for() if name not in ("pretraining", "embedding")),
         "columns": ", ".join(study.columns) or "none",
         "vectors": study.association.vectors if study.association else "none",
-        "leaves": "masked: only sums over three or more hospitals can be read"
-        if study.privacy.secure_sums
-        else "IN THE CLEAR: this hospital's own model updates and sums",
+        "leaves": _leaves(study),
         "roster": study.privacy.roster or "the one that all hospitals approved",
         "privacy": noise,
         "needs in site.yaml": _needs(study),
     }
+
+
+def _leaves(study: Study) -> str:
+    """What of a hospital's numbers the coordinator reads, if it follows the protocol and if not."""
+    if not study.privacy.secure_sums:
+        return "IN THE CLEAR: this hospital's own model updates and sums"
+    showing = [name for name in study.asks_for() if name in SHOWS_ONE_SITE]
+    but = f", and from {', '.join(showing)} single hospitals'" if showing else ""
+    return (
+        f"masked: a coordinator that follows the protocol reads sums over three or more hospitals{but}; what one that "
+        "does not could learn is in docs/privacy.md"
+    )
 
 
 def _needs(study: Study) -> str:

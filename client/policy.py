@@ -38,10 +38,12 @@ class Policy(Settings):
     vectors: tuple[str, ...] = ()
     """Second tables of vectors that studies may use, by name; ``"*"`` for any."""
     min_participants: int = Field(default=10, ge=1, strict=True)
-    """Fewest participants of the site that must take part in an answer."""
+    """Fewest participants of the site that must take part in an answer. Scores of held-out ones, which go with a model
+    update, are asked for ``min_group`` of them."""
     min_group: int = Field(default=5, ge=1, strict=True)
-    """Fewest participants in each part that an answer can be taken apart into: those held out of training, a fold, a
-    level of a category, each column of the covariates."""
+    """Fewest participants, or none, whom a sum counts of: those held out of training, a fold, a level of a category,
+    each column of the covariates, a class, a parcel that only some recordings have. It is asked of who is counted, and
+    not of how a state that the coordinator sends weighs them."""
     columns: tuple[str, ...] = ("age", "sex", "mean_fd", "tsnr")
     """Covariates and targets that studies may use, by name; ``"*"`` for all of the cohort's. ``site`` is always one."""
     max_covariate_ratio: float = Field(default=0.33, gt=0, le=1, strict=True)
@@ -51,7 +53,8 @@ class Policy(Settings):
     min_sites: int = Field(default=3, ge=3, strict=True)
     """Fewest sites in a secure sum."""
     max_attempts: int = Field(default=2, ge=1, strict=True)
-    """Most attempts at one secure sum, and most sets of sites among which the site answers one question."""
+    """Most attempts at one secure sum, and most sets of sites among which the site answers one question about the same
+    participants. Another analysis of the same data is another question."""
     plain_grams: bool = False
     """Let second moments of as many columns as participants, or more, leave without a secure sum."""
     min_change: int = Field(default=10, ge=1, strict=True)
@@ -59,11 +62,12 @@ class Policy(Settings):
     max_rounds: int = Field(default=1000, ge=0, strict=True)
     """Most rounds of training of one study."""
     max_releases: int = Field(default=100_000, ge=0, strict=True)
-    """Most answers of any kind to one study: each analysis in each of its rounds is one."""
+    """Most answers to one study: each analysis in each of its rounds is one. What ``describe`` and ``harmonize`` answer
+    is not counted."""
     max_steps: int = Field(default=10_000, ge=1, strict=True)
     """Most training steps of a round."""
     max_seconds: int = Field(default=21_600, ge=1, strict=True)
-    """Longest that an answer may take to be computed, in seconds."""
+    """Longest that an answer of a deployed site may take to be computed, in seconds."""
     max_parameters: int = Field(default=1_000_000_000, ge=1, strict=True)
     """Most weights of a model."""
     max_memory_gb: float = Field(default=32.0, gt=0, allow_inf_nan=False)
@@ -93,7 +97,8 @@ class Policy(Settings):
     share_parameters: bool = False
     """Let the site's own shift and scale in each feature leave."""
     share_embeddings: bool = False
-    """Let the site's harmonized and residualized embeddings leave, a row a participant, under pseudonyms."""
+    """Let features leave, a row a participant, under pseudonyms: a study's last embeddings, or what the coordinator
+    calls so."""
     share_reasons: bool = False
     """Let the rule leave by which a question was refused also where it lies in the participants' data: for simulated or
     public data, since who may ask much learns those from what is refused."""

@@ -157,7 +157,7 @@ def _answer_once(site: Site, request: DescribeRequest | SumRequest, handle: Call
     """
     secure = request.secure if isinstance(request, SumRequest) else None
     if not isinstance(request, SumRequest) or secure is None:
-        question = request.question if isinstance(request, SumRequest) else ""
+        question = _question(request)
         return _permitted(site, request, handle(), question), question
     _permit_sum(site, request)
     if (kept := site.sums.find(request.run, request)) is not None:
@@ -279,6 +279,7 @@ def _release(site: Site, message: Message, request: AnyRequest, answered: Answer
         masked=secure is not None,
         attempt=secure.attempt if secure else None,
         among=secure.sites if secure else None,
+        groups=[group.sites for group in payload.sealed] if isinstance(payload, SumReply) else [],
         epsilon=spending.epsilon or None,  # nothing was counted, which is not nothing lost
         bytes=size_of(records),
         items=describe_records(records),
@@ -330,6 +331,7 @@ def _refuse(site: Site, message: Message, asked: DescribeRequest | SumRequest | 
     Nothing may be raised from here: Flower would send its text to the coordinator.
     """
     code, kind = _code_of(error), message.metadata.message_type
+    told = code if site.policy.share_reasons else code.told
     detail = _detail(error)
     try:
         about = {} if asked is None else {"study": asked.study, "question": _question(asked), **_asked(asked)}
@@ -337,13 +339,13 @@ def _refuse(site: Site, message: Message, asked: DescribeRequest | SumRequest | 
         if asked is not None and code.told is RefusalCode.DATA:
             site.ledger.note_refusal(asked.study)
         run = str(message.metadata.run_id)
-        site.audit.append("refusal", run=run, message=kind, code=str(code.told), rule=str(code), **about)
+        site.audit.append("refusal", run=run, message=kind, code=str(told), rule=str(code), **about)
     except Exception as broken:
         print(f"fedbrainlm: {kind} {code}: {detail}", flush=True)
         print(f"fedbrainlm: the state folder cannot be written: {broken}", flush=True)
         if code.told is RefusalCode.DATA:  # what is not counted is not told either
             return RefusalCode.SETUP
-    return code if site.policy.share_reasons else code.told
+    return told
 
 
 def _detail(error: Exception) -> str:

@@ -160,7 +160,8 @@ class ProtectionConfig(Settings):
     """How the sites' answers are kept from the coordinator."""
 
     secure_sums: bool = True
-    """Mask what is summed, so that the coordinator reads sums over three or more sites and no single site's."""
+    """Mask what is summed, so that a coordinator that follows the protocol reads sums over three or more sites and no
+    single site's."""
     roster: Hex64 | None = None
     """Hash of the roster of keys that all sites must have approved; null for the one that they have in common."""
     max_attempts: int = Field(2, ge=1, le=100)

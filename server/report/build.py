@@ -343,7 +343,7 @@ def _secure_sums(data: RunData) -> str:
     silent = data.outcomes.query("outcome != 'ok'")["exchange"].nunique()
     again = f"; a site fell silent in {silent} exchanges" if silent else ""
     roster = data.summary["privacy"]["roster"][:12]
-    return f"on, with the keys of roster {roster}: only totals could be read{again}"
+    return f"on, with the keys of roster {roster}: a coordinator that follows the protocol reads totals alone{again}"
 
 
 TABLES = {

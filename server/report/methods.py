@@ -174,8 +174,8 @@ def _protection(data: RunData, cite: Callable[..., str]) -> list[str]:
     privacy, text = data.summary["privacy"], []
     if privacy["secure_sums"]:
         text.append(
-            "All that was added over the sites, model updates included, was masked with pairwise keys, so that the "
-            f"coordinator could read only sums over three or more of them {cite('secure_sum')}."
+            "All that was added over the sites, model updates included, was masked with pairwise keys, so that a "
+            f"coordinator that follows the protocol reads only sums over three or more of them {cite('secure_sum')}."
         )
     if (training := privacy["differential_privacy"]) is not None:
         goal = "noise multiplier" if training["epsilon"] is None else "ε"

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from client.features import FeatureSet, FeatureStore
 from client.site import load_site
 from exchange.messages import (
     EmbedRequest,
+    HarmonizeReply,
     HarmonizeRequest,
     Job,
     Step,
@@ -150,6 +152,32 @@ def test_what_a_pretended_dropout_shows_is_one_site_s_sum_and_stands_in_every_lo
     assert isinstance(coordinator.ask(names[0], coordinator.sums(names[:3], step=3)), SumReply)
 
 
+@pytest.mark.parametrize("in_a_group", [False, True])
+def test_a_sum_among_accomplices_is_the_honest_site_s_and_stands_in_its_log(coordinator, in_a_group):
+    """A known limit: who knows the parts of all sites but one knows that one's, and any three of a roster may be asked.
+
+    A part of an answer may be among fewer than its message is; both stand in the log.
+    """
+    names, three = coordinator.names, coordinator.names[:3]
+    groups = {"projection": three} if in_a_group else {}
+    total = coordinator.total(coordinator.sums(names if in_a_group else three, groups=groups))
+
+    left = total["projection/feature_sum"] - sum(own_sum(coordinator, accomplice) for accomplice in three[1:])
+    np.testing.assert_allclose(left, own_sum(coordinator, three[0]), atol=1e-9)
+    released = coordinator.audit_of(three[0])[-1]
+    assert (released["among"], released["groups"]) == (names if in_a_group else three, [three])
+
+
+def test_a_policy_asks_for_more_sites_than_side_with_the_coordinator(tmp_path, four_cohorts):
+    """With `min_sites` at k + 2, k accomplices leave two honest sites, whose sum is all that is known."""
+    coordinator = Coordinator(write_careful_sites(tmp_path, four_cohorts, min_sites=4))
+    in_a_group = coordinator.sums(groups={"projection": coordinator.names[:3]})
+
+    assert coordinator.code(coordinator.sums(coordinator.names[:3])) is RefusalCode.FEW_SITES
+    assert coordinator.code(in_a_group) is RefusalCode.FEW_SITES
+    assert coordinator.code(coordinator.sums()) is None
+
+
 # --- a coordinator in the middle --------------------------------------------------------------------------------------
 
 
@@ -226,6 +254,27 @@ def test_nothing_leaves_in_the_clear_where_sums_must_be_secure(coordinator, kind
     masked = request.model_copy(update={"secure": coordinator.secure()})
 
     assert (coordinator.code(request), coordinator.code(masked)) == (RefusalCode.PLAIN, None)
+
+
+def test_who_shares_embeddings_shares_any_features_of_a_participant(tmp_path, four_cohorts):
+    """A known limit: which features are the last, and what is done to them, is for the coordinator to say."""
+    coordinator = Coordinator(write_careful_sites(tmp_path, four_cohorts, share_embeddings=True))
+    site = load_site(coordinator.sites["aalborg"])
+    people = FeatureStore(site.folder_of("small")).read("x").participants
+    connectivity = np.random.default_rng(0).normal(size=(len(people), 6))
+    FeatureStore(site.folder_of("small")).write("connectivity", FeatureSet(people, connectivity))
+    request = HarmonizeRequest(
+        arrays=join(y={"mean": np.zeros(6), "components": np.eye(6), "explained_variance": np.ones(6)})
+        | {"y/total_variance": np.array(6.0)},
+        study="small",
+        steps=[Step(source="connectivity", result="y", transform="projection", model="ProjectionModel")],
+        final="y",
+        secure=coordinator.secure(),
+    )
+    reply = HarmonizeReply.from_records(coordinator.send("aalborg", request.to_records(), request.message).content)
+
+    np.testing.assert_array_equal(reply.arrays["shown/embeddings"], connectivity)
+    assert reply.pseudonyms == [site.pseudonym(participant) for participant in people]
 
 
 @pytest.mark.parametrize("spent", [False, True])

@@ -10,6 +10,7 @@ from brainlm import save_checkpoint
 from brainlm.architectures import build_model
 from cli.errors import InputError
 from cli.fab import build_fab, describe_fab, stage_app
+from client.describing import without_noise
 from cohorts.errors import SettingsError
 from server.study import load_study
 from tests.support.federation import STUDY
@@ -63,7 +64,7 @@ def test_an_app_says_what_it_computes_what_leaves_and_what_it_needs(tmp_path, st
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "that of this installation" in said
     assert "NOT that" not in said
-    assert "only sums over three or more hospitals can be read" in said
+    assert "a coordinator that follows the protocol reads sums over three or more hospitals; what one that does" in said
     assert "studies: [small]; columns: [age, mean_fd, sex, tsnr]; max_rounds: 2 or more" in said
 
     plain = {**STUDY, "privacy": {"secure_sums": False}}
@@ -73,6 +74,25 @@ def test_an_app_says_what_it_computes_what_leaves_and_what_it_needs(tmp_path, st
     assert "IN THE CLEAR" in said
     assert "secure_sum_required: false" in said
     assert 'analyses: ["*", leave_one_site_out]' in said
+
+
+def test_what_leaves_beyond_a_budget_is_listed(tmp_path, capsys):
+    private = {**STUDY["training"], "privacy": {"noise_multiplier": 1.0}, "clip_norm": None}
+    study = {**STUDY, "training": private, "analyses": {**STUDY["analyses"], "gaussian_baseline": False}}
+    offered = describe_fab(build_fab(read(tmp_path, study)), "small.fab")
+
+    said = "".join(capsys.readouterr().out.replace("│", "").split())
+    listed = without_noise(offered.study.introduction())
+    assert {"evaluation", "lacking", "combat"} < set(listed)
+    assert f"outside_epsilon:[{','.join(listed)}]" in said
+
+
+def test_what_shows_single_hospitals_is_said_by_name(tmp_path, capsys):
+    showing = {**STUDY, "analyses": {**STUDY["analyses"], "leave_one_site_out": True}}
+    describe_fab(build_fab(read(tmp_path, showing)), "small.fab")
+
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "three or more hospitals, and from leave_one_site_out single hospitals';" in said
 
 
 def test_code_that_is_not_the_installation_s_is_said_file_by_file(tmp_path, study, capsys):

@@ -70,7 +70,12 @@ def refused(context: Context, said: RecordDict | Error) -> str:
 
 
 def train(
-    context: Context, holdout: float, round_number: int = 1, weights: Arrays | None = None, **changes: object
+    context: Context,
+    holdout: float,
+    round_number: int = 1,
+    weights: Arrays | None = None,
+    max_norm: float | None = None,
+    **changes: object,
 ) -> RecordDict | Error:
     if weights is None:
         weights = {name: values.numpy() for name, values in initial_model(MODEL, 0).state_dict().items()}
@@ -85,6 +90,7 @@ def train(
             round_number=round_number,
             rounds=2,
             seed=0,
+            max_norm=max_norm,
         ),
     )
 
@@ -134,6 +140,27 @@ def test_baselines_are_evaluated_beside_the_final_model(context):
     assert alone.keys() == linear.keys()
     assert not any(values.any() for values in alone.values())  # held out are too few
     assert embed(context, 0.4, **{**moments, "covariance": np.eye(7)}).reason == "protocol.unreadable"
+
+
+def test_a_cohort_is_only_read(context, small_cohorts):
+    def files() -> dict[str, tuple[bytes, int]]:
+        found = (path for path in small_cohorts[0].rglob("*") if path.is_file())
+        return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+
+    before = files()
+    assert not isinstance(train(context, 0.4), Error)
+    assert not isinstance(embed(context, 0.4), Error)
+    assert files() == before
+
+
+@pytest.mark.parametrize("longest", [1e-3, 1e3])
+def test_an_update_is_no_longer_than_the_study_s_bound(context, longest):
+    weights = {name: values.numpy() for name, values in initial_model(MODEL, 0).state_dict().items()}
+    trained = TrainReply.from_records(train(context, 0.2, weights=weights, max_norm=longest)).part("weights")
+    length = np.sqrt(sum(float(((trained[name] - values) ** 2).sum()) for name, values in weights.items()))
+
+    assert 0 < length < longest * 1.01
+    assert (length > longest * 0.99) == (longest < 1)
 
 
 @pytest.mark.parametrize("changes", [{"holdout": 0.9}, {"holdout": 0.2, "batch_size": 1}])

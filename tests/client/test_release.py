@@ -112,6 +112,18 @@ ERRORS = [
 ]
 
 
+@pytest.mark.parametrize(("shares", "told"), [(True, "policy.small-group"), (False, "site.cannot-answer")])
+def test_the_log_has_the_code_that_left_and_the_rule(tmp_path, small_cohorts, shares, told):
+    site = write_site(tmp_path / "a", "aalborg", small_cohorts[0], share_reasons=shares)
+
+    def fail(site, request) -> Answer:
+        raise Refusal(RefusalCode.GROUP, SECRET)
+
+    assert ask(site, fail).error.reason == told
+    (event,) = AuditLog(site.parent / "state" / "audit.jsonl").read()
+    assert (event["code"], event["rule"]) == (told, "policy.small-group")
+
+
 @pytest.mark.parametrize(("error", "code"), ERRORS, ids=lambda value: type(value).__name__)
 def test_errors_leave_as_codes_and_stay_as_sentences(site, error, code):
     def fail(site, request) -> Answer:
@@ -182,6 +194,14 @@ def test_nothing_leaves_beside_a_damaged_audit_log(site):
     log.write_text(log.read_text() + "something else\n")
 
     assert ask(site, good).error.reason == "audit.broken"
+
+
+def test_a_damaged_ledger_stops_every_answer(site):
+    """Also such as are not entered into it."""
+    assert not ask(site, good).has_error()
+    (site.parent / "state" / "ledger.sqlite").write_bytes(b"no database")
+
+    assert ask(site, good).error.reason == "site.not-set-up"
 
 
 @pytest.mark.parametrize("name", ["metrics", "parameters", "embeddings"])

@@ -1,5 +1,7 @@
 """One plaintext for one context, whatever the coordinator asks, and whenever the site is killed."""
 
+import subprocess
+
 import numpy as np
 import pytest
 
@@ -95,6 +97,13 @@ def test_only_the_last_plaintext_stays_on_the_disk(store, tmp_path):
 
     (last,) = first.parent.iterdir()
     assert last != first
+
+
+def test_the_answer_of_a_study_lies_where_the_guide_says(store, tmp_path):
+    command = f"ls sums/$(printf %s '{request().study}' | sha256sum | cut -c-16)"
+    listed = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert listed.split() == [path.name for path in tmp_path.rglob("*.safetensors")]
 
 
 def test_a_disk_that_takes_no_answer_is_the_administrators_to_mend(store, tmp_path):

@@ -36,7 +36,9 @@ def test_series_come_back_with_their_names(path, signal):
     np.testing.assert_array_equal(values.astype(np.float32), signal)
 
 
-@pytest.mark.parametrize("content", [b"", b"LH_Vis_1\tRH_Vis_1\n0\t1\n", bytes(2000), gzip.compress(bytes(2000), mtime=0)])
+@pytest.mark.parametrize(
+    "content", [b"", b"LH_Vis_1\tRH_Vis_1\n0\t1\n", bytes(2000), gzip.compress(bytes(2000), mtime=0)]
+)
 def test_what_is_no_cifti_file_is_refused(path, content):
     path.write_bytes(content)
     assert refused(path) == "unreadable"

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from harmonization import HarmonizationError, Quantiles, SiteTable, add_sums, run_pooled
-from harmonization.quantiles import QuantileModel
+from harmonization.quantiles import BASE, LARGEST, SMALLEST, QuantileModel
 
 PROBABILITIES = (0.05, 0.25, 0.5, 0.75, 0.9)
 
@@ -82,6 +82,19 @@ def test_a_round_tells_counts_of_the_next_digit_alone():
     assert first["counts"].sum() == 30
     assert second["counts"].sum() == first["counts"][0, 0, brackets.prefix[0, 0]]
     assert add_sums([first, first])["counts"].sum() == 60
+
+
+def test_bins_are_as_wide_as_the_guide_says():
+    """docs/privacy.md: an outer bin is a quarter wider than the one before it; the finest know a value to 2e-6."""
+    probabilities = (0.1, 0.5, 0.9)
+    values = np.random.default_rng(0).uniform(100, 1000, size=(5000, 1))
+    model = measured(values, probabilities=probabilities)
+    near = model.resolution / np.quantile(values, probabilities)[:, None]
+    span = np.arcsinh(LARGEST / SMALLEST)
+    edges = np.sinh(np.linspace(-span, span, BASE + 1)) * SMALLEST
+
+    assert (np.abs(edges[-1]), edges[-1] / edges[-2]) == (pytest.approx(LARGEST), pytest.approx(1.25, abs=0.01))
+    assert near.max() < 2e-6
 
 
 @pytest.mark.parametrize("probabilities", [(), (0.0,), (0.5, 1.2)])
