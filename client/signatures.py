@@ -86,7 +86,10 @@ def _parse(signature: str) -> tuple[bytes, bytes, bytes]:
         body = signature.strip().removeprefix(_BEGIN).removesuffix(_END)
         if len(signature) > _LARGEST or len(signature.strip()) - len(body) != len(_BEGIN) + len(_END):
             raise ValueError("no signature")
-        blob = b64decode("".join(body.split()), validate=True)
+        letters = "".join(body.split())
+        blob = b64decode(letters, validate=True)
+        if b64encode(blob).decode() != letters:  # bits at the end that no byte holds
+            raise ValueError("not as it was written")
         if not blob.startswith(_MAGIC + (1).to_bytes(4, "big")):
             raise ValueError("no signature")
         key_blob, namespace, _reserved, digest, inner = _strings(blob[len(_MAGIC) + 4 :], 5)
