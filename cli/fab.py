@@ -14,7 +14,7 @@ from rich.text import Text
 from brainlm.architectures import check_model_config
 from cli.errors import InputError
 from cli.output import PlainConsole, say
-from client.app_files import MANIFEST, NOT_SHIPPED, PACKAGES, PROJECT_FILE, STUDY, TEXTS, read_fab
+from client.app_files import MANIFEST, NOT_SHIPPED, PACKAGES, PROJECT_FILE, STUDY, read_fab
 from client.describing import without_noise
 from client.errors import AppError
 from client.policy import SHOWS_ONE_SITE
@@ -24,7 +24,9 @@ from cohorts.settings import check_settings, parse_yaml
 from server.study import Study
 
 PROJECT = Path(__file__).parents[1]
-"""The source tree: Flower ships an app as its sources."""
+"""Where the packages lie, in a source tree or as pip installed them: Flower ships an app as its sources."""
+_APP = PROJECT / "configs" / "app.toml"
+"""What Flower is told of the app."""
 _MOST_SHOWN = 20
 """Differing files that are listed."""
 
@@ -110,14 +112,8 @@ def _open(content: bytes, source: str) -> OfferedApp:
 
 
 def _stage(folder: Path, shipped: bytes) -> Path:
-    if not (PROJECT / PROJECT_FILE).is_file():
-        raise InputError(
-            "FedBrainLM was not installed from its source tree, which Flower needs to ship the app. "
-            "Clone the repository and use 'make install'."
-        )
     with atomic_folder(folder) as partial:
-        for name in (PROJECT_FILE, *TEXTS):
-            shutil.copy(PROJECT / name, partial / name)
+        shutil.copy(_APP, partial / PROJECT_FILE)
         for package in PACKAGES:
             shutil.copytree(PROJECT / package, partial / package, ignore=shutil.ignore_patterns(*NOT_SHIPPED))
         (partial / STUDY).write_bytes(shipped)

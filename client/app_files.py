@@ -19,7 +19,6 @@ PACKAGES = ("brainlm", "client", "cohorts", "exchange", "harmonization", "server
 STUDY = "study.yaml"
 """The study that an app was built for, beside its packages; the source tree has none."""
 PROJECT_FILE = "pyproject.toml"
-TEXTS = ("README.md", "LICENSE")
 MANIFEST = ".info/CONTENT"
 """Flower's own list of a FAB's files, which it removes once it has unpacked them."""
 NOT_SHIPPED = ("__pycache__", "report")
@@ -66,7 +65,7 @@ def read_fab(content: bytes) -> dict[str, bytes]:
 
 def may_hold(name: str) -> bool:
     """Whether an app may hold a file of that name, relative to its folder."""
-    if name in (PROJECT_FILE, STUDY, MANIFEST, *TEXTS):
+    if name in (PROJECT_FILE, STUDY, MANIFEST):
         return True
     return bool(_SOURCE.fullmatch(name)) and not set(name.split("/")) & set(NOT_SHIPPED)
 
