@@ -1,15 +1,13 @@
 """What commands print: text that no terminal obeys. All output of commands goes through here."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-
-def printable(text: str) -> str:
-    """Text without what a terminal would obey, such as a name that somebody gave a file."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+from cohorts.wording import printable
 
 
 def say(text: object = "", *, err: bool = False) -> None:
@@ -21,7 +19,13 @@ def say(text: object = "", *, err: bool = False) -> None:
 
 
 class PlainConsole(Console):
-    """A console whose texts reach the terminal without what it would obey: they may be anybody's."""
+    """A console whose texts reach the terminal without what it would obey: they may be anybody's.
+
+    Nor does rich obey them: brackets in a name are no markup, which could forge a line or end the command.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, **settings)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render as rich does, whose own control codes are segments of their own kind."""

@@ -14,6 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from cli.display import console, live
 from cli.output import PlainConsole, printable, say
@@ -90,7 +91,7 @@ def watching(journal: Journal, out: Console = console, *, as_json: bool = False)
                 if as_json:
                     print_event(event)
                 else:
-                    out.print(_line(event), highlight=False, markup=False, soft_wrap=True)
+                    out.print(_line(event), highlight=False, soft_wrap=True)
 
         yield tell
         tell()
@@ -181,8 +182,11 @@ def print_summary(summary: dict[str, object]) -> None:
     pretraining, harmonization, probes = (summary[name] for name in ("pretraining", "harmonization", "probes"))
     before = "start" if "masked_r2_start" in pretraining else "untrained"
     out.print(
-        f"Masked R² on held-out participants: [bold]{_number(pretraining['masked_r2'])}[/] "
-        f"({before} {_number(pretraining[f'masked_r2_{before}'])})"
+        Text.assemble(
+            "Masked R² on held-out participants: ",
+            (_number(pretraining["masked_r2"]), "bold"),
+            f" ({before} {_number(pretraining[f'masked_r2_{before}'])})",
+        )
     )
     effects = harmonization.get("site_effect", {})
     columns = {target: _score_of(probes, target) for named in probes.values() for target in named}

@@ -36,6 +36,9 @@ _NOTHING = "0" * 64
 _BLOCK = 2**16
 _LONGEST = 2**26
 """Bytes of the longest line that is read: a line describes arrays, and holds none."""
+_LONGEST_EVENT = _LONGEST // 4
+"""Bytes of the longest line that is written. A part of it that a power cut leaves still has room in a line of its own,
+in hexadecimal."""
 _APP = Path(__file__).parents[1]
 
 
@@ -161,7 +164,8 @@ class AuditLog:
         Raises
         ------
         AuditError
-            If the log's last line is not one of its own, or does not follow from the line before it.
+            If the log's last line is not one of its own, or does not follow from the line before it; or if the new one
+            would be longer than lines are.
         OSError
             If the disk does not take the line.
         """
@@ -173,7 +177,10 @@ class AuditLog:
                 chain.add(BEGIN, site=self.site, salt=secrets.token_hex(32))
             if tail.torn:
                 chain.add(TORN, bytes=len(tail.torn), sha256=_sha256(tail.torn), hex=tail.torn.hex())
-            chain.add(event, **fields)
+            if chain.add(event, **fields) > _LONGEST_EVENT:
+                raise AuditError(
+                    f"{self.path}: a line of event '{event}' would be longer than lines are. It is not written."
+                )
             with naming(self.path):
                 # Over the torn bytes, never a truncation before: the line that keeps them is longer than they are.
                 _write(descriptor, chain.text, tail.end)
@@ -253,13 +260,15 @@ class _Chain:
         self.head = head
         self.text = b""
 
-    def add(self, event: str, **fields: Any) -> None:
+    def add(self, event: str, **fields: Any) -> int:
+        """Add a line, and return its length in bytes."""
         self.number += 1
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         content = dict(number=self.number, time=time, event=event, **fields, previous=self.head)
         line = json.dumps(content, allow_nan=False).encode()
         self.head = _sha256(line)
         self.text += line + b"\n"
+        return len(line)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class FeatureSet:
             Naming the feature set.
         """
         if np.isnan(self.features).any():
-            raise Refusal(RefusalCode.PROTOCOL, f"feature set '{name}' was asked for before those that all have.")
+            detail = f"feature set '{name}' was asked for before those that all have."
+            raise Refusal(RefusalCode.ANALYSIS_FAILED, detail)  # a code of data: it tells that somebody lacks one
 
 
 class FeatureStore:

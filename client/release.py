@@ -20,6 +20,7 @@ from client.audit import app_hash, describe_records
 from client.errors import AuditError, ClientError
 from client.ledger import Question, Release
 from client.limits import time_limit
+from client.logs import one_line
 from client.process import keep_private
 from client.site import Site, find_site
 from client.spending import Spend
@@ -130,9 +131,10 @@ def answer(
         site.policy.permit(request.study)
         _permit_shipped(request.study)
         site.policy.permit_refusals(site.ledger.refusals(request.study))
-        with time_limit(site.policy):
+        with time_limit(site.policy):  # masks, too: of ever so many groups
             answered, question = _answer_once(site, request, lambda: handle(site, request))
-        return Message(_release(site, message, request, answered, question), reply_to=message)
+            records = _release(site, message, request, answered, question)
+        return Message(records, reply_to=message)
     except Exception as error:
         return Message(_error(_refuse(site, message, asked, error)), reply_to=message)
 
@@ -341,7 +343,7 @@ def _refuse(site: Site, message: Message, asked: DescribeRequest | SumRequest | 
         run = str(message.metadata.run_id)
         site.audit.append("refusal", run=run, message=kind, code=str(told), rule=str(code), **about)
     except Exception as broken:
-        print(f"fedbrainlm: {kind} {code}: {detail}", flush=True)
+        print(f"fedbrainlm: {one_line(f'{kind} {code}: {detail}')}", flush=True)
         print(f"fedbrainlm: the state folder cannot be written: {broken}", flush=True)
         if code.told is RefusalCode.DATA:  # what is not counted is not told either
             return RefusalCode.SETUP

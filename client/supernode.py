@@ -39,7 +39,7 @@ from client.audit import AuditLog
 from client.errors import AuditError, JoinError
 from client.executor import SuperExec, flower_home, secret_path, socket_path
 from client.joining import authority_path, joined
-from client.logs import site_log
+from client.logs import one_line, site_log
 from client.nodekey import NodeKey
 from client.process import keep_private, make_private
 from client.proxies import Proxy, impose, proxy_to, through
@@ -164,10 +164,10 @@ class ApprovedAppsOnly:
 
     def _write_down(self, message: Message, refusal: Refusal) -> None:
         """Log and audit a refusal; nothing may be raised from here, lest the SuperNode end."""
-        run, kind = str(message.metadata.run_id), message.metadata.message_type
+        run, kind = str(message.metadata.run_id), one_line(message.metadata.message_type)
         try:
             self.log.error("%s %s: %s", kind, refusal.code, refusal.detail)
-            self.audit.append("refusal", run=run, message=kind, code=str(refusal.code), detail=refusal.detail)
+            self.audit.append("refusal", run=run, message=kind, code=str(refusal.code), detail=one_line(refusal.detail))
         except Exception as broken:
             print(f"fedbrainlm: the state folder cannot be written: {broken}", flush=True)
 

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -27,8 +28,8 @@ Name = Annotated[
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", json_schema_extra={"words": "64 digits 0-9 and a-f"})]
 """32 bytes: a SHA-256, or a key."""
 
-_MOST_BYTES, _DEEPEST = 2**18, 40
-"""Size and depth of the largest settings, with everything in place that aliases stand for."""
+_MOST_BYTES, _DEEPEST, _MOST_DIGITS = 2**18, 40, 100
+"""Size and depth of the largest settings, with everything in place that aliases stand for; length of a number."""
 
 
 class Settings(BaseModel):
@@ -116,8 +117,11 @@ def _check_size(top: yaml.Node, source: str) -> None:
         if isinstance(node, yaml.ScalarNode):
             if "\0" in node.value:  # which no path and no name can hold
                 raise SettingsError(f"{source}: a text holds a NUL character. Correct it.")
+            if node.tag.endswith(":int") and len(node.value) > _MOST_DIGITS:
+                raise SettingsError(f"{source}: a number has {len(node.value)} digits. Correct it.")
             size, depth = len(node.value) + 1, 1
         else:
+            _check_keys(node, source)
             within = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
             parts = [measure(part) for part in within]
             size, depth = 1 + sum(part[0] for part in parts), 1 + max((part[1] for part in parts), default=0)
@@ -130,6 +134,15 @@ def _check_size(top: yaml.Node, source: str) -> None:
         return size, depth
 
     measure(top)
+
+
+def _check_keys(node: yaml.Node, source: str) -> None:
+    """Refuse a mapping that says a thing twice: people go by the first, and YAML by the last."""
+    keys = Counter(str(key.value) for key, _ in node.value) if isinstance(node, yaml.MappingNode) else Counter[str]()
+    for name, times in keys.most_common(1):
+        if times > 1:
+            line = node.start_mark.line + 1
+            raise SettingsError(f"{source}: {name[:80]!r} stands twice in the mapping from line {line} on. Keep one.")
 
 
 def check_settings(content: dict[str, Any], model: type[AnySettings], source: str) -> AnySettings:

@@ -25,6 +25,8 @@ RUN = r"^[A-Za-z0-9-]{0,64}$"
 """What a run may be called."""
 
 _AUDIT_HEAD = "audit_head"
+_MOST_JOBS = 100_000
+"""In one message, whatever policies allow: a site's audit log names the analyses of one that it refuses."""
 SHOWN = "shown/"
 """How the names of arrays begin that a site shows of itself: they are neither masked nor added."""
 _PACKED = "safetensors"
@@ -191,7 +193,7 @@ class SumRequest(Payload):
         None lets answers leave in the clear.
     """
 
-    study: str
+    study: Name
     run: str = Field("", pattern=RUN)
     groups: list[Group] = []
     secure: SecureSum | None = None
@@ -310,7 +312,7 @@ class DescribeRequest(Payload):
 
     message: ClassVar[str] = "query.describe"
 
-    study: str
+    study: Name
     run: str = Field("", pattern=RUN)
     contract: dict[str, Any]
     window: dict[str, Any]
@@ -342,6 +344,8 @@ def _is_plain(text: str) -> str:
 Label = Annotated[str, Field(max_length=1000), AfterValidator(_is_plain)]
 """A text that a site chooses, and that the coordinator shows."""
 Count = Annotated[int, Field(ge=0, le=10**9, strict=True)]
+Some = Annotated[int, Field(ge=1, le=10**9, strict=True)]
+"""Of what a site that takes part has: with none of it, the others' answers would have nothing to add to."""
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -370,15 +374,15 @@ class DescribeReply(Payload):
     """
 
     site: Name
-    n_participants: Count
-    n_recordings: Count
+    n_participants: Some
+    n_recordings: Some
     n_quarantined: Count
     n_too_short: Count = 0
     n_left_out: Count = 0
     n_incomplete: Count | None = 0
     n_like_visits: Count | None = 0
-    n_windows: Count
-    n_parcels: Count
+    n_windows: Some
+    n_parcels: Some
     n_vector_dimensions: Count = 0
     n_without_vectors: Count | None = 0
     atlas: Label
@@ -558,7 +562,7 @@ class Job(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    analysis: str
+    analysis: str = Field(pattern="^[a-z_]{1,64}$")
     parameters: dict[str, Any]
     table: TableSpec | FrameSpec
     state: str | None = None
@@ -577,7 +581,7 @@ class SummarizeRequest(SumRequest):
 
     message: ClassVar[str] = "query.summarize"
 
-    jobs: dict[str, Job]
+    jobs: dict[str, Job] = Field(max_length=_MOST_JOBS)
     noise: dict[str, Any] | None = None
 
     @field_validator("jobs")

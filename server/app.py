@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -107,18 +108,37 @@ def _measured_together(study: Study, roster: Roster, total: Arrays) -> tuple[dic
 
 
 def _check_sites(study: Study, roster: Roster, journal: Journal) -> None:
-    """Say before training what the sites that came are too few for.
+    """Say before training what the sites that came are too few for, and go on with those whose vectors go together.
 
     Raises
     ------
     StudyError
-        If the site that the others are to be made like is not among them.
+        If the site that the others are to be made like is not among them, or too few have vectors that go together.
     """
+    if study.association is not None:
+        _keep_alike(study, roster, journal)
     reference = study.harmonization.reference
     if reference is not None and reference not in roster.sites:
         raise StudyError(f"harmonization.reference: site '{reference}' does not take part. Name another.")
     for what, why in lacking_sites(study, len(roster.sites)).items():
         journal.say(f"{what}: will be left out, since {why}")
+
+
+def _keep_alike(study: Study, roster: Roster, journal: Journal) -> None:
+    """Leave out the sites whose vectors have other dimensions than those of most."""
+    assert study.association is not None, "only studies with vectors associate them"
+    found = {site: about.n_vector_dimensions for site, about in roster.about.items()}
+    ((most, n_alike),) = Counter(found.values()).most_common(1)
+    if n_alike == len(found):
+        return
+    vectors, listed = study.association.vectors, ", ".join(f"{site} {number}" for site, number in found.items())
+    if n_alike < study.averaging.quorum or 2 * n_alike <= len(found):
+        raise StudyError(f"vectors '{vectors}' have other dimensions at each site ({listed}). Use one model for all.")
+    for site, number in found.items():
+        if number != most:
+            journal.say(f"{site} is left out: its vectors '{vectors}' have {number} dimensions; most have {most}")
+            journal.leave_out(site, "describe", f"vectors of {number} dimensions, and not {most}")
+    roster.keep([site for site, number in found.items() if number == most])
 
 
 def _describe(study: Study, journal: Journal) -> DescribeRequest:

@@ -30,7 +30,7 @@ from server.comparing import (
     site_measures,
     variants_of,
 )
-from server.errors import QuorumError, StudyError
+from server.errors import QuorumError
 from server.expecting import of_harmonization, size_after, widths_of
 from server.journal import Journal
 from server.roster import Roster
@@ -292,11 +292,7 @@ class Harmonizing:
         return f"{_VECTORS}{self.study.association.vectors}"
 
     def _vector_dimensions(self) -> int:
-        found = {site: about.n_vector_dimensions for site, about in self.roster.about.items()}
-        if len(set(found.values())) > 1:
-            listed = ", ".join(f"{site} {number}" for site, number in found.items())
-            raise StudyError(f"{self._vectors} have other dimensions at each site ({listed}). Use one model for all.")
-        return next(iter(found.values()))
+        return next(iter(self.roster.about.values())).n_vector_dimensions  # as many at each site that was kept
 
     def _association_tasks(self) -> dict[str, Task]:
         assert self.study.association is not None, "only studies with vectors associate them"

@@ -14,6 +14,7 @@ import yaml
 from brainlm import TrainingConfig
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet
+from client.features import FeatureSet, FeatureStore
 from client.frames import split_site
 from client.policy import SHOWS_ONE_SITE
 from client.site import load_site
@@ -273,6 +274,57 @@ def test_a_site_tells_little_by_refusing_however_often_it_is_asked(tmp_path, fou
     assert {event["study"] for event in refusals} == {"small"}
     assert len({event["question"] for event in refusals}) == 9
     assert all(event["analyses"] == ["projection"] for event in refusals)
+
+
+def test_no_site_tells_alone_which_of_its_features_somebody_lacks(coordinator):
+    """That leaves in a sum; asked of single features, by selecting each, refusals told it of one site, uncounted."""
+    site = load_site(coordinator.sites["aalborg"])
+    store, whole = FeatureStore(site.folder_of("small")), features_of(coordinator.sites["aalborg"]).copy()
+    people = store.read("x").participants
+    whole[3, 1] = np.nan
+    store.write("lacking", FeatureSet(people, whole))
+
+    def ask(place: int) -> RefusalCode | None:
+        kept, step = np.eye(WIDTH)[place], 2 * place + 1
+        name = f"only{place}"
+        select = Step(source="lacking", result=name, transform="selection", model="selection")
+        chosen = HarmonizeRequest(
+            study="small",
+            steps=[select],
+            secure=coordinator.secure(step=step),
+            arrays=join(**{name: {"kept": kept}}),
+        )
+        assert coordinator.code(chosen) is None
+        job = Job(analysis="projection", parameters={"n_components": 1}, table=TableSpec(features=name))
+        return coordinator.code(coordinator.sums(jobs={"projection": job}, step=step + 1))
+
+    assert [ask(place) for place in range(3)] == [None, RefusalCode.DATA, None]
+    assert site.ledger.refusals("small") == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"study": "y" * 10**6},
+        {"jobs": {"j": SUMS["projection"].model_copy(update={"analysis": "y" * 10**6})}},
+        {"jobs": {"j": SUMS["projection"].model_copy(update={"table": TableSpec(features="y" * 10**6)})}},
+        {"jobs": {"y" * 10**6: SUMS["projection"].model_copy(update={"parameters": {"y" * 10**6: 1}})}},
+        {"jobs": {"j": SUMS["projection"].model_copy(update={"analysis": "x\n2026-01-01 INFO nothing\x1b[2J"})}},
+    ],
+    ids=["study", "analysis", "features", "job", "lines"],
+)
+def test_no_question_fills_or_forges_the_logs(coordinator, changes):
+    """A line of the audit log that is longer than lines are read ended all answers, and made the log look damaged."""
+    state = load_site(coordinator.sites["aalborg"]).state
+
+    request = coordinator.sums().model_copy(update=changes)
+
+    assert isinstance(coordinator.code(request), RefusalCode)
+
+    written = [(state / name).read_text() for name in ("site.log", "audit.jsonl")]
+    assert all(len(text) < 10_000 for text in written)
+    assert len(written[0].splitlines()) == 1
+    assert written[0][:-1].isprintable()
 
 
 def test_a_round_that_the_policy_refused_does_not_leave_when_asked_again(tmp_path, four_cohorts):

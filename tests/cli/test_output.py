@@ -8,6 +8,7 @@ from rich.table import Table
 from cli.fab import PROJECT
 from cli.output import PlainConsole, say
 
+MARKUP = "[/x][red]a[link=http://b]:warning:"
 HOSTILE = "a\x1b]0;title\x07\x1b[2Jb\x9b31m\u202ec\rd"
 
 
@@ -37,6 +38,16 @@ def test_tables_and_errors_do_too(capsys):
     console.print(HOSTILE)
 
     assert obeyed(capsys.readouterr().out) == []
+
+
+def test_brackets_in_a_name_are_no_markup(capsys):
+    """Which could forge a line, or end the command that shows it."""
+    table = Table(title=MARKUP)
+    table.add_row(MARKUP)
+
+    PlainConsole(width=200, force_terminal=True, color_system=None).print(table, MARKUP, sep="\n")
+
+    assert capsys.readouterr().out.count(MARKUP) == 3
 
 
 def test_there_is_no_other_way_out():

@@ -194,6 +194,20 @@ def test_nothing_is_appended_to_a_damaged_end(written, spoilt, end):
         assert spoilt.path.read_bytes() == damaged
 
 
+def test_a_line_that_nobody_could_read_again_is_not_written(written, spoilt):
+    """Else whoever makes a site log a long text makes its log look damaged, and what stands behind it be lost."""
+    before = written.path.read_bytes()
+    spoilt.path.write_bytes(before)
+
+    with pytest.raises(AuditError, match="longer than lines are"):
+        spoilt.append("refusal", text="y" * 2**24)
+
+    assert spoilt.path.read_bytes() == before
+    spoilt.append("refusal", text="y" * (2**24 - 1000))
+    spoilt.append("release")
+    assert spoilt.verify().intact
+
+
 def test_only_the_end_is_read(written, spoilt):
     """The log's last lines, after a hole of 64 GiB that nobody could read in a test."""
     spoilt.path.write_bytes(b"")

@@ -10,6 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import client
 from brainlm.errors import DivergenceError
+from client import release
 from client.audit import AuditLog
 from client.keys import agree
 from client.ledger import Question, Release
@@ -214,6 +215,18 @@ def test_what_a_site_shows_of_itself_is_asked_of_its_policy(site, name):
     assert ask(site, showing).error.reason == "policy.analysis-not-allowed"
     site.write_text(site.read_text().replace("policy:", f"policy:\n  share_{name}: true"))
     assert ask(site, showing).has_content()
+
+
+def test_masking_counts_among_the_time_that_an_answer_may_take(tmp_path, small_cohorts, monkeypatch):
+    site = write_site(tmp_path / "a", "aalborg", small_cohorts[0], max_seconds=1)
+
+    def for_ever(*_: object) -> None:
+        while True:
+            sum(range(1000))
+
+    monkeypatch.setattr(release, "_masked", for_ever)
+
+    assert ask(site, good).error.reason == RefusalCode.LIMIT
 
 
 def test_the_policy_has_the_last_word(site):

@@ -76,6 +76,19 @@ def test_what_stands_for_more_than_settings_are_is_refused_before_it_is_made(tex
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("content", ["a: 1\nb: 2\na: 3\n", "b: {x: 1, 'x': 2}\n", "p: {<<: {a: 1}, <<: {b: 2}}\n"])
+def test_a_mapping_that_says_a_thing_twice_is_refused(content):
+    """Whoever reads it goes by the first, and YAML by the last."""
+    with pytest.raises(SettingsError, match="stands twice in the mapping from line 1 on"):
+        parse_yaml(content.encode(), "policy")
+
+
+@pytest.mark.parametrize("number", ["9" * 4400, ":".join(["59"] * 40_000)], ids=["digits", "sexagesimal"])
+def test_a_number_without_end_is_refused(number):
+    with pytest.raises(SettingsError, match="a number has"):
+        parse_yaml(f"seed: {number}\n".encode(), "study")
+
+
 def test_aliases_that_stand_for_little_are_read():
     text = "a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\n" + chain(3)
 

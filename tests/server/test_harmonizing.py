@@ -6,16 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Message
 from safetensors.numpy import load_file
 
 from cohorts import Cohort
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from cohorts.vectors import Vectors, read_vectors, save_vectors
+from exchange.messages import DescribeReply, DescribeRequest
 from harmonization import ComBat, CrossValidatedCCA, CrossValidatedRidge, Projection, SiteTable, run_pooled
 from server.errors import QuorumError, StudyError
 from server.report import write_report
 from tests.server.test_app import private_seed
-from tests.support.federation import STUDY, features, run_study, write_sites
+from tests.support.federation import PLAIN, STUDY, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 
 RICH = {
@@ -190,6 +192,28 @@ def test_vectors_of_other_dimensions_are_told_apart(tmp_path, cohorts):
 
     with pytest.raises(StudyError, match="aalborg 5, bergen 8"):
         run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", copies)), RICH)
+
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))  # before anybody trained
+
+
+def test_one_site_s_vectors_of_other_dimensions_cost_the_others_nothing(tmp_path, cohorts):
+    def lie(node: int, message: Message) -> Message | None:
+        if node != 2 or message.metadata.message_type != DescribeRequest.message:
+            return None
+        reply = DescribeReply.from_records(grid._answer(node, message).content)
+        return Message(reply.model_copy(update={"n_vector_dimensions": 10**9}).to_records(), reply_to=message)
+
+    grid = LocalGrid(write_sites(tmp_path / "s", cohorts), lie)
+    averaging = {**PLAIN["averaging"], "rounds": 1}
+    study = {**PLAIN, "averaging": averaging, "association": {"vectors": "genes", "components": 2, "permutations": 5}}
+
+    journal = run_study(tmp_path / "run", grid, study)
+
+    assert journal.progress().status == "completed"
+    assert [(site, stage) for site, stage, _ in journal.left_out()] == [("bergen", "describe")]
+    assert "bergen is left out: its vectors 'genes' have 1000000000 dimensions; most have 8" in "".join(
+        journal.table("notes")["text"]
+    )
 
 
 # Parcels that somebody lacks

@@ -186,14 +186,24 @@ def test_an_answer_that_was_not_asked_for_is_dropped_and_named_and_the_run_goes_
     assert [note for note in journal.table("notes")["text"] if "bergen was dropped" in note and said in note]
 
 
-@pytest.mark.parametrize("changes", [{"n_parcels": 99}, {"atlas": "../x"}, {"atlas": "schaefer200", "n_parcels": 200}])
-def test_a_site_of_an_atlas_that_the_study_does_not_have_is_left_out(
-    tmp_path, small_cohorts, journal, request_, changes
-):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_parcels": 99},
+        {"atlas": "../x"},
+        {"atlas": "schaefer200", "n_parcels": 200},
+        {"n_participants": 0},
+        {"n_windows": 0},
+    ],
+)
+def test_a_site_that_says_of_itself_what_cannot_be_is_left_out(tmp_path, small_cohorts, journal, request_, changes):
+    """Of another atlas than the study's, or with nobody to add."""
+
     def lie(node: int, message: Message) -> Message | None:
         about = {"site": "bergen", "atlas": "schaefer100", "preprocessing": "x", "software": {}, "n_parcels": 100}
         about |= dict.fromkeys(("n_participants", "n_recordings", "n_windows"), 20) | {"n_quarantined": 0}
-        return Message(DescribeReply(**about | changes).to_records(), reply_to=message) if node == 2 else None
+        reply = DescribeReply(**about).model_copy(update=changes)
+        return Message(reply.to_records(), reply_to=message) if node == 2 else None
 
     roster = Roster(LocalGrid(write_sites(tmp_path / "s", small_cohorts), lie), journal, limits(), CLEAR)
     roster.gather(request_)
