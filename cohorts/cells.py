@@ -31,6 +31,8 @@ PER_YEAR = {"years": 1.0, "months": 12.0, "weeks": 365.25 / 7, "days": 365.25}
 
 _FEW = 0.1
 """Of this share of a column's cells, or of one, it is believed that they alone cannot be read."""
+_MOST_KINDS = 5
+"""Numbers, at most, that may stand for kinds, as words may, and not for sizes."""
 _LONGEST = 100
 """Letters of a cell, beyond which it is no number."""
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)"
@@ -260,8 +262,10 @@ def _remedy(column: str, cell: str) -> str:
 
 def _read_sex(column: pd.Series, rules: ColumnRules) -> tuple[pd.Series, list[str]]:
     """Sex as F or M, by its own words or by what the levels say of its codes."""
-    levels = {code.lower(): meaning for code, meaning in rules.levels.items()}
-    kinds = column.str.lower().map(lambda cell: _sex_of(levels.get(cell, "")) or _sex_of(cell), na_action="ignore")
+    levels = {_spelled(code.lower()): meaning for code, meaning in rules.levels.items()}
+    kinds = column.str.lower().map(
+        lambda cell: _sex_of(levels.get(_spelled(cell), "")) or _sex_of(cell), na_action="ignore"
+    )
     notices = []
     if (missing := kinds == "missing").any():
         notices.append(f"{_rows(missing)} {_shown(column[missing])}: a missing value.")
@@ -286,14 +290,22 @@ def _sex_of(words: str) -> str:
 
 
 def _read_other(column: pd.Series, rules: ColumnRules) -> tuple[pd.Series, list[str]]:
-    """Numbers where all cells are such, but for a few that are known to be none; else text."""
+    """Numbers where all cells are such, but for a few that are none; else text."""
     cells = _read_numbers(column, rules)
     n_known, n_numbers = column.notna().sum(), (cells.kind == "number").sum()
-    if (cells.kind == "unread").any() or n_numbers < n_known / 2:
+    unread = cells.kind == "unread"
+    if n_numbers < n_known / 2 or (unread.any() and not _are_slips(unread, cells)):
         return _codes_among_words(column, cells.number, rules)
+    slips = _set_aside(column, unread, "a number, or n/a", "Correct it.")
     numbers, doubts = _without_codes(cells, cells.number, rules)
     whole = numbers.notna().all() and column.str.fullmatch(r"[-+]?\d{1,15}").all()
-    return numbers.astype("int64") if whole else numbers, cells.notices + doubts
+    return numbers.astype("int64") if whole else numbers, cells.notices + slips + doubts
+
+
+def _are_slips(unread: pd.Series, cells: _Numbers) -> bool:
+    """Whether a few cells are no numbers in a column of numbers, and not one more of the words for a few kinds."""
+    numbers = cells.number[cells.kind == "number"]
+    return bool(unread.sum() <= max(1, _FEW * cells.kind.notna().sum()) and numbers.nunique() > _MOST_KINDS)
 
 
 def _codes_among_words(column: pd.Series, numbers: pd.Series, rules: ColumnRules) -> tuple[pd.Series, list[str]]:

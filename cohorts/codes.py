@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 _REPEATED = re.compile(r"-?(9+|8+|7+)")
+_BESIDE_NINES = re.compile(r"-?9+[678]")
+"""Such as 97 and 98 beside 99, where it matters why there is no value."""
 _ENDS_OF_TYPES = (-(2**15), -(2**31), 2**31 - 1, -(2**63), 2**63)
 """What programs write for no value: the ends of what an integer of some width holds."""
 _FEWEST_OTHERS = 5
@@ -30,11 +32,15 @@ def says_missing(words: str) -> bool:
 def strength(value: float) -> int:
     """How many digits of a code a number has: of 9, 8 or 7 alone, or the end of a type; 0 if it has another form.
 
+    A last digit of 6, 7 or 8 after nines is one, too, of a whole number.
+
     A small negative whole number has 1.
     """
     if value in _ENDS_OF_TYPES:
         return 9
     text = f"{value:.10g}"
+    if _BESIDE_NINES.fullmatch(text):
+        return len(text.lstrip("-"))
     if _REPEATED.fullmatch(digits := text.replace(".", "")):
         length = len(digits.lstrip("-"))
         return length if "." not in text or length > 2 else 0
@@ -78,7 +84,7 @@ def suspects(values: np.ndarray[Any, Any], described: Collection[float] = ()) ->
         Numbers that are known to mean something.
     """
     known, counts = np.unique(values[np.isfinite(values)], return_counts=True)
-    forms = {value: 0 if value in described else strength(value) for value in known.tolist()}
+    forms = _forms(known.tolist(), described)
     others = _others(forms)
     verdicts = {value: _is_certain(value, forms[value], others) for value in forms.keys() - set(others)}
     verdicts |= {value: False for value in _far_off(others) if value not in described}
@@ -89,6 +95,13 @@ def suspects(values: np.ndarray[Any, Any], described: Collection[float] = ()) ->
         for value, certain in sorted(verdicts.items())
         if certain is not None
     ]
+
+
+def _forms(values: list[float], described: Collection[float]) -> dict[float, int]:
+    """`strength` of sorted values; 0 of those that mean something, and of 96 to 98 below another value."""
+    forms = {value: 0 if value in described else strength(value) for value in values}
+    largest = max((value for value, form in forms.items() if not form), default=-np.inf)
+    return {value: 0 if 96 <= value <= 98 and value < largest else form for value, form in forms.items()}
 
 
 def _others(forms: dict[float, int]) -> list[float]:

@@ -431,7 +431,7 @@ def _over_sessions(sessions: pd.DataFrame) -> pd.DataFrame:
 
 def _age_unit(descriptions: Descriptions, path: Path) -> str:
     """Unit of the column age."""
-    stated = str(descriptions.get("age", {}).get("Units", "")).strip()
+    stated = str(descriptions.get("age", {}).get("Units") or "").strip()
     named = {unit for unit, words in _AGE_UNITS.items() if re.search(words, stated, re.IGNORECASE)}
     if len(named) > 1 or (stated and stated != "n/a" and not named):
         raise ParticipantsError(

@@ -16,7 +16,7 @@ _DATE = r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:[0-2]\d|3[01])"
 _TOKEN = re.compile(rf"(?<!\d){_DATE}(?!\d)|[A-Za-z]+\d*|\d+")
 _VISIT = re.compile(
     rf"(?:ses|sess|session|visit|vis|wave|timepoint|tp|run|scan|mr|fu|followup|baseline|bl|pre|post|retest|screening"
-    rf"|year|yr|month|week|day)\d{{0,3}}|test|{_DATE}",
+    rf"|year|yr|month|week|day|repeat|rescan)\d{{0,3}}|test|first|second|third|{_DATE}",
     re.IGNORECASE,
 )
 """What says which visit it is."""
@@ -166,16 +166,17 @@ class Visits:
 def look_like_visits(ids: Iterable[str]) -> Visits | None:
     """Find out whether ids look like visits of the same people; None if they do not.
 
-    They do if those of several people differ in a word for a visit or in a date alone, as ``P01_baseline`` and
-    ``P01_ses2``; or at their end in a number or a letter, as ``P01_1`` and ``P01_2``, with more people than visits, and
-    if most ids do so or all end in such a letter and number.
+    They do if those of a person differ in a word for a visit or in a date alone, as ``P01_baseline`` and ``P01_ses2``;
+    or those of several people at their end in a number or a letter, as ``P01_1`` and ``P01_2``, with more people than
+    visits, and if most ids do so or all end in such a letter and number. The first visit may have none of these.
     """
     bare = sorted({one.removeprefix("sub-") for one in ids if one})
     by_length: dict[int, list[str]] = defaultdict(list)
     for one in bare:
         by_length[len(_TOKEN.findall(one))].append(one)
     places = [(place, alike) for n_tokens, alike in by_length.items() for place in range(n_tokens)]
-    found = [visits for place, alike in places if (visits := _differing_at(place, alike, len(bare))) is not None]
+    looked = [*(_differing_at(place, alike, len(bare)) for place, alike in places), _added(bare)]
+    found = [visits for visits in looked if visits is not None]
     return max(found, key=lambda visits: visits.n_ids, default=None)
 
 
@@ -190,7 +191,7 @@ def _differing_at(place: int, ids: list[str], n_ids: int) -> Visits | None:
     names = sorted({split[one][place] for one in visits})
     own = [k for k in range(len(split[ids[0]])) if k != place and len({split[one][k].lower() for one in ids}) > 1]
     grouped = all(_GROUP.fullmatch(split[one][k]) for one in ids for k in own)
-    if len(several) < 2 or grouped:
+    if not several or grouped:
         return None
     numbered = all(any(re.search(r"\d", split[one][k]) for k in own) for one in ids)
     lettered = all(_LETTERED.fullmatch(split[one][place]) for one in ids)
@@ -201,12 +202,32 @@ def _differing_at(place: int, ids: list[str], n_ids: int) -> Visits | None:
     else:
         last = place > max(own)
         most = numbered and len(visits) >= n_ids / 2
-        maybe = len(names) <= _MOST_VISITS and all(map(_MAYBE_VISIT.fullmatch, names))
-        sure = last and many and maybe and (most or lettered)
+        sure = len(several) > 1 and last and many and _may_be_visits(names) and (most or lettered)
     if not sure:
         return None
     told = ("their dates",) if any(re.fullmatch(_DATE, name) for name in names) else tuple(map(repr, names))
     return Visits(len(visits), len(several), told, _pattern(place, visits, names, len(several)))
+
+
+def _added(ids: list[str]) -> Visits | None:
+    """Visits that a further token at the end names, beside ids without one, which would be the first visits."""
+    known, again = set(ids), {}
+    for one in ids:
+        tokens = list(_TOKEN.finditer(one))
+        word = len(tokens) > 1 and tokens[-1].group().isdigit() and _VISIT.fullmatch(tokens[-2].group())
+        start = tokens[-2 if word else -1].start() if tokens else 0
+        if (first := one[:start].rstrip("-_. ")) in known:
+            again[one] = first, re.sub(r"[^A-Za-z0-9]", "", one[start:])
+    names, people = sorted({name for _, name in again.values()}), {first for first, _ in again.values()}
+    numbered = all(re.search(r"\d", first) for first in people)
+    maybe = len(people) > 1 and len(people) >= len(names) and _may_be_visits(names)
+    if not again or not numbered or not (maybe or all(map(_VISIT.fullmatch, names))):
+        return None
+    return Visits(len(people | set(again)), len(people), tuple(map(repr, names)), "")
+
+
+def _may_be_visits(names: list[str]) -> bool:
+    return len(names) <= _MOST_VISITS and all(_VISIT.fullmatch(name) or _MAYBE_VISIT.fullmatch(name) for name in names)
 
 
 def _pattern(place: int, ids: list[str], names: list[str], n_people: int) -> str:

@@ -2,13 +2,14 @@
 
 import copy
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from cohorts.errors import SettingsError
 from cohorts.files import read_bytes
@@ -41,6 +42,15 @@ class Settings(BaseModel):
         """Sentences on fields that do not go together, each with the remedy."""
         yield from ()
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse yes and no where a number is expected: Python would take them for 1 and 0."""
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if bool not in kinds and kinds & {int, float} and _holds_truth(value):
+            raise PydanticCustomError("number", "expected a number")  # `wording` has the sentence
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if conflicts := list(self.conflicts()):
@@ -49,6 +59,18 @@ class Settings(BaseModel):
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+@cache
+def _kinds(annotation: Any) -> frozenset[Any]:
+    """All types that stand in a type, such as int in ``dict[str, int | None]``."""
+    return frozenset({annotation}).union(*(_kinds(part) for part in get_args(annotation) if isinstance(part, Hashable)))
+
+
+def _holds_truth(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_truth, value.values()))
+    return any(map(_holds_truth, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -92,19 +114,23 @@ def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
         loader = yaml.SafeLoader(content.decode("utf-8"))
         node = loader.get_single_node()
         if node is not None:
-            _check_size(node, source)
+            _check_nodes(node, source)
         found = None if node is None else loader.construct_document(node)
     except (RecursionError, ValueError, yaml.YAMLError) as error:  # ValueError of dates, and of what is no UTF-8
         where = getattr(error, "problem_mark", None)
         line = f" near line {where.line + 1}" if where else ""
-        raise SettingsError(f"{source}: is not valid YAML{line}. Correct the file.") from None
+        tab = " (it has a tab there, where YAML takes spaces)" if "'\\t'" in str(getattr(error, "problem", "")) else ""
+        raise SettingsError(f"{source}: is not valid YAML{line}{tab}. Correct the file.") from None
     if not isinstance(found, dict):
         raise SettingsError(f"{source}: expected 'name: value' lines at the top level. Correct the file.")
     return found
 
 
-def _check_size(top: yaml.Node, source: str) -> None:
-    """Refuse what stands for more, or is nested deeper, than settings are; each node is looked at once."""
+def _check_nodes(top: yaml.Node, source: str) -> None:
+    """Refuse names that stand twice, and what stands for more, or is nested deeper, than settings are.
+
+    Each node is looked at once.
+    """
     known: dict[int, tuple[int, int] | None] = {}
 
     def measure(node: yaml.Node) -> tuple[int, int]:
@@ -121,7 +147,8 @@ def _check_size(top: yaml.Node, source: str) -> None:
                 raise SettingsError(f"{source}: a number has {len(node.value)} digits. Correct it.")
             size, depth = len(node.value) + 1, 1
         else:
-            _check_keys(node, source)
+            if isinstance(node, yaml.MappingNode):
+                _refuse_repeated(node, source)
             within = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
             parts = [measure(part) for part in within]
             size, depth = 1 + sum(part[0] for part in parts), 1 + max((part[1] for part in parts), default=0)
@@ -136,13 +163,18 @@ def _check_size(top: yaml.Node, source: str) -> None:
     measure(top)
 
 
-def _check_keys(node: yaml.Node, source: str) -> None:
-    """Refuse a mapping that says a thing twice: people go by the first, and YAML by the last."""
-    keys = Counter(str(key.value) for key, _ in node.value) if isinstance(node, yaml.MappingNode) else Counter[str]()
-    for name, times in keys.most_common(1):
-        if times > 1:
-            line = node.start_mark.line + 1
-            raise SettingsError(f"{source}: {name[:80]!r} stands twice in the mapping from line {line} on. Keep one.")
+def _refuse_repeated(mapping: yaml.MappingNode, source: str) -> None:
+    """Refuse a name that stands twice: one of its values would be lost without a word."""
+    lines: dict[str, int] = {}
+    for name, _ in mapping.value:
+        if isinstance(name, yaml.ScalarNode):
+            line = name.start_mark.line + 1
+            if name.value in lines:
+                raise SettingsError(
+                    f"{source}: '{name.value[:60]}' stands twice in one place (lines {lines[name.value]} and {line}). "
+                    "Leave one of them."
+                )
+            lines[name.value] = line
 
 
 def check_settings(content: dict[str, Any], model: type[AnySettings], source: str) -> AnySettings:

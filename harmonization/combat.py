@@ -343,8 +343,9 @@ class ComBat(Harmonizer):
 
         What hardly varies has no squares: those of the covariates' effects alone would be taken for its scale.
         """
-        left = table.features - table.design @ state.coefficients
-        still = hardly_varies(table.features, state.pooled_variance)
+        effects = table.design @ state.coefficients
+        left = table.features - effects
+        still = hardly_varies(table.features, state.pooled_variance, effects)
         sums = {
             "sites": np.array(1.0),
             "counts": (~np.isnan(left)).sum(axis=0).astype(np.float64),

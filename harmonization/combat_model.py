@@ -110,7 +110,7 @@ class ComBatModel(State):
         """
         z = self._without_rounding(self._standardize(features, covariates), features)
         counts, varying = (~np.isnan(z)).sum(axis=0), self.pooled_variance > 0
-        unadjusted = hardly_varies(features, self.pooled_variance)
+        unadjusted = hardly_varies(features, self.pooled_variance, covariates @ self.coefficients)
         known = ~unadjusted & (counts > 0)
         if len(z) < 2 and not mean_only:
             raise HarmonizationError("ComBat needs two participants at a site to know its scale. Use mean_only.")

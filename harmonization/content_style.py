@@ -219,7 +219,7 @@ class ContentStyle(Harmonizer, FederatedTraining):
         return left
 
     def _hardly_varies(self, table: SiteTable, standard: Located) -> NDArray[np.bool_]:
-        return hardly_varies(table.features, standard.pooled_variance)
+        return hardly_varies(table.features, standard.pooled_variance, table.design @ standard.coefficients)
 
     def gradient(self, weights: Weights, rows: SiteTable, training: ContentTraining) -> tuple[float, Weights]:
         columns = self._columns(training)

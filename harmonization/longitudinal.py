@@ -218,9 +218,11 @@ class LongitudinalComBat(Harmonizer):
 
     def _hardly_varies(self, visits: Visits, model: LongitudinalModel, table: SiteTable) -> NDArray[np.bool_]:
         """Tell which features [p] hardly vary at a site, in the changes that tell its scale, or else in all rows."""
+        effects = table.design @ model.coefficients
         if self.mean_only:
-            return hardly_varies(table.features, model.within + model.between)
-        return hardly_varies(visits.within(table.features)[visits.again], model.within)
+            return hardly_varies(table.features, model.within + model.between, effects)
+        changes, expected = (visits.within(values)[visits.again] for values in (table.features, effects))
+        return hardly_varies(changes, model.within, expected)
 
 
 def _visits(table: SiteTable) -> Visits:

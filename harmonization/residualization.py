@@ -19,7 +19,7 @@ from harmonization.declared import Declared, Widths
 from harmonization.errors import TableError
 from harmonization.projection import Centre
 from harmonization.protocol import Analysis, Array, SiteTable, State, Sums
-from harmonization.variation import all_but_equal
+from harmonization.variation import all_but_equal, vary_less
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class ResidualizationModel(State):
     def centre(self, features: Array, covariates: Array) -> "SiteCentre":
         """Return what is subtracted from rows of the site whose rows these are."""
         self._check(features, covariates)
-        still = all_but_equal(features, (covariates @ self.coefficients).var(axis=0))
+        effects = covariates @ self.coefficients
+        still = all_but_equal(features, effects.var(axis=0)) | vary_less(features, effects)
         if self.site > 0:
             return SiteCentre(features.mean(axis=0), covariates.mean(axis=0), still)
         return SiteCentre(self.mean, self.covariate_mean, still)

@@ -38,6 +38,9 @@ SITE_MEASURES = ("cross_validated_permanova", "site_variance", "site_spread", "c
 PROBES: dict[type[Covariate], str] = {Continuous: "cross_validated_ridge", Categorical: "cross_validated_logistic"}
 """The probe of each kind of target."""
 
+_LARGEST = 1e12
+"""Constant that numbers may be coded by; what is coded is squared and summed."""
+
 
 class CovariateConfig(Settings):
     """How a covariate or target of this study's own is coded, by the name of its column in participants.tsv.
@@ -52,9 +55,9 @@ class CovariateConfig(Settings):
 
     levels: tuple[str, ...] | None = Field(None, min_length=2)
     """Agreed levels of a category, as participants.tsv has them; the first is the reference. Null for a number."""
-    center: float = 0.0
+    center: float = Field(0.0, ge=-_LARGEST, le=_LARGEST)
     """Public constant near the mean of a number, which is coded as (value - center) / scale."""
-    scale: float = Field(1.0, gt=0)
+    scale: float = Field(1.0, ge=1 / _LARGEST, le=_LARGEST)
     """Public constant near the standard deviation of a number."""
 
     def conflicts(self) -> Iterator[str]:
@@ -285,6 +288,7 @@ class Study(Settings):
                     f"covariate '{name}' of {', '.join(settings)} has no coding. Add it under 'covariates': "
                     f"{name}: {{levels: [first, second]}} for a category, {name}: {{center: 0, scale: 1}} for a number."
                 )
+        yield from self._repeated()
         if "site" in self.harmonization.keep:
             yield "harmonization.keep holds 'site', which harmonization is there to remove. Leave it out."
         if "site" in self.analyses.targets:
@@ -293,6 +297,18 @@ class Study(Settings):
         yield from self._conflicts_of_private_training()
         if self.privacy.secure_sums:
             yield from self._conflicts_of_secure_sums()
+
+    def _repeated(self) -> Iterator[str]:
+        lists = {
+            "cohort.atlases": self.cohort.atlases,
+            "harmonization.keep": self.harmonization.keep,
+            "harmonization.residualize": self.harmonization.residualize or (),
+            "analyses.targets": self.analyses.targets,
+            "analyses.compare": self.analyses.compare,
+        }
+        for setting, names in lists.items():
+            for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+                yield f"{setting} holds '{name}' twice. Give it once."
 
     def _conflicts_of_private_training(self) -> Iterator[str]:
         if self.training.privacy is None:

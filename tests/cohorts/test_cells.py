@@ -110,6 +110,7 @@ def test_levels_tell_the_sexes():
     assert sexes == ["M", "F", None, None]
     assert [notice.split(": ")[-1] for notice in notices[:1]] == ["named as missing."]
     assert "'3': neither F nor M" in notices[1]
+    assert read("sex", ["1.0", "2.0", "n/a"], about={"Levels": levels})[0] == ["M", "F", None]
     with pytest.raises(ParticipantsError, match=r"row 2 has sex '1'.*cannot be guessed"):
         read("sex", ["1", "2", "1"])
 
@@ -134,6 +135,21 @@ def test_levels_tell_the_sexes():
 )
 def test_other_columns_are_numbers_only_where_all_of_them_say_so(cells, values):
     assert read("other", cells)[0] == values
+
+
+@pytest.mark.parametrize("cell", ["abc", "95,5", "30*", "3.5 mg"])
+def test_a_slip_among_numbers_costs_its_own_row_alone(cell):
+    """Of few numbers, it may be one more word for a kind."""
+    numbers = [str(number) for number in range(91, 103)]
+
+    values, notices = read("iq", [*numbers, cell])
+
+    assert values == [*map(float, numbers), None]
+    assert notices == [
+        "iq: 1 of 13 rows has what cannot be read (first row 14): read as missing; expected a number, or n/a."
+    ]
+    assert read("iq", [*numbers, cell, cell]) == ([*numbers, cell, cell], [])
+    assert read("iq", [*numbers[:5] * 3, cell]) == ([*numbers[:5] * 3, cell], [])
 
 
 def test_whole_numbers_stay_whole():

@@ -23,6 +23,12 @@ CERTAIN, DOUBTFUL = True, False
         (IQ, 9999, CERTAIN),
         (IQ, 999, CERTAIN),
         (IQ, 888.8, CERTAIN),
+        (IQ, 998, CERTAIN),
+        (IQ, -997, CERTAIN),
+        (range(18, 61), 97, DOUBTFUL),
+        (range(60, 93), 97, None),
+        ((98, 110), -9999, CERTAIN),
+        ((97.5, 98.2, 99.1), 99.7, None),
         (IQ, -777, CERTAIN),
         (IQ, -(2**31), CERTAIN),
         (range(91, 102), -99, CERTAIN),
@@ -62,6 +68,10 @@ def test_codes_are_told_by_their_form_and_by_how_far_they_lie(others, code, verd
 )
 def test_values_among_others_are_no_codes(values):
     assert found(values) == {}
+
+
+def test_codes_that_say_why_there_is_no_value_hide_none_of_each_other():
+    assert found([*IQ, 997, 998, 999]) == dict.fromkeys((997, 998, 999), CERTAIN)
 
 
 def test_several_codes_at_once_are_all_told():

@@ -26,6 +26,8 @@ VISITS = {
     "P{n:02}_{v}": ("20190304", "20200511"),
     "Q{n:02}_{v}": ("2019-03-04", "2020-05-11"),
     "site01_{n:03}_{v}": ("V1", "V2"),
+    "002_S_{n:04}_{v}": ("bl", "m06", "m12"),
+    "R{n:02}_{v}": ("first", "second"),
 }
 
 
@@ -48,6 +50,23 @@ def test_few_people_who_came_again_are_noticed_among_many():
 
     assert look_like_visits(ids) is None
     assert look_like_visits([*ids, "P03_V2", "P09_V2", "P11_V2"]).n_people == 3
+
+
+@pytest.mark.parametrize("again", ["P{n:02}_retest", "P{n:02}_2", "P{n:02}b", "P{n:02}_ses-2"])
+def test_a_first_visit_that_is_not_named_is_noticed(again):
+    ids = [f"P{n:02}" for n in range(1, 9)]
+
+    visits = look_like_visits([*ids, again.format(n=3), again.format(n=5)])
+
+    assert (visits.n_ids, visits.n_people) == (4, 2)
+
+
+def test_one_person_who_came_again_is_noticed_where_ids_say_visit():
+    ids = [f"P{n:02}_ses-1" for n in range(1, 9)]
+
+    assert look_like_visits(ids) is None
+    assert look_like_visits([*ids, "P03_ses-2"]).n_people == 1
+    assert look_like_visits(["P01", "P02", "P03", "P03_retest"]).n_people == 1
 
 
 def real_styles() -> Iterator[tuple[str, list[str]]]:

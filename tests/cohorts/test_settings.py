@@ -9,6 +9,9 @@ from cohorts.settings import Settings, parse_yaml, read_settings
 
 class Inner(Settings):
     rate: float = Field(1.0, gt=0)
+    rates: tuple[float, ...] = ()
+    by_name: dict[str, int | None] = Field(default_factory=dict)
+    kept: bool = False
 
 
 class Outer(Settings):
@@ -26,6 +29,13 @@ class Outer(Settings):
         ("- a\n- b", "expected 'name: value' lines"),
         ("name: [", "is not valid YAML near line"),
         ('name: "a\\0b"', "a text holds a NUL character"),
+        ("name: a\nname: b", r"'name' stands twice in one place \(lines 1 and 2\)"),
+        ("name: a\ninner: {rate: 1, rate: 2}", "'rate' stands twice"),
+        ("name: a\ninner:\n  rate: 1\n  kept: no\n  rate: 2", r"'rate' stands twice in one place \(lines 3 and 5\)"),
+        ("name: a\ninner:\n\trate: 2", "near line 3 .it has a tab there, where YAML takes spaces"),
+        ("name: a\ninner: {rate: yes}", r"'inner\.rate' is true; expected a number above 0"),
+        ("name: a\ninner: {rates: [1, no]}", r"'inner\.rates' is \[1, False\]; expected a list, each entry a number"),
+        ("name: a\ninner: {by_name: {x: on}}", r"'inner\.by_name' is .*; expected fields of its own"),
     ],
 )
 def test_faults_are_said_in_the_user_s_words(tmp_path, text, said):
@@ -38,9 +48,10 @@ def test_faults_are_said_in_the_user_s_words(tmp_path, text, said):
 
 
 def test_good_files_are_read(tmp_path):
-    (tmp_path / "s.yaml").write_text("name: a\ninner: {rate: 2}")
+    (tmp_path / "s.yaml").write_text("name: a\ninner: {rate: 2, kept: yes, by_name: {name: 3, x: null}}")
 
-    assert read_settings(tmp_path / "s.yaml", Outer) == Outer(name="a", inner=Inner(rate=2))
+    expected = Inner(rate=2, kept=True, by_name={"name": 3, "x": None})
+    assert read_settings(tmp_path / "s.yaml", Outer) == Outer(name="a", inner=expected)
 
 
 def test_absent_files_and_folders_are_refused(tmp_path):
@@ -79,7 +90,7 @@ def test_what_stands_for_more_than_settings_are_is_refused_before_it_is_made(tex
 @pytest.mark.parametrize("content", ["a: 1\nb: 2\na: 3\n", "b: {x: 1, 'x': 2}\n", "p: {<<: {a: 1}, <<: {b: 2}}\n"])
 def test_a_mapping_that_says_a_thing_twice_is_refused(content):
     """Whoever reads it goes by the first, and YAML by the last."""
-    with pytest.raises(SettingsError, match="stands twice in the mapping from line 1 on"):
+    with pytest.raises(SettingsError, match="stands twice in one place"):
         parse_yaml(content.encode(), "policy")
 
 

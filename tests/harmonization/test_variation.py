@@ -18,7 +18,7 @@ from harmonization import (
     make_harmonizer,
     run_pooled,
 )
-from harmonization.variation import all_but_equal, hardly_varies
+from harmonization.variation import all_but_equal, hardly_varies, vary_less
 
 SITES = tuple(f"site {number}" for number in range(4))
 STILL = {
@@ -95,6 +95,33 @@ def test_noise_does_not_predict_age(kind, name, options):
     scores = [predicted_within(method.harmonize(model, table), table.target) for table in tables]
 
     assert max(scores) < 0.1
+
+
+SMALL = {
+    "a tenth": lambda values, rng: 0.1 * values,
+    "three tenths": lambda values, rng: 0.3 * values,
+    "one in twenty": lambda values, rng: np.where(rng.random(values.shape) < 1 / 20, values, 0.0),
+}
+"""What a site makes of features that follow age at the others: noise of less spread than that of age's effects."""
+
+
+@pytest.mark.parametrize(("name", "options"), every_method(), ids=str)
+@pytest.mark.parametrize("kind", SMALL)
+def test_small_noise_does_not_predict_age_where_others_features_follow_it(kind, name, options):
+    """It is more than a constant, and yet has no room for the effects that the others have."""
+    rng = np.random.default_rng(0)
+    tables, method = noise("constant"), make_harmonizer(name, options)
+    for number, table in enumerate(tables):
+        values = rng.normal(size=table.features.shape)
+        table.features[:] = values + (0 if number == 2 else 1.2 * table.target[:, None])
+        if number == 2:
+            table.features[:] = SMALL[kind](values, rng)
+    model = run_pooled(method, tables)
+
+    harmonized = method.harmonize(model, tables[2])
+
+    assert predicted_within(tables[2].features, tables[2].target) < 0.1
+    assert predicted_within(harmonized, tables[2].target) < 0.1
 
 
 @pytest.mark.parametrize("kind", STILL)
@@ -208,9 +235,23 @@ def test_few_rows_that_are_close_by_chance_vary():
         assert all_but_equal(rng.normal(size=(n, 20)) * 1e-7 + 5, np.ones(20)).all()
 
 
+def test_what_has_the_covariates_effects_varies():
+    """Of few rows, chance can leave little of them; of many, half is too little."""
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 4, 6, 9, 20, 100):
+        effects = rng.normal(size=(n, 20_000))
+        for noise_sd in (0.0, 0.3, 1.0):
+            assert not vary_less(effects + noise_sd * rng.normal(size=effects.shape), effects).any()
+        assert vary_less(1e-7 * effects[:, :20] + 5, effects[:, :20]).all()
+    assert vary_less(0.4 * rng.normal(size=(100, 20)), effects[:, :20]).all()
+    assert not vary_less(effects[:, :20], np.zeros((100, 20))).any()
+
+
 def test_missing_values_are_left_out_of_account():
     features = np.array([[1.0, np.nan, np.nan, 1.0], [1.0, 2.0, np.nan, 5.0], [np.nan, 2.0, np.nan, 9.0]])
 
-    assert hardly_varies(features, np.ones(4)).tolist() == [True, True, False, False]
-    assert hardly_varies(features, np.zeros(4)).all()
+    nothing = np.zeros_like(features)
+
+    assert hardly_varies(features, np.ones(4), nothing).tolist() == [True, True, False, False]
+    assert hardly_varies(features, np.zeros(4), nothing).all()
     assert not all_but_equal(features[:1], np.ones(4)).any()
