@@ -191,6 +191,9 @@ def test_robust_scaling_asks_for_quantiles_and_for_recordings_that_kept_their_un
             r"deadline_s' is inf, which is not finite; expected a number",
         ),
         ({"training": {"learning_rate": float("nan")}}, r"learning_rate' is nan, which is not finite"),
+        ({"training": {"learning_rate": 1e300}}, r"'training\.learning_rate' is 1e\+300; expected .* at most 1,000"),
+        ({"model": {"window": {"t_r": 1e-5}}}, r"'model\.window\.t_r' is 1e-05; expected a number from 0\.01 to 20"),
+        ({"covariates": {"iq": {"center": 100, "scale": 1e-320}}}, r"'covariates\.iq\.scale' is 1e-320; expected"),
         (
             {"training": {"betas": [0.9, 1]}},
             r"'training\.betas', entry 2, is 1; expected a number of at least 0",
