@@ -83,6 +83,24 @@ def split(table: SiteTable, sites: Sequence[Any]) -> list[tuple[NDArray[np.int64
     return [(rows, replace(table.take(rows), site=name, seed=seed)) for seed, (name, rows) in enumerate(by_site)]
 
 
+def check_rows(X: Any, **others: Any) -> None:
+    """Refuse tables whose index has the labels of X in another order: their rows are those of other people.
+
+    Rows are taken in their order, as scikit-learn does; an index of other labels says nothing of it.
+    """
+    if not hasattr(X, "index") or not hasattr(X, "columns"):
+        return
+    for name, table in others.items():
+        index = getattr(table, "index", None)
+        if not hasattr(index, "equals") or len(index) != len(X.index) or index.equals(X.index):
+            continue
+        if set(index) == set(X.index):
+            raise TableError(
+                f"the index of {name} has the labels of X in another order. Sort both alike, as with "
+                f"{name}.loc[X.index], or drop the index."
+            )
+
+
 def row_names(labels: Sequence[Any], n: int, what: str) -> NDArray[np.str_]:
     """Name [n] of each row's site, or of its participant."""
     values = np.asarray(labels, dtype=object)

@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonization.columns import Columns, split, table_like
+from harmonization.columns import Columns, check_rows, split, table_like
 from harmonization.errors import HarmonizationError, TableError
 from harmonization.projection import Projection, ProjectionModel
 from harmonization.protocol import SiteTable, run_pooled
@@ -68,6 +68,7 @@ class Residualizer:
         self, X: Any, covariates: Any, site: Sequence[Any] | None
     ) -> list[tuple[NDArray[np.int64], SiteTable]]:
         """Rows of each site, where they are and as a table; all rows together if sites are no effect."""
+        check_rows(X, covariates=covariates, site=site)
         table = self._columns.read(X, covariates)
         if not self.site:
             return [(np.arange(table.n), table)]

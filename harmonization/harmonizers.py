@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmonization import saving
-from harmonization.columns import Columns, participant_codes, split, table_like
+from harmonization.columns import Columns, check_rows, participant_codes, split, table_like
 from harmonization.design import Design
 from harmonization.errors import HarmonizationError
 from harmonization.harmonizer import Harmonizer
@@ -179,6 +179,7 @@ class PooledHarmonizer:
         self, X: Any, covariates: Any, site: Sequence[Any], participant: Sequence[Any] | None
     ) -> list[tuple[NDArray[np.int64], SiteTable]]:
         """Check the rows, and return each site's: their numbers and their table."""
+        check_rows(X, covariates=covariates, site=site, participant=participant)
         incomplete = getattr(self.method, "missing", "refuse") != "refuse"
         table = self._columns.read(X, covariates, incomplete=incomplete)
         if participant is not None:

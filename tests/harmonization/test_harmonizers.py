@@ -197,6 +197,19 @@ def test_named_columns_are_coded_as_a_matrix_would_be(five_sites, as_mapping):
     np.testing.assert_allclose(harmonized, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["covariates", "site"])
+def test_the_same_people_in_another_order_are_refused(five_sites, name):
+    features, covariates = frames(five_sites)
+    rows = {"covariates": covariates, "site": pd.Series(five_sites.site)}
+    mixed = rows | {name: rows[name].sample(frac=1, random_state=0)}
+    elsewhere = {key: values.set_axis(np.arange(len(values)) + 10_000) for key, values in rows.items()}
+
+    with pytest.raises(TableError, match=f"the index of {name} has the labels of X in another order"):
+        ComBatHarmonizer().fit(features, **mixed)
+    harmonized = ComBatHarmonizer().fit_transform(features, **elsewhere)
+    np.testing.assert_array_equal(harmonized, ComBatHarmonizer().fit_transform(features, **rows))
+
+
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_a_table_comes_back_as_one_and_an_array_as_an_array(five_sites, tmp_path, method):
     features, covariates = frames(five_sites)
