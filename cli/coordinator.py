@@ -123,6 +123,8 @@ class Federation:
                     "Correct the command, or choose another folder."
                 )
         else:
+            # Before anything is written: the folder would hold a federation that has another's name.
+            _known_connection(settings.name, str(Authority(folder.resolve() / "keys").ca_certificate))
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_text(path, settings.to_yaml())
         made = cls(folder)
@@ -290,20 +292,40 @@ def _connect(name: str, wanted: dict[str, str]) -> None:
     """
     path = flower_home() / "config.toml"
     text = path.read_text(encoding="utf-8") if path.is_file() else f'[superlink]\ndefault = "{name}"\n'
-    try:
-        there = tomllib.loads(text).get("superlink", {}).get(name)
-    except tomllib.TOMLDecodeError:
-        raise InputError(f"{path}: is no valid TOML. Correct it.") from None
+    there = _known_connection(name, wanted["root-certificates"])
     if there == wanted:
         return
     if there is not None:
-        if there.get("root-certificates") != wanted["root-certificates"]:
-            raise InputError(
-                f"{path}: has another connection [superlink.{name}]. Remove it, or give the federation another name."
-            )
         text = re.sub(rf"^\[superlink\.{re.escape(name)}\]\n(?:(?!\[).*(?:\n|\Z))*", "", text, flags=re.M)
     table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in wanted.items())
     write_text(path, f"{text.rstrip()}\n\n[superlink.{name}]\n{table}")
+
+
+def _known_connection(name: str, certificate: str) -> dict[str, str] | None:
+    """Return the connection that Flower's configuration has under a federation's name, if any.
+
+    Parameters
+    ----------
+    certificate : str
+        Path of the federation's authority, by which its own connection is told from another's.
+
+    Raises
+    ------
+    InputError
+        If another one has the name, or the configuration cannot be read.
+    """
+    path = flower_home() / "config.toml"
+    try:
+        there = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {}).get(name)
+    except FileNotFoundError:
+        return None
+    except tomllib.TOMLDecodeError:
+        raise InputError(f"{path}: is no valid TOML. Correct it.") from None
+    if there is not None and there.get("root-certificates") != certificate:
+        raise InputError(
+            f"{path}: has another connection [superlink.{name}]. Remove it, or give the federation another name."
+        )
+    return there
 
 
 def _now() -> str:

@@ -30,8 +30,12 @@ def init(
     check_settings({"name": name, "cohort": str(cohort), "state": "state"}, SiteSettings, "site init")
     if not settings.is_file():
         write_text(settings, _settings(name, cohort))
-    elif (there := read_settings(settings, SiteSettings).name) != name:
-        raise InputError(f"{settings}: is of the site {there}, not {name}. Correct the name, or choose another folder.")
+    elif (there := read_settings(settings, SiteSettings)).name != name:
+        raise InputError(
+            f"{settings}: is of the site {there.name}, not {name}. Correct the name, or choose another folder."
+        )
+    elif (kept := folder.resolve() / there.cohort).resolve() != cohort.resolve():
+        say(f"Note: {settings} keeps its cohort, {kept}. If {cohort} is meant, write that there.")
     bundle = open_site(settings).keys.public_bundle()
     out = folder / f"{name}.bundle.json"
     write_once(out, (json.dumps(bundle, indent=2) + "\n").encode())

@@ -111,7 +111,7 @@ def _roster(site: Site) -> Check:
 
 
 def _apps(site: Site) -> Check:
-    ready = [app for app in site.approvals.listed() if site.approvals.may_run(app)]
+    ready = [app for app in site.approvals.listed() if not site.approvals.missing(app)]
     if not ready:
         return warned("approved apps", "none, so that every run is refused. See 'fedbrainlm site approve'.")
     return passed("approved apps", ", ".join(f"{app.study or 'study not known'} {app.hash[:12]}…" for app in ready))
@@ -142,11 +142,10 @@ def _app(site: Site, path: Path) -> Check:
     study = load_study(path)
     code_hash = hashlib.sha256(build_fab(study)).hexdigest()
     app = site.approvals.find(code_hash)
-    if app is not None and site.approvals.may_run(app):
-        return passed("its app", f"{code_hash[:12]}… may run")
-    if app is not None:
-        missing = site.approvals.missing(app)
+    if app is not None and (missing := site.approvals.missing(app)):
         return warned("its app", f"{code_hash[:12]}…: {missing} more must approve it before the study can run.")
+    if app is not None:
+        return passed("its app", f"{code_hash[:12]}… may run")
     return warned(
         "its app",
         f"{code_hash[:12]}…, as this installation makes it of the study, is not approved, so that the study is "

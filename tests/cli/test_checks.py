@@ -20,6 +20,7 @@ from cli.site_checks import checks
 from client.joining import authority_path, join
 from client.site import load_site
 from exchange.bundle import JoinPackage
+from tests.support.apps import Signer
 from tests.support.federation import STUDY
 from tests.support.programs import free_port
 from tests.support.proxies import proxy
@@ -117,6 +118,25 @@ def test_faults_at_home_are_said_with_their_remedy(site, tmp_path):
     site.write_text("nme: x")
     assert list(found(site)) == ["settings"]
     assert run_command(["site", "check", str(site)]) == 1
+
+
+def test_an_app_is_ready_once_as_many_as_the_policy_asks_for_approved_it(site, tmp_path):
+    study, app = tmp_path / "study.yaml", tmp_path / "small.fab"
+    study.write_text(yaml.safe_dump(STUDY))
+    assert run_command(["study", "build", str(study), "--out", str(app)]) == 0
+    people = {name: Signer(tmp_path, name) for name in ("anna", "bo")}
+    change(site, policy={"approvers": [one.line for one in people.values()], "min_approvers": 2})
+    approvals = load_site(site).approvals
+
+    approvals.approve(app.read_bytes(), "Anna", "small", people["anna"].sign(app.read_bytes()))
+    said = found(site, study)
+    assert said["approved apps"].startswith("warn none")
+    assert "1 more must approve it" in said["its app"]
+
+    approvals.approve(app.read_bytes(), "Bo", "small", people["bo"].sign(app.read_bytes()))
+    said = found(site, study)
+    assert said["approved apps"].startswith("pass small ")
+    assert said["its app"].startswith("pass")
 
 
 def test_of_two_containers_each_looks_at_what_it_has(site, authority, edge, tmp_path):

@@ -83,6 +83,7 @@ def test_flower_knows_the_connection_and_others_stay(federation, home, capsys):
 
     said = refused(capsys, "federation", "init", "new", "--name", "other", "--host", "localhost")
     assert "has another connection [superlink.other]" in said
+    assert run_command(["federation", "init", "new", "--name", "third", "--host", "localhost"]) == 0
 
 
 def test_the_superlink_listens_on_loopback_with_all_its_locks(federation, monkeypatch):
@@ -110,6 +111,12 @@ def test_a_hospital_makes_its_keys_once_and_safe_settings(home, bundles, capsys)
     assert settings["policy"]["secure_sum_required"] is True
     for name in ("supernode.key", "x25519.key"):
         assert (home.parent / "bergen" / "state" / name).stat().st_mode & 0o077 == 0
+
+    capsys.readouterr()
+    assert run_command(["site", "init", "bergen", "--name", "bergen", "--cohort", "other"]) == 0
+    assert f"keeps its cohort, {home.parent / 'cohort'}" in " ".join(capsys.readouterr().out.split())
+    assert contents(home.parent / "bergen") == before
+
     assert "is of the site bergen" in refused(capsys, "site", "init", "bergen", "--name", "oslo", "--cohort", "cohort")
     assert "'name' is 'a b'" in refused(capsys, "site", "init", "oslo", "--name", "a b", "--cohort", "cohort")
 

@@ -1,5 +1,6 @@
 import io
 import json
+import socket
 
 import pytest
 import yaml
@@ -187,3 +188,14 @@ def test_a_supernode_is_not_started_with_another_flower(sites, monkeypatch, caps
     monkeypatch.setattr("os.execve", lambda *_: pytest.fail("it was started"))
     said = refused(capsys, "site", "start", sites / "aalborg" / "site.yaml")
     assert "this version needs Flower 1.41.0. Use 'make install'" in " ".join(said.split())
+
+
+def test_a_supernode_is_not_started_where_its_port_is_taken(sites, monkeypatch, capsys):
+    monkeypatch.setattr("os.execve", lambda *_: pytest.fail("it was started"))
+    settings = sites / "aalborg" / "site.yaml"
+    assert run_command(["site", "key", str(settings)]) == 0
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        settings.write_text(f"{settings.read_text()}supernode: {{port: {port}}}\n")
+        said = refused(capsys, "site", "start", settings)
+    assert f"supernode.port {port} is taken" in " ".join(said.split())
