@@ -1,5 +1,6 @@
 """A first study for the cohorts at hand: what they have in common, written down with the reasons."""
 
+import json
 import math
 import os
 import textwrap
@@ -20,7 +21,7 @@ from cohorts.participants import as_levels, identifying_columns
 from exchange.roster import MIN_SITES
 from harmonization import Categorical
 from harmonization.design import KNOWN
-from server.study import CohortConfig, Study
+from server.study import LARGEST, CohortConfig, Study
 
 _SECONDS_A_PATCH = 16
 """One or two slow waves of the BOLD signal."""
@@ -94,8 +95,8 @@ def _written(fields: list[Field], indent: str = "") -> Iterator[str]:
     """Write fields as YAML, each with its comment: behind it, or above where it is long."""
     for name, value, comment in fields:
         nested = isinstance(value, list) and bool(value) and isinstance(value[0], tuple)
-        text = "" if nested else f" {yaml.safe_dump(value, default_flow_style=True, width=math.inf).splitlines()[0]}"
-        line = f"{indent}{name}:{text}"
+        comment, text = " ".join(comment.split()), "" if nested else f" {_inline(value)}"
+        line = f"{indent}{_inline(name)}:{text}"
         if comment and len(line) + len(comment) < 116:
             yield f"{line}  # {comment}"
         else:
@@ -103,6 +104,13 @@ def _written(fields: list[Field], indent: str = "") -> Iterator[str]:
             yield line
         if nested:
             yield from _written(value, f"{indent}  ")
+
+
+def _inline(value: Any) -> str:
+    """Write a value as YAML on one line, in quotes where it would mean something else."""
+    dumped = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
+    written = str(dumped).removesuffix("...\n").rstrip("\n")
+    return json.dumps(value, ensure_ascii=False) if "\n" in written else written  # which is YAML, too
 
 
 def _people(cohort: Cohort, window: WindowConfig) -> pd.DataFrame:
@@ -275,6 +283,8 @@ def _judge(name: str, people: Mapping[str, pd.DataFrame]) -> tuple[str, tuple[st
     counts = as_levels(values).value_counts()
     if len(counts) < 2:
         return f"{counts.index[0]} for everybody", ()
+    if pd.api.types.is_numeric_dtype(values) and not _can_be_coded(values):
+        return "its numbers are too large or too small to be coded. Give them in other units", ()
     number = pd.api.types.is_numeric_dtype(values) and (name in KNOWN or len(counts) > _MOST_LEVELS)
     if number or (name in KNOWN and not isinstance(KNOWN[name], Categorical)):
         return "", ()
@@ -283,6 +293,10 @@ def _judge(name: str, people: Mapping[str, pd.DataFrame]) -> tuple[str, tuple[st
     if counts.min() < _FEWEST_OF_A_LEVEL:
         return f"only {counts.min()} people are {counts.idxmin()}", ()
     return "", tuple(sorted(counts.index))
+
+
+def _can_be_coded(values: pd.Series) -> bool:
+    return abs(values.mean()) < LARGEST / 2 and 2 / LARGEST < values.std() < LARGEST / 2
 
 
 def _coding(name: str, levels: tuple[str, ...], people: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

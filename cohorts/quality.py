@@ -375,6 +375,17 @@ def carries_signal(lowest: np.ndarray, highest: np.ndarray) -> np.ndarray:
     return carries
 
 
+def range_over_time(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest value [P] of a signal [T, P] over time, but for one frame at each end.
+
+    A parcel that is constant in all frames but one has no signal there either: scaled, that frame would be all of it.
+    Of fewer than ten frames none is left out.
+    """
+    left_out = min(1, len(signal) // 10)
+    ordered = np.partition(signal, (left_out, len(signal) - 1 - left_out), axis=0)
+    return ordered[left_out], ordered[len(signal) - 1 - left_out]
+
+
 def temporal_snr(signal: np.ndarray) -> float:
     """Median over parcels of mean/sd over time.
 
@@ -434,7 +445,7 @@ def check_signal(signal: np.ndarray, name: str, atlas: Atlas, rules: QualityRule
             f"{name}: has NaN in {np.unique(frames).size} frames of {np.unique(parcels).size} parcels; expected "
             "numbers, or NaN in a whole parcel that is missing. Interpolate or drop those frames first.",
         )
-    coverage = carries_signal(signal.min(axis=0), signal.max(axis=0))
+    coverage = carries_signal(*range_over_time(signal))
     if not coverage.any():
         raise RecordingError(
             "constant",

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from cohorts.errors import CohortError, RecordingError
 from cohorts.files import HEADER, save_arrays
-from cohorts.quality import LARGEST_VALUE, Quality, carries_signal
+from cohorts.quality import LARGEST_VALUE, Quality, carries_signal, range_over_time
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -65,7 +65,7 @@ class Recording:
     def __post_init__(self) -> None:
         if not self.recording_id:
             object.__setattr__(self, "recording_id", self.participant_id)
-        carries = carries_signal(self.signal.min(axis=0), self.signal.max(axis=0))
+        carries = carries_signal(*range_over_time(self.signal))
         if self.coverage.size == 0:
             object.__setattr__(self, "coverage", carries)
         elif self.coverage.shape == carries.shape:

@@ -91,7 +91,7 @@ def check_rows(X: Any, **others: Any) -> None:
     if not hasattr(X, "index") or not hasattr(X, "columns"):
         return
     for name, table in others.items():
-        index = getattr(table, "index", None)
+        index: Any = getattr(table, "index", None)
         if not hasattr(index, "equals") or len(index) != len(X.index) or index.equals(X.index):
             continue
         if set(index) == set(X.index):

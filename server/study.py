@@ -38,7 +38,7 @@ SITE_MEASURES = ("cross_validated_permanova", "site_variance", "site_spread", "c
 PROBES: dict[type[Covariate], str] = {Continuous: "cross_validated_ridge", Categorical: "cross_validated_logistic"}
 """The probe of each kind of target."""
 
-_LARGEST = 1e12
+LARGEST = 1e12
 """Constant that numbers may be coded by; what is coded is squared and summed."""
 
 
@@ -55,9 +55,9 @@ class CovariateConfig(Settings):
 
     levels: tuple[str, ...] | None = Field(None, min_length=2)
     """Agreed levels of a category, as participants.tsv has them; the first is the reference. Null for a number."""
-    center: float = Field(0.0, ge=-_LARGEST, le=_LARGEST)
+    center: float = Field(0.0, ge=-LARGEST, le=LARGEST)
     """Public constant near the mean of a number, which is coded as (value - center) / scale."""
-    scale: float = Field(1.0, ge=1 / _LARGEST, le=_LARGEST)
+    scale: float = Field(1.0, ge=1 / LARGEST, le=LARGEST)
     """Public constant near the standard deviation of a number."""
 
     def conflicts(self) -> Iterator[str]:

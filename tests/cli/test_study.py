@@ -110,6 +110,18 @@ def test_columns_become_targets_and_covariates_with_their_levels(tmp_path, capsy
     assert "scanner" not in study.covariates  # it is the same for everybody within each site
 
 
+def test_columns_are_taken_whatever_their_names_would_mean_in_yaml(tmp_path, capsys):
+    names = ("yes", "1", "group: dx", "# cells", "Größe\nin cm", "'", "[a]")
+    columns = {name: ["a", "b", "b"] * 10 for name in names}
+    cohorts = [make(tmp_path, site, **columns) for site in ("x", "y", "z")]
+
+    study, text = init(tmp_path, cohorts, capsys)
+
+    assert set(study.covariates) == set(names)
+    assert study.analyses.targets == ("age", "sex", *names[:2])
+    assert "Größe" in text
+
+
 @pytest.mark.parametrize(
     ("values", "why"),
     [
@@ -117,6 +129,10 @@ def test_columns_become_targets_and_covariates_with_their_levels(tmp_path, capsy
         (([f"kind {number % 9}" for number in range(30)],) * 2, "text of 9 kinds"),
         ((["x"] * 29 + ["y"], ["x"] * 30), "only 1 people are y"),
         (([1.0] * 10 + [math.nan] * 20, [2.0] * 30), "not known of most people of a"),
+        (
+            ([1e20 * number for number in range(30)],) * 2,
+            "its numbers are too large or too small to be coded. Give them in other units",
+        ),
         (([f"1990-01-{1 + number:02d}" for number in range(30)],) * 2, "it tells who people are"),
     ],
 )

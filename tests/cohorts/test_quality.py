@@ -231,6 +231,21 @@ def test_what_is_judged_again_without_its_residue_is_judged_the_same(smallest):
     np.testing.assert_array_equal(carries_signal(stored.min(axis=0), stored.max(axis=0)), covered)
 
 
+@pytest.mark.parametrize("spike", [1e-12, 1e-3, 1.0, -1e4])
+@pytest.mark.parametrize("frame", [0, 50, 99])
+def test_a_parcel_that_is_constant_but_for_one_frame_is_not_covered(spike, frame):
+    """Scaled, it would be a frame of full size and nothing else."""
+    signal = 1000 + autoregressive(100, np.full(100, 0.4))
+    signal[:, 3] = 1000.0 * (abs(spike) > 1)
+    signal[frame, 3] += spike
+    found = signal.astype(np.float32)
+
+    covered = check_signal(found, "sub-01", ATLAS, QualityRules())
+
+    assert np.flatnonzero(~covered).tolist() == [3]
+    np.testing.assert_array_equal(Recording("sub-01", found, 2.0).coverage, covered)
+
+
 @pytest.mark.parametrize("value", [1e16, -1e30, 3e38])
 def test_what_float32_cannot_square_is_refused(value):
     signal = autoregressive(100, np.full(100, 0.4)).astype(np.float32)
