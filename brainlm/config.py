@@ -12,7 +12,7 @@ from cohorts.settings import Settings, read_settings
 class WindowConfig(Settings):
     """What the model sees of a recording."""
 
-    t_r: float = Field(2.0, gt=0, le=20)
+    t_r: float = Field(2.0, ge=0.01, le=20)
     """Seconds a frame."""
     temporal: Literal["resample", "adaptive"] = "resample"
     """What becomes of recordings with another TR. ``resample``: they are resampled to ``t_r``, band-limited.
@@ -152,7 +152,7 @@ class TrainingConfig(Settings):
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """``sgd`` is plain gradient descent, whose federated average equals a pooled step exactly."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, le=1000)
     """Peak of the cosine schedule."""
     final_fraction: float = Field(0.05, ge=0, le=1)
     """Learning rate at the end, as a fraction of the peak."""

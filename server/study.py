@@ -54,7 +54,7 @@ class CovariateConfig(Settings):
     """Agreed levels of a category, as participants.tsv has them; the first is the reference. Null for a number."""
     center: float = 0.0
     """Public constant near the mean of a number, which is coded as (value - center) / scale."""
-    scale: float = Field(1.0, gt=0)
+    scale: float = Field(1.0, ge=1e-9, le=1e9)
     """Public constant near the standard deviation of a number."""
 
     def conflicts(self) -> Iterator[str]:

@@ -187,6 +187,9 @@ def test_robust_scaling_asks_for_quantiles_and_for_recordings_that_kept_their_un
             r"deadline_s' is inf, which is not finite; expected a number",
         ),
         ({"training": {"learning_rate": float("nan")}}, r"learning_rate' is nan, which is not finite"),
+        ({"training": {"learning_rate": 1e300}}, r"'training\.learning_rate' is 1e\+300; expected .* at most 1,000"),
+        ({"model": {"window": {"t_r": 1e-5}}}, r"'model\.window\.t_r' is 1e-05; expected a number from 0\.01 to 20"),
+        ({"covariates": {"iq": {"center": 100, "scale": 1e-320}}}, r"'covariates\.iq\.scale' is 1e-320; expected"),
         (
             {"training": {"betas": [0.9, 1]}},
             r"'training\.betas', entry 2, is 1; expected a number of at least 0",
@@ -228,7 +231,7 @@ def test_everything_that_is_wrong_with_a_file_is_told_at_once(tmp_path):
         "Atlas 'power264' is not known",
         "'model.depth' is 0; expected a whole number from 1 to 512. Correct it.",
         "heads 4 does not divide the even width 30",
-        "'training.learning_rate' is -1; expected a number above 0. Correct it.",
+        "'training.learning_rate' is -1; expected a number above 0 and at most 1,000. Correct it.",
         "'training.batch_size' is 'many'; expected a whole number from 1 to 1,000,000. Correct it.",
         "'averaging.quorum' is 'seven'; expected a whole number from 1 to 10,000. Correct it.",
         "averaging.momentum is no setting of fedavg",
