@@ -235,7 +235,7 @@ def test_everything_that_is_wrong_with_a_file_is_told_at_once(tmp_path):
         "Atlas 'power264' is not known",
         "'model.depth' is 0; expected a whole number from 1 to 512. Correct it.",
         "heads 4 does not divide the even width 30",
-        "'training.learning_rate' is -1; expected a number above 0. Correct it.",
+        "'training.learning_rate' is -1; expected a number above 0 and at most 1,000. Correct it.",
         "'training.batch_size' is 'many'; expected a whole number from 1 to 1,000,000. Correct it.",
         "'averaging.quorum' is 'seven'; expected a whole number from 1 to 10,000. Correct it.",
         "averaging.momentum is no setting of fedavg",
