@@ -18,7 +18,8 @@ from brainlm.official_base import ReleasedConfig, ReleasedModel
 from brainlm.official_padded import PaddedConfig
 from brainlm.provenance import Training, trainings_of
 from cli.errors import InputError
-from cli.output import PlainConsole, printable, say
+from cli.output import PlainConsole, say
+from exchange.plain import printable
 
 _UNKNOWN = "not known: the checkpoint does not say"
 

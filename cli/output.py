@@ -7,7 +7,7 @@ import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from cohorts.wording import printable
+from exchange.plain import printable
 
 
 def say(text: object = "", *, err: bool = False) -> None:

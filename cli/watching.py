@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.display import console, live
-from cli.output import PlainConsole, printable, say
+from cli.output import PlainConsole, say
+from exchange.plain import printable
 from server.absences import absences_of
 from server.averaging import STAGE as TRAINING
 from server.journal import Journal, Progress

@@ -26,11 +26,6 @@ _LONGEST = 1000
 Schema = Mapping[str, Any]
 
 
-def printable(text: str) -> str:
-    """Text without what a terminal would obey, such as a name that somebody gave a file."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
 @dataclass(frozen=True)
 class Fault:
     """One thing that is wrong with a file.

@@ -57,7 +57,7 @@ def test_a_state_that_nobody_solved_does_not_give_a_person_s_row(tmp_path, four_
     assert found.sum() < len(people) / 10
 
 
-_COEFFICIENTS = 0.1 * 4.0 ** np.arange(7)
+_COEFFICIENTS = 0.05 * 2.0 ** np.arange(14)
 """Of one residualization after the other: features that hardly vary beside the effects of covariates would stay."""
 _TIMES = float(_COEFFICIENTS.sum())
 
