@@ -16,6 +16,8 @@ from exchange.secure_sum import Layout, SecureSumError
 
 _DTYPES = {"count": ("int64",), "sum": ("float64",), "shown": ("float64", "int64", "bool")}
 _MOST = 10**15
+_LARGEST = 1e60
+"""Of sums: their squares, and what is solved from those, stay finite. Under masks there is room for less."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Expected:
     most: int = _MOST
 
     def fits(self, values: NDArray[Any]) -> bool:
-        """Whether an array is as it must be, and its numbers finite; of what is shown some may be missing."""
+        """Whether an array is as it must be, with numbers to reckon with; of what is shown some may be missing."""
         if not _same(values.shape, self.shape) or str(values.dtype) not in _DTYPES.get(self.kind, (self.dtype,)):
             return False
         if self.kind == "count":
             return bool(((values >= 0) & (values <= self.most)).all())
+        if self.kind == "sum":
+            return bool((np.abs(values) <= _LARGEST).all())
         return self.kind == "shown" or bool(np.isfinite(values).all())
 
 

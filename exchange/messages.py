@@ -24,6 +24,9 @@ PROTOCOL = 6
 RUN = r"^[A-Za-z0-9-]{0,64}$"
 """What a run may be called."""
 
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+"""Of participants who are held out."""
+
 _AUDIT_HEAD = "audit_head"
 _MOST_JOBS = 100_000
 """In one message, whatever policies allow: a site's audit log names the analyses of one that it refuses."""
@@ -318,12 +321,12 @@ class DescribeRequest(Payload):
     window: dict[str, Any]
     analyses: list[str]
     recipe: str
-    holdout: float
-    folds: int
+    holdout: Fraction
+    folds: int = Field(ge=1)
     vectors: str | None = None
     columns: list[str] = []
     designs: list[list[dict[str, Any]]] = []
-    rounds: int = 1
+    rounds: int = Field(1, ge=0)
     secure_sums: bool = True
     privacy: dict[str, Any] | None = None
     noisy: list[str] = []
@@ -418,8 +421,8 @@ class TrainRequest(SumRequest):
 
     model: dict[str, Any]
     training: dict[str, Any]
-    round_number: int
-    rounds: int
+    round_number: int = Field(ge=1)
+    rounds: int = Field(ge=1)
     seed: int
     max_windows: int = Field(1, ge=1)
     max_norm: float | None = Field(None, gt=0)
@@ -467,7 +470,7 @@ class EmbedRequest(SumRequest):
 
     model: dict[str, Any]
     recipe: str
-    holdout: float
+    holdout: Fraction
     seed: int
 
 
@@ -541,7 +544,7 @@ class FrameSpec(BaseModel):
 
     atlas: str
     window: dict[str, Any]
-    holdout: float
+    holdout: Fraction
     seed: int
 
 

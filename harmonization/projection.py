@@ -161,6 +161,8 @@ class Projection(Analysis):
         if squares <= state.n * ((1e-14 * state.mean) ** 2).sum():
             raise HarmonizationError("features are the same for everybody, so they have no components. Leave them out.")
         known = values > values[0] * np.finfo(float).eps * max(len(state.mean), state.n)
+        if not known.any():
+            raise HarmonizationError("the sums are no second moments of any features: they have no components.")
         components = vectors[:, known].T
         size = np.abs(components)
         largest = (size > (1 - _TIED) * size.max(axis=1, keepdims=True)).argmax(axis=1)

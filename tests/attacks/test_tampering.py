@@ -12,7 +12,7 @@ import pytest
 import yaml
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 
-from exchange.messages import DescribeRequest, SummarizeReply, SummarizeRequest
+from exchange.messages import DescribeRequest, FrameSpec, Job, SummarizeReply, SummarizeRequest
 from exchange.refusals import RefusalCode
 from harmonization import Projection
 from harmonization.declared import Widths
@@ -66,6 +66,15 @@ def test_damaged_requests_are_refused_by_a_code(coordinator):
     for records in (lacking, more, RecordDict()):
         send(records)
     assert "site.internal-error" not in {event.get("rule") for event in coordinator.audit_of("aalborg")}
+
+
+@pytest.mark.parametrize("holdout", [-1.0, 1.0, float("nan"), float("inf")])
+def test_a_fraction_that_is_none_is_no_request(coordinator, holdout):
+    """One below zero held out a single person; one that is no number was an error of the site's own."""
+    frames = FrameSpec(atlas="schaefer100", window={}, holdout=0.1, seed=1).model_copy(update={"holdout": holdout})
+    job = Job(analysis="second_moments", parameters={"n_lags": 2}, table=frames)
+
+    assert coordinator.code(coordinator.sums(jobs={"j": job})) is RefusalCode.PROTOCOL
 
 
 # --- replies ----------------------------------------------------------------------------------------------------------

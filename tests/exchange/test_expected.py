@@ -99,6 +99,7 @@ def test_what_was_not_asked_for_is_refused_by_its_name(change, request_):
         {"weights/w": np.ones(6)},
         {"weights/w": np.array([1, 1, 1, 1, 1, np.inf], dtype=np.float32)},
         {"evaluation/large/parcels": np.full((3, 4), np.nan)},
+        {"evaluation/large/parcels": np.full((3, 4), -1e300)},  # which would be infinite in everybody's sums
         {"evaluation/large/parcels": np.ones((3, 4), dtype=np.float32)},
         {"evaluation/small/parcels": np.ones((3, 2))},  # of which too few make a sum
         {"update/w": np.zeros(6)},

@@ -148,9 +148,9 @@ def test_another_version_and_damage_are_refused():
 
 
 def test_numbers_that_json_lacks_survive():
-    request = EmbedRequest(study="s", model={}, recipe="r", holdout=float("nan"), seed=1)
+    request = EmbedRequest(study="s", model={"x": float("nan")}, recipe="r", holdout=0.1, seed=1)
 
-    assert np.isnan(EmbedRequest.from_records(request.to_records()).holdout)
+    assert np.isnan(EmbedRequest.from_records(request.to_records()).model["x"])
 
 
 def test_parts_of_a_group_are_sent_by_its_sites_alone():

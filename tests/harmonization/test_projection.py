@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from harmonization import HarmonizationError, Projection, SiteTable, run_pooled
+from harmonization import HarmonizationError, Projection, SiteTable, add_sums, run_pooled
 from tests.support.sites import make_sites
 
 
@@ -83,6 +83,18 @@ def test_rounding_does_not_decide_the_sign_of_a_component():
 def test_refuses_features_that_are_the_same_for_everybody(p):
     with pytest.raises(HarmonizationError, match="the same for everybody"):
         run_pooled(Projection(2), [SiteTable(np.full((8, p), 1e6 + 0.1))] * 3)
+
+
+def test_refuses_sums_that_have_no_components():
+    """As one site's can make everybody's, whatever the others sent: the analyses after it would be of no columns."""
+    tables = make_sites((40, 25), 6).tables
+    projection, state = Projection(2), None
+    for _ in range(2):
+        state = projection.solve(add_sums(projection.summarize(table, state) for table in tables), state)
+    total = {**add_sums(projection.summarize(table, state) for table in tables), "moment": -np.eye(6)}
+
+    with pytest.raises(HarmonizationError, match="have no components"):
+        projection.solve(total, state)
 
 
 @pytest.mark.parametrize("components", [0, 13, 120])
