@@ -196,7 +196,7 @@ class Roster:
         """
         answers: dict[str, AnySumReply] = {}
         outcomes: dict[str, str] = {}
-        give_up, pause = None, _POLL_S
+        give_up, pause, waited_for = None, _POLL_S, ""
         while True:
             missing = {site: self.members[site].node for site in attempt.sites if site not in answers}
             outcomes |= self._exchange(asked, kind, missing, attempt.stage, round_number, answers, expected, attempt)
@@ -206,7 +206,9 @@ class Roster:
             if time.monotonic() >= give_up or not any(map(_may_change, outcomes.values())):
                 self._require_quorum(len(answers), outcomes, where)
             silent = ", ".join(site for site, said in outcomes.items() if said != "ok")
-            self._journal.say(f"{where}: below the quorum of {self._limits.quorum}; waiting for {silent}")
+            if silent != waited_for:
+                self._journal.say(f"{where}: below the quorum of {self._limits.quorum}; waiting for {silent}")
+            waited_for = silent
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
             self._look_for_members()
