@@ -62,7 +62,7 @@ def test_an_app_that_no_site_approved_is_refused_by_all(deployment):
 
     assert said.count(REFUSED) == 3
     for name in SITES:
-        assert "is not approved. Read it" in (deployment.folder / name / "state" / "site.log").read_text()
+        assert "is not approved. Look at it" in (deployment.folder / name / "state" / "site.log").read_text()
 
 
 def test_an_app_that_was_changed_on_the_coordinator_is_refused_by_all(deployment):
