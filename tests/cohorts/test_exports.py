@@ -37,7 +37,7 @@ def cohort(tmp_path):
         ("sub-b2", "sub-b2", 45),
     ):
         signal = (RNG.normal(size=(n_frames, 100)) * 10.0 ** RNG.integers(-30, 14, (n_frames, 100))).astype(np.float32)
-        signal[:2] = [[-1e14], [1e14]]  # every parcel changes as much
+        signal[:4] = [[-1e14], [1e14], [-1e14], [1e14]]  # every parcel changes as much, and in more than one frame
         signal[:, 7] = 0
         made.add(Recording(participant, signal, 0.8, recording_id=name, mean_fd=0.125))
     made.save()
