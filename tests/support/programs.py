@@ -1,6 +1,7 @@
 """Start the real programs, and look for what they leave behind."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +36,13 @@ def start(
         text=True,
         cwd=folder,
         env={**variables, **{name: str(value) for name, value in environment.items()}},
+        preexec_fn=_hear_interrupts,
     )
+
+
+def _hear_interrupts() -> None:
+    """Undo that a shell lets its background jobs, and all that they start, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def start_run(study: dict[str, object], folder: Path, *where: object, **environment: object) -> "subprocess.Popen[str]":
