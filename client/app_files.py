@@ -33,6 +33,10 @@ _FLOWER = {
 """What Flower may be told: which objects to run, and the only setting that a run may override."""
 _LARGEST_FAB, _LARGEST_UNPACKED, _MOST_FILES = 10 * 2**20, 50 * 2**20, 2000
 """Bytes that Flower takes; bytes unpacked, and files, that are looked at."""
+_PACKED, _ENCRYPTED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), 1
+"""How Flower packs files; and the bit that says that one is encrypted."""
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError)
+"""What Python makes of bytes that are no zip, or of one that is damaged."""
 
 
 def read_fab(content: bytes) -> dict[str, bytes]:
@@ -54,7 +58,7 @@ def read_fab(content: bytes) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(content)) as fab:
             _check_entries(fab.infolist())
             files = {entry.filename: fab.read(entry) for entry in fab.infolist()}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError):
+    except _DAMAGED:
         raise AppError("the app is no FAB, or is damaged. Ask the coordinator to send it again.") from None
     for name in (PROJECT_FILE, STUDY):
         if name not in files:
@@ -83,11 +87,14 @@ def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
     names = [entry.filename for entry in entries]
     if len(names) > _MOST_FILES or sum(entry.file_size for entry in entries) > _LARGEST_UNPACKED:
         raise AppError("the app unpacks to more than an app of ours has. Ask the coordinator for another.")
-    for name in names:
+    for entry in entries:
+        name = entry.filename
         if not may_hold(name):
             raise AppError(f"the app holds '{name}', which no app of ours does. Ask the coordinator what it is for.")
         if names.count(name) > 1:
             raise AppError(f"the app holds '{name}' more than once. Ask the coordinator for another.")
+        if entry.compress_type not in _PACKED or entry.flag_bits & _ENCRYPTED:
+            raise AppError(f"the app holds '{name}' packed as Flower packs nothing. Ask the coordinator for another.")
 
 
 def _check_project(content: bytes) -> None:

@@ -8,6 +8,7 @@ from cli.fab import build_fab
 from client.app_files import PROJECT_FILE, STUDY, may_hold, read_fab
 from client.errors import AppError
 from server.study import load_study
+from tests.support.apps import app_of
 from tests.support.federation import STUDY as SMALL
 
 
@@ -20,9 +21,9 @@ def files(tmp_path_factory) -> dict[str, bytes]:
         return {name: fab.read(name) for name in fab.namelist()}
 
 
-def fab_of(files: dict[str, bytes]) -> bytes:
+def fab_of(files: dict[str, bytes], packed: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as fab:
+    with zipfile.ZipFile(buffer, "w", packed) as fab:
         for name, content in files.items():
             fab.writestr(name, content)
     return buffer.getvalue()
@@ -111,3 +112,30 @@ def test_what_is_no_zip_or_too_large_is_refused(files):
     bomb = fab_of({**files, "client/zeros.py": bytes(60 * 2**20)})
     assert len(bomb) < 2_000_000
     assert "unpacks to more" in refused(bomb)
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_what_is_packed_otherwise_than_by_flower_is_refused_before_it_is_unpacked(files, packed):
+    assert "packed as Flower packs nothing" in refused(fab_of(files, packed))
+
+
+def test_what_is_encrypted_is_refused():
+    fab = bytearray(app_of("app = None\n"))
+    fab[fab.index(b"PK\x01\x02") + 8] |= 1  # flags of the first entry of the list at the end
+
+    assert "packed as Flower packs nothing" in refused(bytes(fab))
+
+
+def test_whatever_became_of_an_app_on_its_way_is_read_or_refused():
+    """A byte that changed in what says where things are, and what they are called, gives zipfile errors of all kinds."""
+    good = app_of("app = None\n")
+    listed = good.index(b"PK\x01\x02")
+    said = set()
+    for place in (*range(30), *range(listed, len(good))):
+        for byte in (0x00, 0x8C, 0xFF):
+            changed = good[:place] + bytes([byte]) + good[place + 1 :]
+            try:
+                read_fab(changed)
+            except AppError as error:
+                said.add(str(error))
+    assert "the app is no FAB, or is damaged. Ask the coordinator to send it again." in said
