@@ -1,4 +1,4 @@
-"""Whether a site takes part in a study: what its policy and its cohort have against it."""
+"""What a policy has against a study, whoever the participants are: asked also where no cohort is at hand."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,7 +12,7 @@ from exchange.refusals import Refusal
 
 
 def policy_objections(policy: Policy, request: DescribeRequest) -> Iterator[Refusal]:
-    """Yield all that a policy has against a study, whoever the participants are."""
+    """Yield all that a policy has against a study."""
     privacy = privacy_of(request)
     checks: list[Callable[[], None]] = [
         partial(policy.permit, request.study),
