@@ -188,7 +188,7 @@ def _parse(path: Path) -> Header:
             "missing-file",
             f"{path.name}: is not there, or is a link that leads nowhere; expected an image. Restore it.",
         ) from None
-    except (OSError, EOFError, zlib.error, ValueError):
+    except _READING_ERRORS:
         raise _not_nifti(path) from None
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         if len(block) >= kind.sizeof_hdr and kind.may_contain_header(block):

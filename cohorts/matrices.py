@@ -2,7 +2,6 @@
 
 import math
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from cohorts.columns import match_columns
 from cohorts.errors import CohortError, RecordingError
 from cohorts.formats import MATRIX_SUFFIXES, SEPARATORS, TEXT, UNREAD, first_unread, suffix_of, unread
 from cohorts.matrix_files import (
+    BROKEN_ARCHIVE,
     Table,
     npz_keys,
     opened,
@@ -148,7 +148,7 @@ class MatrixSource:
             self.path.stat()
         except FileNotFoundError:
             raise CohortError(f"{self.path}: no such file or folder. Check the path.") from None
-        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        except BROKEN_ARCHIVE:
             raise CohortError(
                 f"{self.path}: is not a readable .npz file or folder. Check its permissions, or export it again."
             ) from None

@@ -45,8 +45,8 @@ _BROKEN_HEADER = (
     ValueError,
     tokenize.TokenError,
 )
-# What a damaged, an encrypted or an exotic zip member raises when it is opened or read.
-_BROKEN_MEMBER = (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# What an archive raises that is damaged, encrypted or exotic, when it or a member is opened or read.
+BROKEN_ARCHIVE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def npz_keys(path: Path) -> list[str]:
 
     Raises
     ------
-    OSError, zipfile.BadZipFile, NotImplementedError, ValueError
+    Any of `BROKEN_ARCHIVE`
         If the file cannot be read as an archive.
     """
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
@@ -114,7 +114,7 @@ def read_npz(path: Path, key: str, name: str = "") -> np.ndarray:
             return _read_array(file, member.file_size, name)
     except KeyError:
         raise RecordingError("unreadable", f"{name}: is no longer in {path.name}. Restore it, and repeat.") from None
-    except (OSError, ValueError, *_BROKEN_MEMBER):
+    except BROKEN_ARCHIVE:
         raise RecordingError(
             "unreadable",
             f"{name}: is damaged or encrypted in {path.name}; expected an array that numpy wrote. Export it again.",
@@ -133,7 +133,7 @@ def read_npz_file(path: Path, variable: str = "") -> np.ndarray:
         pass
     try:
         found = _members(path)
-    except (OSError, ValueError, NotImplementedError, *_BROKEN_MEMBER):
+    except BROKEN_ARCHIVE:
         raise RecordingError(
             "unreadable", f"{path.name}: is no whole .npz that numpy wrote. Copy or export it again."
         ) from None

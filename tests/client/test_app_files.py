@@ -127,7 +127,7 @@ def test_what_is_encrypted_is_refused():
 
 
 def test_whatever_became_of_an_app_on_its_way_is_read_or_refused():
-    """Bytes that changed in what says where things are, or what they are called, give errors of all kinds in zipfile."""
+    """Bytes that changed where it says what lies where, and how it is called, give all kinds of errors in zipfile."""
     good = app_of("app = None\n")
     listed = good.index(b"PK\x01\x02")
     said = set()
