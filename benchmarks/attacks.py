@@ -30,8 +30,8 @@ from brainlm.config import MaskConfig, ModelConfig, PrivacyConfig, TrainingConfi
 from brainlm.model import BrainLM
 from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import Batch, WindowSet
+from client.door.spending import PrivacyLedger
 from client.privacy import train_privately
-from client.spending import PrivacyLedger
 from cohorts import Cohort
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 

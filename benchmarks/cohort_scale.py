@@ -20,7 +20,7 @@ from cohorts import Atlas, Cohort, load_atlas
 from cohorts.identities import KeyedNames
 from cohorts.preparation import prepare_cohort
 from cohorts.quality import QualityRules
-from cohorts.sources import Reading, Run
+from cohorts.sources.kinds import Reading, Run
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import psutil
 import yaml
 from common import fedbrainlm
 
-from cli.coordinator import Federation
-from cli.flower import free_port, program
-from cli.supervisor import running
+from deployment.coordinator import Federation
+from deployment.supervisor import running
+from runtime.flower import free_port, program
 
 
 class Node:

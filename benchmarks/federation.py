@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from common import fedbrainlm, machine, markdown
-from deployment import Deployment
 
-from cli.fab import PROJECT
+from deployment import Deployment
+from runtime.fab import PROJECT
 from server.averaging import STAGE
 from server.journal import Journal
 

@@ -21,8 +21,8 @@ from brainlm.embedding import embed
 from brainlm.model import count_parameters
 from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import WindowSet
+from client.door.spending import PrivacyLedger
 from client.privacy import train_privately
-from client.spending import PrivacyLedger
 from cohorts import Cohort, Recording, load_atlas
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common import machine, markdown
 
-from cohorts.bids import Tree, parse_name, walk
+from cohorts.sources.bids import Tree, parse_name, walk
 
 PER_PERSON = 42
 

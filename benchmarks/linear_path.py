@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from common import machine, markdown, timed_run
 
-from server.study import load_study
+from study.settings import load_study
 
 
 def main() -> None:

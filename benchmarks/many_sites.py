@@ -19,8 +19,8 @@ import psutil
 import yaml
 from common import fedbrainlm, machine, markdown
 
-from cli.fab import PROJECT
-from cli.flower import program
+from runtime.fab import PROJECT
+from runtime.flower import program
 from server.averaging import STAGE
 from server.journal import Journal
 

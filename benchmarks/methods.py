@@ -28,7 +28,7 @@ from harmonization import (
     make_harmonizer,
     run_pooled,
 )
-from harmonization.design import KNOWN
+from harmonization.core.design import KNOWN
 
 COMPARED = [method for method in METHODS if method != "combat_longitudinal"]  # nobody comes twice
 AGE_BOUNDS = (-2.5, 2.5)

@@ -24,9 +24,9 @@ from nilearn.maskers import NiftiLabelsMasker
 from scipy.spatial import cKDTree
 
 from cohorts import load_atlas
-from cohorts.confounds import Confounds
-from cohorts.parcellation import Cleaning, parcellate
-from cohorts.volumes import load_label_image
+from cohorts.sources.confounds import Confounds
+from cohorts.sources.parcellation import Cleaning, parcellate
+from cohorts.sources.volumes import load_label_image
 
 T_R = 2.0
 RUNS = {

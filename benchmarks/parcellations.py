@@ -23,6 +23,7 @@ from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 from sklearn.model_selection import KFold
 
+from base.seeding import derive_seed
 from brainlm.architectures import AnyModel
 from brainlm.config import ModelConfig, TrainingConfig, load_model_config
 from brainlm.embedding import embed, functional_connectivity
@@ -31,10 +32,9 @@ from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import WindowSet, split_participants
 from cohorts import Atlas, Cohort, load_atlas
 from cohorts.quality import temporal_snr
-from cohorts.seeding import derive_seed
 from cohorts.simulation import SimulatedSite, simulate_people, simulate_recording, simulated_hospitals
 from harmonization import ComBatHarmonizer, CrossValidatedRidge, Design, Projection, SiteTable, add_sums, run_pooled
-from harmonization.design import KNOWN
+from harmonization.core.design import KNOWN
 
 CONFIG = Path(__file__).parents[1] / "configs" / "models" / "tiny.yaml"
 ATLASES = ("schaefer100", "schaefer200", "schaefer400")

@@ -22,8 +22,8 @@ from brainlm.model import count_parameters
 from brainlm.optimization import make_optimizer
 from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import WindowSet, split_participants
+from client.door.spending import PrivacyLedger
 from client.privacy import train_privately
-from client.spending import PrivacyLedger
 from cohorts import Cohort, Recording, load_atlas
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 

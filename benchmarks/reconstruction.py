@@ -3,7 +3,7 @@
 ``python benchmarks/reconstruction.py RECORDINGS.npz --model configs/models/small.yaml --out curve.json``. RECORDINGS
 holds one [frames, parcels] array a recording, one recording a participant; the first parcels are those of `--atlas`.
 A fifth of the participants is held out. With ``--original``, the model is instead the design of the original code of
-2023 (`brainlm.official_dense`: tokens attend to all tokens, the decoder to visible and hidden ones alike), of the size
+2023 (`brainlm.released.dense`: tokens attend to all tokens, the decoder to visible and hidden ones alike), of the size
 that `--change` gives. The recordings are never part of the project.
 """
 
@@ -19,6 +19,7 @@ import torch
 from common import machine
 from torch import Tensor
 
+from base.settings import check_settings
 from brainlm.architectures import AnyConfig, AnyModel, check_model_config
 from brainlm.baselines import make_baselines
 from brainlm.checkpoints import save_checkpoint
@@ -30,7 +31,6 @@ from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import WindowSet, split_participants
 from cli.evaluate import measure_moments
 from cohorts import Cohort, Recording, load_atlas
-from cohorts.settings import check_settings
 
 
 def main() -> None:

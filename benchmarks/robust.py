@@ -14,15 +14,15 @@ import numpy as np
 from common import machine, markdown
 from flwr.supercore.task_identity import TaskIdentity
 
+from base.seeding import derive_seed
 from brainlm.config import TrainingConfig, load_model_config
 from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import WindowSet
 from cohorts import Cohort
-from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from exchange.messages import Arrays
 from server.robust import robust_centre
-from server.study import RoundsConfig
+from study.settings import RoundsConfig
 
 RULES = ("none", "median", "trimmed_mean", "krum", "multi_krum", "bulyan")
 SEED = 1

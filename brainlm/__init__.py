@@ -5,7 +5,7 @@ from brainlm.config import ModelConfig, TrainingConfig, WindowConfig, load_model
 from brainlm.embedding import embed, functional_connectivity
 from brainlm.errors import BrainLMError
 from brainlm.model import BrainLM, MAEOutput
-from brainlm.official import load_released
+from brainlm.released.folders import load_released
 from brainlm.scaling import Scaling
 
 __all__ = [

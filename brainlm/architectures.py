@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import torch
 from pydantic import Discriminator, Tag
 
+from base.settings import check_settings
 from brainlm.config import ModelConfig
 from brainlm.errors import BrainLMError
 from brainlm.masking import count_tokens, masks_of
 from brainlm.model import BrainLM
-from brainlm.official_base import ReleasedConfig, ReleasedModel
-from brainlm.official_dense import DenseBrainLM, DenseConfig
-from brainlm.official_padded import PaddedBrainLM, PaddedConfig
-from cohorts.settings import check_settings
+from brainlm.released.base import ReleasedConfig, ReleasedModel
+from brainlm.released.dense import DenseBrainLM, DenseConfig
+from brainlm.released.padded import PaddedBrainLM, PaddedConfig
 
 AnyConfig = Annotated[
     Annotated[ModelConfig, Tag("ModelConfig")]

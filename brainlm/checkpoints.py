@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from base.files import HEADER, atomic_path
 from brainlm.architectures import AnyConfig, AnyModel, build_model, check_model_config, weight_shapes
 from brainlm.errors import CheckpointError
-from cohorts.files import HEADER, atomic_path
 
 
 def save_checkpoint(

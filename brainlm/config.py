@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cohorts.settings import Settings, read_settings
+from base.settings import Settings, read_settings
 
 
 class WindowConfig(Settings):

@@ -1,7 +1,9 @@
 """What can go wrong with the model, and what to do about each."""
 
+from base.errors import FedBrainLMError
 
-class BrainLMError(Exception):
+
+class BrainLMError(FedBrainLMError):
     """A setting, a checkpoint or an input does not fit the model. The message says what was expected."""
 
 

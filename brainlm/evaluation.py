@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from base.seeding import derive_seed
 from brainlm.architectures import AnyModel
 from brainlm.errors import BrainLMError
 from brainlm.masking import choose_mask
 from brainlm.model import BrainLM, MAEOutput, Predictor
 from brainlm.windows import Batch, WindowSet
-from cohorts.seeding import derive_seed
 
 MODEL = "model"
 """Name of the model among predictors."""

@@ -8,9 +8,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from base.files import HEADER, atomic_path
 from brainlm.config import TrainingConfig
 from brainlm.errors import CheckpointError
-from cohorts.files import HEADER, atomic_path
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

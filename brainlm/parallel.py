@@ -17,9 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing import ProcessRaisedException
 
+from base.errors import FedBrainLMError
+from base.files import naming
 from brainlm.errors import BrainLMError
 from cohorts import CohortError
-from cohorts.files import naming
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _work(rank: int, n: int, folder: Path) -> None:
     dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=n)
     try:
         result = function(Worker(rank, n, device), *arguments)
-    except (BrainLMError, CohortError) as error:
+    except FedBrainLMError as error:
         kind = type(error) if isinstance(error, BrainLMError) else CohortError
         (folder / f"failure-{rank}").write_bytes(pickle.dumps((kind, str(error))))
         raise

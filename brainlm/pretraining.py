@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
+from base.seeding import derive_seed
 from brainlm.architectures import AnyConfig, AnyModel, build_model
 from brainlm.config import MaskConfig, TrainingConfig
 from brainlm.errors import DivergenceError
@@ -23,7 +24,6 @@ from brainlm.model import BrainLM
 from brainlm.optimization import make_optimizer
 from brainlm.parallel import Worker, run_together
 from brainlm.windows import Batch, WindowSet
-from cohorts.seeding import derive_seed
 
 
 @dataclass(frozen=True)

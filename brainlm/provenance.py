@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from base.seeding import derive_seed
 from brainlm.architectures import AnyModel
 from brainlm.config import WindowConfig
 from brainlm.errors import CheckpointError
-from brainlm.official_base import ReleasedModel
+from brainlm.released.base import ReleasedModel
 from brainlm.windows import split_participants, usable_recordings
 from cohorts import Atlas, Cohort
-from cohorts.seeding import derive_seed
 
 
 class TrainedSite(BaseModel):

@@ -17,11 +17,11 @@ from scipy.signal import resample_poly
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from base.seeding import derive_seed
 from brainlm.config import WindowConfig
 from brainlm.errors import BrainLMError
 from brainlm.scaling import Scaling
 from cohorts import Cohort, Recording
-from cohorts.seeding import derive_seed
 
 _CACHE_BYTES = 2 * 1024**3
 

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from cli.errors import InputError
-from cli.fab import OfferedApp, describe_fab
-from cli.output import say
-from cli.site_files import By, SettingsFile, login, open_site
-from client.describing import policy_objections
+from base.errors import InputError
+from base.files import read_bytes
+from base.output import say
+from client.door.describing import policy_objections
 from client.site import Site
-from cohorts.files import read_bytes
+from deployment.site_files import By, SettingsFile, login, open_site
+from runtime.fab import OfferedApp, describe_fab
 
 Fab = Annotated[Path, typer.Argument(metavar="FAB", help="What 'fedbrainlm study build' made.")]
 Code = Annotated[str, typer.Argument(metavar="FAB|HASH", help="What 'fedbrainlm study build' made, or its SHA-256.")]

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from base.errors import InputError
+from base.output import say
 from brainlm.windows import usable_recordings
-from cli.errors import InputError
-from cli.output import say
 from cohorts import Cohort
 from cohorts.participants import as_levels
 from harmonization import Categorical
-from server.fitting import left_out, misfits
-from server.study import Study
+from study.fitting import left_out, misfits
+from study.settings import Study
 
 
 def open_cohorts(study: Study, folders: list[Path]) -> list[Cohort]:

@@ -8,18 +8,18 @@ import pandas as pd
 import typer
 from rich.table import Table
 
+from base.errors import InputError
+from base.files import locked
+from base.output import PlainConsole, say
+from base.settings import read_settings
 from cli.display import counter, show_notices, show_quarantine, show_remarks
-from cli.errors import InputError
 from cli.options import ATLAS_HELP, finite
-from cli.output import PlainConsole, say
 from cli.prepare import default_key, prepare
 from cohorts import Cohort
 from cohorts.checking import check_cohort
 from cohorts.exports import export_bids, export_huggingface, under_pseudonyms
-from cohorts.files import locked
 from cohorts.identities import KeyedNames
 from cohorts.quality import QualityRules
-from cohorts.settings import read_settings
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from cohorts.vectors import import_vectors
 
@@ -179,8 +179,8 @@ def _show_contract(cohort: Cohort, path: Path) -> None:
     InputError
         If it does not.
     """
-    from server.fitting import left_out, misfits  # with torch, which takes seconds
-    from server.study import load_study
+    from study.fitting import left_out, misfits  # with torch, which takes seconds
+    from study.settings import load_study
 
     study = load_study(path)
     if found := misfits(study, cohort):

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cli.output import PlainConsole, say
+from base.output import PlainConsole, say
+from base.plain import printable
 from cohorts import Cohort
 from cohorts.identities import Linkage
 from cohorts.notices import NOTICES
-from exchange.plain import printable
 
 console = PlainConsole(stderr=True)
 

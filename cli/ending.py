@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cli.errors import RunFailedError, StoppedError
+from base.errors import RunFailedError, StoppedError
 from server.errors import ServerError
 from server.journal import Journal, Status
-from server.study import Study
 from server.summary import sites_of, write_summary
+from study.settings import Study
 
 _STOPPED = "stopped by the user"
 

@@ -9,6 +9,10 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from base.errors import InputError
+from base.output import PlainConsole, say
+from base.seeding import derive_seed
+from base.settings import check_settings
 from brainlm import BrainLM, load_checkpoint
 from brainlm.architectures import AnyModel, mask_conflicts
 from brainlm.baselines import make_baselines
@@ -18,14 +22,10 @@ from brainlm.linear_path import LinearPath
 from brainlm.provenance import Membership, check_cohort, membership_of, trainings_of
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet, lengths_of, prepare, split_participants, usable_recordings
-from cli.errors import InputError
 from cli.options import finite
-from cli.output import PlainConsole, say
 from cohorts import Cohort
-from cohorts.seeding import derive_seed
-from cohorts.settings import check_settings
 from harmonization import Moments, SecondMoments, SiteTable, add_sums
-from harmonization.protocol import Sums
+from harmonization.core.protocol import Sums
 
 
 class People(StrEnum):

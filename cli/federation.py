@@ -7,16 +7,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cli import federation_checks, serving
-from cli.authority import days_left, read_certificate
-from cli.checks import STRICT, report
-from cli.coordinator import Federation, FederationSettings, Member
-from cli.errors import InputError
+from base.errors import InputError
+from base.output import PlainConsole, say
+from base.settings import check_settings
 from cli.metrics import metrics
-from cli.output import PlainConsole, say
 from cli.rosters import show_roster
 from cli.writing import write_once
-from cohorts.settings import check_settings
+from deployment import federation_checks, serving
+from deployment.authority import days_left, read_certificate
+from deployment.checks import STRICT, report
+from deployment.coordinator import Federation, FederationSettings, Member
 from exchange.bundle import SiteBundle
 from exchange.roster import KeyRoster, read_json
 

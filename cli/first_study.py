@@ -12,16 +12,16 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from base.errors import InputError
 from brainlm.config import WindowConfig
 from brainlm.embedding import RECIPES
 from brainlm.windows import usable_recordings
-from cli.errors import InputError
 from cohorts import AtlasError, Cohort, load_atlas
 from cohorts.participants import as_levels, identifying_columns
 from exchange.roster import MIN_SITES
 from harmonization import Categorical
-from harmonization.design import KNOWN
-from server.study import LARGEST, CohortConfig, Study
+from harmonization.core.design import KNOWN
+from study.settings import LARGEST, CohortConfig, Study
 
 _SECONDS_A_PATCH = 16
 """One or two slow waves of the BOLD signal."""

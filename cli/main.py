@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from cli.errors import (
+from base.errors import (
+    FedBrainLMError,
     InternalError,
     RunFailedError,
     StoppedError,
-    is_input_error,
     of_the_disk,
 )
+from base.output import PlainConsole, say
 from cli.examples import with_examples
-from cli.output import PlainConsole, say
 
 COMMANDS = {
     "cohort": ("cli.cohort", "app", "A site's recordings: prepare, check and show them."),
@@ -124,7 +124,7 @@ def run_command(arguments: list[str]) -> int:
         return 130
     except Exception as error:
         said = of_the_disk(error) or error
-        if is_input_error(said):
+        if isinstance(said, FedBrainLMError):
             return _fail(console, said, 2, arguments)
         return _fail(console, InternalError(error), 1, arguments)  # a fault of ours: said in a line, too
     except (KeyboardInterrupt, SystemExit) as ended:  # typer makes an exit of an interrupt
@@ -139,7 +139,7 @@ def _fail(console: Console, error: Exception, code: int, arguments: list[str]) -
     if "--debug" in arguments:
         console.print_exception()
     else:
-        from cohorts.wording import shortened  # takes half a second, which only errors are to cost
+        from base.wording import shortened  # takes half a second, which only errors are to cost
 
         said = "\n".join(map(shortened, str(error).split("\n")))
         console.print(Text.assemble(("Error: ", "bold red"), said), soft_wrap=True)

@@ -15,13 +15,13 @@ import typer
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from cli import serving
-from cli.authority import read_certificate
-from cli.coordinator import Federation
-from cli.errors import InputError, RunFailedError
-from cli.federation_checks import database_bytes
+from base.errors import InputError, RunFailedError
+from base.output import say
 from cli.options import RUNS
-from cli.output import say
+from deployment import serving
+from deployment.authority import read_certificate
+from deployment.coordinator import Federation
+from deployment.federation_checks import database_bytes
 from server.errors import JournalError
 from server.journal import Journal
 

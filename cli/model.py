@@ -10,16 +10,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from base.errors import InputError
+from base.output import PlainConsole, say
+from base.plain import printable
 from brainlm.architectures import AnyConfig, AnyModel
 from brainlm.checkpoints import load_checkpoint, save_checkpoint
 from brainlm.model import count_parameters
-from brainlm.official import NOTEBOOK_SCALE, UK_BIOBANK_TR, export_folder, read_folder
-from brainlm.official_base import ReleasedConfig, ReleasedModel
-from brainlm.official_padded import PaddedConfig
 from brainlm.provenance import Training, trainings_of
-from cli.errors import InputError
-from cli.output import PlainConsole, say
-from exchange.plain import printable
+from brainlm.released.base import ReleasedConfig, ReleasedModel
+from brainlm.released.folders import NOTEBOOK_SCALE, UK_BIOBANK_TR, export_folder, read_folder
+from brainlm.released.padded import PaddedConfig
 
 _UNKNOWN = "not known: the checkpoint does not say"
 

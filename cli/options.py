@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.errors import InputError
+from base.errors import InputError
 from cohorts import atlas_names
 
 ATLAS_HELP = f"Atlas of the columns: {', '.join(atlas_names())}, or a table file (.json, .csv, .tsv)."

@@ -8,22 +8,22 @@ from typing import Annotated, Any
 import click
 import typer
 
+from base.errors import InputError
+from base.files import require_apart
+from base.output import say
+from base.settings import read_settings
 from cli.display import counter, show_notices, show_quarantine, show_remarks
-from cli.errors import InputError
 from cli.options import ATLAS_HELP, Orientation, Scaling, column_range, condition, finite
-from cli.output import say
 from cohorts import Cohort, load_atlas
 from cohorts.cells import TableRules
 from cohorts.cohort import About
-from cohorts.derivatives import kind_of
-from cohorts.files import require_apart
 from cohorts.identities import KeyedNames, OwnNames
 from cohorts.participants import ParticipantsTable, load_participants
 from cohorts.persons import PersonPattern
 from cohorts.preparation import prepare_cohort
 from cohorts.quality import QualityRules
-from cohorts.settings import read_settings
-from cohorts.sources import Source
+from cohorts.sources.derivatives import kind_of
+from cohorts.sources.kinds import Source
 
 _NIFTI, _TREES = ("fmriprep", "nifti"), ("fmriprep", "xcpd")
 #: Options that have a meaning for some kinds of sources only.
@@ -329,7 +329,7 @@ def _open(kind: str, path: Path, ids: tuple[str, ...] | None, options: dict[str,
 
 
 def _matrices(path: Path, ids: tuple[str, ...] | None, options: dict[str, Any]) -> Source:
-    from cohorts.matrices import MatrixSource
+    from cohorts.sources.matrices import MatrixSource
 
     return MatrixSource(
         path,
@@ -344,13 +344,13 @@ def _matrices(path: Path, ids: tuple[str, ...] | None, options: dict[str, Any]) 
 
 
 def _xcpd(path: Path, options: dict[str, Any]) -> Source:
-    from cohorts.xcpd import XCPDSource
+    from cohorts.sources.xcpd import XCPDSource
 
     censoring = options["censoring"] or Censoring.AS_IS
     if censoring is Censoring.NONE:
         raise InputError("--censoring none: of XCP-D's series, say as-is, interpolate or drop.")
     if options["atlas_image"]:  # whose centroids are the places of an atlas of which no table is at hand
-        from cohorts.volumes import load_label_image
+        from cohorts.sources.volumes import load_label_image
 
         labels = options["atlas_labels"]
         atlas = load_label_image(options["atlas"] or None, image=options["atlas_image"], labels=labels).atlas
@@ -371,11 +371,11 @@ def _xcpd(path: Path, options: dict[str, Any]) -> Source:
 
 def _images(kind: str, path: Path, ids: tuple[str, ...] | None, options: dict[str, Any]) -> Source:
     """Open images, with what nilearn needs for them and takes a second to import."""
-    from cohorts.confounds import ConfoundStrategy
-    from cohorts.fmriprep import FMRIPrepSource
-    from cohorts.nifti import NiftiSource
-    from cohorts.parcellation import Cleaning
-    from cohorts.volumes import load_label_image
+    from cohorts.sources.confounds import ConfoundStrategy
+    from cohorts.sources.fmriprep import FMRIPrepSource
+    from cohorts.sources.nifti import NiftiSource
+    from cohorts.sources.parcellation import Cleaning
+    from cohorts.sources.volumes import load_label_image
 
     if not options["atlas_labels"]:
         _required(options, "atlas")

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from cli.output import PlainConsole, say
+from base.output import PlainConsole, say
 from exchange.roster import KeyRoster
 
 

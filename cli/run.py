@@ -15,31 +15,31 @@ from typing import Annotated
 import typer
 import yaml
 
+from base.errors import FedBrainLMError, InputError, RunFailedError
+from base.files import atomic_folder, write_text
+from base.output import say
+from base.seeding import derive_seed
 from cli.at_hand import open_cohorts
-from cli.control import Outcome
 from cli.display import console, counter
 from cli.ending import end_noted, how_to_go_on, note_stopping, settle
-from cli.errors import InputError, RunFailedError
-from cli.fab import PROJECT, pack_fab, stage_app
-from cli.flower import Simulation, connections, flwr_run, simulation_superlink
-from cli.names import registered_names
 from cli.options import RUNS
-from cli.output import say
-from cli.postmortem import Postmortem
 from cli.watch import AS_JSON, find_run
 from cli.watching import end_of, print_absences, print_event, print_summary, watching
-from client.keys import agree
-from client.policy import EVERYTHING, SHOWS_ONE_SITE
+from client.door.policy import EVERYTHING, SHOWS_ONE_SITE
+from client.keys.keyring import agree
 from client.process import private_files
 from client.site import SIMULATED_SITES, load_site
-from cohorts import Cohort, CohortError
-from cohorts.files import atomic_folder, write_text
-from cohorts.seeding import derive_seed
+from cohorts import Cohort
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
+from deployment.names import registered_names
+from runtime.control import Outcome
+from runtime.fab import PROJECT, pack_fab, stage_app
+from runtime.flower import Simulation, connections, flwr_run, simulation_superlink
+from runtime.postmortem import Postmortem
 from server.journal import WHERE, Journal
 from server.keeping import keep_study
 from server.report import write_report
-from server.study import Study, load_study
+from study.settings import Study, load_study
 
 
 def demo(runs: RUNS = Path("runs")) -> None:
@@ -152,7 +152,7 @@ def _require_cohorts(folder: Path) -> None:
             continue
         try:
             _ = load_site(path).cohort
-        except CohortError as error:
+        except FedBrainLMError as error:
             raise InputError(
                 f"{folder}: the recordings of site {path.parent.name} cannot be read. {error} Put them back where they "
                 f"were, or correct cohort in {path}; then resume again."

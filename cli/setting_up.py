@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from cli.errors import InputError
-from cli.fab import PROJECT
-from cli.output import say
+from base.errors import InputError
+from base.files import write_text
+from base.output import say
+from base.settings import check_settings, read_settings
 from cli.rosters import show_roster
-from cli.site_files import By, SettingsFile, login, open_site
 from cli.writing import write_once
-from client.joining import join as keep_package
+from client.keys.joining import join as keep_package
 from client.settings import SiteSettings
-from cohorts.files import write_text
-from cohorts.settings import check_settings, read_settings
+from deployment.site_files import By, SettingsFile, login, open_site
 from exchange.bundle import JoinPackage
+from runtime.fab import PROJECT
 
 
 def init(

@@ -12,12 +12,12 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from base.settings import Settings
+from base.wording import describe, docstrings_of
 from brainlm.config import ModelConfig
 from client.settings import SiteSettings
 from cohorts.quality import QualityRules
-from cohorts.settings import Settings
-from cohorts.wording import describe, docstrings_of
-from server.study import Study
+from study.settings import Study
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 

@@ -10,16 +10,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from base.errors import InputError
+from base.output import PlainConsole, say
+from base.plain import printable
 from cli import approving, setting_up, starting
-from cli.errors import InputError
-from cli.output import PlainConsole, say
 from cli.rosters import show_roster
-from cli.site_files import By, SettingsFile, login, open_site
 from cli.writing import write_once
-from client.audit import AuditLog
-from client.keys import Keyring
+from client.door.audit import AuditLog
+from client.keys.keyring import Keyring
 from client.process import keep_private
-from exchange.plain import printable
+from deployment.site_files import By, SettingsFile, login, open_site
 from exchange.refusals import Refusal
 from exchange.roster import KeyRoster
 

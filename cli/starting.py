@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from cli import probes
-from cli.checks import STRICT, report, versions
-from cli.errors import InputError
-from cli.flower import environment_of
-from cli.site_checks import checks
-from cli.site_files import SettingsFile, at_work
-from client.joining import joined
-from client.proxies import proxy_to
+from base.errors import InputError
+from base.proxies import proxy_to
+from base.settings import read_settings
+from client.keys.joining import joined
 from client.settings import SiteSettings
-from cohorts.settings import read_settings
+from deployment import probes
+from deployment.checks import STRICT, report, versions
+from deployment.site_checks import checks
+from deployment.site_files import SettingsFile, at_work
+from runtime.flower import environment_of
 
 
 def start(settings: SettingsFile) -> None:
@@ -27,7 +27,7 @@ def start(settings: SettingsFile) -> None:
     _check_port(settings, site.settings.supernode.port)
     # What is missing or wrong is said here, before Flower starts.
     _ = proxy_to(joined(site.state).address, site.settings.supernode.proxy), site.keys.public_bundle()
-    _become("client.supernode", settings)
+    _become("runtime.supernode", settings)
 
 
 def execute(settings: SettingsFile) -> None:
@@ -38,7 +38,7 @@ def execute(settings: SettingsFile) -> None:
             "Set it to elsewhere, or leave this command out."
         )
     at_work(settings)
-    _become("client.executor", settings)
+    _become("runtime.executor", settings)
 
 
 def check(

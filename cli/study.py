@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
+from base.errors import InputError, SettingsError
+from base.files import atomic_path
+from base.output import say
 from cli.at_hand import open_cohorts
-from cli.errors import InputError
-from cli.fab import build_fab, print_study
 from cli.first_study import first_study
-from cli.output import say
 from cli.writing import write_once
-from cohorts import Cohort, SettingsError
-from cohorts.files import atomic_path
-from server.study import load_study
+from cohorts import Cohort
+from runtime.fab import build_fab, print_study
+from study.settings import load_study
 
 app = typer.Typer(
     no_args_is_help=True,

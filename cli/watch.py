@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from base.errors import InputError, RunFailedError
+from base.output import PlainConsole, say
 from cli.ending import how_to_go_on
-from cli.errors import InputError, RunFailedError
 from cli.options import RUNS
-from cli.output import PlainConsole, say
 from cli.watching import end_of, print_absences, print_event, watching
 from server.journal import Journal
 

@@ -16,9 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from base.output import PlainConsole, say
+from base.plain import printable
 from cli.display import console, live
-from cli.output import PlainConsole, say
-from exchange.plain import printable
 from server.absences import absences_of
 from server.averaging import STAGE as TRAINING
 from server.journal import Journal, Progress

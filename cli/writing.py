@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from cli.errors import InputError
-from cohorts.files import atomic_path
+from base.errors import InputError
+from base.files import atomic_path
 
 
 def write_once(path: Path, content: bytes) -> None:

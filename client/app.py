@@ -1,4 +1,4 @@
-"""A hospital's Flower ClientApp: five handlers. Each computes at the site; `client.release` lets the answer out."""
+"""A hospital's Flower ClientApp: five handlers. Each computes here; `client.door.release` lets the answer out."""
 
 from typing import Any
 
@@ -7,18 +7,24 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from base.files import save_arrays
+from base.seeding import derive_seed
+from base.settings import check_settings
 from brainlm.architectures import check_model_config
 from brainlm.config import WindowConfig
 from brainlm.embedding import find_recipe, functional_connectivity
 from brainlm.evaluation import MODEL, reconstruct_example
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet, lengths_of
-from client import summing, training
-from client.disclosure import read_design
+from client import training
+from client.door import summing
+from client.door.disclosure import read_design
+from client.door.ledger import EMBEDDING, LACKING, Release
+from client.door.limits import permit_design
+from client.door.participation import Participation, objections
+from client.door.release import Answer, answer
 from client.features import FeatureSet, FeatureStore, complete_rows, read_features
 from client.frames import moments_of, scaling_of, split_site
-from client.ledger import EMBEDDING, LACKING, Release
-from client.limits import permit_design
 from client.models import (
     evaluate_held_out,
     evaluation_parts,
@@ -27,12 +33,7 @@ from client.models import (
     set_linear_path,
     shown_metrics,
 )
-from client.participation import Participation, objections
-from client.release import Answer, answer
 from client.site import Site
-from cohorts.files import save_arrays
-from cohorts.seeding import derive_seed
-from cohorts.settings import check_settings
 from exchange.messages import (
     Arrays,
     DescribeReply,
@@ -49,11 +50,11 @@ from exchange.messages import (
 )
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import ANALYSES, METHODS, SiteTable, make_harmonizer
-from harmonization.harmonizer import Effect
-from harmonization.projection import ProjectionModel
-from harmonization.protocol import Array
-from harmonization.residualization import ResidualizationModel
-from harmonization.selection import Selection
+from harmonization.core.protocol import Array
+from harmonization.core.selection import Selection
+from harmonization.methods.harmonizer import Effect
+from harmonization.methods.projection import ProjectionModel
+from harmonization.methods.residualization import ResidualizationModel
 
 app = ClientApp()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from client.errors import AppError
 
-PACKAGES = ("brainlm", "client", "cohorts", "exchange", "harmonization", "server")
+PACKAGES = ("base", "brainlm", "client", "cohorts", "exchange", "harmonization", "server", "study")
 """Packages that an app is made of."""
 STUDY = "study.yaml"
 """The study that an app was built for, beside its packages; the source tree has none."""

@@ -1,7 +1,9 @@
 """What can be wrong with a site's own records and keys, and what to do about each."""
 
+from base.errors import FedBrainLMError
 
-class ClientError(Exception):
+
+class ClientError(FedBrainLMError):
     """Base of what the site's administrator must mend. Do what the message says and repeat the command."""
 
 

@@ -11,17 +11,17 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load, load_file
 
+from base.files import atomic_path, save_arrays, write_text
 from brainlm.embedding import feature_frame
-from client.disclosure import permit_table, read_design
+from client.door.disclosure import permit_table, read_design
 from client.site import Site
-from cohorts.files import atomic_path, save_arrays, write_text
 from cohorts.recording import check_identifier
 from cohorts.vectors import read_vectors
 from exchange.messages import Arrays, TableSpec
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Categorical, Continuous, Design, SiteTable
-from harmonization.declared import Widths
-from harmonization.protocol import Array
+from harmonization.core.declared import Widths
+from harmonization.core.protocol import Array
 
 VECTORS = "vectors."
 """How the names of feature sets begin that are a site's own second tables."""

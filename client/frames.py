@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from base.seeding import derive_seed
+from base.settings import check_settings
 from brainlm.config import WindowConfig
 from brainlm.scaling import Scaling
 from brainlm.windows import prepare, split_participants, usable_recordings
 from client.site import Site
-from cohorts.seeding import derive_seed
-from cohorts.settings import check_settings
 from exchange.messages import FrameSpec, Payload
 from harmonization import Moments, SiteTable
-from harmonization.declared import Widths
+from harmonization.core.declared import Widths
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from exchange.plain import printable
+from base.plain import printable
 
 _LONGEST = 4000
 """Characters of an entry: what it quotes of a message may be as long as messages are."""

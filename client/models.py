@@ -16,9 +16,9 @@ from brainlm.model import BrainLM
 from brainlm.pretraining import initial_model
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet
+from client.door.ledger import EVALUATION, Release
+from client.door.limits import permit_model
 from client.frames import counted_parcels
-from client.ledger import EVALUATION, Release
-from client.limits import permit_model
 from client.site import Site
 from exchange.messages import Arrays
 from exchange.refusals import Refusal, RefusalCode

@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from base.seeding import derive_seed
+from base.settings import check_settings
 from brainlm.architectures import AnyModel
 from brainlm.config import MaskConfig, ModelConfig, PrivacyConfig, SummaryNoise, TrainingConfig, WindowConfig
 from brainlm.errors import DivergenceError
 from brainlm.masking import choose_mask
 from brainlm.model import BrainLM
-from brainlm.official_base import ReleasedConfig
 from brainlm.optimization import make_optimizer
 from brainlm.pretraining import TrainingOutcome, autocast, learning_rate
+from brainlm.released.base import ReleasedConfig
 from brainlm.windows import Batch, Place, WindowSet
-from client.noise import RandomBytes, draw_normal
-from client.spending import PrivacyLedger, Spend
-from cohorts.seeding import derive_seed
-from cohorts.settings import check_settings
+from client.door.noise import RandomBytes, draw_normal
+from client.door.spending import PrivacyLedger, Spend
 from exchange.messages import DescribeRequest
 from exchange.refusals import Refusal, RefusalCode
 

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from client.policy import Policy
-from client.proxies import DIRECT, EXPECTED, Proxy
-from cohorts.settings import Name, Settings
+from base.proxies import DIRECT, EXPECTED, Proxy
+from base.settings import Name, Settings
+from client.door.policy import Policy
 
 _DEVICES = "cpu, cuda, or cuda:N with the number N of one GPU, counted from 0"
 

@@ -11,23 +11,23 @@ import pandas as pd
 import torch
 from flwr.app import Context
 
+from base.errors import FedBrainLMError
+from base.secrets import secret_once
+from base.seeding import derive_seed
+from base.settings import read_settings
 from brainlm.errors import BrainLMError
 from brainlm.parallel import count_devices
-from client.approvals import Approvals
-from client.audit import AuditLog
-from client.keys import Keyring
-from client.ledger import ReleaseLedger
+from client.door.audit import AuditLog
+from client.door.ledger import ReleaseLedger
+from client.door.spending import PrivacyLedger
+from client.door.sums import SumStore
+from client.keys.approvals import Approvals
+from client.keys.keyring import Keyring
 from client.logs import site_log
 from client.settings import SiteSettings
-from client.spending import PrivacyLedger
-from client.sums import SumStore
 from cohorts import Cohort
-from cohorts.errors import CohortError
 from cohorts.pseudonyms import Pseudonyms
 from cohorts.recording import check_identifier
-from cohorts.secrets import secret_once
-from cohorts.seeding import derive_seed
-from cohorts.settings import read_settings
 from exchange.refusals import Refusal, RefusalCode
 
 SIMULATED_SITES = "FEDBRAINLM_SIMULATED_SITES"
@@ -171,5 +171,5 @@ def find_site(context: Context) -> Site:
         else:
             raise Refusal(RefusalCode.SETUP, "the node config names no 'site-config'. See configs/sites/.")
         return load_site(path)
-    except (CohortError, IndexError) as error:
+    except (FedBrainLMError, IndexError) as error:
         raise Refusal(RefusalCode.SETUP, str(error)) from error

@@ -1,4 +1,4 @@
-"""A round of training at the site: what leaves of it is made here, and let out by `client.release`."""
+"""A round of training at the site: what leaves of it is made here, and let out by `client.door.release`."""
 
 import math
 import time
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from base.seeding import derive_seed
+from base.settings import check_settings
 from brainlm.architectures import AnyModel
 from brainlm.config import TrainingConfig
 from brainlm.errors import CheckpointError
@@ -15,8 +17,10 @@ from brainlm.evaluation import MODEL
 from brainlm.optimization import forget_optimizers, make_optimizer, restore_optimizer, save_optimizer
 from brainlm.pretraining import TrainingOutcome, learning_rate, train_round
 from brainlm.windows import WindowSet
+from client.door.ledger import PRETRAINING, Release
+from client.door.release import Answer
+from client.door.spending import Spend
 from client.frames import moments_of, scaling_of, split_site
-from client.ledger import PRETRAINING, Release
 from client.models import (
     evaluate_held_out,
     evaluation_parts,
@@ -26,11 +30,7 @@ from client.models import (
     shown_metrics,
 )
 from client.privacy import train_privately
-from client.release import Answer
 from client.site import Site
-from client.spending import Spend
-from cohorts.seeding import derive_seed
-from cohorts.settings import check_settings
 from exchange.messages import Arrays, TrainReply, TrainRequest, hash_arrays, join
 from exchange.refusals import Refusal, RefusalCode
 

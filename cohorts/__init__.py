@@ -2,7 +2,7 @@
 
 from cohorts.atlas import Atlas, atlas_names, load_atlas
 from cohorts.cohort import Cohort
-from cohorts.errors import AtlasError, CohortError, ParticipantsError, RecordingError, SettingsError
+from cohorts.errors import AtlasError, CohortError, ParticipantsError, RecordingError
 from cohorts.recording import Recording
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "ParticipantsError",
     "Recording",
     "RecordingError",
-    "SettingsError",
     "atlas_names",
     "load_atlas",
 ]

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from base.errors import FedBrainLMError
 from cohorts.cohort import Cohort
-from cohorts.errors import CohortError, RecordingError
+from cohorts.errors import RecordingError
 from cohorts.recording import check_recording, digest_of, load_recording, read_facts
 
 
@@ -25,7 +26,7 @@ def _faults(path: Path, cohort: Cohort, row: dict[str, object]) -> list[str]:
         check_recording(recording, cohort.atlas.n_parcels, cohort.atlas.name)
     except RecordingError as fault:
         return [f"{path.name}: {fault}"]
-    except CohortError as fault:
+    except FedBrainLMError as fault:
         return [str(fault)]
     # NaN is unlike itself; repr is not.
     different = [name for name, value in row.items() if repr(facts.get(name)) != repr(value)]

@@ -31,10 +31,11 @@ import yaml
 from pydantic import Field
 from threadpoolctl import threadpool_limits
 
+from base.files import atomic_path, naming, write_text
+from base.settings import Settings, read_settings
 from cohorts.atlas import Atlas, load_atlas
 from cohorts.cells import TableRules
 from cohorts.errors import CohortError, RecordingError
-from cohorts.files import atomic_path, naming, write_text
 from cohorts.participants import (
     Descriptions,
     ParticipantsTable,
@@ -53,7 +54,6 @@ from cohorts.recording import (
     read_facts,
     save_recording,
 )
-from cohorts.settings import Settings, read_settings
 
 FORMAT = 2
 Scale = Literal["raw", "zscore"]

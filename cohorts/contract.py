@@ -7,9 +7,9 @@ from typing import Literal
 import pandas as pd
 from pydantic import Field
 
+from base.settings import Settings
 from cohorts.cohort import Cohort, Scale
 from cohorts.participants import as_levels
-from cohorts.settings import Settings
 
 _MOST_SHOWN = 5
 

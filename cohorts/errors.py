@@ -3,13 +3,11 @@
 Every message names the thing, what was expected of it, and the remedy, in one or two lines.
 """
 
+from base.errors import FedBrainLMError
 
-class CohortError(Exception):
+
+class CohortError(FedBrainLMError):
     """A cohort cannot be made, opened or changed as asked. Do what the message says and repeat the command."""
-
-
-class SettingsError(CohortError):
-    """A YAML file is missing, is not YAML, or a setting in it is wrong. Correct the named setting."""
 
 
 class AtlasError(CohortError):
@@ -22,10 +20,6 @@ class ParticipantsError(CohortError):
 
 class VectorsError(CohortError):
     """A second table of vectors is missing or broken. Correct the named column or rows, and import it again."""
-
-
-class SecretError(CohortError):
-    """A secret file can be read by others, or holds something else. Correct its mode, or restore it from a backup."""
 
 
 class NoRecordingsError(CohortError):

@@ -23,15 +23,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from base.files import atomic_folder
 from cohorts.atlas import Atlas
 from cohorts.cohort import Cohort
 from cohorts.errors import CohortError
-from cohorts.files import atomic_folder
 from cohorts.identities import Identity, KeyedNames
 from cohorts.participants import identifying_columns, read_descriptions, write_participants
 from cohorts.quality import Quality
 from cohorts.recording import Recording
-from cohorts.sources import Run
+from cohorts.sources.kinds import Run
 
 if TYPE_CHECKING:
     import datasets

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from base.files import atomic_path
 from cohorts.errors import CohortError
-from cohorts.files import atomic_path
 from cohorts.participants import bare_id
 from cohorts.pseudonyms import Pseudonyms
-from cohorts.sources import Run
+from cohorts.sources.kinds import Run
 
 _DATE = re.compile(r"\d{6,}|\d(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\d\d", re.IGNORECASE)
 _SIGNS = re.compile(r"[^A-Za-z0-9]")

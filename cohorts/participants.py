@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from base.files import atomic_path, decode_text, read_bytes, read_json, write_text
 from cohorts.cells import ColumnRules, TableRules, read_column
 from cohorts.errors import ParticipantsError
-from cohorts.files import atomic_path, decode_text, read_bytes, read_json, write_text
 from cohorts.persons import PersonPattern, by_person
 from cohorts.tables import MISSING, SEPARATORS
 

@@ -21,18 +21,19 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from base.errors import FedBrainLMError
+from base.files import locked, open_regular, sync
+from base.settings import read_settings
 from cohorts.atlas import Atlas
 from cohorts.cohort import About, Cohort, Scale, measure_recording
 from cohorts.errors import CohortError, NoRecordingsError, ParticipantsError, RecordingError
-from cohorts.files import locked, open_regular, sync
 from cohorts.identities import Identity, Linkage, Names, OwnNames
 from cohorts.participants import MissingRule, ParticipantsTable, apply_missing_rule, bare_id
 from cohorts.persons import PersonPattern, look_like_visits
 from cohorts.processes import in_processes
 from cohorts.quality import QualityRules, check_signal
 from cohorts.recording import Recording, check_identifier, check_recording, save_recording
-from cohorts.settings import read_settings
-from cohorts.sources import Reading, Run, Source
+from cohorts.sources.kinds import Reading, Run, Source
 
 _HEAD = 65_536
 """Bytes at each end of a file that tell whether it changed; a .gz ends with a checksum of the whole."""
@@ -332,7 +333,7 @@ def _workplace(out: Path, source: Source, about: dict[str, Any], rules: QualityR
         try:
             cohort = Cohort.open(partial)
             _require_same(cohort, source, about)
-        except CohortError:  # nothing in it yet, or begun in another way
+        except FedBrainLMError:  # nothing in it yet, or begun in another way
             _empty(partial)
             cohort = Cohort.create(partial, atlas=source.atlas, rules=rules, **about)
         try:
@@ -490,7 +491,7 @@ def _prepare(common: _Common, job: _Job) -> _Outcome:
         quality = measure_recording(recording, common.source.atlas, common.rules)
     except RecordingError as fault:
         return _Outcome(job, fault=(fault.code, str(fault)))
-    except CohortError:  # the atlas's image is gone, say: no recording's fault
+    except FedBrainLMError:  # the atlas's image is gone, say: no recording's fault
         raise
     except MemoryError:
         return _died(job)

@@ -5,7 +5,7 @@ import hmac
 from functools import cached_property
 from pathlib import Path
 
-from cohorts.secrets import key_once
+from base.secrets import key_once
 
 
 class Pseudonyms:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field
 
+from base.settings import Settings
 from cohorts.atlas import Atlas
 from cohorts.errors import RecordingError
-from cohorts.settings import Settings
 
 _LARGEST_R = 1 - 1e-6
 """Correlations are cut here before Fisher's z, which is infinite at 1."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from base.files import HEADER, save_arrays
 from cohorts.errors import CohortError, RecordingError
-from cohorts.files import HEADER, save_arrays
 from cohorts.quality import LARGEST_VALUE, Quality, carries_signal, range_over_time
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from base.files import atomic_folder
+from base.seeding import derive_seed
 from cohorts.atlas import Atlas, load_atlas
 from cohorts.cohort import Cohort
 from cohorts.errors import CohortError
-from cohorts.files import atomic_folder
 from cohorts.quality import temporal_snr
 from cohorts.recording import Recording
-from cohorts.seeding import derive_seed
 from cohorts.vectors import Vectors, save_vectors
 
 #: Centres of the networks in MNI millimetres; homologous pairs share one time course.

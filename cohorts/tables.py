@@ -1,7 +1,7 @@
 """Tables under a header of names, as BIDS derivatives hold them and as people export them.
 
 The participants table is read by `cohorts.participants`, which owes people a sentence about each wrong row, and text of
-matrices by `cohorts.matrix_files`, where a header is not needed and values are float32 from the start.
+matrices by `cohorts.sources.matrix_files`, where a header is not needed and values are float32 from the start.
 """
 
 import csv
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from base.files import decode_text, read_bytes
 from cohorts.errors import RecordingError
-from cohorts.files import decode_text, read_bytes
 
 MISSING = ("n/a", "N/A", "NA", "nan", "NaN", "")
 """Cells that stand for a missing value."""

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from base.files import atomic_path
 from cohorts.cohort import Cohort
 from cohorts.errors import VectorsError
-from cohorts.files import atomic_path
 from cohorts.identities import Linkage
 from cohorts.participants import bare_id
 from cohorts.recording import check_identifier

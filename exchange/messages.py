@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from safetensors.numpy import load, save
 
-from cohorts.settings import Name
+from base.settings import Name
 
 PROTOCOL = 6
 """Version of the messages. Coordinator and sites must have the same."""

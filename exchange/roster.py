@@ -12,15 +12,16 @@ from typing import Any, Self
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from cohorts.settings import Hex64, Name
-from cohorts.wording import faults_of
+from base.errors import FedBrainLMError
+from base.settings import Hex64, Name
+from base.wording import faults_of
 
 MIN_SITES = 3
 """With two, each would read the other's values in the sum."""
 _PRIME = 2**255 - 19
 
 
-class RosterError(Exception):
+class RosterError(FedBrainLMError):
     """A roster or a key bundle is missing or wrong. Ask whoever made the named file for a right one."""
 
 

@@ -1,35 +1,35 @@
 """Statistics from sums: each answer equals the pooled one. Knows arrays only, neither recordings nor networks."""
 
-from harmonization.association import CrossValidatedCCA
-from harmonization.canonical_correlation import CCA
-from harmonization.classification import LogisticRegression, SoftmaxRegression
-from harmonization.classification_probe import CrossValidatedLogistic
-from harmonization.combat import ComBat, ComBatHarmonizer, ComBatModel
-from harmonization.content_style import ContentStyle
-from harmonization.covbat import CovBat
-from harmonization.design import Categorical, Continuous, Design
-from harmonization.errors import DesignError, HarmonizationError, SmallGroupError, TableError
-from harmonization.faces import Projector, Residualizer
-from harmonization.gam import ComBatGAM
-from harmonization.harmonizer import Harmonizer, Unharmonized
-from harmonization.harmonizers import PooledHarmonizer
-from harmonization.late_fusion import LateFusion
-from harmonization.least_squares import LinearRegression, RidgeRegression
-from harmonization.longitudinal import LongitudinalComBat
-from harmonization.methods import METHODS, make_harmonizer
-from harmonization.moments import Moments, SecondMoments
-from harmonization.permanova import CrossValidatedPermanova, Permanova
-from harmonization.probes import CrossValidatedRidge
-from harmonization.projection import Projection
-from harmonization.protocol import Analysis, SiteTable, State, add_sums, run_pooled
-from harmonization.quantiles import Quantiles
-from harmonization.residualization import Residualization
-from harmonization.site_adversarial import SiteAdversarial
-from harmonization.site_classification import SiteClassification
-from harmonization.site_effects import SiteVariance
-from harmonization.site_metrics import CovarianceDistance, SiteSpread
-from harmonization.site_network import SiteNetwork
-from harmonization.two_tower import TwoTower
+from harmonization.association.canonical_correlation import CCA
+from harmonization.association.cross_validated import CrossValidatedCCA
+from harmonization.association.late_fusion import LateFusion
+from harmonization.core.design import Categorical, Continuous, Design
+from harmonization.core.errors import DesignError, HarmonizationError, SmallGroupError, TableError
+from harmonization.core.moments import Moments, SecondMoments
+from harmonization.core.protocol import Analysis, SiteTable, State, add_sums, run_pooled
+from harmonization.core.quantiles import Quantiles
+from harmonization.estimators.faces import Projector, Residualizer
+from harmonization.estimators.harmonizers import PooledHarmonizer
+from harmonization.methods.combat import ComBat, ComBatHarmonizer, ComBatModel
+from harmonization.methods.covbat import CovBat
+from harmonization.methods.gam import ComBatGAM
+from harmonization.methods.harmonizer import Harmonizer, Unharmonized
+from harmonization.methods.longitudinal import LongitudinalComBat
+from harmonization.methods.projection import Projection
+from harmonization.methods.registry import METHODS, make_harmonizer
+from harmonization.methods.residualization import Residualization
+from harmonization.networks.content_style import ContentStyle
+from harmonization.networks.site_adversarial import SiteAdversarial
+from harmonization.networks.site_network import SiteNetwork
+from harmonization.networks.two_tower import TwoTower
+from harmonization.probes.class_regression import LogisticRegression, SoftmaxRegression
+from harmonization.probes.least_squares import LinearRegression, RidgeRegression
+from harmonization.probes.logistic import CrossValidatedLogistic
+from harmonization.probes.ridge import CrossValidatedRidge
+from harmonization.site_effects.permanova import CrossValidatedPermanova, Permanova
+from harmonization.site_effects.site_classification import SiteClassification
+from harmonization.site_effects.spread import CovarianceDistance, SiteSpread
+from harmonization.site_effects.variance import SiteVariance
 
 #: Every analysis that can be asked for by name, in a study or a site's policy.
 ANALYSES: dict[str, type[Analysis]] = {

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from cohorts.files import HEADER, save_arrays
+from base.files import HEADER, save_arrays
 from exchange.messages import Arrays, SumReply, join, part_of
 
 AnySumReply = TypeVar("AnySumReply", bound=SumReply)

@@ -22,9 +22,9 @@ from server.journal import Journal
 from server.measuring import Measures, measure, n_sums
 from server.reconstruction import baselines_of, write_reconstruction
 from server.roster import Roster
-from server.study import Study, load_study
 from server.summary import write_parcels, write_summary
 from server.tracking import tracking
+from study.settings import Study, load_study
 
 app = ServerApp()
 

@@ -5,8 +5,8 @@ from typing import Any
 from exchange.messages import TableSpec
 from harmonization import Continuous, CrossValidatedCCA, LateFusion, State, TwoTower
 from server.comparing import numbers_of
-from server.study import Study
 from server.sums import Task
+from study.settings import Study
 
 _LISTED = (
     *("correlations", "training_correlations", "null_mean", "null_95", "p_value"),

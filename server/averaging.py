@@ -10,11 +10,11 @@ import torch
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
+from base.seeding import derive_seed
 from brainlm.architectures import AnyModel
 from brainlm.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from brainlm.evaluation import MODEL, ReconstructionSums
 from brainlm.pretraining import initial_model, largest_change
-from cohorts.seeding import derive_seed
 from exchange.messages import Arrays, EmbedReply, Group, TrainReply, TrainRequest, join, part_of
 from server.answers import Answers
 from server.errors import ServerError
@@ -25,7 +25,7 @@ from server.outer import WEIGHT, OuterOptimizer, to_record
 from server.reconstruction import OTHERS
 from server.robust import robust_centre
 from server.roster import Roster
-from server.study import RoundsConfig, Study
+from study.settings import RoundsConfig, Study
 
 STAGE = "pretraining"
 _ORIGIN = ("start", "licence")

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from server.harmonizing import Findings
-from server.study import Study
+from study.settings import Study
 
 _LINEAR = ("gaussian", "gaussian_space_time")
 _BELOW = 0.005

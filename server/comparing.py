@@ -19,9 +19,9 @@ from harmonization import (
     State,
     make_harmonizer,
 )
-from harmonization.crossvalidation import CrossValidation
-from server.study import CONTROLS, Study
+from harmonization.probes.crossvalidation import CrossValidation
 from server.sums import Task
+from study.settings import CONTROLS, Study
 
 FEWEST_TO_COMPARE = 2
 """One site differs from nobody: there is nothing to measure and nothing to make alike."""

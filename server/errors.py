@@ -1,7 +1,9 @@
 """What ends a run, and what to do about each."""
 
+from base.errors import FedBrainLMError
 
-class ServerError(Exception):
+
+class ServerError(FedBrainLMError):
     """Base of what ends a run as failed. The message is the reason that the journal and the report show."""
 
 

@@ -9,9 +9,9 @@ from brainlm.evaluation import MAX_HORIZON, MODEL, SUMS
 from exchange.expected import Expected
 from exchange.messages import EmbedRequest, HarmonizeRequest, TableSpec, TrainRequest
 from harmonization import METHODS, Design, State, make_harmonizer
-from harmonization.declared import Declared, Widths
-from harmonization.projection import ProjectionModel
-from harmonization.selection import Selection
+from harmonization.core.declared import Declared, Widths
+from harmonization.core.selection import Selection
+from harmonization.methods.projection import ProjectionModel
 
 _MOST_PEOPLE = 10**9
 

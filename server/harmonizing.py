@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from base.files import save_arrays
 from brainlm.embedding import find_recipe
-from cohorts.files import save_arrays
 from exchange.messages import Arrays, HarmonizeReply, HarmonizeRequest, Step, TableSpec, join, part_of
 from harmonization import ComBatModel, Design, HarmonizationError, Projection, Residualization, State
-from harmonization.declared import Widths
-from harmonization.projection import ProjectionModel
-from harmonization.residualization import ResidualizationModel
-from harmonization.selection import Selection
+from harmonization.core.declared import Widths
+from harmonization.core.selection import Selection
+from harmonization.methods.projection import ProjectionModel
+from harmonization.methods.residualization import ResidualizationModel
 from server.associating import association_tasks, describe_association
 from server.comparing import (
     FEWEST_TO_COMPARE,
@@ -35,8 +35,8 @@ from server.expecting import of_harmonization, size_after, widths_of
 from server.journal import Journal
 from server.roster import Roster
 from server.shown import keep_shown
-from server.study import Study
 from server.sums import Task, solve_together
+from study.settings import Study
 
 STAGE = "harmonization"
 FINAL = "embedding.residualized"

@@ -34,7 +34,7 @@ from typing import Literal
 
 import pandas as pd
 
-from cohorts.files import naming
+from base.files import naming
 from server.errors import JournalError
 
 Status = Literal["starting", "running", "completed", "failed", "stopped"]

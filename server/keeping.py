@@ -11,12 +11,12 @@
 import shutil
 from pathlib import Path
 
-from cohorts.files import atomic_path, write_text
-from server.study import Study
+from base.files import atomic_path, write_text
+from study.settings import Study
 
 
 def keep_study(study: Study, folder: Path) -> None:
-    """Write a study into a run's folder, so that `server.study.load_study` needs nothing from outside of it.
+    """Write a study into a run's folder, so that `study.settings.load_study` needs nothing from outside of it.
 
     Models are in it already; where the study names files, it names their copies from now on.
     """

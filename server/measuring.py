@@ -6,18 +6,18 @@ Quartiles, where the study scales robustly; then second moments of the scaled fr
 from dataclasses import dataclass, field
 from typing import Any
 
+from base.files import save_arrays
 from brainlm.config import WindowConfig
 from brainlm.scaling import QUARTILES, Scaling
-from cohorts.files import save_arrays
 from exchange.messages import Arrays, FrameSpec
 from exchange.roster import MIN_SITES
 from harmonization import Analysis, Moments, Quantiles, SecondMoments
-from harmonization.declared import Widths
+from harmonization.core.declared import Widths
 from server.errors import StudyError
 from server.journal import Journal
 from server.roster import Roster
-from server.study import Study
 from server.sums import Task, solve_together
+from study.settings import Study
 
 STAGE = "measuring"
 

@@ -14,10 +14,10 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
 from flwr.serverapp.strategy.fedopt import FedOpt
 from safetensors import SafetensorError, safe_open
 
-from cohorts.files import HEADER, save_arrays
+from base.files import HEADER, save_arrays
 from exchange.messages import Arrays
 from server.errors import ServerError
-from server.study import RoundsConfig
+from study.settings import RoundsConfig
 
 WEIGHT = "num-examples"
 """Key of the weight of a site's reply."""

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from base.files import atomic_path
 from brainlm.evaluation import MODEL, SCORES, ReconstructionSums, scores
 from cohorts import load_atlas
-from cohorts.files import atomic_path
 from exchange.messages import Arrays, part_of
-from server.study import Study
+from study.settings import Study
 
 OTHERS = ""
 """Stands for all atlases that too few sites share to sum by parcel: their sums are over all parcels together."""

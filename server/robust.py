@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Kr
 from exchange.messages import Arrays
 from server.errors import QuorumError
 from server.outer import WEIGHT, to_record
-from server.study import RoundsConfig
+from study.settings import RoundsConfig
 
 
 def robust_centre(config: RoundsConfig, round_number: int, replies: Mapping[str, Arrays]) -> Arrays:

@@ -34,7 +34,7 @@ from server.answers import Answers, AnySumReply, read_answers
 from server.errors import QuorumError, ServerError
 from server.journal import Attempt, Journal
 from server.replies import replies_to
-from server.study import ProtectionConfig, RoundsConfig
+from study.settings import ProtectionConfig, RoundsConfig
 
 AnyReply = TypeVar("AnyReply", bound=Payload)
 _NO_REPLY = "no reply"

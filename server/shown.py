@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cohorts.files import atomic_path, save_arrays
+from base.files import atomic_path, save_arrays
 from exchange.messages import HarmonizeReply, part_of
 
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import pandas as pd
 
+from base.files import atomic_path, write_text
 from brainlm.evaluation import SCORES, ReconstructionSums
 from cohorts import load_atlas
-from cohorts.files import atomic_path, write_text
 from exchange.messages import DescribeReply
 from server.absences import absences_of
 from server.cautions import cautions_of
 from server.harmonizing import Findings
 from server.journal import Journal
 from server.reconstruction import read_reconstruction, summarize_reconstruction
-from server.study import Study
+from study.settings import Study
 
 PROBE_SCORES = {"r2": "R²", "balanced_accuracy": "balanced accuracy"}
 """The score by which a probe is known, of numbers and of categories, and its name for people."""

@@ -17,7 +17,7 @@ from exchange.messages import (
     part_of,
 )
 from harmonization import Analysis, Design, DesignError, HarmonizationError, State
-from harmonization.declared import Widths
+from harmonization.core.declared import Widths
 from server.expecting import of_sums
 from server.roster import Roster
 

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 import yaml
 
-from client.approvals import Approvals
-from client.audit import BEGIN, TORN, AuditLog
-from client.policy import SHOWS_ONE_SITE, Policy
+from client.door.audit import BEGIN, TORN, AuditLog
+from client.door.policy import SHOWS_ONE_SITE, Policy
+from client.keys.approvals import Approvals
 from client.site import load_site
 from exchange.refusals import RefusalCode
 from tests.attacks.coordinator import Coordinator, write_careful_sites
-from tests.client import test_policy
+from tests.client.door import test_policy
 from tests.support.apps import app_of
 
 ROOT = Path(__file__).parents[1]
@@ -131,8 +131,11 @@ def test_every_claim_of_the_guide_is_tied_to_tests_that_are_there():
         ("\n**Keys.** A roster", "\nNobody can read anything.\n\n**Keys.** A roster"),
         ("| An array that nobody declared", "| Anything | a rule | a code |\n| An array that nobody declared"),
         ("test_limits_hold_in_the_ledger", "test_limits_hold_somewhere"),
-        ("client/test_ledger.py: ", "client/test_ledgers.py: "),
-        ("<!-- whole: test_claims.py: test_the_table_of_codes", "<!-- whole: client/test_policy.py: test_the_table_of"),
+        ("client/door/test_ledger.py: ", "client/test_ledgers.py: "),
+        (
+            "<!-- whole: test_claims.py: test_the_table_of_codes",
+            "<!-- whole: client/door/test_policy.py: test_the_table_of",
+        ),
     ],
     ids=["item", "paragraph", "row", "test", "file", "table"],
 )
@@ -170,7 +173,7 @@ def as_the_guide_writes(value: Any) -> str:
 
 
 def test_the_table_of_the_policy_is_the_policy():
-    """Each field has its row and its default, and is tried by `tests/client/test_policy.py`, which names all."""
+    """Each field has its row and its default, and is tried by `tests/client/door/test_policy.py`, which names all."""
     said = {}
     for fields, defaults, _ in table_after("\n## The site's policy"):
         names = re.findall(r"`(\w+)`", fields)
@@ -218,7 +221,8 @@ def test_the_table_of_the_audit_log_has_all_events():
     said = set(re.findall(r"`([a-z-]+)`", first[2]))
     appended = {
         node.args[0].value
-        for path in (ROOT / "client").glob("*.py")
+        for room in ("client", "runtime")
+        for path in (ROOT / room).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
@@ -270,62 +274,62 @@ HOSPITAL = {
     "name": "exchange/test_messages.py: test_what_a_site_says_of_itself_is_plain_short_and_no_path",
     "cohort": "client/test_app.py: test_a_cohort_is_only_read",
     "state": "client/test_process.py: test_a_folder_is_made_private_with_all_in_it_and_nothing_outside; "
-    "client/test_sums.py: test_only_the_last_plaintext_stays_on_the_disk",
+    "client/door/test_sums.py: test_only_the_last_plaintext_stays_on_the_disk",
     "device": "client/test_site.py: test_gpus_that_are_not_there_are_a_fault_of_the_set_up",
     "devices": "brainlm/test_parallel.py: test_a_cpu_has_one_process_unless_told_otherwise",
     "threads": "client/test_app.py: test_whom_a_study_leaves_out_is_counted_and_a_few_are_not_told_apart",
-    "supernode": "client/test_proxies.py: test_the_setting_goes_before_the_environment; "
-    "cli/test_checks.py: test_of_two_containers_each_looks_at_what_it_has",
+    "supernode": "base/test_proxies.py: test_the_setting_goes_before_the_environment; "
+    "deployment/test_checks.py: test_of_two_containers_each_looks_at_what_it_has",
 }
 """Field of configs/sites/hospital.yaml → what tries what its comment says."""
 POLICY = {
-    "studies": "client/test_policy.py: test_the_default_refuses_every_study_and_every_plain_sum; "
+    "studies": "client/door/test_policy.py: test_the_default_refuses_every_study_and_every_plain_sum; "
     "attacks/test_chosen_questions.py: test_a_second_attempt_is_for_the_same_study",
-    "approvers": "client/test_approvals.py: test_whoever_writes_to_the_state_folder_cannot_approve_for_others",
-    "min_approvers": "client/test_approvals.py: test_two_people_are_two_keys_and_not_two_names",
-    "analyses": "client/test_policy.py: test_what_shows_a_single_site_must_be_named",
-    "vectors": "client/test_policy.py: test_what_is_named_is_allowed_and_nothing_else",
-    "recipes": "client/test_policy.py: test_what_is_named_is_allowed_and_nothing_else",
-    "min_participants": "client/test_policy.py: test_too_few_participants_let_nothing_out; "
+    "approvers": "client/keys/test_approvals.py: test_whoever_writes_to_the_state_folder_cannot_approve_for_others",
+    "min_approvers": "client/keys/test_approvals.py: test_two_people_are_two_keys_and_not_two_names",
+    "analyses": "client/door/test_policy.py: test_what_shows_a_single_site_must_be_named",
+    "vectors": "client/door/test_policy.py: test_what_is_named_is_allowed_and_nothing_else",
+    "recipes": "client/door/test_policy.py: test_what_is_named_is_allowed_and_nothing_else",
+    "min_participants": "client/door/test_policy.py: test_too_few_participants_let_nothing_out; "
     "client/test_app.py: test_an_update_stands_for_enough_participants",
     "min_group": "client/test_app.py: test_the_held_out_are_not_evaluated_where_they_are_few, "
     "test_folds_hold_enough_participants, test_categories_single_nobody_out; "
-    "client/test_disclosure.py: test_a_part_that_is_too_small_is_refused_before_anything_is_summed; "
+    "client/door/test_disclosure.py: test_a_part_that_is_too_small_is_refused_before_anything_is_summed; "
     "attacks/test_open_attacks.py: test_a_state_that_nobody_solved_does_not_give_a_person_s_row",
-    "columns": "client/test_policy.py: test_ids_are_never_a_column; "
-    "client/test_disclosure.py: test_columns_that_only_choose_people_are_named_too",
-    "max_covariate_ratio": "client/test_disclosure.py: test_a_column_for_each_person_gives_all_rows",
+    "columns": "client/door/test_policy.py: test_ids_are_never_a_column; "
+    "client/door/test_disclosure.py: test_columns_that_only_choose_people_are_named_too",
+    "max_covariate_ratio": "client/door/test_disclosure.py: test_a_column_for_each_person_gives_all_rows",
     "secure_sum_required": "attacks/test_active_coordinator.py: "
     "test_nothing_leaves_in_the_clear_where_sums_must_be_secure, "
     "test_a_sum_among_accomplices_is_the_honest_site_s_and_stands_in_its_log",
-    "min_sites": "client/test_policy.py: test_a_secure_sum_of_two_sites_cannot_be_allowed; "
+    "min_sites": "client/door/test_policy.py: test_a_secure_sum_of_two_sites_cannot_be_allowed; "
     "attacks/test_active_coordinator.py: test_a_policy_asks_for_more_sites_than_side_with_the_coordinator",
-    "max_attempts": "client/test_ledger.py: test_one_question_is_answered_among_few_sets_of_sites; "
+    "max_attempts": "client/door/test_ledger.py: test_one_question_is_answered_among_few_sets_of_sites; "
     "attacks/test_open_attacks.py: test_with_one_set_of_sites_allowed_no_difference_is_left",
-    "plain_grams": "client/test_disclosure.py: "
+    "plain_grams": "client/door/test_disclosure.py: "
     "test_a_matrix_as_large_as_the_people_completes_a_row_of_which_half_is_known, "
     "test_what_tells_of_few_leaves_only_under_masks",
-    "min_change": "client/test_ledger.py: test_no_two_answers_about_the_same_data_differ_in_a_few",
-    "max_rounds": "client/test_policy.py: test_limits_hold_in_the_ledger",
-    "max_releases": "client/test_policy.py: test_limits_hold_in_the_ledger",
+    "min_change": "client/door/test_ledger.py: test_no_two_answers_about_the_same_data_differ_in_a_few",
+    "max_rounds": "client/door/test_policy.py: test_limits_hold_in_the_ledger",
+    "max_releases": "client/door/test_policy.py: test_limits_hold_in_the_ledger",
     **dict.fromkeys(
         ["max_steps", "max_parameters", "max_levels", "max_jobs", "max_components"],
         "attacks/test_chosen_questions.py: test_no_question_takes_a_site_s_hours_and_memory",
     ),
-    "max_seconds": "client/test_limits.py: test_what_takes_too_long_is_ended_whatever_it_does_with_errors",
-    "max_memory_gb": "client/test_prefork.py: test_an_app_has_the_memory_that_its_policy_gives_and_no_more",
+    "max_seconds": "client/door/test_limits.py: test_what_takes_too_long_is_ended_whatever_it_does_with_errors",
+    "max_memory_gb": "runtime/test_prefork.py: test_an_app_has_the_memory_that_its_policy_gives_and_no_more",
     "max_refusals": "attacks/test_chosen_questions.py: test_a_site_tells_little_by_refusing_however_often_it_is_asked",
     "privacy_required": "client/test_app.py: test_a_study_that_will_be_refused_later_is_refused_at_once",
     "epsilon": "client/test_private_rounds.py: test_a_site_whose_budget_is_spent_refuses; "
     "client/test_app.py: test_a_budget_is_all_that_is_told_unless_the_policy_names_more",
     "outside_epsilon": "client/test_app.py: test_a_budget_is_all_that_is_told_unless_the_policy_names_more; "
-    "cli/test_fab.py: test_what_leaves_beyond_a_budget_is_listed",
-    "delta": "client/test_policy.py: test_a_promise_that_nobody_asks_for_may_be_weak",
+    "runtime/test_fab.py: test_what_leaves_beyond_a_budget_is_listed",
+    "delta": "client/door/test_policy.py: test_a_promise_that_nobody_asks_for_may_be_weak",
     "share_metrics": "server/test_secure_sums.py: test_what_a_site_shares_is_shown_beside_the_sums",
     "share_parameters": "server/test_secure_sums.py: test_what_a_site_shares_is_shown_beside_the_sums",
     "share_embeddings": "attacks/test_active_coordinator.py: "
     "test_who_shares_embeddings_shares_any_features_of_a_participant",
-    "share_reasons": "client/test_release.py: test_the_log_has_the_code_that_left_and_the_rule",
+    "share_reasons": "client/door/test_release.py: test_the_log_has_the_code_that_left_and_the_rule",
 }
 """The same of the fields of its policy."""
 

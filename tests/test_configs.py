@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from base.settings import read_settings
 from brainlm import load_model_config
 from brainlm.config import ModelConfig
 from brainlm.model import BrainLM, count_parameters
 from client.settings import SiteSettings
-from cohorts.settings import read_settings
 from exchange.refusals import Refusal
-from server.study import load_study
+from study.settings import load_study
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

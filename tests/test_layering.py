@@ -6,16 +6,28 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[1]
+ROOMS = (
+    ("base",),
+    ("cohorts", "harmonization"),
+    ("brainlm",),
+    ("exchange",),
+    ("study",),
+    ("client", "server"),
+    ("runtime",),
+    ("deployment",),
+    ("cli",),
+)
+"""Each imports what stands in a line above it, and nothing beside it."""
 MAY_IMPORT = {
-    "cohorts": set(),
-    "brainlm": {"cohorts"},
-    "harmonization": set(),
-    "exchange": {"cohorts"},
-    "client": {"cohorts", "brainlm", "harmonization", "exchange"},
-    "server": {"cohorts", "brainlm", "harmonization", "exchange"},
-    "cli": {"cohorts", "brainlm", "harmonization", "exchange", "client", "server"},
+    room: {above for line in ROOMS[:level] for above in line} for level, line in enumerate(ROOMS) for room in line
 }
-NEVER = {"cohorts": {"torch", "flwr"}, "brainlm": {"flwr"}, "harmonization": {"torch", "flwr", "pandas"}}
+NEVER = {
+    "base": {"torch", "flwr", "pandas"},
+    "cohorts": {"torch", "flwr", "harmonization"},
+    "harmonization": {"torch", "flwr", "pandas", "cohorts"},
+    "brainlm": {"flwr"},
+    "study": {"flwr"},
+}
 
 
 def imported(folder: str) -> set[str]:

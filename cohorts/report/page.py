@@ -18,7 +18,7 @@ import matplotlib as mpl
 import yaml
 from matplotlib.figure import Figure
 
-from cohorts.files import write_text
+from base.files import write_text
 from cohorts.report.style import STYLE
 
 

@@ -12,13 +12,14 @@ import pandas as pd
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from cohorts import Atlas, Cohort, CohortError, load_atlas
-from cohorts.files import HEADER
-from cohorts.settings import read_yaml
+from base.errors import FedBrainLMError
+from base.files import HEADER
+from base.settings import read_yaml
+from cohorts import Atlas, Cohort, load_atlas
 from server.absences import Absence, absences_of
 from server.journal import Journal
 from server.reconstruction import read_reconstruction
-from server.study import load_study
+from study.settings import load_study
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class RunData:
         """The simulated sites' cohorts; empty if they are not at hand."""
         try:
             return {site: self._cohort(site) for site in self.sites} if self.is_simulation else {}
-        except CohortError:  # deleted or moved since
+        except FedBrainLMError:  # deleted or moved since
             return {}
 
     @cached_property

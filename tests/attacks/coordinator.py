@@ -9,13 +9,13 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 
+from base.settings import check_settings
 from brainlm import ModelConfig
 from brainlm.pretraining import initial_model
 from client.app import app as client_app
 from client.features import FeatureSet, FeatureStore
-from client.keys import agree
+from client.keys.keyring import agree
 from client.site import load_site
-from cohorts.settings import check_settings
 from exchange.adding import add_replies
 from exchange.messages import (
     Arrays,

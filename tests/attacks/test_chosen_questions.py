@@ -11,15 +11,15 @@ import pytest
 import torch
 import yaml
 
+from base.seeding import derive_seed
 from brainlm import TrainingConfig
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet
+from client.door.policy import SHOWS_ONE_SITE
+from client.door.sums import Kept
 from client.features import FeatureSet, FeatureStore
 from client.frames import split_site
-from client.policy import SHOWS_ONE_SITE
 from client.site import load_site
-from client.sums import Kept
-from cohorts.seeding import derive_seed
 from exchange.adding import add_replies
 from exchange.messages import (
     Arrays,

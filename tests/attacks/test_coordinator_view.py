@@ -167,7 +167,7 @@ def test_an_error_whose_text_cannot_be_had_is_a_code_too(coordinator, monkeypatc
     def fail(*_: object) -> None:
         raise SpeechlessError
 
-    monkeypatch.setattr("client.summing.summarize", fail)
+    monkeypatch.setattr("client.door.summing.summarize", fail)
     assert coordinator.code(coordinator.sums()) is RefusalCode.DATA
     log = (coordinator.sites["aalborg"].parent / "state" / "site.log").read_text()
     assert "site.internal-error: SpeechlessError" in log

@@ -7,12 +7,12 @@ it chooses states, seeds, weights and sets of sites, which come with its message
 import numpy as np
 import pytest
 
+from base.seeding import derive_seed
 from brainlm.windows import prepare, split_participants, usable_recordings
 from client.site import load_site
-from cohorts.seeding import derive_seed
 from exchange.adding import add_replies
 from exchange.messages import Arrays, FrameSpec, HarmonizeRequest, Job, Step, SumReply, TableSpec, join
-from harmonization.newton import contrasts
+from harmonization.core.newton import contrasts
 from tests.attacks.coordinator import MODEL, WIDTH, Coordinator, features_of, write_careful_sites
 from tests.attacks.test_chosen_questions import own_sum, works
 

@@ -15,12 +15,12 @@ from flwr.app import Array, ConfigRecord, Message, RecordDict
 from exchange.messages import DescribeRequest, FrameSpec, Job, SummarizeReply, SummarizeRequest
 from exchange.refusals import RefusalCode
 from harmonization import Projection
-from harmonization.declared import Widths
+from harmonization.core.declared import Widths
 from server.errors import ServerError
 from server.expecting import of_sums
 from server.journal import Journal
 from server.roster import Roster
-from server.study import ProtectionConfig, RoundsConfig, load_study
+from study.settings import ProtectionConfig, RoundsConfig, load_study
 from tests.attacks.coordinator import MODEL, SUMS, Coordinator, features_of
 from tests.support.federation import STUDY
 from tests.support.local_grid import LocalGrid

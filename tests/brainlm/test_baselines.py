@@ -22,8 +22,8 @@ from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet, split_participants
 from cli.evaluate import measure_moments
 from cohorts import Cohort, load_atlas
-from cohorts.matrices import MatrixSource
 from cohorts.preparation import prepare_cohort
+from cohorts.sources.matrices import MatrixSource
 
 
 def windows(seed: int, shape: tuple[int, int, int] = (2, 3, 15), fraction: float = 0.4) -> tuple[torch.Tensor, ...]:

@@ -2,11 +2,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from base.errors import SettingsError
 from brainlm.checkpoints import check_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from brainlm.errors import CheckpointError
-from brainlm.official import export_folder
 from brainlm.pretraining import initial_model
-from cohorts import SettingsError
+from brainlm.released.folders import export_folder
 from tests.support.disks import small_disk
 
 

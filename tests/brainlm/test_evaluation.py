@@ -4,6 +4,7 @@ import torch
 from scipy.stats import pearsonr
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
+from base.seeding import derive_seed
 from brainlm.baselines import ParcelMean, make_baselines
 from brainlm.errors import BrainLMError
 from brainlm.evaluation import MODEL, ReconstructionSums, compare, evaluate, frames_to_visible, scores
@@ -11,7 +12,6 @@ from brainlm.masking import draw_noise
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet
 from cohorts import Cohort, Recording
-from cohorts.seeding import derive_seed
 
 
 def expected_scores(truth: torch.Tensor, answer: torch.Tensor) -> dict[str, float]:

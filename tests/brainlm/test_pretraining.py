@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from base.seeding import derive_seed
 from brainlm.config import TrainingConfig
 from brainlm.errors import DivergenceError
 from brainlm.evaluation import evaluate
 from brainlm.linear_path import LinearPath
 from brainlm.pretraining import initial_model, learning_rate, train_round
 from brainlm.windows import WindowSet
-from cohorts.seeding import derive_seed
 
 FAST = TrainingConfig(learning_rate=2e-3, warmup_steps=4, batch_size=4, steps_per_round=10, precision="float32")
 

@@ -3,15 +3,16 @@ from dataclasses import replace
 
 import pytest
 
+from base.errors import SettingsError
 from brainlm import embed, load_checkpoint, save_checkpoint
 from brainlm.errors import CheckpointError
 from brainlm.provenance import atlases_of, check_cohort, membership_of, trainings_of
 from brainlm.windows import usable_recordings
 from client.frames import split_site
 from client.site import load_site
-from cohorts import Cohort, SettingsError, load_atlas
+from cohorts import Cohort, load_atlas
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
-from server.study import load_study
+from study.settings import load_study
 
 SINCE = ("atlases", "sites", "t_r", "software")
 """What headers of earlier versions lack."""

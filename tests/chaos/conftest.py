@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.policy import SHOWS_ONE_SITE
+from client.door.policy import SHOWS_ONE_SITE
 from server.journal import Journal
 from tests.chaos import network
 from tests.chaos.clocks import Clock, build

@@ -15,9 +15,9 @@ import psutil
 import pytest
 from flwr.app import Message
 
-from cli.supervisor import running
+from base.files import save_arrays
 from client.site import load_site
-from cohorts.files import save_arrays
+from deployment.supervisor import running
 from exchange.messages import TrainRequest
 from server.journal import Journal
 from tests.chaos import network

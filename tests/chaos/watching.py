@@ -9,7 +9,7 @@ import pandas as pd
 import psutil
 import yaml
 
-from client.audit import AuditLog
+from client.door.audit import AuditLog
 from cohorts import Cohort
 from server.journal import Journal
 from tests.support.deployment import Deployment

@@ -12,7 +12,7 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from sqlalchemy import Engine, event
 
-from cli import superlink
+from runtime import superlink
 from tests.support.programs import free_port, wait_until
 
 
@@ -27,7 +27,7 @@ def database(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def wrapped(database, monkeypatch) -> Iterator[None]:
-    """Flower as `cli.superlink` has it, until the test is over."""
+    """Flower as `runtime.superlink` has it, until the test is over."""
     for module in (flower, fleet_handlers, runtime_handlers):
         for name in {"http_error_translator", "pull_messages", "push_object"} & set(vars(module)):
             monkeypatch.setattr(module, name, getattr(module, name))

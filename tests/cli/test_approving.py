@@ -5,9 +5,9 @@ import pytest
 import yaml
 from flwr.cli.build import build_fab_from_disk
 
-from cli.fab import stage_app
 from cli.main import run_command
-from server.study import load_study
+from runtime.fab import stage_app
+from study.settings import load_study
 from tests.support.apps import Signer
 from tests.support.federation import STUDY
 

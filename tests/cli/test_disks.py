@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli.errors import of_the_disk
+from base.errors import of_the_disk
 from cli.main import run_command
 from tests.support.disks import filled, remount, small_disk
 from tests.support.federation import STUDY

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from base.errors import InputError, RunFailedError, StoppedError
 from cli.ending import end_noted
-from cli.errors import InputError, RunFailedError, StoppedError
-from cli.flower import Outcome
 from cli.main import run_command
 from cli.run import _finish
+from runtime.flower import Outcome
 from server.errors import QuorumError
 from server.journal import WHERE, Journal
-from server.study import Study, load_study
+from study.settings import Study, load_study
 from tests.support.federation import PLAIN, STUDY, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 

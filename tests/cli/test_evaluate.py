@@ -4,11 +4,11 @@ import shutil
 import numpy as np
 import pytest
 
+from base.seeding import derive_seed
 from brainlm import load_checkpoint
 from brainlm.windows import split_participants, usable_recordings
 from cli.main import run_command
 from cohorts import Cohort
-from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from tests.support.cohorts import with_gaps
 

@@ -5,10 +5,10 @@ import tomllib
 import pytest
 import yaml
 
-from cli.coordinator import Federation
-from cli.errors import InputError
+from base.errors import InputError
 from cli.main import run_command
-from cli.serving import heartbeats, sent_key
+from deployment.coordinator import Federation
+from deployment.serving import heartbeats, sent_key
 from exchange.bundle import JoinPackage
 
 NAMES = ("aalborg", "bergen", "coimbra")
@@ -87,7 +87,7 @@ def test_flower_knows_the_connection_and_others_stay(federation, home, capsys):
 
 
 def test_the_superlink_listens_on_loopback_with_all_its_locks(federation, monkeypatch):
-    monkeypatch.setattr("cli.coordinator.program", lambda name, *_: name)
+    monkeypatch.setattr("deployment.coordinator.program", lambda name, *_: name)
     programs = federation.programs()
 
     link = " ".join(programs["superlink"])
@@ -146,7 +146,7 @@ def test_status_needs_no_program_installed(federation, monkeypatch, capsys):
     def missing(name, *_):
         raise InputError(f"'{name}' is not installed.")
 
-    monkeypatch.setattr("cli.coordinator.program", missing)
+    monkeypatch.setattr("deployment.coordinator.program", missing)
     assert run_command(["federation", "status", "north"]) == 0
     assert "edge: not running" in capsys.readouterr().out
 

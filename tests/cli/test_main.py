@@ -8,8 +8,8 @@ import pytest
 import yaml
 from typer.core import TyperCommand
 
+from base.errors import StoppedError
 from cli import cohort
-from cli.errors import StoppedError
 from cli.examples import EXAMPLES
 from cli.main import COMMANDS, load, run_command
 from tests.support.federation import STUDY

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from cli.coordinator import Federation
 from cli.main import run_command
-from cli.serving import heartbeats, sent_key
+from deployment.coordinator import Federation
+from deployment.serving import heartbeats, sent_key
 from server.journal import Journal
 from tests.support.programs import free_port, start, wait_until
 

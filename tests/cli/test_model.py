@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from brainlm import load_checkpoint, load_released, save_checkpoint
-from brainlm.official import NOTEBOOK_SCALE
+from brainlm.released.folders import NOTEBOOK_SCALE
 from cli.main import run_command
 from tests.support.released import DENSE, PADDED, write_released
 

@@ -6,11 +6,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from base.files import locked
 from brainlm.config import WindowConfig
 from brainlm.windows import split_participants, usable_recordings
 from cli.main import run_command
 from cohorts import Cohort, load_atlas
-from cohorts.files import locked
 from cohorts.tables import read_text_table
 from tests.support.derivatives import KnownTree, make_fmriprep_tree, make_xcpd_tree
 from tests.support.programs import processes_of, start, wait_until

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import yaml
 
+from base.errors import RunFailedError
 from cli.at_hand import open_cohorts
-from cli.control import Outcome
-from cli.errors import RunFailedError
 from cli.main import run_command
 from cli.run import _finish
 from cohorts.simulation import SimulatedSite, simulate_cohorts
+from runtime.control import Outcome
 from server.journal import Journal
-from server.study import load_study
+from study.settings import load_study
 from tests.support.cohorts import with_gaps
 from tests.support.federation import STUDY
 

@@ -3,9 +3,9 @@
 import re
 
 from cli.settings_page import PAGE, settings_page
-from client.policy import Policy
+from client.door.policy import Policy
 from client.settings import SiteSettings
-from server.study import Study
+from study.settings import Study
 
 
 def rows(page: str) -> list[list[str]]:

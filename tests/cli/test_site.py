@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cli.main import run_command
-from client.audit import AuditLog
+from client.door.audit import AuditLog
 from exchange.roster import KeyRoster
 
 NAMES = ("aalborg", "bergen", "coimbra")
@@ -184,7 +184,7 @@ def test_apps_are_started_by_one_program_alone(sites, capsys):
 
 def test_a_supernode_is_not_started_with_another_flower(sites, monkeypatch, capsys):
     """Whose inner parts the guard was not made for."""
-    monkeypatch.setattr("cli.checks.version", lambda _name: "1.40.0")
+    monkeypatch.setattr("deployment.checks.version", lambda _name: "1.40.0")
     monkeypatch.setattr("os.execve", lambda *_: pytest.fail("it was started"))
     said = refused(capsys, "site", "start", sites / "aalborg" / "site.yaml")
     assert "this version needs Flower 1.41.0. Use 'make install'" in " ".join(said.split())

@@ -13,7 +13,7 @@ from cli.at_hand import open_cohorts
 from cli.first_study import find_columns
 from cli.main import run_command
 from cohorts import Atlas, Cohort, Recording, load_atlas
-from server.study import Study, load_study
+from study.settings import Study, load_study
 from tests.support.federation import run_study, write_sites
 from tests.support.local_grid import LocalGrid
 

@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 from rich.console import Console
 
-from cli.errors import InputError
+from base.errors import InputError
 from cli.main import run_command
 from cli.watch import find_run
 from cli.watching import _view

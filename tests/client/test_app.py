@@ -5,15 +5,15 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from base.settings import check_settings
 from brainlm import ModelConfig, TrainingConfig
 from brainlm.pretraining import initial_model
 from cli.main import run_command
 from client.app import app
+from client.door.spending import Spend
 from client.features import FeatureSet, FeatureStore
 from client.site import find_site
-from client.spending import Spend
 from cohorts import Cohort
-from cohorts.settings import check_settings
 from exchange.messages import (
     Arrays,
     DescribeReply,
@@ -30,7 +30,7 @@ from exchange.messages import (
 )
 from exchange.refusals import RefusalCode
 from harmonization import CrossValidatedRidge, Design
-from harmonization.design import KNOWN, Categorical
+from harmonization.core.design import KNOWN, Categorical
 from tests.support.cohorts import with_gaps
 from tests.support.federation import STUDY
 from tests.support.local_grid import write_site

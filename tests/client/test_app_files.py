@@ -4,10 +4,10 @@ import zipfile
 import pytest
 import yaml
 
-from cli.fab import build_fab
 from client.app_files import PROJECT_FILE, STUDY, may_hold, read_fab
 from client.errors import AppError
-from server.study import load_study
+from runtime.fab import build_fab
+from study.settings import load_study
 from tests.support.apps import app_of
 from tests.support.federation import STUDY as SMALL
 

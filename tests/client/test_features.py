@@ -10,7 +10,7 @@ from cohorts.vectors import Vectors, save_vectors
 from exchange.messages import TableSpec
 from exchange.refusals import Refusal
 from harmonization import Design
-from harmonization.design import KNOWN
+from harmonization.core.design import KNOWN
 from tests.support.local_grid import write_site
 
 AGE = Design((KNOWN["age"],))

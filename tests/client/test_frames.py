@@ -5,16 +5,16 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from base.seeding import derive_seed
 from brainlm import WindowConfig
 from brainlm.scaling import Scaling
 from brainlm.windows import prepare, split_participants
 from client.app import app
-from client.audit import AuditLog
+from client.door.audit import AuditLog
 from client.features import FeatureSet, FeatureStore
 from client.frames import read_frames
 from client.site import find_site
 from cohorts import Cohort, Recording
-from cohorts.seeding import derive_seed
 from exchange.messages import FrameSpec, Job, SummarizeReply, SummarizeRequest, TableSpec
 from tests.support.local_grid import write_site
 

@@ -9,16 +9,16 @@ import torch
 from opacus.accountants import PRVAccountant
 from scipy import stats
 
+from base.errors import SettingsError
+from base.settings import check_settings
 from brainlm.config import MaskConfig, ModelConfig, PrivacyConfig, TrainingConfig, WindowConfig
-from brainlm.official_dense import DenseConfig
 from brainlm.pretraining import initial_model
+from brainlm.released.dense import DenseConfig
 from brainlm.windows import WindowSet
+from client.door.spending import PrivacyLedger, Spend, epsilon_of
 from client.privacy import ClippedSum, Draws, check_privacy, spends_to_come, train_privately
-from client.spending import PrivacyLedger, Spend, epsilon_of
 from cohorts import Cohort, Recording
 from cohorts.atlas import Atlas
-from cohorts.errors import SettingsError
-from cohorts.settings import check_settings
 from exchange.messages import DescribeRequest
 from exchange.refusals import Refusal, RefusalCode
 

@@ -9,15 +9,15 @@ import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from base.settings import check_settings
 from brainlm import ModelConfig, TrainingConfig
 from brainlm.config import PrivacyConfig
 from brainlm.pretraining import initial_model
 from client.app import app
-from client.keys import agree
+from client.door.spending import PrivacyLedger
+from client.door.sums import SumStore
+from client.keys.keyring import agree
 from client.site import load_site
-from client.spending import PrivacyLedger
-from client.sums import SumStore
-from cohorts.settings import check_settings
 from exchange.messages import SecureSum, TrainRequest, join
 from tests.support.federation import STUDY
 from tests.support.local_grid import write_site

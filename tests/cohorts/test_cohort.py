@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
+from base.files import save_arrays
 from cohorts import Cohort, CohortError, Recording, RecordingError, load_atlas
 from cohorts.checking import check_cohort
-from cohorts.files import save_arrays
 from cohorts.recording import read_facts
 
 

@@ -8,7 +8,7 @@ import yaml
 from cohorts import Cohort, Recording, load_atlas
 from cohorts.contract import CohortContract
 from harmonization import Categorical, Design
-from harmonization.errors import DesignError
+from harmonization.core.errors import DesignError
 
 ATLASES = {"schaefer100": load_atlas("schaefer100").content_hash}
 

@@ -11,8 +11,8 @@ from cohorts import Cohort, CohortError, Recording, load_atlas
 from cohorts import exports as module
 from cohorts.exports import export_bids, export_huggingface, to_datasets, under_pseudonyms
 from cohorts.identities import KeyedNames
-from cohorts.matrices import MatrixSource
 from cohorts.participants import ParticipantsTable, read_participants
+from cohorts.sources.matrices import MatrixSource
 
 ATLAS = load_atlas("schaefer100")
 RNG = np.random.default_rng(0)

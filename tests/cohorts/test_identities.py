@@ -1,7 +1,7 @@
 import pytest
 
 from cohorts.identities import KeyedNames, Linkage
-from cohorts.sources import Run
+from cohorts.sources.kinds import Run
 
 
 def test_a_message_tells_nobody_however_it_spells_them(tmp_path):

@@ -19,9 +19,9 @@ import pytest
 from scipy.io import savemat
 
 from cohorts import Atlas, CohortError, RecordingError, load_atlas
-from cohorts.derivatives import kind_of
-from cohorts.matrices import MatrixSource, participant_of
-from cohorts.sources import Run
+from cohorts.sources.derivatives import kind_of
+from cohorts.sources.kinds import Run
+from cohorts.sources.matrices import MatrixSource, participant_of
 from tests.support.derivatives import write_ptseries
 from tests.support.mat73 import write_mat73
 
@@ -284,7 +284,7 @@ def bomb_mat(path: Path) -> None:
 def test_a_bomb_takes_no_memory(tmp_path, monkeypatch, make, name, code):
     path = tmp_path / (name if name != "." else "a.npz")
     make(path)
-    monkeypatch.setattr("cohorts.matrix_files.MAX_MATRIX_BYTES", 2**20)
+    monkeypatch.setattr("cohorts.sources.matrix_files.MAX_MATRIX_BYTES", 2**20)
     source = MatrixSource(path if name == "a.npz" else tmp_path, ATLAS)
     (run,) = source.runs()
     with suppress(RecordingError):

@@ -13,10 +13,10 @@ import pytest
 
 from cohorts import Cohort, CohortError, load_atlas
 from cohorts.identities import KeyedNames
-from cohorts.matrices import MatrixSource
 from cohorts.participants import ParticipantsTable
 from cohorts.preparation import prepare_cohort
 from cohorts.quality import QualityRules
+from cohorts.sources.matrices import MatrixSource
 from tests.support.runs import MadeSource
 
 

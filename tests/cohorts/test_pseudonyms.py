@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from cohorts.errors import SecretError
+from base.errors import SecretError
 from cohorts.pseudonyms import Pseudonyms
 
 

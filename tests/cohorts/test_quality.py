@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from base.settings import read_settings
 from cohorts import Recording, RecordingError, load_atlas
 from cohorts.atlas import Atlas
 from cohorts.quality import (
@@ -22,7 +23,6 @@ from cohorts.quality import (
     standardized_dvars,
 )
 from cohorts.recording import check_recording
-from cohorts.settings import read_settings
 
 ATLAS = load_atlas("schaefer100")
 COVERED = np.ones(100, bool)

@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 import yaml
 
+from base.seeding import derive_seed
 from cohorts import Cohort
-from cohorts.seeding import derive_seed
 from server.journal import Journal
 from tests.support.containers import Container, compose, engine, options, why_not
 from tests.support.federation import STUDY
@@ -234,11 +234,11 @@ def test_an_app_that_no_site_approved_is_refused_by_all(deployment):
 def test_a_supernode_that_hangs_is_not_healthy(deployment):
     node = deployment.nodes["bergen"]
     assert node.is_healthy()
-    node.signal("STOP", "client.supernode")
+    node.signal("STOP", "runtime.supernode")
     try:
         assert not node.is_healthy()
     finally:
-        node.signal("CONT", "client.supernode")
+        node.signal("CONT", "runtime.supernode")
     assert wait_until(node.is_healthy, 30)
 
 
@@ -250,7 +250,7 @@ def test_what_is_killed_comes_back(deployment):
     assert wait_until(app.is_healthy, 60)
 
     restarts = node.inspect()["RestartCount"]
-    node.signal("KILL", "client.supernode")
+    node.signal("KILL", "runtime.supernode")
     # Refused for as long as the coordinator takes the former one for alive.
     assert wait_until(lambda: node.inspect()["RestartCount"] > restarts, 60)
     assert wait_until(node.is_healthy, 180), node.logs()

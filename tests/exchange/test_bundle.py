@@ -3,9 +3,9 @@ import subprocess
 
 import pytest
 
-from cli.authority import Authority
-from client.audit import AuditLog
-from client.keys import Keyring
+from client.door.audit import AuditLog
+from client.keys.keyring import Keyring
+from deployment.authority import Authority
 from exchange.bundle import JoinPackage, SiteBundle
 from exchange.roster import KeyRoster, RosterError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.flower import QUIET
+from runtime.flower import QUIET
 from server.journal import Journal
 from tests.support.federation import STUDY, write_sites
 from tests.support.programs import PROGRAMS, free_port, processes_of, start, start_run, wait_until
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 @contextmanager
 def running(home: Path, program: str, *arguments: object) -> Iterator[None]:
     """Run a program for the length of a block, with the FLWR_HOME `home` and its log beside that."""
-    command = ("-m", "cli.guardian", home, PROGRAMS / program, "--insecure", "--host", "127.0.0.1", *arguments)
+    command = ("-m", "runtime.guardian", home, PROGRAMS / program, "--insecure", "--host", "127.0.0.1", *arguments)
     guardian = start("python", *command, folder=home.parent, log=Path(f"{home}.log"), **QUIET)
     try:
         yield

@@ -13,11 +13,11 @@ import httpx
 import pytest
 import yaml
 
-from cli.fab import build_fab
-from cli.flower import QUIET
-from cli.supervisor import running
+from deployment.supervisor import running
+from runtime.fab import build_fab
+from runtime.flower import QUIET
 from server.journal import Journal
-from server.study import load_study
+from study.settings import load_study
 from tests.support.deployment import Deployment, needs_nginx
 from tests.support.programs import start, wait_until
 

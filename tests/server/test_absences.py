@@ -9,7 +9,7 @@ from flwr.app import Context, Message, RecordDict
 
 from cli.watching import end_of
 from client.app import app as client_app
-from client.keys import agree
+from client.keys.keyring import agree
 from client.site import SIMULATED_SITES, load_site
 from server.absences import Absence, absences_of
 from server.journal import Journal

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from brainlm import load_checkpoint
 from cli.main import run_command
-from client.audit import AuditLog
+from client.door.audit import AuditLog
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from exchange.messages import TrainReply, TrainRequest, join
 from harmonization import (
@@ -30,7 +30,7 @@ from harmonization import (
 from server.errors import QuorumError
 from server.journal import Journal
 from server.report import write_report
-from server.study import load_study
+from study.settings import load_study
 from tests.support.federation import PLAIN, STUDY, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 from tests.support.released import DENSE, PADDED, write_released
@@ -174,7 +174,7 @@ def tsnr(site) -> pd.Series:
 
 
 def private_seed(site) -> int:
-    from cohorts.seeding import derive_seed
+    from base.seeding import derive_seed
 
     return derive_seed((site.parent / "state" / "private_seed").read_text(), "small", "folds")
 

@@ -9,7 +9,7 @@ from server.answers import Answers
 from server.averaging import average, measure_reconstruction
 from server.errors import ServerError
 from server.journal import Journal
-from server.study import RoundsConfig
+from study.settings import RoundsConfig
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pytest
 
 from server.cautions import cautions_of
 from server.harmonizing import Findings
-from server.study import Study
+from study.settings import Study
 from tests.support.federation import STUDY
 
 

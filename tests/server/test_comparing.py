@@ -2,10 +2,10 @@ from typing import get_args
 
 import yaml
 
-from client.policy import SHOWS_ONE_SITE
+from client.door.policy import SHOWS_ONE_SITE
 from harmonization import make_harmonizer
 from server.comparing import CONTROL, HARMONIZED, RAW, held_out_measures, site_measures, variants_of
-from server.study import Method, load_study
+from study.settings import Method, load_study
 from tests.support.federation import STUDY
 
 SITES = {"a": 20, "b": 30, "c": 25}

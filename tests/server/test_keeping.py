@@ -6,16 +6,16 @@ import shutil
 import pytest
 import yaml
 
+from base.errors import InputError
+from base.settings import check_settings
 from brainlm import ModelConfig
 from brainlm.checkpoints import load_settings, save_checkpoint
 from brainlm.pretraining import initial_model
-from cli.errors import InputError
-from cli.fab import build_fab
 from cli.run import _new_run, _resume
 from cohorts import load_atlas
-from cohorts.settings import check_settings
+from runtime.fab import build_fab
 from server.journal import Journal
-from server.study import load_study
+from study.settings import load_study
 from tests.support.federation import STUDY
 
 

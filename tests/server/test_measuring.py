@@ -8,18 +8,18 @@ import yaml
 from flwr.app import Message
 from safetensors.numpy import load_file
 
+from base.seeding import derive_seed
 from brainlm import Scaling, WindowConfig, embed, load_checkpoint
 from brainlm.windows import prepare, split_participants, usable_recordings
 from client.site import load_site
 from cohorts import Cohort
-from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from exchange.messages import DescribeRequest
 from server.errors import QuorumError, StudyError
 from server.journal import Journal
 from server.measuring import Measures, measure
 from server.roster import Roster
-from server.study import Study, load_study
+from study.settings import Study, load_study
 from tests.support.federation import PLAIN, STUDY, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 

@@ -8,7 +8,7 @@ from server.answers import Answers
 from server.averaging import average
 from server.errors import ServerError
 from server.outer import OuterOptimizer
-from server.study import RoundsConfig
+from study.settings import RoundsConfig
 
 SHAPES = {"b.weight": (4, 3), "a.bias": (3,), "c": ()}
 EVERY = [

@@ -7,7 +7,7 @@ from cohorts import load_atlas
 from exchange.adding import add_replies
 from exchange.messages import EmbedReply, EmbedRequest, Group, join
 from server.reconstruction import baselines_of, read_reconstruction, summarize_reconstruction, write_reconstruction
-from server.study import Study
+from study.settings import Study
 from tests.support.federation import STUDY
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cli.fab import PROJECT
 from cli.watching import print_summary
 from cohorts import Cohort, load_atlas
+from runtime.fab import PROJECT
 from server.journal import Journal
 from server.report import write_report
 from server.report.data import RunData
 from server.report.figures import FIGURES, draw
 from server.report.methods import methods_paragraph
-from server.study import load_study
 from server.summary import write_summary
+from study.settings import load_study
 from tests.support.pages import A4_WIDTH, crowd, laid_out
 
 

@@ -11,7 +11,7 @@ from exchange.messages import Arrays
 from server.errors import QuorumError
 from server.outer import WEIGHT, OuterOptimizer, to_record
 from server.robust import robust_centre
-from server.study import RoundsConfig
+from study.settings import RoundsConfig
 
 SHAPES = {"b.weight": (4, 3), "a.bias": (3,), "c": ()}
 RULES = ["median", "trimmed_mean", "krum", "multi_krum", "bulyan"]

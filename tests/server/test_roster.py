@@ -11,7 +11,7 @@ from exchange.refusals import RefusalCode
 from server.errors import QuorumError
 from server.journal import Journal
 from server.roster import Roster
-from server.study import ProtectionConfig, RoundsConfig, load_study
+from study.settings import ProtectionConfig, RoundsConfig, load_study
 from tests.support.federation import STUDY, write_sites
 from tests.support.local_grid import LocalGrid
 

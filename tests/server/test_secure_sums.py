@@ -8,8 +8,8 @@ import pytest
 from flwr.app import Message
 from safetensors.numpy import load_file
 
-from client.audit import AuditLog
-from client.keys import agree
+from client.door.audit import AuditLog
+from client.keys.keyring import agree
 from client.site import load_site
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from exchange.messages import SummarizeReply, TrainReply, TrainRequest

@@ -32,7 +32,7 @@ from server.averaging import evaluation_groups
 from server.errors import QuorumError
 from server.journal import Journal
 from server.roster import Roster
-from server.study import ProtectionConfig, RoundsConfig
+from study.settings import ProtectionConfig, RoundsConfig
 from tests.support.local_grid import LocalGrid
 
 NAMES = ["aalborg", "bergen", "coimbra", "delft", "espoo", "fulda", "ghent", "hobro"]

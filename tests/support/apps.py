@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flwr.cli.build import build_fab_from_files
 
-from client.signatures import NAMESPACE
+from client.keys.signatures import NAMESPACE
 
 PROJECT = b"""
 [project]

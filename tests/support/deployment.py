@@ -11,9 +11,9 @@ from typing import Self
 import pytest
 import yaml
 
-from cli.coordinator import Federation
-from cli.flower import QUIET
-from cohorts.seeding import derive_seed
+from base.seeding import derive_seed
+from deployment.coordinator import Federation
+from runtime.flower import QUIET
 from tests.support.federation import STUDY
 from tests.support.programs import free_port, processes_of, start, wait_until
 

@@ -12,7 +12,7 @@ import pandas as pd
 from nibabel.cifti2.cifti2_axes import ParcelsAxis, SeriesAxis
 
 from cohorts.atlas import Atlas
-from cohorts.volumes import LabelImage, load_label_image
+from cohorts.sources.volumes import LabelImage, load_label_image
 from tests.support.volumes import SHAPE, SPACE, save_nifti, write_labels
 
 FD_THRESHOLD = 0.5

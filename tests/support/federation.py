@@ -6,14 +6,14 @@ import pandas as pd
 import yaml
 from flwr.app import Context, RecordDict
 
-from client.keys import agree
+from base.seeding import derive_seed
+from client.keys.keyring import agree
 from client.site import load_site
 from cohorts import Cohort
-from cohorts.seeding import derive_seed
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from server.app import app as server_app
 from server.journal import Journal
-from server.study import load_study
+from study.settings import load_study
 from tests.support.local_grid import LocalGrid, write_site
 
 STUDY = {

@@ -14,7 +14,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
-from client.policy import SHOWS_ONE_SITE
+from client.door.policy import SHOWS_ONE_SITE
 
 
 class LocalGrid(Grid):

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harmonization import SiteTable
-from harmonization.combat import ComBatHarmonizer
-from harmonization.crossvalidation import CrossValidation
+from harmonization.methods.combat import ComBatHarmonizer
+from harmonization.probes.crossvalidation import CrossValidation
 from tests.support.sites import Sites
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cohorts import Atlas, RecordingError, load_atlas
-from cohorts.sources import Reading, Run
+from cohorts.sources.kinds import Reading, Run
 
 
 @dataclass(frozen=True)

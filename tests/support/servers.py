@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-from cli.authority import Authority
+from deployment.authority import Authority
 
 
 @contextmanager

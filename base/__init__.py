@@ -1,0 +1,1 @@
+"""What every room stands on, and no domain: files, settings, seeds, secrets, errors, output."""

@@ -1,0 +1,256 @@
+"""Files that are whole or absent, and folders that are."""
+
+import codecs
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save
+
+from base.errors import FileError
+
+HEADER = "fedbrainlm"
+"""Key of the header of every safetensors file."""
+MAX_RUN_BYTES = 8 * 2**30
+"""Largest uncompressed size of one run's file; what declares more is refused before it is read."""
+MAX_JSON_BYTES = 2**24
+"""Largest JSON file that others made that is read."""
+
+
+_NAMELESS = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE)
+"""What the system says of an open file that cannot be written, without its name."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what cannot be written in the block be said of `path`.
+
+    Raises
+    ------
+    OSError
+        With the path; safetensors' error of the system becomes one, too.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NAMELESS and error.filename is None:
+            error.filename = str(path)
+        raise
+    except SafetensorError as error:
+        if (system := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        number = int(system[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of files in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_apart(source: Path, out: Path) -> None:
+    """Refuse to write into what is read from.
+
+    Raises
+    ------
+    FileError
+        If one lies in the other, by way of links or not.
+    """
+    inner, outer = (Path(os.path.realpath(path)) for path in (out, source))
+    if inner == outer or outer in inner.parents or inner in outer.parents:
+        raise FileError(
+            f"{out}: is, holds or lies in its source {source}; expected a folder elsewhere, since a source stays as it "
+            "is. Choose another."
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone.
+
+    Raises
+    ------
+    FileError
+        If another process holds it, or gave it another name in this moment.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = os.path.samestat(os.fstat(descriptor), os.stat(folder))
+        except (BlockingIOError, FileNotFoundError):
+            alone = False
+        if not alone:
+            raise FileError(f"{folder}: another command is changing it. Wait until it ends.")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; move it into place, synced to disk, if the block succeeds.
+
+    A reader sees the old file or the new one, never a part. If the block raises, nothing changes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with naming(path):
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_path(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary file beside `path`, mode 600; give it that name, synced to disk, if the block succeeds.
+
+    Never takes the place of a file: of several processes that make the same one, the first wins.
+
+    Raises
+    ------
+    FileExistsError
+        If `path` exists, before the block or after it.
+    """
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        with naming(path):
+            yield temporary
+            sync(temporary)
+            os.link(temporary, path)  # unlike a rename, fails if the name is taken
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file for reading, and never wait for the other end of a named pipe.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, or is a pipe, a device or a folder.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+    return file
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises
+    ------
+    OSError
+        As `open_regular`.
+    """
+    with open_regular(path) as file:
+        return file.read()
+
+
+def decode_text(content: bytes) -> str:
+    """Text of a file that is UTF-8, with a byte-order mark or without, or UTF-16 with one.
+
+    Raises
+    ------
+    UnicodeError
+        If it is neither.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    if b"\x00" in content[:4096]:
+        raise UnicodeError("UTF-16 without a mark, or no text")
+    return content.decode("utf-8-sig")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that others wrote, as text of any encoding that `decode_text` reads.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or larger than `MAX_JSON_BYTES`.
+    OSError
+        If it cannot be read.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError("too large")
+    try:
+        content = json.loads(decode_text(read_bytes(path)))
+    except RecursionError:
+        raise ValueError("nested without end") from None
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    return content
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Any = None) -> None:
+    """Write arrays and a JSON-able header as safetensors, whole or not at all.
+
+    Equal content gives equal bytes: the header is one key, since safetensors orders several at random. Arrays are
+    copied to C order first, since safetensors would write others scrambled.
+    """
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(contiguous, metadata={HEADER: json.dumps(header, sort_keys=True)}))
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; rename it to `path` if the block succeeds, delete it if not.
+
+    A folder that a killed command left under the temporary name is cleared first.
+
+    Raises
+    ------
+    FileExistsError
+        If `path` exists.
+    """
+    if path.exists():
+        raise FileExistsError(path)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be made ({error.strerror}). Choose another place.") from None
+    try:
+        with naming(path):
+            yield partial
+            sync(partial)
+            os.rename(partial, path)
+            sync(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The two architectures that BrainLM's authors released, and their folders."""

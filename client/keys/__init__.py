@@ -1,0 +1,1 @@
+"""A hospital's keys, its signatures, and how it joins a federation."""

@@ -1,0 +1,1 @@
+"""What recordings come from: fMRIPrep, XCP-D, images and matrices."""

@@ -1,0 +1,89 @@
+"""Parcellated time series in CIFTI-2 files (``.ptseries.nii``)."""
+
+import math
+import warnings
+from pathlib import Path
+from xml.parsers.expat import ExpatError
+
+import nibabel as nib
+import numpy as np
+from nibabel.cifti2 import Cifti2HeaderError
+from nibabel.cifti2.cifti2_axes import ParcelsAxis, SeriesAxis
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from base.files import MAX_RUN_BYTES
+from cohorts.errors import RecordingError
+
+_ERRORS = (
+    Cifti2HeaderError,
+    ExpatError,
+    HeaderDataError,
+    ImageFileError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+)
+"""What nibabel raises for CIFTI-2 files with bytes changed or cut off, of which many are plain Python errors."""
+
+
+def read_ptseries(path: Path) -> tuple[list[str], np.ndarray]:
+    """Read parcellated series in CIFTI-2.
+
+    Returns
+    -------
+    list of str
+        Names of the parcels.
+    numpy.ndarray
+        [T, parcels].
+
+    Raises
+    ------
+    RecordingError
+        With code ``unreadable``, ``not-ptseries``, ``too-large`` or ``truncated``.
+    """
+    image, parcels = _open_ptseries(path)
+    try:
+        return [str(name) for name in parcels.name], np.asarray(image.dataobj, dtype=np.float64)
+    except _ERRORS:
+        raise _no_cifti(path) from None
+
+
+def _open_ptseries(path: Path) -> tuple[nib.Cifti2Image, ParcelsAxis]:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what they are about is checked below
+            image = nib.load(path)
+        is_cifti = isinstance(image, nib.Cifti2Image)
+        axes = [image.header.get_axis(number) for number in range(image.ndim)] if is_cifti else []
+        size = path.stat().st_size
+    except _ERRORS:
+        raise _no_cifti(path) from None
+    if [type(axis) for axis in axes] != [SeriesAxis, ParcelsAxis]:
+        raise RecordingError(
+            "not-ptseries",
+            f"{path.name}: is not a parcellated series; expected a CIFTI-2 file of frames by parcels. "
+            "Export it with XCP-D, or with wb_command -cifti-parcellate.",
+        )
+    declared = math.prod(image.shape) * image.get_data_dtype().itemsize
+    if declared > MAX_RUN_BYTES:
+        raise RecordingError(
+            "too-large",
+            f"{path.name}: declares {declared / 2**30:.0f} GiB; expected the series of one run. Export it again.",
+        )
+    if size < declared:
+        raise RecordingError(
+            "truncated", f"{path.name}: is shorter than its header says; expected {declared} bytes. Copy it again."
+        )
+    if image.shape != (axes[0].size, len(axes[1])):
+        raise _no_cifti(path)
+    return image, axes[1]
+
+
+def _no_cifti(path: Path) -> RecordingError:
+    return RecordingError(
+        "unreadable", f"{path.name}: cannot be read as a CIFTI-2 file. Copy it again, or export it again with XCP-D."
+    )

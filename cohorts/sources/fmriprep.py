@@ -1,0 +1,225 @@
+"""An fMRIPrep derivatives tree as a source of recordings."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cohorts.atlas import Atlas
+from cohorts.errors import CohortError, RecordingError
+from cohorts.sources.bids import BIDSName, Tree, generated_by, header_notices, repetition_time, run_of
+from cohorts.sources.confounds import ConfoundStrategy, load_strategy
+from cohorts.sources.images import header_repetition_time, read_header, require_frames
+from cohorts.sources.kinds import Reading, Run, check_given_t_r, in_order
+from cohorts.sources.parcellation import Cleaning, parcellate
+from cohorts.sources.volumes import LabelImage, check_space, same_space
+
+NATIVE = "native"
+"""Resolution of images whose name has no ``res-``."""
+
+_IMAGE = ".nii.gz"
+_PREPROCESSED = "preproc"
+_PART = re.compile(r"_(?:echo|part)-[A-Za-z0-9+]+")
+_FATES = {"interpolate": "interpolated", "drop": "censored", "none": "uncensored"}
+"""What becomes of censored frames → its word in the id of the preprocessing."""
+
+
+@dataclass(frozen=True)
+class FMRIPrepSource:
+    """The runs of an fMRIPrep tree in one space and resolution.
+
+    Attributes
+    ----------
+    root : Path
+        The derivatives folder, with ``sub-*`` folders in it.
+    label_image : LabelImage
+        The parcels.
+    strategy : ConfoundStrategy
+        nilearn's confound strategy. ``ica_aroma`` takes the ``desc-smoothAROMAnonaggr`` images, others
+        ``desc-preproc``.
+    cleaning : Cleaning
+        Filters, standardization, and what becomes of censored frames.
+    space : str
+        Space of the images to take, such as ``MNI152NLin6Asym`` or ``MNIInfant:cohort-1``; the label image's if empty.
+    res : str
+        Their resolution, as in ``res-2`` (``native`` for images without one), where there are several.
+    allow_space : str
+        A space other than the label image's that is accepted; see `check_space`.
+    tasks, sessions : tuple of str
+        Take these alone, without ``task-`` and ``ses-``; all if empty.
+    t_r : float or None
+        Repetition time in seconds, where no sidecar says it; must agree with those that do. Headers do not count.
+    """
+
+    root: Path
+    label_image: LabelImage
+    strategy: ConfoundStrategy = field(default_factory=ConfoundStrategy)
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    space: str = ""
+    res: str = ""
+    allow_space: str = ""
+    tasks: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    t_r: float | None = None
+
+    def __post_init__(self) -> None:
+        check_given_t_r(self.t_r)
+
+    @property
+    def atlas(self) -> Atlas:
+        """The parcels of every reading's columns."""
+        return self.label_image.atlas
+
+    @property
+    def preprocessing(self) -> str:
+        """Such as ``fmriprep-24.1.1_space-MNI152NLin6Asym_confounds-simple_interpolated_highpass-0.008``.
+
+        The word after the confounds says what becomes of censored frames: ``interpolated``, ``censored`` where they are
+        dropped, ``uncensored`` where they are treated as the others.
+        """
+        words = (
+            generated_by(self.root) or "fmriprep",
+            f"space-{self.space or self.label_image.space}".replace(":", "_"),
+            f"res-{self.res}" if self.res else "",
+            f"confounds-{self.strategy.id}",
+            _FATES[self.cleaning.censoring],
+            self.cleaning.id,
+        )
+        return "_".join(filter(None, words))
+
+    def runs(self) -> list[Run]:
+        """List the runs in order of their names.
+
+        Raises
+        ------
+        CohortError
+            If there are none, or it is not clear which image of each to take.
+        """
+        tree = Tree(self.root)
+        images = self._one_resolution(self._one_space(self._selected(tree)))
+        return in_order([*(_run(path, name, tree) for path, name in images.items()), *self._lacking(tree, images)])
+
+    def read(self, run: Run) -> Reading:
+        """Read one run.
+
+        Raises
+        ------
+        RecordingError
+            If one of its files is missing or broken, or they do not belong together.
+        """
+        bold, *others = run.files
+        if not others:  # one of those that `_lacking` found: a run has its confounds beside it at least
+            raise RecordingError(
+                "no-image",
+                f"{bold.name}: its run has no image in the space of the others, or none that was cleaned like theirs; "
+                "expected all alike. Run fMRIPrep again for it, or leave it out (--task, --session).",
+            )
+        header = read_header(bold)
+        n_frames = require_frames(header, bold)
+        sidecars = [path for path in others if path.suffix == ".json" and "_desc-confounds_" not in path.name]
+        declared = header_repetition_time(header)
+        t_r = repetition_time(sidecars, bold.name, header=declared, given=self.t_r)
+        confounds_file = next(path for path in others if path.suffix == ".tsv")
+        return parcellate(
+            bold,
+            self.label_image,
+            t_r=t_r,
+            confounds=load_strategy(bold, confounds_file, self.strategy, n_frames),
+            mask=next((path for path in others if path.name.endswith(_IMAGE)), None),
+            cleaning=self.cleaning,
+            notices=header_notices(declared, t_r),
+        )
+
+    @property
+    def _desc(self) -> str:
+        return "smoothAROMAnonaggr" if self.strategy.name == "ica_aroma" else _PREPROCESSED
+
+    def _selected(self, tree: Tree) -> dict[Path, BIDSName]:
+        """The preprocessed BOLD images of the asked tasks and sessions."""
+        found = {path: tree.files[path] for path in tree.select("bold", _IMAGE, desc=self._desc)}
+        images = {path: name for path, name in found.items() if "sub" in name.entities}
+        if not images:
+            raise CohortError(f"{self.root}: holds no sub-*_desc-{self._desc}_bold.nii.gz; {self._instead(tree)}")
+        for entity, wanted in (("task", self.tasks), ("ses", self.sessions)):
+            found = sorted({name.entities.get(entity, "") for name in images.values()})
+            if wanted:
+                images = {path: name for path, name in images.items() if name.entities.get(entity) in wanted}
+            if not images:
+                raise CohortError(f"{self.root}: has no {entity}-{wanted[0]} (found: {_listed(found)}). Correct it.")
+        return images
+
+    def _lacking(self, tree: Tree, images: dict[Path, BIDSName]) -> list[Run]:
+        """Runs of which fMRIPrep left other images, but none like those that are taken, for `read` to say so."""
+        if self.space or self.res:  # which leave the others out by name
+            return []
+        there = {name.run for name in images.values()}
+        others = [path for desc in {self._desc, _PREPROCESSED} for path in tree.select("bold", _IMAGE, desc=desc)]
+        runs = {}
+        for path in sorted(others):
+            name = tree.files[path]
+            task, session = name.entities.get("task"), name.entities.get("ses")
+            asked = task in (self.tasks or (task,)) and session in (self.sessions or (session,))
+            whole = _PART.sub("", name.run)  # of which single echoes may be there besides
+            if "sub" in name.entities and asked and not {name.run, whole} & there:
+                runs.setdefault(name.run, run_of(path, name))
+        return list(runs.values())
+
+    def _instead(self, tree: Tree) -> str:
+        """Say what was expected instead of a tree without the images, and what to do."""
+        if self._desc != _PREPROCESSED and tree.select("bold", _IMAGE, desc=_PREPROCESSED):
+            return (
+                "fMRIPrep has not run ICA-AROMA since 23.1, and before only with --use-aroma. Take --confounds simple, "
+                "scrubbing or compcor; or give the images that fMRIPost-AROMA cleaned, in a folder of their own, as "
+                "--kind nifti."
+            )
+        if tree.select("bold", ".dtseries.nii"):
+            return (
+                "expected images of volumes, and its .dtseries.nii are of surfaces. Run fMRIPrep with "
+                f"--output-spaces {self.label_image.space}, or let XCP-D parcellate them."
+            )
+        return "expected fMRIPrep's derivatives. Name the folder that its sub-* folders lie in."
+
+    def _one_space(self, images: dict[Path, BIDSName]) -> dict[Path, BIDSName]:
+        """The images in the space that was asked for, if the label image lies in it, too."""
+        wanted = self.space or self.label_image.space
+        chosen = {path: name for path, name in images.items() if same_space(_space(name), wanted)}
+        if not chosen:
+            found = sorted({_space(name) or "none" for name in images.values()})
+            whose = "" if self.space else f", that of {self.label_image.path.name}"
+            raise CohortError(
+                f"{self.root}: has no images in space {wanted}{whose} (found: {_listed(found)}). Name one of these "
+                "spaces, and a label image in it."
+            )
+        try:
+            check_space(self.label_image, wanted, self.root.name, allow_space=self.allow_space)
+        except RecordingError as error:
+            raise CohortError(str(error)) from None
+        return chosen
+
+    def _one_resolution(self, images: dict[Path, BIDSName]) -> dict[Path, BIDSName]:
+        found = sorted({name.entities.get("res", NATIVE) for name in images.values()})
+        if not self.res and len(found) > 1:
+            raise CohortError(f"{self.root}: has images of several resolutions (res: {_listed(found)}). Name one.")
+        if self.res and self.res not in found:
+            raise CohortError(
+                f"{self.root}: has no images of resolution {self.res} (found: {_listed(found)}). Correct it."
+            )
+        return {path: name for path, name in images.items() if self.res in ("", name.entities.get("res", NATIVE))}
+
+
+def _run(path: Path, name: BIDSName, tree: Tree) -> Run:
+    """Describe a run with every file that decides what reading it gives; its confounds even if they are missing."""
+    confounds = tree.confounds(path) or path.with_name(f"{name.run}_desc-confounds_timeseries.tsv")
+    mask, described = tree.beside(path, "mask", _IMAGE, desc="brain"), confounds.with_suffix(".json")
+    files = [confounds, mask, described if described in tree.files else None, *tree.sidecars(path)]
+    return run_of(path, name, filter(None, files))
+
+
+def _space(name: BIDSName) -> str:
+    """Space of an image, with the cohort of a template that has several."""
+    space, cohort = name.entities.get("space", ""), name.entities.get("cohort", "")
+    return f"{space}:cohort-{cohort}" if cohort else space
+
+
+def _listed(found: Iterable[str]) -> str:
+    return ", ".join(name or "none" for name in found)

@@ -1,0 +1,1 @@
+"""A federation of real machines: authority, edge, supervision, checks."""

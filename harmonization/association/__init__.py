@@ -1,0 +1,1 @@
+"""Whether two views of the same people go together."""

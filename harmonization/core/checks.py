@@ -1,0 +1,132 @@
+"""Whether what people give is numbers at all, and of the kind that is expected."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonization.core.errors import HarmonizationError, TableError
+
+_LARGEST, _SMALLEST = 1e60, 1e-60
+"""Sizes beyond which fourth powers, which some sums hold, overflow or vanish."""
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool, np.bool_), "true or false"),
+    int: ((Integral,), "a whole number"),
+    float: ((Real,), "a number"),
+    str: ((str,), "text"),
+}
+"""Kinds of parameters: what they may be, and how that is called."""
+
+
+def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
+    """Return an array of numbers; those that are numbers already are not copied.
+
+    Text is refused even where it spells a number: it may as well be the code of a category.
+
+    Raises
+    ------
+    TableError
+        If `values`, which the message calls by `name`, are anything else.
+    """
+    try:
+        array = np.asarray(values)
+        spelled = array.dtype.kind == "O" and any(isinstance(value, str) for value in array.flat)
+        if array.dtype.kind in "biufO" and not spelled:
+            return array.astype(np.float64, copy=False)
+    except (TypeError, ValueError):
+        pass
+    raise TableError(
+        f"{name} holds values that are no numbers. Give numbers; categories of covariates go in named columns."
+    )
+
+
+def as_whole_numbers(values: Any, name: str) -> NDArray[np.int64]:
+    """Return whole numbers [n].
+
+    Raises
+    ------
+    TableError
+        If `values` are anything else.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise TableError(f"{name} must be whole numbers, one a row. Number them.")
+    return array.astype(np.int64, copy=False)
+
+
+def check_width(values: NDArray[np.float64], width: int, name: str = "features") -> None:
+    """Refuse `values` [n, width] of another width than a model was fitted on."""
+    if values.ndim != 2 or values.shape[1] != width:
+        raise TableError(
+            f"{name} of shape {values.shape} do not suit this model, which was fitted on {width} columns. Use the same "
+            "ones, in the same order."
+        )
+
+
+def check_sizes(values: NDArray[np.float64], name: str) -> None:
+    """Refuse columns of `values` [n] or [n, p] that are so large, or so small, that their powers leave all range."""
+    largest = np.atleast_1d(np.fmax.reduce(np.abs(values), axis=0, initial=0.0))
+    beyond = (largest > _LARGEST) | ((largest > 0) & (largest < _SMALLEST))
+    if beyond.any():
+        column = int(beyond.argmax())
+        raise TableError(
+            f"column {column + 1} of the {name} holds values as large as {largest[column]:.1g}; expected sizes between "
+            f"{_SMALLEST:g} and {_LARGEST:g}. Give it in other units."
+        )
+
+
+def check_parameters(analysis: Any) -> None:
+    """Refuse parameters of an analysis, a dataclass, that are not of the annotated kind.
+
+    Raises
+    ------
+    HarmonizationError
+        With the name of the parameter.
+    """
+    for name, kind in _kinds_of(type(analysis)).items():
+        value = getattr(analysis, name)
+        if not _is_of(value, kind):
+            raise HarmonizationError(f"{name} of '{analysis.name}' is {value!r}. Give {_called(kind)}.")
+
+
+def _kinds_of(analysis: type) -> dict[str, Any]:
+    hints = get_type_hints(analysis)
+    return {field.name: hints[field.name] for field in fields(analysis)}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind in _KINDS:
+        types = _KINDS[kind][0]
+        is_number = bool not in types and isinstance(value, bool | np.bool_)
+        return isinstance(value, types) and not is_number
+    if kind is type(None):
+        return value is None
+    if origin is tuple:  # a list once it came over the wire
+        kinds = (parts[0],) * len(value) if parts[-1] is Ellipsis and isinstance(value, list | tuple) else parts
+        return isinstance(value, list | tuple) and len(kinds) == len(value) and all(map(_is_of, value, kinds))
+    if origin is dict:
+        return isinstance(value, Mapping)
+    if parts and all(isinstance(part, str) for part in parts):  # one of several words, which the analysis knows
+        return isinstance(value, str)
+    return any(_is_of(value, part) for part in parts)
+
+
+def _called(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind in _KINDS:
+        return _KINDS[kind][1]
+    if kind is type(None):
+        return "nothing"
+    if origin is tuple:
+        if parts[-1] is Ellipsis:
+            return f"a list, each entry {_called(parts[0])}"
+        return f"[{', '.join(map(_called, parts))}]"
+    if origin is dict:
+        return "names with values"
+    if all(isinstance(part, str) for part in parts):
+        return "text"
+    return " or ".join(map(_called, parts))

@@ -1,0 +1,1 @@
+"""Ways of making sites alike, and of taking effects out."""

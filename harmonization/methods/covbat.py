@@ -1,0 +1,282 @@
+r"""CovBat: ComBat, and then the same for the principal components, so that covariances of sites are alike too.
+
+Algorithm (Chen et al., Human Brain Mapping 2022), with R the residuals [n, p] that ComBat leaves around the effects of
+covariates, standardized by their mean and their sd (n - 1 in the denominator) over all sites::
+
+    scores = R components'          of the first components that explain more than a share of the variance
+    scores* = ComBat(scores)        without covariates and without empirical Bayes
+    y* = ComBat(y) + sd (scores* - scores) components
+
+All that sites share comes from sums: ComBat's; sums and squares of residuals; R'R, or a sketch of it; and ComBat's
+again, of the scores. Shifts and scales of a site, of its features and of its scores, stay there. The answers equal
+those of the authors' R package on pooled data, but for features that hardly vary at a site, which come back as they
+were (`harmonization.methods.combat`).
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonization.core.declared import Declared, Shape, Widths, everybody
+from harmonization.core.errors import HarmonizationError
+from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.methods import combat
+from harmonization.methods.combat import ComBat, ComBatModel, Prior, SiteEffect
+from harmonization.methods.harmonizer import Harmonizer
+from harmonization.methods.projection import Basis, Centre, Projection, ProjectionModel
+
+AnyState = TypeVar("AnyState", bound="CommonEffects")
+
+_OVERSAMPLING = 10
+"""Columns of a sketch beyond the number of participants."""
+
+
+@dataclass(frozen=True)
+class CommonEffects(State):
+    """After the first round: what a `ComBatModel` holds.
+
+    Attributes
+    ----------
+    coefficients : numpy.ndarray
+        [q, p].
+    grand_mean, pooled_variance : numpy.ndarray
+        [p].
+    n : float
+        Participants.
+    """
+
+    coefficients: Array
+    grand_mean: Array
+    pooled_variance: Array
+    n: float
+
+    @property
+    def of_features(self) -> ComBatModel:
+        """ComBat's model of the features."""
+        return ComBatModel(self.coefficients, self.grand_mean, self.pooled_variance, self.n)
+
+    def expected(self, table: SiteTable) -> Array:
+        """Features [n, p] as their covariates alone would have them."""
+        expected: Array = self.grand_mean + table.design @ self.coefficients
+        return expected
+
+    def cleaned(self, table: SiteTable, effect: SiteEffect) -> Array:
+        """Features [n, p] as ComBat makes them alike; as expected where it leaves them as they were."""
+        cleaned = self.of_features.remove(table.features, table.design, effect)
+        return np.where(effect.unadjusted, self.expected(table), cleaned)
+
+    def residuals(self, table: SiteTable, cleaned: Array) -> Array:
+        """Residuals [n, p] of what ComBat made of a table, around covariates; 0 for constant features."""
+        residuals: Array = np.where(self.pooled_variance > 0, cleaned - self.expected(table), 0.0)
+        return residuals
+
+
+@dataclass(frozen=True)
+class ResidualScale(CommonEffects):
+    """After the second round: mean [p] and sd [p] of the residuals over all sites; 1 where the sd is 0."""
+
+    residual_mean: Array
+    residual_sd: Array
+
+    def standardized(self, table: SiteTable, cleaned: Array) -> Array:
+        """Standardized residuals R [n, p]."""
+        standardized: Array = (self.residuals(table, cleaned) - self.residual_mean) / self.residual_sd
+        return standardized
+
+    def for_projection(self) -> Centre | Basis:
+        """Where the projection of the residuals stands: their mean is known."""
+        return Centre(np.zeros(len(self.residual_mean)), self.n)
+
+
+@dataclass(frozen=True)
+class ResidualBasis(ResidualScale):
+    """After the third round: an orthonormal basis [p, l] of the space that the residuals span."""
+
+    basis: Array
+
+    def for_projection(self) -> Centre | Basis:
+        return Basis(np.zeros(len(self.residual_mean)), self.n, self.basis, 0)
+
+
+@dataclass(frozen=True)
+class ResidualComponents(ResidualScale):
+    """Components [k, p] of the standardized residuals."""
+
+    components: Array
+
+    def scores(self, table: SiteTable, cleaned: Array) -> Array:
+        """Scores [n, k] of the standardized residuals."""
+        return self.standardized(table, cleaned) @ self.components.T
+
+
+@dataclass(frozen=True)
+class CovBatModel(ResidualComponents):
+    """What all sites share: also the mean [k] and the variance within sites [k] of the scores."""
+
+    score_mean: Array
+    score_variance: Array
+
+    done: ClassVar[bool] = True
+
+    @property
+    def of_scores(self) -> ComBatModel:
+        """ComBat's model of the scores."""
+        none = np.empty((0, len(self.score_mean)))
+        return ComBatModel(none, self.score_mean, self.score_variance, self.n)
+
+
+@dataclass(frozen=True)
+class CovBatEffect(SiteEffect):
+    """One site's shift and scale of features, and those of scores.
+
+    Attributes
+    ----------
+    score_gamma, score_delta, score_unadjusted : numpy.ndarray
+        [k], of scores what gamma, delta and unadjusted are of features.
+    """
+
+    score_gamma: Array
+    score_delta: Array
+    score_unadjusted: NDArray[np.bool_]
+
+    @property
+    def of_scores(self) -> SiteEffect:
+        """The site's effect on the scores."""
+        return SiteEffect(self.score_gamma, self.score_delta, self.score_unadjusted)
+
+
+@dataclass(frozen=True)
+class CovBat(Harmonizer):
+    """CovBat in five rounds of sums; the final state is a `CovBatModel`.
+
+    Parameters
+    ----------
+    variance : float
+        Share of the variance, between 0 and 1: the fewest components that explain more are made alike.
+    prior : {"parametric", "nonparametric", "none"}
+        How the features' site effects are shrunk; those of the scores are not.
+    mean_only : bool
+        Remove shifts of the features and leave their scales; those of the scores are removed in any case. As in the
+        authors' R package, and unlike neuroCombat, the shifts are those found together with scales.
+    """
+
+    variance: float = 0.95
+    prior: Prior = "parametric"
+    mean_only: bool = False
+
+    name: ClassVar[str] = "covbat"
+    states: ClassVar[tuple[type[State], ...]] = (
+        CommonEffects,
+        ResidualScale,
+        ResidualBasis,
+        ResidualComponents,
+        CovBatModel,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.variance < 1:
+            raise HarmonizationError(f"variance is {self.variance}; expected a share between 0 and 1.")
+        _ = self.first_step  # refuses an unknown prior
+
+    @property
+    def first_step(self) -> ComBat:
+        """ComBat of the features."""
+        return ComBat(prior=self.prior)
+
+    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+        if not isinstance(state, CommonEffects):
+            return self.first_step.summarize(table, None)
+        cleaned = state.cleaned(table, self._effect_on_features(state, table))
+        if not isinstance(state, ResidualScale):
+            residuals = state.residuals(table, cleaned)
+            return {"residual_sum": residuals.sum(axis=0), "residual_squares": (residuals**2).sum(axis=0)}
+        if isinstance(state, ResidualComponents):
+            return combat.summarize(state.scores(table, cleaned), _no_covariates(table.n))
+        standardized = SiteTable(state.standardized(table, cleaned))
+        return _all_components(state).summarize(standardized, state.for_projection())
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        if not isinstance(state, CommonEffects):
+            return self.first_step.sends(widths, None)
+        if not isinstance(state, ResidualScale):
+            return {name: everybody(widths.features) for name in ("residual_sum", "residual_squares")}
+        if isinstance(state, ResidualComponents):
+            return combat.moments_of(len(state.components), 0)
+        return _all_components(state).sends(widths, state.for_projection())
+
+    def solve(self, total: Sums, state: State | None) -> State:
+        if not isinstance(state, CommonEffects):
+            effects = combat.solve(total)
+            if not (effects.pooled_variance > 0).any():
+                raise HarmonizationError("CovBat needs features that vary inside the sites. Use the method 'none'.")
+            return _next(CommonEffects, effects)
+        if not isinstance(state, ResidualScale):
+            mean = total["residual_sum"] / state.n
+            variance = (total["residual_squares"] - state.n * mean**2) / (state.n - 1)
+            # A feature that varies has a variance: what ComBat leaves of it. Others are 0 throughout.
+            sd = np.sqrt(np.where(variance > 0, variance, 1.0))
+            return _next(ResidualScale, state, residual_mean=mean, residual_sd=sd)
+        if isinstance(state, ResidualComponents):
+            scores = combat.solve(total)
+            return _next(CovBatModel, state, score_mean=scores.grand_mean, score_variance=scores.pooled_variance)
+        found: Any = _all_components(state).solve(total, state.for_projection())
+        if isinstance(found, Basis):
+            return _next(ResidualBasis, state, basis=found.basis)
+        return _next(ResidualComponents, state, components=self._kept(found))
+
+    def effect_shapes(self, model: CovBatModel, n_features: int) -> dict[str, Shape]:
+        scores = {f"score_{name}": shape for name, shape in SiteEffect.shapes(len(model.score_mean)).items()}
+        return SiteEffect.shapes(n_features) | scores
+
+    def estimate(self, model: CovBatModel, table: SiteTable) -> CovBatEffect:
+        effect = self._effect_on_features(model, table)
+        scores = model.scores(table, model.cleaned(table, effect))
+        of_scores = model.of_scores.site_effect(scores, _no_covariates(table.n), prior="none")
+        return CovBatEffect(
+            effect.gamma, effect.delta, effect.unadjusted, of_scores.gamma, of_scores.delta, of_scores.unadjusted
+        )
+
+    def apply(self, model: CovBatModel, table: SiteTable, effect: CovBatEffect) -> Array:
+        cleaned = model.cleaned(table, effect)
+        scores = model.scores(table, cleaned)
+        alike = model.of_scores.remove(scores, _no_covariates(table.n), effect.of_scores)
+        harmonized: Array = cleaned + model.residual_sd * ((alike - scores) @ model.components)
+        return np.where(effect.unadjusted, table.features, harmonized)
+
+    def _effect_on_features(self, state: CommonEffects, table: SiteTable) -> SiteEffect:
+        if table.n < 2:
+            raise HarmonizationError(
+                "CovBat needs two participants at a site to know the scale of its components. Leave it out."
+            )
+        effect = self.first_step.estimate(state.of_features, table)
+        return replace(effect, delta=np.ones_like(effect.delta)) if self.mean_only else effect
+
+    def _kept(self, found: ProjectionModel) -> Array:
+        """First components [k, p] that explain more than the share asked for."""
+        explained = np.cumsum(found.explained_variance) / found.total_variance
+        return found.components[: np.searchsorted(explained, self.variance, side="right") + 1]
+
+
+@dataclass(frozen=True)
+class _AllComponents(Projection):
+    """A projection to every component there is: a sketch wider than their number needs no refinement."""
+
+    def _width(self, state: Centre) -> int:
+        return min(len(state.mean), int(state.n) + _OVERSAMPLING)
+
+
+def _all_components(state: ResidualScale) -> _AllComponents:
+    return _AllComponents(min(len(state.residual_mean), int(state.n) - 1))
+
+
+def _next(kind: type[AnyState], state: State, **found: Any) -> AnyState:
+    """Return the next state: what the last one knew, and what was found since."""
+    known = {field.name: getattr(state, field.name) for field in fields(kind) if field.name not in found}
+    return kind(**known, **found)
+
+
+def _no_covariates(n: int) -> Array:
+    return np.empty((n, 0))

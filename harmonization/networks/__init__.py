@@ -1,0 +1,1 @@
+"""Small networks that are trained by sums of gradients."""

@@ -1,0 +1,376 @@
+"""Content and style: what a person's features say, and how a site writes them, told apart without pooling.
+
+In the spirit of MURD (Liu & Yap, Communications Engineering 2024), whose shared encoder finds the content of an image
+and whose decoder writes it in the style of any site. Here the style of a site is the shape of each feature's
+distribution: location and scale, as ComBat shrinks them, and bends beyond these, which small networks learn. Networks
+are shared by all features, as a convolution's are by all places of an image.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harmonization.core.declared import Declared, Shape, Widths, everybody
+from harmonization.core.errors import HarmonizationError, TableError
+from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.variation import hardly_varies
+from harmonization.methods import combat
+from harmonization.methods.combat import ComBatModel, Prior, SiteEffect
+from harmonization.methods.harmonizer import Harmonizer
+from harmonization.networks.neural import Layout, Network, Weights, draw_weights, unpack
+from harmonization.networks.training import FederatedTraining, Standard, Training, become
+
+_FREQUENCIES = (1.0, 2.0)
+"""Where the characteristic function of a normalised feature is taken."""
+_SHAPE = 2 * len(_FREQUENCIES)
+_ROWS_OF_DOUBT = 20
+"""A shape that n rows tell counts n / (n + 20)."""
+_BLOCK = 512
+"""Features that are bent at a time, which bounds memory."""
+
+
+@dataclass(frozen=True)
+class Located(Standard):
+    """ComBat of all sites: `mean` and `scale` hold the grand mean and the pooled deviation.
+
+    Attributes
+    ----------
+    coefficients : numpy.ndarray
+        [q, p], effects of the covariates.
+    pooled_variance : numpy.ndarray
+        [p]; 0 for features that are constant inside every site.
+    """
+
+    coefficients: Array
+    pooled_variance: Array
+
+    @property
+    def combat(self) -> ComBatModel:
+        """The same as a model of ComBat."""
+        return ComBatModel(self.coefficients, self.mean[: self.width()], self.pooled_variance, self.n)
+
+
+@dataclass(frozen=True)
+class ContentTraining(Located, Training):
+    """After each round.
+
+    Attributes
+    ----------
+    typical : numpy.ndarray
+        [p, 4], shape of each feature over all sites, once each has location 0 and scale 1 at every site.
+    """
+
+    typical: Array
+
+
+@dataclass(frozen=True)
+class ContentModel(Located):
+    """The networks' `weights` [w], the `typical` shape [p, 4], and the mean `loss` [rounds] of each round."""
+
+    typical: Array
+    weights: Array
+    loss: Array
+
+    done: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class SiteStyle(SiteEffect):
+    """How one site writes p features: ComBat's shift and scale, and what is beyond them.
+
+    Attributes
+    ----------
+    location, scale : numpy.ndarray
+        [p], mean and deviation at this site, before they are shrunk.
+    code : numpy.ndarray
+        [p, d], style code.
+    content_location, content_scale : numpy.ndarray
+        [p], mean and deviation of the content here.
+    """
+
+    location: Array
+    scale: Array
+    code: Array
+    content_location: Array
+    content_scale: Array
+
+
+@dataclass(frozen=True)
+class ContentStyle(Harmonizer, FederatedTraining):
+    """A shared content encoder, a style code for each site and feature, and a decoder, by federated averaging.
+
+    ComBat's round gives the effects of the covariates and the pooled deviations; a second one the typical shape of each
+    feature, mean [sin v, cos v, sin 2v, cos 2v] over the rows v of all sites, which every site has brought to location
+    0 and scale 1. Then, with e and d networks of one value and d outputs::
+
+        code      s = A (shape at the site - typical shape)
+        content   y = v + s e(v)
+        decoded   v' = y + s d(y)
+
+    In each step a site takes its code from one half of its rows. The content of the other half, brought to location 0
+    and scale 1 by the first, has to have the typical shape (`match`): so a code learns how much of a shape is chance.
+    Decoding with the site's own code has to give back what was encoded (`reconstruct`), and content that is decoded
+    with another code, that of another feature, has to be found again (`consist`).
+
+    The typical site's code is 0, with which decoding changes nothing: harmonized features are contents, written with
+    ComBat's location and scale, and covariates' effects are kept as ComBat keeps them. A site works out its code by
+    itself, from rows that it may learn from, and never sends it; so can a site that took no part. A feature that hardly
+    varies at a site has no style there: nothing is learned from it, and it comes back as it was. Dependencies between
+    features stay as they are. Two exchanges come before the rounds.
+
+    Parameters
+    ----------
+    prior : {"parametric", "nonparametric", "none"}
+        How ComBat's location and scale are shrunk.
+    code_size : int
+        Numbers in a code, d.
+    hidden : int
+        Units of the hidden layers.
+    features_a_round : int
+        Features that a round of training looks at, drawn with the public seed.
+    match, reconstruct, consist : float
+        Weights of the losses.
+    """
+
+    rounds: int = 20
+    local_steps: int = 10
+    batch_size: int = 128
+    learning_rate: float = 0.03
+    prior: Prior = "parametric"
+    code_size: int = 2
+    hidden: int = 8
+    features_a_round: int = 16
+    match: float = 10.0
+    reconstruct: float = 1.0
+    consist: float = 1.0
+
+    name: ClassVar[str] = "content_style"
+    inputs: ClassVar[tuple[str, ...]] = ("features", "covariates")
+    states: ClassVar[tuple[type[State], ...]] = (Located, ContentTraining, ContentModel)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.code_size, self.hidden, self.features_a_round) < 1:
+            raise HarmonizationError("code_size, hidden and features_a_round are expected to be at least 1.")
+        if min(self.match, self.reconstruct, self.consist) < 0:
+            raise HarmonizationError("match, reconstruct and consist are expected to be at least 0.")
+        combat.ComBat(prior=self.prior)  # refuses an unknown prior
+
+    # Rounds before the training
+
+    def summarize_inputs(self, table: SiteTable, state: State | None) -> Sums:
+        if isinstance(state, Located):
+            still, rows = self._hardly_varies(table, state), self._left(table, state)
+            shape = np.where(still[:, None], 0.0, _shape(_normalised(rows, *_location_and_scale(rows))))
+            return {"shape": table.n * shape, "shape_n": table.n * (~still).astype(np.float64)}
+        if table.n < 2:
+            raise TableError("'content_style' needs two participants at a site to know its scale. Leave the site out.")
+        return {"sites": np.array(1.0), **combat.summarize(table.features, table.design)}
+
+    def sends_inputs(self, widths: Widths, state: State | None) -> Declared:
+        p = widths.features
+        if isinstance(state, Located):
+            return {"shape": everybody(p, _SHAPE), "shape_n": everybody(p)}
+        return {"sites": everybody(), **combat.moments_of(p, widths.covariates)}
+
+    def solve_inputs(self, total: Sums, state: State | None) -> State:
+        if isinstance(state, Located):
+            typical = total["shape"] / np.maximum(total["shape_n"], 1)[:, None]
+            return self.first(ContentTraining, state, typical=typical)
+        if total["sites"] < 2:
+            raise HarmonizationError("there is one site, whose style is that of all. Use more.")
+        model = combat.solve(total)
+        if not (model.pooled_variance > 0).any():
+            raise HarmonizationError(
+                "no feature varies inside the sites, so they have no style. Use the method 'none'."
+            )
+        (q, p), deviation = model.coefficients.shape, np.sqrt(model.pooled_variance)
+        return Located(
+            mean=np.concatenate([model.grand_mean, np.zeros(q)]),
+            scale=np.concatenate([np.where(deviation > 0, deviation, 1), np.ones(q)]),
+            widths=np.array([p, q], dtype=np.float64),
+            n=model.n,
+            coefficients=model.coefficients,
+            pooled_variance=model.pooled_variance,
+        )
+
+    # Training
+
+    def layout(self, standard: Located) -> Layout:
+        return self._encoder.layout | self._decoder.layout | {"code": (_SHAPE, self.code_size)}
+
+    def initial_weights(self, standard: Located) -> Weights:
+        weights = draw_weights(self.layout(standard), self.seed)
+        for name in ("encoder.1.weight", "decoder.1.weight"):  # no bend, to begin with
+            weights[name] = np.zeros_like(weights[name])
+        return weights
+
+    def standardize(self, table: SiteTable, standard: Located) -> SiteTable:
+        """Table whose features have neither covariates' effects nor units; NaN in those that hardly vary here."""
+        left = np.where(self._hardly_varies(table, standard), np.nan, self._left(table, standard))
+        return replace(table, features=left, incomplete=True)
+
+    def _left(self, table: SiteTable, standard: Located) -> Array:
+        """Features [n, p] without covariates' effects and units."""
+        explained = table.design @ standard.coefficients / standard.scale[: standard.width()]
+        left: Array = super().standardize(table, standard).features - explained
+        return left
+
+    def _hardly_varies(self, table: SiteTable, standard: Located) -> NDArray[np.bool_]:
+        return hardly_varies(table.features, standard.pooled_variance, table.design @ standard.coefficients)
+
+    def gradient(self, weights: Weights, rows: SiteTable, training: ContentTraining) -> tuple[float, Weights]:
+        columns = self._columns(training)
+        columns = columns[~np.isnan(rows.features[0, columns])]
+        if not len(columns):
+            return 0.0, {name: np.zeros_like(values) for name, values in weights.items()}
+        typical, values = training.typical[columns], rows.features[:, columns]
+        estimating = np.arange(rows.n) % 2 == 0
+        values = _normalised(values, *_location_and_scale(values[estimating]))
+        deviation = _reliability(int(estimating.sum())) * (_shape(values[estimating]) - typical)
+        code = deviation @ weights["code"]
+        encoded = Bend(self._encoder, weights, values, code)
+        content, other_code = encoded.bent, np.roll(code, 1, axis=0)
+
+        unlike, of_content = _match(content, estimating, typical)
+        written = Bend(self._decoder, weights, content, code)
+        lost = written.bent - values
+        as_another = Bend(self._decoder, weights, content, other_code)
+        found = Bend(self._encoder, weights, as_another.bent, other_code)
+        missed = found.bent - content
+        loss = self.match * unlike + self.reconstruct * (lost**2).mean() + self.consist * (missed**2).mean()
+
+        of_missed = 2 * self.consist * missed / missed.size
+        of_written = written.back(2 * self.reconstruct * lost / lost.size)
+        of_found = found.back(of_missed)
+        of_another = as_another.back(of_found.values)
+        of_content = self.match * of_content + of_written.values + of_another.values - of_missed
+        of_encoded = encoded.back(of_content)
+        of_code = of_encoded.code + of_written.code + np.roll(of_found.code + of_another.code, -1, axis=0)
+        return float(loss), {
+            **{name: of_encoded.weights[name] + of_found.weights[name] for name in of_encoded.weights},
+            **{name: of_written.weights[name] + of_another.weights[name] for name in of_written.weights},
+            "code": deviation.T @ of_code,
+        }
+
+    def finish(self, training: ContentTraining) -> ContentModel:
+        return become(ContentModel, training)
+
+    @property
+    def _encoder(self) -> Network:
+        return Network("encoder", (1, self.hidden, self.code_size))
+
+    @property
+    def _decoder(self) -> Network:
+        return Network("decoder", (1, self.hidden, self.code_size))
+
+    def _columns(self, training: ContentTraining) -> NDArray[np.int64]:
+        """Features that this round looks at, in random order, so that neighbours are any two."""
+        varying = np.flatnonzero(training.pooled_variance > 0)
+        rng = np.random.default_rng([self.seed, training.round])
+        return rng.choice(varying, size=min(len(varying), self.features_a_round), replace=False)
+
+    # Harmonization
+
+    def effect_shapes(self, model: ContentModel, n_features: int) -> dict[str, Shape]:
+        own = dict.fromkeys(("location", "scale", "content_location", "content_scale"), (n_features,))
+        return {**SiteEffect.shapes(n_features), **own, "code": (n_features, self.layout(model)["code"][1])}
+
+    def estimate(self, model: ContentModel, table: SiteTable) -> SiteStyle:
+        effect = model.combat.site_effect(table.features, table.design, prior=self.prior)
+        rows = np.where(effect.unadjusted, 0.0, self._left(table, model))
+        location, scale = _location_and_scale(rows)
+        values = _normalised(rows, location, scale)
+        weights = unpack(model.weights, self.layout(model))
+        code = _reliability(table.n) * (_shape(values) - model.typical) @ weights["code"]
+        content_location, content_scale = _location_and_scale(self._content(weights, values, code))
+        return SiteStyle(
+            *(effect.gamma, effect.delta, effect.unadjusted), location, scale, code, content_location, content_scale
+        )
+
+    def apply(self, model: ContentModel, table: SiteTable, effect: SiteStyle) -> Array:
+        values = _normalised(self._left(table, model), effect.location, effect.scale)
+        content = self._content(unpack(model.weights, self.layout(model)), values, effect.code)
+        content = _normalised(content, effect.content_location, effect.content_scale)
+        p = model.width()
+        # Bent, but with the site's own location and scale, which ComBat then takes out.
+        bent = model.mean[:p] + model.scale[:p] * (effect.location + effect.scale * content)
+        bent = np.where(effect.unadjusted, table.features, bent + table.design @ model.coefficients)
+        return model.combat.remove(bent, table.design, effect)
+
+    def _content(self, weights: Weights, values: Array, code: Array) -> Array:
+        content = np.empty_like(values)
+        for start in range(0, values.shape[1], _BLOCK):
+            block = slice(start, start + _BLOCK)
+            content[:, block] = Bend(self._encoder, weights, values[:, block], code[block]).bent
+        return content
+
+
+@dataclass(frozen=True)
+class BendGradient:
+    """Gradient of a loss with respect to what a bend depends on: weights, values [n, p], code [p, d]."""
+
+    weights: Weights
+    values: Array
+    code: Array
+
+
+class Bend:
+    """Values [n, p] bent by codes [p, d]: v + s f(v), for a network f of one input and d outputs that all share."""
+
+    def __init__(self, network: Network, weights: Weights, values: Array, code: Array) -> None:
+        self._network, self._weights, self._code = network, weights, code
+        self._layers = network.forward(weights, values.reshape(-1, 1))
+        self._terms = self._layers[-1].reshape(*values.shape, -1)  # [n, p, d]
+        self.bent: Array = values + np.einsum("npd,pd->np", self._terms, code)
+
+    def back(self, gradient: Array) -> BendGradient:
+        """Carry a gradient with respect to the bent values [n, p] back."""
+        of_terms = gradient[:, :, None] * self._code
+        of_weights, of_values = self._network.backward(
+            self._weights, self._layers, of_terms.reshape(-1, self._code.shape[1])
+        )
+        of_code = np.einsum("np,npd->pd", gradient, self._terms)
+        return BendGradient(of_weights, gradient + of_values.reshape(gradient.shape), of_code)
+
+
+def _match(content: Array, estimating: NDArray[np.bool_], typical: Array) -> tuple[float, Array]:
+    """Loss and gradient [n, p] of content: how much its shape differs from the typical one, mean square.
+
+    Rows that are `estimating` tell location and scale, the others are brought to 0 and 1 by these and tried.
+    """
+    location, scale = _location_and_scale(content[estimating])
+    normalised = _normalised(content, location, scale)
+    tried = normalised[~estimating]
+    difference = _shape(tried) - typical
+    slopes = [function for f in _FREQUENCIES for function in (f * np.cos(f * tried), -f * np.sin(f * tried))]
+    of_normalised = np.zeros_like(content)
+    of_normalised[~estimating] = np.einsum("pf,npf->np", difference, np.stack(slopes, axis=-1))
+    of_normalised *= 2 / (difference.size * len(tried))
+    of_scale, of_location = (of_normalised * normalised).sum(axis=0), of_normalised.sum(axis=0)
+    weight = estimating[:, None] / estimating.sum()
+    gradient = (of_normalised - weight * (of_location + normalised * of_scale)) / scale
+    return float((difference**2).mean()), gradient
+
+
+def _shape(values: Array) -> Array:
+    """Mean over rows of sine and cosine [p, 4] of normalised features [n, p]."""
+    functions = [function(f * values).mean(axis=0) for f in _FREQUENCIES for function in (np.sin, np.cos)]
+    return np.stack(functions, axis=-1)
+
+
+def _reliability(n: int) -> float:
+    """How much a shape that n rows tell counts."""
+    return n / (n + _ROWS_OF_DOUBT)
+
+
+def _location_and_scale(rows: Array) -> tuple[Array, Array]:
+    """Mean and deviation [p]; a deviation of 1 where rows do not differ by more than rounding."""
+    location, scale = rows.mean(axis=0), rows.std(axis=0)
+    return location, np.where(scale > 1e-9, scale, 1.0)
+
+
+def _normalised(rows: Array, location: Array, scale: Array) -> Array:
+    return (rows - location) / scale

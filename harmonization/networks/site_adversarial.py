@@ -1,0 +1,355 @@
+"""Unlearning the site: a correction that leaves a classifier nothing to recognise sites by, trained without pooling.
+
+It follows Ganin et al. (JMLR 2016), whose gradient reversal trains features against a classifier, and Dinsdale,
+Jenkinson & Namburete (NeuroImage 2021), who unlearn the scanner so. What a linear classifier can use has a closed form
+and is taken out first; the adversary is for the rest.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+from scipy.special import logsumexp
+
+from harmonization.core.declared import Declared, Shape, Widths, everybody
+from harmonization.core.errors import DesignError, HarmonizationError, TableError
+from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.methods.combat import check_number_of_covariates
+from harmonization.methods.harmonizer import Harmonizer, Nothing
+from harmonization.methods.projection import Basis, Centre, Projection, ProjectionModel
+from harmonization.networks.neural import Layout, Network, Weights, draw_weights, softmax_cross_entropy, unpack
+from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training, become
+
+_NEGLIGIBLE = 1e-8
+"""Covariances and variances below this, in units of the features' own, are rounding errors."""
+
+
+@dataclass(frozen=True)
+class Directions(Standard):
+    """How the standardised features of p columns go with sites and covariates, while their components are found.
+
+    Attributes
+    ----------
+    of_sites : numpy.ndarray
+        [p, S], covariance with the one-hot site once covariates are accounted for.
+    of_covariates : numpy.ndarray
+        [p, q], covariance with the standardised covariates.
+    basis, passes
+        As in `harmonization.methods.projection.Basis`; [p, 0] before there is one.
+    """
+
+    of_sites: Array
+    of_covariates: Array
+    basis: Array
+    passes: int
+
+
+@dataclass(frozen=True)
+class Components(Standard):
+    """Coordinates of the correction.
+
+    Attributes
+    ----------
+    components : numpy.ndarray
+        [k, p], principal components of the standardised features.
+    spread : numpy.ndarray
+        [k], their standard deviations.
+    erased : numpy.ndarray
+        [k, r], orthonormal directions of the whitened scores that differ between sites.
+    erased_outside : numpy.ndarray
+        [p, r'], the same of what lies outside the components.
+    kept : numpy.ndarray
+        [k, q], covariance of the whitened scores with the covariates.
+    """
+
+    components: Array
+    spread: Array
+    erased: Array
+    erased_outside: Array
+    kept: Array
+
+    def whiten(self, standardized: Array) -> Array:
+        """Scores [n, k] of variance 1; 0 for components that do not vary."""
+        varying = self.spread > 0
+        scores: Array = standardized @ self.components.T
+        return np.where(varying, scores / np.where(varying, self.spread, 1), 0)
+
+
+@dataclass(frozen=True)
+class AdversarialTraining(Components, Training):
+    """After each round; `loss` is the classifier's, log S where it can but guess among S sites of one size."""
+
+
+@dataclass(frozen=True)
+class AdversarialModel(Components):
+    """The correction. `weights` [w] hold its network, then the classifier; `loss` [rounds] is the classifier's."""
+
+    weights: Array
+    loss: Array
+
+    done: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class SiteAdversarial(Harmonizer, FederatedTraining):
+    """A correction of features that unlearns the site, by federated SGD.
+
+    Features are standardised, and seen as whitened scores u of their leading components. Directions whose mean differs
+    between sites, for people of the same covariates, are projected out; no linear classifier is then better than
+    chance on the training rows (Belrose et al., NeurIPS 2023). Outside the components this is all that happens. Inside,
+    a network adds a correction c(u), and for a classifier that sees corrected scores h, their squares and the
+    covariates, rounds minimise::
+
+        classifier:   -log p(site)
+        correction:   reversal * -log(1 - p(site))  +  stay * |c|^2  +  keep * |c' cov(u, covariates)|^2
+
+    The first term of the correction is the classifier's loss with its gradient reversed, times the odds p / (1 - p), so
+    that people who are no longer recognised are pushed no further. The last keeps what a linear head reads of the
+    covariates.
+
+    Nothing about it belongs to a site, so it can be applied to rows of any: but it can only remove what sets sites
+    apart, also where people of one site differ in it, and not put right what one site distorts. The coordinator learns
+    the mean features of each site. Sites count by their participants. Three exchanges come before the rounds, or
+    four to seven above 1,024 features.
+
+    Parameters
+    ----------
+    sites : sequence of str
+        Names of all sites that take part.
+    n_components : int
+        Components at most, k.
+    hidden : int
+        Units of the correction's hidden layer.
+    classifier_hidden : int
+        Units of the classifier's.
+    reversal, stay, keep : float
+        Weights of the losses.
+    """
+
+    rounds: int = 30
+    local_steps: int = 1
+    learning_rate: float = 0.03
+    sites: tuple[str, ...] = ()
+    n_components: int = 64
+    hidden: int = 32
+    classifier_hidden: int = 16
+    reversal: float = 2.0
+    stay: float = 0.1
+    keep: float = 10.0
+
+    name: ClassVar[str] = "site_adversarial"
+    inputs: ClassVar[tuple[str, ...]] = ("features", "covariates")
+    states: ClassVar[tuple[type[State], ...]] = (
+        InputCentre,
+        Standard,
+        Directions,
+        AdversarialTraining,
+        AdversarialModel,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.sites)) < 2 or len(set(self.sites)) < len(self.sites):
+            raise HarmonizationError("'site_adversarial' needs the names of two sites or more, each once.")
+        if self.local_steps != 1:
+            raise HarmonizationError(
+                "'site_adversarial' takes one step a round: a site knows only its name and would learn to answer it."
+            )
+        if min(self.n_components, self.hidden, self.classifier_hidden) < 1:
+            raise HarmonizationError("n_components, hidden and classifier_hidden are expected to be at least 1.")
+        if min(self.reversal, self.stay, self.keep) < 0:
+            raise HarmonizationError("reversal, stay and keep are expected to be at least 0.")
+
+    # Rounds before the training
+
+    def summarize_inputs(self, table: SiteTable, state: State | None) -> Sums:
+        if not isinstance(state, Standard):
+            return super().summarize_inputs(table, state)
+        standardized = super().standardize(table, state)
+        sums = self._projection(state).summarize(standardized, _projection_state(state))
+        return sums if isinstance(state, Directions) else {**sums, **self._summarize_sites(standardized)}
+
+    def sends_inputs(self, widths: Widths, state: State | None) -> Declared:
+        if not isinstance(state, Standard):
+            return super().sends_inputs(widths, state)
+        sums = self._projection(state).sends(widths, _projection_state(state))
+        if isinstance(state, Directions):
+            return sums
+        columns, n_sites = widths.features + widths.covariates, len(self.sites)
+        return {
+            **sums,
+            "site_n": everybody(n_sites),
+            "site_sum": everybody(n_sites, columns),
+            "products": everybody(widths.covariates, columns),
+        }
+
+    def solve_inputs(self, total: Sums, state: State | None) -> State:
+        if not isinstance(state, Standard):
+            return super().solve_inputs(total, state)
+        directions = state if isinstance(state, Directions) else _solve_sites(total, state)
+        projected = self._projection(state).solve(total, _projection_state(state))
+        if isinstance(projected, Basis):
+            return replace(directions, basis=projected.basis, passes=projected.passes)
+        assert isinstance(projected, ProjectionModel)
+        return self.first(AdversarialTraining, _components(projected, directions))
+
+    def begin(self, standard: Standard) -> State:
+        return standard
+
+    def _projection(self, standard: Standard) -> Projection:
+        return Projection(max(1, min(self.n_components, standard.width(), int(standard.n) - 1)))
+
+    def _summarize_sites(self, standardized: SiteTable) -> Sums:
+        """Sums of the columns at this site, in its place [S, p + q], and their products with the covariates."""
+        if standardized.site not in self.sites:
+            raise TableError("a site is not among those that 'site_adversarial' unlearns. Name all sites.")
+        columns = np.concatenate([standardized.features, standardized.design], axis=1)
+        here = np.array([float(name == standardized.site) for name in self.sites])
+        return {
+            "site_n": here * standardized.n,
+            "site_sum": np.outer(here, columns.sum(axis=0)),
+            "products": standardized.design.T @ columns,
+        }
+
+    # Training
+
+    def layout(self, standard: Components) -> Layout:
+        return self._correction(standard).layout | self._classifier(standard).layout
+
+    def initial_weights(self, standard: Components) -> Weights:
+        weights = draw_weights(self.layout(standard), self.seed)
+        weights["correction.1.weight"] = np.zeros_like(weights["correction.1.weight"])  # no correction, to begin with
+        return weights
+
+    def standardize(self, table: SiteTable, standard: Components) -> SiteTable:
+        """Table with whitened scores for features."""
+        standardized = super().standardize(table, standard)
+        return replace(standardized, features=standard.whiten(standardized.features), loadings=None)
+
+    def gradient(self, weights: Weights, rows: SiteTable, training: AdversarialTraining) -> tuple[float, Weights]:
+        correction, classifier = self._correction(training), self._classifier(training)
+        values, change, corrected = self._correct(weights, rows.features, training)
+        seen = np.concatenate([corrected, corrected**2, rows.design], axis=1)
+        answers = classifier.forward(weights, seen)
+        site = np.tile([float(name == rows.site) for name in self.sites], (rows.n, 1))
+        loss, slope = softmax_cross_entropy(answers[-1], site)
+        of_classifier, _ = classifier.backward(weights, answers, slope / rows.n)
+
+        _, slope = recognition(answers[-1], site)
+        _, of_seen = classifier.backward(weights, answers, slope / rows.n)
+        k = len(training.spread)
+        of_change = self.reversal * (of_seen[:, :k] + 2 * corrected * of_seen[:, k : 2 * k])
+        of_change += 2 / rows.n * (self.stay * change + self.keep * change @ training.kept @ training.kept.T)
+        of_correction, _ = correction.backward(weights, values, _without(of_change, training.erased))
+        return float(loss.mean()), of_classifier | of_correction
+
+    def finish(self, training: AdversarialTraining) -> AdversarialModel:
+        return become(AdversarialModel, training)
+
+    def _correction(self, standard: Components) -> Network:
+        k = len(standard.spread)
+        return Network("correction", (k, self.hidden, k))
+
+    def _classifier(self, standard: Components) -> Network:
+        seen = 2 * len(standard.spread) + standard.width(1)
+        return Network("classifier", (seen, self.classifier_hidden, len(self.sites)))
+
+    def _correct(self, weights: Weights, scores: Array, known: Components) -> tuple[list[Array], Array, Array]:
+        """Values of the correction's network, its change of the scores [n, k], and the scores after it."""
+        left = _without(scores, known.erased)
+        values = self._correction(known).forward(weights, left)
+        change = _without(values[-1], known.erased)
+        return values, change, left + change
+
+    # Harmonization
+
+    def effect_shapes(self, model: AdversarialModel, n_features: int) -> dict[str, Shape]:
+        return {}
+
+    def estimate(self, model: AdversarialModel, table: SiteTable) -> Nothing:
+        return Nothing()
+
+    def apply(self, model: AdversarialModel, table: SiteTable, effect: Nothing) -> Array:
+        standardized = super().standardize(table, model).features
+        scores = model.whiten(standardized)
+        _, _, corrected = self._correct(unpack(model.weights, self.layout(model)), scores, model)
+        outside = standardized - (scores * model.spread) @ model.components
+        alike = (corrected * model.spread) @ model.components + _without(outside, model.erased_outside)
+        return model.restored(alike)
+
+
+def recognition(scores: Array, target: Array) -> tuple[Array, Array]:
+    """Loss -log(1 - p) [n] for being recognised with probability p, and its gradient, by scores and one-hot [n, C]."""
+    others = np.where(target > 0, -np.inf, scores)
+    all_scores, other_scores = logsumexp(scores, axis=1), logsumexp(others, axis=1)
+    right = np.exp((scores * target).sum(axis=1) - all_scores)
+    among_others = np.exp(others - other_scores[:, None])
+    return all_scores - other_scores, right[:, None] * (target - among_others)
+
+
+def _projection_state(standard: Standard) -> Centre | Basis:
+    """Where the projection of standardised features stands: their mean is known to be 0."""
+    mean = np.zeros(standard.width())
+    if isinstance(standard, Directions):
+        return Basis(mean, standard.n, standard.basis, standard.passes)
+    return Centre(mean, standard.n)
+
+
+def _solve_sites(total: Sums, standard: Standard) -> Directions:
+    """Covariances of the features with sites, at given covariates, and with covariates."""
+    n, p = standard.n, standard.width()
+    check_number_of_covariates(standard.width(1), n)
+    present = total["site_n"] > 0
+    if present.sum() < 2:
+        raise HarmonizationError("only one site has participants to learn from, and nothing sets it apart. Use more.")
+    shares = total["site_n"] / n
+    of_sites, sites_by_covariates = np.split(total["site_sum"].T / n, [p])  # [p, S], [q, S]
+    covariance_of_covariates, of_covariates = total["products"][:, p:] / n, total["products"][:, :p].T / n
+    slopes = np.linalg.pinv(covariance_of_covariates, rcond=1e-10, hermitian=True) @ sites_by_covariates
+    left = np.diag(shares) - np.outer(shares, shares) - sites_by_covariates.T @ slopes
+    if np.linalg.matrix_rank(left, tol=1e-8 * shares.max(), hermitian=True) < present.sum() - 1:
+        raise DesignError("the covariates tell some of the sites from the others without features. Leave one out.")
+    return become(
+        Directions,
+        standard,
+        of_sites=of_sites - of_covariates @ slopes,
+        of_covariates=of_covariates,
+        basis=np.empty((p, 0)),
+        passes=0,
+    )
+
+
+def _components(projection: ProjectionModel, directions: Directions) -> Components:
+    components, variance = projection.components, projection.explained_variance
+    # Divided by n, as the features are, and 0 where there is only rounding error.
+    spread = np.sqrt(np.where(variance > _NEGLIGIBLE * variance[0], variance * (directions.n - 1) / directions.n, 0))
+    whitening = components / np.where(spread > 0, spread, np.inf)[:, None]
+    erased, varying = _span(whitening @ directions.of_sites), int((spread > 0).sum())
+    if erased.shape[1] >= varying:
+        raise HarmonizationError(
+            f"sites differ in all {varying} components of the features, and nothing would be left. Use more features, "
+            "or fewer sites."
+        )
+    outside = directions.of_sites - components.T @ (components @ directions.of_sites)
+    return become(
+        Components,
+        directions,
+        components=components,
+        spread=spread,
+        erased=erased,
+        erased_outside=_span(outside),
+        kept=whitening @ directions.of_covariates,
+    )
+
+
+def _span(columns: Array) -> Array:
+    """Orthonormal basis [k, r] of what the columns [k, S] of all sites span; they add up to 0."""
+    vectors, values, _ = np.linalg.svd(columns, full_matrices=False)
+    present = int((columns != 0).any(axis=0).sum())
+    return np.asarray(vectors[:, : max(present - 1, 0)][:, values[: max(present - 1, 0)] > _NEGLIGIBLE])
+
+
+def _without(rows: Array, directions: Array) -> Array:
+    """Rows [n, k] with orthonormal directions [k, r] projected out."""
+    left: Array = rows - (rows @ directions) @ directions.T
+    return left

@@ -1,0 +1,232 @@
+"""Contrastive alignment of two views of the same people, trained without pooling.
+
+Each view has a linear projector; scores are normalised to length 1. In a batch of one site's participants, with
+similarities S[i, j] = u[i] v[j]' / temperature, the loss is the symmetric InfoNCE (van den Oord, Li & Vinyals 2018; in
+this form Radford et al., ICML 2021)::
+
+    loss = -1/2n sum_i (log softmax_j S[i, j] at j = i  +  log softmax_i S[i, j] at i = j)
+
+All others of a batch are of the same site, so that what a site does to both views tells nobody from another.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from scipy.stats import rankdata
+
+from harmonization.association.canonical_correlation import check_one_row_each, second_view_of
+from harmonization.core.checks import check_width
+from harmonization.core.declared import Declared, Widths, everybody, of_groups
+from harmonization.core.errors import HarmonizationError, SmallGroupError
+from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.networks.neural import Layout, Weights, unpack
+from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training, become
+
+METRICS = ("top_1", "top_5", "mean_reciprocal_rank")
+"""How well held-out partners are found, in the order of the scores."""
+_HELD_OUT, _PAIRINGS = 42, 43
+"""Streams of a site's private seed."""
+
+
+@dataclass(frozen=True)
+class Aligned(Standard):
+    """The projectors after the last round of training, as in `TwoTowerModel`, not yet tried on held-out people."""
+
+    weights: Array
+    loss: Array
+
+    def embed(self, features: Array, second: Array) -> tuple[Array, Array]:
+        """Normalised scores [n, width] of features [n, p], and of the second view [n, r]."""
+        p = self.width(0)
+        check_width(features, p)
+        check_width(second, self.width(1), "second views")
+        weights = unpack(self.weights, _layout(self, len(self.weights) // int(self.widths.sum())))
+        x, y = np.split(self.standardized(np.concatenate([features, second], axis=1)), [p], axis=1)
+        return _normalised(x @ weights["features"])[0], _normalised(y @ weights["second"])[0]
+
+
+@dataclass(frozen=True)
+class TwoTowerModel(Aligned):
+    """Projectors of both views, and how well they find the partner of people who were left out.
+
+    Attributes
+    ----------
+    weights : numpy.ndarray
+        [(p + r) width], the projectors [p, width] and [r, width], one behind the other.
+    loss : numpy.ndarray
+        [rounds], mean loss of each round.
+    scores : numpy.ndarray
+        [3], of `METRICS`: share of people whose partner in the other view is the most similar, is among the five most
+        similar, and mean of 1 / rank of the partner, among the held-out people of the same site; mean of both
+        directions.
+    chance : numpy.ndarray
+        [3], what guessing would reach.
+    null : numpy.ndarray
+        [B, 3], scores of held-out pairs that were permuted within sites.
+    null_mean, null_95 : numpy.ndarray
+        [3], mean and 95th percentile of the null; NaN without permutations.
+    p_value : numpy.ndarray
+        [3], (1 + number of null values at least as large) / (B + 1).
+    n_held_out : float
+        People who were left out; `n` were trained on.
+    """
+
+    scores: Array
+    chance: Array
+    null: Array
+    null_mean: Array
+    null_95: Array
+    p_value: Array
+    n_held_out: float
+
+    done: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class TwoTower(FederatedTraining):
+    """Aligns features and the second view by federated averaging, and finds held-out partners by similarity.
+
+    Each site leaves some of its people out of everything that is learned, by its private seed. With 1 local step, the
+    whole site is one batch, and the answer still depends on who is at which site.
+
+    A few hundred people are soon learned by heart: where the loss falls towards 0 and the scores do not rise, fewer
+    rounds or a higher temperature help.
+
+    Parameters
+    ----------
+    width : int
+        Dimensions of the common space, or as many as the smaller view has.
+    temperature : float
+        What similarities are divided by.
+    held_out : float
+        Share of each site's people who are left out.
+    permutations : int
+        Number of permuted held-out pairings, B.
+    """
+
+    rounds: int = 10
+    batch_size: int = 64
+    width: int = 256
+    temperature: float = 0.3
+    held_out: float = 0.2
+    permutations: int = 1000
+
+    name: ClassVar[str] = "two_tower"
+    inputs: ClassVar[tuple[str, ...]] = ("features", "second")
+    states: ClassVar[tuple[type[State], ...]] = (InputCentre, Standard, Training, Aligned, TwoTowerModel)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width < 1 or not self.temperature > 0 or not 0 < self.held_out < 1 or self.permutations < 0:
+            raise HarmonizationError(
+                f"width, temperature, held_out and permutations are {self.width}, {self.temperature}, {self.held_out} "
+                f"and {self.permutations}; expected at least 1, above 0, between 0 and 1, and at least 0."
+            )
+
+    def is_held_out(self, table: SiteTable) -> NDArray[np.bool_]:
+        """Which rows [n] are left out, from the site's own seed."""
+        left_out = np.zeros(table.n, dtype=bool)
+        order = np.random.default_rng([table.seed, _HELD_OUT]).permutation(table.n)
+        left_out[order[: round(self.held_out * table.n)]] = True
+        return left_out
+
+    def layout(self, standard: Standard) -> Layout:
+        return _layout(standard, min(self.width, *(int(width) for width in standard.widths)))
+
+    def gradient(self, weights: Weights, rows: SiteTable, training: Training) -> tuple[float, Weights]:
+        x, y = rows.features, second_view_of(rows)
+        u, u_length = _normalised(x @ weights["features"])
+        v, v_length = _normalised(y @ weights["second"])
+        similarity = u @ v.T / self.temperature
+        by_row, by_column = log_softmax(similarity, axis=1), log_softmax(similarity, axis=0)
+        loss = -0.5 * float((np.diag(by_row) + np.diag(by_column)).mean())
+        slope = (0.5 * (np.exp(by_row) + np.exp(by_column)) - np.eye(rows.n)) / (rows.n * self.temperature)
+        return loss, {
+            "features": x.T @ _before_normalising(slope @ v, u, u_length),
+            "second": y.T @ _before_normalising(slope.T @ u, v, v_length),
+        }
+
+    def finish(self, training: Training) -> Aligned:
+        return become(Aligned, training)
+
+    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+        held_out = self.is_held_out(table)
+        self._check(table, held_out)  # in every round: a coordinator could begin with a later one
+        if isinstance(state, Aligned):
+            return self._summarize_pairs(table.take(held_out), state)
+        return super().summarize(table.take(~held_out), state)
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        if isinstance(state, Aligned):
+            found = everybody(1 + self.permutations, len(METRICS))
+            declared = {"n": everybody(), "found": found, "chance": everybody(len(METRICS))}
+            return {name: of_groups(sent) for name, sent in declared.items()}
+        return {name: of_groups(sent) for name, sent in super().sends(widths, state).items()}
+
+    def solve(self, total: Sums, state: State | None) -> State:
+        return self._score(total, state) if isinstance(state, Aligned) else super().solve(total, state)
+
+    def _check(self, table: SiteTable, held_out: NDArray[np.bool_]) -> None:
+        check_one_row_each(table)
+        fewest = max(table.min_group, 2)  # one alone cannot be taken for another
+        if min(held_out.sum(), (~held_out).sum()) < fewest:
+            raise SmallGroupError(
+                f"{held_out.sum()} of {table.n} participants would be held out; expected at least {fewest} of "
+                "them, and as many to train on. Change held_out, or leave the site out."
+            )
+
+    def _summarize_pairs(self, table: SiteTable, model: Aligned) -> Sums:
+        """How often the partner is found among a site's held-out people, for the true and for permuted pairs."""
+        of_features, of_second = model.embed(table.features, second_view_of(table))
+        similarity = of_features @ of_second.T
+        of_pairs = 0.5 * (_metrics(similarity, axis=1) + _metrics(similarity, axis=0))
+        n, rng = table.n, np.random.default_rng([table.seed, _PAIRINGS])
+        pairings = [np.arange(n), *(rng.permutation(n) for _ in range(self.permutations))]
+        return {
+            "n": np.array(float(n)),
+            "found": np.stack([of_pairs[np.arange(n), pairing].sum(axis=0) for pairing in pairings]),
+            "chance": np.array([1.0, min(5, n), (1 / np.arange(1, n + 1)).sum()]),
+        }
+
+    def _score(self, total: Sums, model: Aligned) -> TwoTowerModel:
+        found = total["found"] / total["n"]
+        scores, null = found[0], found[1:]
+        unknown = np.full(len(METRICS), np.nan)
+        return become(
+            TwoTowerModel,
+            model,
+            scores=scores,
+            chance=total["chance"] / total["n"],
+            null=null,
+            null_mean=null.mean(axis=0) if len(null) else unknown,
+            null_95=np.quantile(null, 0.95, axis=0) if len(null) else unknown,
+            # Sums of one pairing in another order may differ in the last digit.
+            p_value=(1 + (null >= scores - 1e-12).sum(axis=0)) / (len(null) + 1),
+            n_held_out=float(total["n"]),
+        )
+
+
+def _layout(standard: Standard, width: int) -> Layout:
+    return {"features": (standard.width(0), width), "second": (standard.width(1), width)}
+
+
+def _normalised(scores: Array) -> tuple[Array, Array]:
+    """Rows of length 1 [n, width], and the lengths [n, 1] that they had; 0 stays 0."""
+    length = np.sqrt((scores**2).sum(axis=1, keepdims=True))
+    length = np.where(length > 0, length, 1.0)
+    return scores / length, length
+
+
+def _before_normalising(gradient: Array, direction: Array, length: Array) -> Array:
+    """Carry a gradient with respect to normalised rows [n, width] back to the rows as they were."""
+    along: Array = (gradient * direction).sum(axis=1, keepdims=True)
+    return (gradient - direction * along) / length
+
+
+def _metrics(similarity: Array, axis: int) -> Array:
+    """`METRICS` [n, n, 3] of each pair if it were the true one; ties count against it."""
+    rank = rankdata(-similarity, method="max", axis=axis)
+    return np.stack([rank <= 1, rank <= 5, 1 / rank], axis=-1)

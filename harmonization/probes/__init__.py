@@ -1,0 +1,1 @@
+"""How well something is read from features, in people left out."""

@@ -1,0 +1,180 @@
+"""Linear and ridge regression: numbers about a person, read from the person's features."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+from harmonization.core.checks import check_width
+from harmonization.core.declared import Declared, Widths, everybody, triangle
+from harmonization.core.errors import HarmonizationError
+from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.symmetric import pack, unpack
+from harmonization.methods.projection import Centre
+from harmonization.probes.crossvalidation import target_of
+
+_CONSTANT = 1e-12
+"""Spread of a feature, relative to its mean, up to which it is rounding error."""
+_COLLINEAR = 1e-11
+"""Least eigenvalue, of features scaled to a diagonal of 1, from which they can be told apart."""
+
+
+@dataclass(frozen=True)
+class LinearModel(State):
+    """A linear regression.
+
+    Attributes
+    ----------
+    coef : numpy.ndarray
+        [p]; [m, p] for m targets.
+    intercept : numpy.ndarray
+        A number; [m] for m targets.
+    """
+
+    coef: Array
+    intercept: Array
+
+    done: ClassVar[bool] = True
+
+    def predict(self, features: Array) -> Array:
+        """Predict the target [n] (or [n, m]) of features [n, p]."""
+        check_width(features, self.coef.shape[-1])
+        predicted: Array = features @ self.coef.T + self.intercept
+        return predicted
+
+
+@dataclass(frozen=True)
+class TargetCentre(Centre):
+    """Means of the features [p] and of the target, a number or [m]."""
+
+    target_mean: Array
+
+
+@dataclass(frozen=True)
+class FirstSolution(TargetCentre):
+    """Coefficients [p] or [m, p], as exact as cross-products allow."""
+
+    coef: Array
+
+
+class LeastSquares(Analysis):
+    """What linear and ridge regression share.
+
+    The first round sums to the means, the second to the cross-products about them: (X'X + alpha I) w = X'y. The third
+    repeats it for what is left over, y - X w, which takes out the rounding error that forming X'X brings (corrected
+    seminormal equations: Bjoerck, Linear Algebra and its Applications 1987). The intercept is not penalised.
+    """
+
+    additive: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def penalty(self) -> float:
+        """What is added to the diagonal of X'X."""
+
+    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+        target_of(table)
+        target = np.asarray(table.target, dtype=np.float64)
+        if not isinstance(state, TargetCentre):
+            n = np.array(float(table.n))
+            return {"n": n, "feature_sum": table.features.sum(axis=0), "target_sum": np.asarray(target.sum(axis=0))}
+        x, left = table.features - state.mean, target - state.target_mean
+        if isinstance(state, FirstSolution):
+            left = left - x @ state.coef.T
+        return {"XX": pack(x.T @ x), "Xy": x.T @ left}
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        p, target = widths.features, widths.target or ()
+        if not isinstance(state, TargetCentre):
+            return {"n": everybody(), "feature_sum": everybody(p), "target_sum": everybody(*target)}
+        return {"XX": triangle(p), "Xy": everybody(p, *target)}
+
+    def solve(self, total: Sums, state: State | None) -> State:
+        if not isinstance(state, TargetCentre):
+            n = float(total["n"])
+            return TargetCentre(total["feature_sum"] / n, n, np.asarray(total["target_sum"] / n))
+        if not isinstance(state, FirstSolution):
+            coef = self._solve_normal(total["XX"], total["Xy"], state)
+            return FirstSolution(state.mean, state.n, state.target_mean, coef)
+        gradient = total["Xy"] - self.penalty * state.coef.T
+        coef = state.coef + self._solve_normal(total["XX"], gradient, state)
+        return LinearModel(coef, np.asarray(state.target_mean - coef @ state.mean))
+
+    def _solve_normal(self, packed: Array, right: Array, centre: Centre) -> Array:
+        """Solve the normal equations, scaled to a diagonal of 1; [p], or [m, p]."""
+        products = unpack(packed)
+        if self.penalty == 0:
+            _check_rank(products, centre)
+        penalised = products + self.penalty * np.eye(len(products))
+        scale = np.sqrt(np.diag(penalised))
+        try:
+            factor = cho_factor(penalised / np.outer(scale, scale))
+        except LinAlgError:
+            raise HarmonizationError(
+                f"alpha is {self.penalty}, which is too small to tell these features apart. Give a larger one."
+            ) from None
+        return np.asarray((cho_solve(factor, (right.T / scale).T).T / scale), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class LinearRegression(LeastSquares):
+    """Least squares, scikit-learn's `LinearRegression`. Collinear features are refused."""
+
+    name: ClassVar[str] = "linear_regression"
+    states: ClassVar[tuple[type[State], ...]] = (TargetCentre, FirstSolution, LinearModel)
+
+    @property
+    def penalty(self) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class RidgeRegression(LeastSquares):
+    """Least squares with alpha times the squared coefficients added, scikit-learn's `Ridge`.
+
+    Parameters
+    ----------
+    alpha : float
+        Penalty.
+    """
+
+    alpha: float = 1.0
+
+    name: ClassVar[str] = "ridge"
+    states: ClassVar[tuple[type[State], ...]] = (TargetCentre, FirstSolution, LinearModel)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alpha < np.inf:
+            raise HarmonizationError(f"alpha is {self.alpha}; expected a finite number, 0 or more.")
+
+    @property
+    def penalty(self) -> float:
+        return self.alpha
+
+
+def _check_rank(products: Array, centre: Centre) -> None:
+    """Refuse features whose coefficients the data do not tell.
+
+    Raises
+    ------
+    HarmonizationError
+        If a feature is constant, or features are collinear.
+    """
+    remedy = "Leave it out, or use ridge regression with a positive alpha."
+    squares = np.diag(products)
+    constant = squares <= centre.n * (_CONSTANT * np.abs(centre.mean)) ** 2
+    if constant.any():
+        raise HarmonizationError(f"feature {int(constant.argmax()) + 1} is the same for everybody. {remedy}")
+    if centre.n <= len(products):
+        raise HarmonizationError(
+            f"{len(products)} features are too many for {centre.n:.0f} participants. Use fewer, or ridge regression "
+            "with a positive alpha."
+        )
+    scale = np.sqrt(squares)
+    if np.linalg.eigvalsh(products / np.outer(scale, scale))[0] < _COLLINEAR:
+        raise HarmonizationError(
+            "features are collinear. Leave some out, or use ridge regression with a positive alpha."
+        )

@@ -1,0 +1,1 @@
+"""How much of the site features still show."""

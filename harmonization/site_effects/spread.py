@@ -1,0 +1,328 @@
+"""How sites differ beyond their means: in the spread of each feature, and in how features go together."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import polygamma
+from scipy.stats import f as f_distribution
+from scipy.stats import false_discovery_control
+
+from harmonization.core.declared import Declared, Widths, everybody
+from harmonization.core.errors import HarmonizationError, TableError
+from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+
+LARGEST_MATRIX = 1024
+"""Features up to which a matrix over pairs of them is summed."""
+_SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class SpreadCentre(State):
+    """What all sites have in common.
+
+    Attributes
+    ----------
+    n, sites : float
+        Participants, and sites.
+    deviation : numpy.ndarray
+        [p], mean deviation from the own site's centre.
+    log_variance : numpy.ndarray
+        [p], mean over the sites where the feature varies.
+    varying : numpy.ndarray
+        [p], number of those sites.
+    noise : float
+        Mean over sites of the sampling variance of a log variance.
+    """
+
+    n: float
+    sites: float
+    deviation: Array
+    log_variance: Array
+    varying: Array
+    noise: float
+
+
+@dataclass(frozen=True)
+class SpreadResult(State):
+    """How the spread of features differs between sites.
+
+    Attributes
+    ----------
+    f : numpy.ndarray
+        [p], Levene's statistic; infinite where deviations differ between sites alone.
+    p_values : numpy.ndarray
+        [p].
+    share_significant : float
+        Share of features with p < .05 after Benjamini & Hochberg's correction.
+    geometric_sd : numpy.ndarray
+        [p], geometric standard deviation of the sites' variances: 1 where they are equal, 2 where one typically is
+        twice or half their geometric mean.
+    mean_geometric_sd : float
+        Mean over features.
+    geometric_sd_by_chance : float
+        About what the sites' sizes alone would give for normal data of equal variance.
+    n_constant : int
+        Features that are constant at one site or more, and vary at another.
+    """
+
+    f: Array
+    p_values: Array
+    share_significant: float
+    geometric_sd: Array
+    mean_geometric_sd: float
+    geometric_sd_by_chance: float
+    n_constant: int
+
+    done: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class SiteSpread(Analysis):
+    r"""Test of equal variance across sites, feature by feature, and the ratio of the variances.
+
+    Levene's statistic (1960; Brown & Forsythe, JASA 1974, for medians) is that of a one-way analysis of variance of
+    z = \|y - centre of the own site\|::
+
+        F = [sum_i n_i (mean_i(z) - mean(z))^2 / (sites - 1)] / [sum_ij (z_ij - mean_i(z))^2 / (N - sites)]
+
+    The first round sums to the means of z and of log variances, the second to squares about them. Of three sites or
+    more, no single one's variance can be read from the sums. The table's covariates play no part.
+
+    Parameters
+    ----------
+    centre : {"median", "mean"}
+        What deviations are taken from. Medians also hold for features that are not normal.
+    """
+
+    centre: Literal["median", "mean"] = "median"
+
+    name: ClassVar[str] = "site_spread"
+    states: ClassVar[tuple[type[State], ...]] = (SpreadCentre, SpreadResult)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.centre not in ("median", "mean"):
+            raise HarmonizationError(f"centre is {self.centre!r}; expected 'median' or 'mean'.")
+
+    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+        features = seen_features(table)
+        if table.n < 2:
+            raise HarmonizationError("a site has one participant, and so no spread to compare. Leave that site out.")
+        deviation = self._deviations(features)
+        variance = np.where(without_variance(features), 0, features.var(axis=0, ddof=1))
+        varying = variance > 0
+        log_variance = np.log(np.where(varying, variance, 1))
+        if isinstance(state, SpreadCentre):
+            mean = deviation.mean(axis=0)
+            return {
+                "between": table.n * (mean - state.deviation) ** 2,
+                "within": ((deviation - mean) ** 2).sum(axis=0),
+                "log_variance_squares": varying * (log_variance - state.log_variance) ** 2,
+            }
+        return {
+            "n": np.array(float(table.n)),
+            "sites": np.array(1.0),
+            "deviation_sum": deviation.sum(axis=0),
+            "log_variance_sum": log_variance,
+            "varying": varying.astype(np.float64),
+            # The variance of the logarithm of a chi-squared number (Bartlett & Kendall, JRSS Supplement 1946).
+            "noise": np.asarray(polygamma(1, (table.n - 1) / 2)),
+        }
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        of_features = everybody(widths.seen)
+        if isinstance(state, SpreadCentre):
+            return dict.fromkeys(("between", "within", "log_variance_squares"), of_features)
+        numbers = dict.fromkeys(("n", "sites", "noise"), everybody())
+        return {**numbers, **dict.fromkeys(("deviation_sum", "log_variance_sum", "varying"), of_features)}
+
+    def solve(self, total: Sums, state: State | None) -> State:
+        if isinstance(state, SpreadCentre):
+            return self._result(total, state)
+        n, sites = float(total["n"]), require_sites(total["sites"])
+        return SpreadCentre(
+            n=n,
+            sites=sites,
+            deviation=total["deviation_sum"] / n,
+            log_variance=total["log_variance_sum"] / np.maximum(total["varying"], 1),
+            varying=total["varying"],
+            noise=float(total["noise"]) / sites,
+        )
+
+    def _deviations(self, features: Array) -> Array:
+        """Distance [n, p] of every value from its feature's centre at the site, freed from rounding errors."""
+        centre = np.median(features, axis=0) if self.centre == "median" else features.mean(axis=0)
+        deviation = np.where(without_variance(features), 0, np.abs(features - centre))
+        equal = without_variance(deviation, np.abs(features).max(axis=0))
+        return np.where(equal, deviation.mean(axis=0), deviation)
+
+    def _result(self, total: Sums, state: SpreadCentre) -> SpreadResult:
+        freedom = state.sites - 1, state.n - state.sites
+        between, within = total["between"] / freedom[0], total["within"] / freedom[1]
+        # Where no site's deviations vary, those of the sites are the same to rounding, or differ beyond doubt.
+        beyond = np.where(total["between"] > 1e-12 * state.n * state.deviation**2, np.inf, 0.0)
+        f = np.where(within > 0, between / np.where(within > 0, within, 1), beyond)
+        p_values = np.asarray(f_distribution.sf(f, *freedom))
+        spread = np.exp(np.sqrt(total["log_variance_squares"] / np.maximum(state.varying - 1, 1)))
+        return SpreadResult(
+            f=f,
+            p_values=p_values,
+            share_significant=float((false_discovery_control(p_values) < _SIGNIFICANT).mean()),
+            geometric_sd=spread,
+            mean_geometric_sd=float(spread.mean()),
+            geometric_sd_by_chance=float(np.exp(np.sqrt(state.noise))),
+            n_constant=int(((state.varying > 0) & (state.varying < state.sites)).sum()),
+        )
+
+
+@dataclass(frozen=True)
+class WithinSites(State):
+    """Pooled within-site covariance, or correlation, [p, p], and the sum over sites of n - 1."""
+
+    matrix: Array
+    freedom: float
+
+
+@dataclass(frozen=True)
+class CovarianceDistanceResult(State):
+    """How far the sites' matrices are from the pooled one, relative to its size; squares are averaged over sites.
+
+    Attributes
+    ----------
+    distance : float
+        As measured.
+    distance_by_chance : float
+        What sampling alone would give.
+    corrected : float
+        Distance beyond chance; 0 where there is none.
+    """
+
+    distance: float
+    distance_by_chance: float
+    corrected: float
+
+    done: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class CovarianceDistance(Analysis):
+    r"""Frobenius distance of each site's covariance C_i from the pooled within-site one, C, relative to \|\|C\|\|.
+
+    The first round sums to C, the mean of the C_i with weights w_i = (n_i - 1) / sum (n_i - 1), the second to squared
+    distances and to what sampling adds to them. With v_i = E \|\|C_i - S_i\|\|^2, for the true covariance S_i::
+
+        E ||C_i - C||^2 = ||S_i - S||^2 + (1 - 2 w_i) v_i + sum_j w_j^2 v_j
+
+    For normal data v_i = (tr(S_i)^2 + tr(S_i^2)) / (n_i - 1). Each site estimates its own without that assumption: v_i
+    is E \|\|C_i\|\|^2 - tr(S_i^2), and Himeno & Yamada (J. Multivariate Analysis 2014) estimate tr(S_i^2) without bias.
+    For correlations, v_i is that of normal data. The table's covariates play no part.
+
+    Parameters
+    ----------
+    correlation : bool
+        Compare correlations, so that the variances of features are of no matter.
+    """
+
+    correlation: bool = False
+
+    name: ClassVar[str] = "covariance_distance"
+    states: ClassVar[tuple[type[State], ...]] = (WithinSites, CovarianceDistanceResult)
+
+    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+        features = seen_features(table)
+        if table.n < 3:
+            raise HarmonizationError(
+                f"a site has {table.n} participants; comparing covariances needs three. Leave it out."
+            )
+        if features.shape[1] > LARGEST_MATRIX:
+            raise TableError(
+                f"features have {features.shape[1]} columns; covariances are compared for up to {LARGEST_MATRIX}. Use "
+                "their principal components."
+            )
+        centred = np.where(without_variance(features), 0, features - features.mean(axis=0))
+        matrix = _correlation(centred) if self.correlation else centred.T @ centred / (table.n - 1)
+        if not isinstance(state, WithinSites):
+            return {"freedom": np.array(table.n - 1.0), "weighted_matrix": (table.n - 1) * matrix}
+        noise = _noise_of_correlation(matrix, table.n) if self.correlation else _noise_of_covariance(matrix, centred)
+        weight = (table.n - 1) / state.freedom
+        return {
+            "sites": np.array(1.0),
+            "squared_distance": np.array(((matrix - state.matrix) ** 2).sum()),
+            "noise": np.array((1 - 2 * weight) * noise),
+            "pooled_noise": np.array(weight**2 * noise),
+        }
+
+    def sends(self, widths: Widths, state: State | None) -> Declared:
+        if isinstance(state, WithinSites):
+            return dict.fromkeys(("sites", "squared_distance", "noise", "pooled_noise"), everybody())
+        return {"freedom": everybody(), "weighted_matrix": everybody(widths.seen, widths.seen)}
+
+    def solve(self, total: Sums, state: State | None) -> State:
+        if isinstance(state, WithinSites):
+            return self._result(total, state.matrix)
+        if not total["weighted_matrix"].any():
+            raise HarmonizationError(
+                "no feature varies inside any site, so there are no covariances to compare. Give features that vary."
+            )
+        freedom = float(total["freedom"])
+        return WithinSites(total["weighted_matrix"] / freedom, freedom)
+
+    def _result(self, total: Sums, matrix: Array) -> CovarianceDistanceResult:
+        sites, pooled_noise = require_sites(total["sites"]), float(total["pooled_noise"])
+        distance = float(total["squared_distance"]) / sites
+        by_chance = max(float(total["noise"]) / sites + pooled_noise, 0)
+        measured = float((matrix**2).sum())
+        # The size without noise is no smaller than that of equal and uncorrelated variances.
+        size = max(measured - pooled_noise, float(np.trace(matrix)) ** 2 / len(matrix))
+        return CovarianceDistanceResult(
+            distance=float(np.sqrt(distance / measured)),
+            distance_by_chance=float(np.sqrt(by_chance / measured)),
+            corrected=float(np.sqrt(max(distance - by_chance, 0) / size)),
+        )
+
+
+def _correlation(centred: Array) -> Array:
+    """Correlations [p, p] of centred features [n, p]; constant ones go with none, not even themselves."""
+    norm = np.sqrt((centred**2).sum(axis=0))
+    scaled = centred / np.where(norm > 0, norm, 1)
+    correlation: Array = scaled.T @ scaled
+    return correlation
+
+
+def _noise_of_covariance(covariance: Array, centred: Array) -> float:
+    """Estimate E ||C - S||^2 for one site, from its covariance C [p, p] and its centred features [n, p]."""
+    n, trace, squares = len(centred), float(np.trace(covariance)), float((covariance**2).sum())
+    if n == 3:  # too few for fourth moments: the estimate for normal data (Srivastava, J. Japan Statist. Soc. 2005)
+        return trace**2 / 2
+    fourth = float(((centred**2).sum(axis=1) ** 2).sum()) / (n - 1)
+    without_noise = (n - 1) * (n - 2) * squares + trace**2 - n * fourth
+    return squares - (n - 1) / (n * (n - 2) * (n - 3)) * without_noise
+
+
+def _noise_of_correlation(correlation: Array, n: int) -> float:
+    """Estimate the same for correlations of normal data: exact where they are 0, of first order elsewhere."""
+    varying, freedom = np.diag(correlation), n - 1
+    shrinking = (np.outer(varying, varying) * (1 - correlation**2) ** 2).sum()
+    return float(shrinking * (freedom + 2) / (freedom**2 - 1))
+
+
+def seen_features(table: SiteTable) -> Array:
+    """Features [n, p] as an analysis sees them: through the table's loadings, if it has any."""
+    return table.features if table.loadings is None else table.features @ table.loadings
+
+
+def require_sites(sites: Array) -> float:
+    """Return the number of sites, of which there must be two to compare."""
+    if sites < 2:
+        raise HarmonizationError("there is one site only, and nothing to compare it with. Use two or more.")
+    return float(sites)
+
+
+def without_variance(values: Array, size: Array | None = None) -> NDArray[np.bool_]:
+    """Tell which columns of values [n, p], whose inputs are of a size [p], are constant but for rounding errors."""
+    mean = values.mean(axis=0)
+    size = np.abs(mean) if size is None else size
+    negligible: NDArray[np.bool_] = ((values - mean) ** 2).sum(axis=0) <= len(values) * (1e-14 * size) ** 2
+    return negligible

@@ -1,0 +1,1 @@
+"""Everything that rests on Flower's private parts: its programs, its apps, its SuperLink."""

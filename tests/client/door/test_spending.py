@@ -1,0 +1,137 @@
+"""The ε ledger: it equals Opacus' accountant, never counts too little, and never begins anew."""
+
+import json
+import math
+
+import pytest
+from opacus.accountants import PRVAccountant, RDPAccountant
+
+from brainlm.config import PrivacyConfig
+from client.door.spending import PrivacyLedger, Spend, epsilon_of
+from exchange.refusals import Refusal, RefusalCode
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Optimal order")  # of Opacus, asked by hand
+ROUND = Spend(1.2, 0.2, 20)
+
+
+def by_hand(*releases: Spend) -> float:
+    accountant = PRVAccountant()
+    for release in releases:
+        for _ in range(release.steps):
+            accountant.step(noise_multiplier=release.noise_multiplier, sample_rate=release.sample_rate)
+    return accountant.get_epsilon(1e-5)
+
+
+def test_rounds_and_sums_add_up_over_restarts_as_in_the_accountant(tmp_path):
+    other = Spend(3.0, 1.0, 1)
+    for number, spend in enumerate((ROUND, other, ROUND, other)):
+        PrivacyLedger(tmp_path / "x.json", delta=1e-5).commit([spend], f"step {number}")
+    ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5)
+
+    assert ledger.epsilon == by_hand(ROUND, ROUND, other, other)
+    assert ledger.epsilon < PrivacyLedger(ledger.path, delta=1e-7).epsilon
+    assert PrivacyLedger(tmp_path / "y.json", delta=1e-5).epsilon == 0
+
+
+def test_a_release_that_is_repeated_after_a_kill_is_counted_once(tmp_path):
+    for release in ("one", "two", "two"):  # each by a new process
+        PrivacyLedger(tmp_path / "x.json", delta=1e-5).commit([ROUND], release)
+    ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5, budget=1e-3)
+
+    ledger.commit([ROUND], "two")  # though there is nothing left to spend
+    assert ledger.epsilon == by_hand(ROUND, ROUND)
+
+
+@pytest.mark.parametrize(
+    ("history", "delta", "exact"),
+    [
+        ([(1.0, 0.05, 500)], 1e-5, 7.5237),
+        ([(2.0, 0.5, 100)], 1e-8, 18.2615),
+        ([(5.0, 1.0, 50)], 1e-5, 6.5730),
+        ([(1.0, 0.1, 100), (3.0, 1.0, 2)], 1e-5, 7.3941),
+        ([(0.7714, 0.25, 200)], 1e-5, 44.9488),
+        ([(0.5, 0.3, 20)], 1e-10, 50.0874),
+        ([(0.8, 0.3, 500)], 1e-5, 97.4901),
+        ([(20.0, 1.0, 1)], 1e-5, 0.1600),
+    ],
+)
+def test_epsilon_is_a_tight_bound_however_large(history, delta, exact):
+    """Beside Google's dp-accounting 0.6.0 (PLDAccountant, ADD_OR_REMOVE_ONE, value_discretization_interval 1e-4)."""
+    assert exact <= epsilon_of(history, delta) <= exact + max(0.015, 2e-3 * exact)
+
+
+@pytest.mark.parametrize("release", [Spend(0.3, 1.0, 200), Spend(0.02, 0.1, 10), Spend(1e-4, 1.0, 10**5)])
+def test_what_protects_nobody_is_counted_all_the_same(release):
+    """Where e^ε is no number any more, a bound stands for it; and where nothing is told, it is not below 0."""
+    accountant = RDPAccountant()
+    accountant.history = [tuple(release)]
+
+    assert math.inf > epsilon_of([release], 1e-5) == accountant.get_epsilon(1e-5) > 500
+    assert 0 <= epsilon_of([Spend(10_000, 1.0, 1)], 1e-5) < 0.02
+    assert epsilon_of([Spend(10_000, 1.0, 1)], 0.5) == 0
+
+
+def test_a_release_over_the_budget_is_refused_and_not_counted(tmp_path):
+    budget = epsilon_of([ROUND, ROUND], 1e-5)
+    ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5, budget=budget)
+    ledger.commit([ROUND], "one")
+    ledger.commit([ROUND], "two")
+
+    for spend in (ledger.permit, lambda spend: ledger.commit([spend], "three")):
+        with pytest.raises(Refusal, match=r"epsilon is .* would be .* policy.epsilon is") as refused:
+            spend(ROUND)
+        assert refused.value.code is RefusalCode.BUDGET
+    assert ledger.epsilon == budget
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", "nonsense", "half", "fewer steps", "a list of nothing"])
+def test_a_damaged_ledger_is_never_begun_anew(tmp_path, damage):
+    ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5)
+    ledger.commit([ROUND], "one")
+    text = ledger.path.read_text()
+    changed = {
+        "half": text[: len(text) // 2],
+        "fewer steps": text.replace("20", "1"),
+        "a list of nothing": json.dumps({**json.loads(text), "ledger": {}}),
+    }
+    ledger.path.write_text(changed.get(damage, damage))
+
+    for use in (lambda: ledger.epsilon, lambda: ledger.permit(ROUND), lambda: ledger.commit([ROUND], "two")):
+        with pytest.raises(Refusal, match="the ledger is damaged") as refused:
+            use()
+        assert refused.value.code is RefusalCode.SETUP
+    assert ledger.path.read_text() == changed.get(damage, damage)
+
+
+def test_the_noise_of_a_target_lasts_for_the_whole_study(tmp_path):
+    """Ten rounds spend what was asked for and hardly less; every round has the same noise, also after a restart."""
+    privacy = PrivacyConfig(epsilon=3.0)
+    for number in range(10):
+        ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5, budget=3.0)
+        ledger.commit([Spend(ledger.noise_multiplier(privacy, 0.1, 200), 0.1, 20)], f"round {number}")
+
+    assert 2.98 < ledger.epsilon <= 3.0
+    assert len(json.loads(ledger.path.read_text())["ledger"]["history"]) == 1
+    assert ledger.noise_multiplier(PrivacyConfig(noise_multiplier=1.5), 0.1, 200) == 1.5
+
+
+def test_a_target_that_is_the_budget_lasts_to_the_last_round(tmp_path):
+    """Noise is chosen by the number that the budget is kept by, also where a looser bound is far above it."""
+    epsilon = 45.0
+    privacy, ledger = PrivacyConfig(epsilon=epsilon), PrivacyLedger(tmp_path / "x.json", delta=1e-5, budget=epsilon)
+    noise_multiplier = ledger.noise_multiplier(privacy, 0.1, 3 * 10)
+    for number in range(3):
+        ledger.commit([Spend(noise_multiplier, 0.1, 10)], f"round {number}")
+
+    assert 0.98 * epsilon < ledger.epsilon <= epsilon
+    with pytest.raises(Refusal, match=r"policy\.epsilon is"):
+        ledger.permit(Spend(noise_multiplier, 0.1, 10))
+
+
+def test_a_target_that_no_noise_reaches_is_refused(tmp_path):
+    ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5)
+
+    with pytest.raises(Refusal, match="no noise gives 1000000000000 steps") as refused:
+        ledger.noise_multiplier(PrivacyConfig(epsilon=0.1), 1.0, 10**12)
+    assert refused.value.code is RefusalCode.NOT_PRIVATE
+    assert not ledger.path.exists()
