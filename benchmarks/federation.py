@@ -23,8 +23,8 @@ from common import fedbrainlm, machine, markdown
 
 from deployment import Deployment
 from runtime.fab import PROJECT
-from server.averaging import STAGE
 from server.journal import Journal
+from study.pretraining import PRETRAINING
 
 PARTS = (
     "question reaches the site",
@@ -72,7 +72,7 @@ def parts_of(deployment: Deployment, journal: Journal) -> list[tuple[float, floa
     """Return for each round its seconds, its longest training, and its way in `PARTS`."""
     exchanges = journal.table("exchanges").sort_values("started")
     begins = exchanges.started.tolist()
-    asked = exchanges[exchanges.stage == STAGE]
+    asked = exchanges[exchanges.stage == PRETRAINING]
     nexts = [next(time for time in begins if time > started) for started in asked.started]
     logs = [site_times(site / "state" / "site.log") for site in deployment.sites]
     rows = []

@@ -21,8 +21,8 @@ from common import fedbrainlm, machine, markdown
 
 from runtime.fab import PROJECT
 from runtime.flower import program
-from server.averaging import STAGE
 from server.journal import Journal
+from study.pretraining import PRETRAINING
 
 
 def study(sites: int, rounds: int) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def main() -> None:
         (journal,) = (Journal(path.parent) for path in Path(folder).glob("runs/*/*/journal.sqlite"))
         exchanges = journal.table("exchanges").sort_values("started")
         rounds_begin = [
-            *exchanges[exchanges.stage == STAGE].started,
+            *exchanges[exchanges.stage == PRETRAINING].started,
             exchanges[exchanges.stage == "embedding"].started.min(),
         ]
         lasting = statistics.median(pd.Series(rounds_begin).diff().dropna())

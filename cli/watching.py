@@ -20,9 +20,9 @@ from base.output import PlainConsole, say
 from base.plain import printable
 from cli.display import console, live
 from server.absences import absences_of
-from server.averaging import STAGE as TRAINING
 from server.journal import Journal, Progress
 from server.summary import PROBE_SCORES, probe_score, remarks_on, site_score
+from study.pretraining import PRETRAINING
 
 _RECENT_NOTES = 3
 _RECENT_ROUNDS = 5
@@ -154,7 +154,7 @@ def _view(journal: Journal) -> RenderableType:
 def _how_far(now: Progress, done: int, exchanges: pd.DataFrame) -> tuple[RenderableType, ...]:
     """How far the stage is: rounds of training take time; how many questions other stages ask is not known."""
     asked = int((exchanges["stage"] == now.stage).sum())
-    if now.stage != TRAINING:
+    if now.stage != PRETRAINING:
         return (f"{asked} {'question' if asked == 1 else 'questions'} so far",) if asked else ()
     left = _training_left(now, done, exchanges)
     return (f"round {done} of {now.rounds}", ProgressBar(max(1, now.rounds), done, 30), left)

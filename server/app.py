@@ -2,29 +2,46 @@
 
 import errno
 import shutil
-from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from brainlm.embedding import feature_sizes
+from base.files import save_arrays
 from brainlm.evaluation import MODEL
-from exchange.messages import Arrays, DescribeRequest, EmbedReply, EmbedRequest, join, part_of
+from exchange.messages import (
+    DescribeRequest,
+    EmbedReply,
+    EmbedRequest,
+    HarmonizeReply,
+    HarmonizeRequest,
+    SummarizeReply,
+    SummarizeRequest,
+    TrainReply,
+    TrainRequest,
+)
+from harmonization import Design
 from server.answers import Answers
-from server.averaging import evaluation_groups, measure_reconstruction, pretrain
-from server.comparing import lacking_sites
-from server.errors import JournalError, StudyError
-from server.expecting import of_embedding
-from server.harmonizing import Findings, Harmonizing
+from server.averaging import Checkpoints, averaged, measure_reconstruction, measure_training
+from server.errors import JournalError, QuorumError
 from server.journal import Journal
-from server.measuring import Measures, measure, n_sums
 from server.reconstruction import baselines_of, write_reconstruction
 from server.roster import Roster
+from server.shown import keep_shown
 from server.summary import write_parcels, write_summary
 from server.tracking import tracking
+from study.comparing import lacking_sites
+from study.harmonizing import HARMONIZATION
+from study.measuring import MEASURING
+from study.pretraining import EMBEDDING, PRETRAINING
+from study.program import Program, alike
+from study.question import Question
 from study.settings import Study, load_study
+from study.state import Findings, State
 
 app = ServerApp()
 
@@ -76,91 +93,125 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
 
     Raises
     ------
-    ServerError
+    FedBrainLMError
         If a stage cannot end well; the message is the reason.
     """
     journal.note(stage="gathering the sites")
     roster.gather(_describe(study, journal))
     _check_sites(study, roster, journal)
+    run, checkpoints = Run(Program(study), roster, journal), Checkpoints(study, journal)
+    state = run.program.begin(roster.about, checkpoints.first())
     journal.note(stage="measuring the recordings", sites=len(roster.members))
-    measures = measure(study, roster, journal)
+    state = run.through(MEASURING, state)
+    _keep_measures(study, journal, state)
     journal.note(stage="pretraining", sites=len(roster.members))
     with tracking(journal) as track:
-        weights = pretrain(study, roster, journal, measures, track)
+        state = run.program.resume(state, *checkpoints.last(state))
+
+        def keep_round(question: Question, state: State, answers: Answers[TrainReply]) -> None:
+            measure_training(journal, state.round_number, answers)
+            measure_reconstruction(journal, state.round_number - 1, answers)
+            checkpoints.save(state)
+            track()
+
+        state = run.through(PRETRAINING, state, keep_round)
         journal.note(stage="embedding")
-        answers = _embed(study, roster, journal, weights, measures)
+        state = run.through(EMBEDDING, state, run.keep_reconstruction)
         track()
     journal.note(stage="harmonization")
-    n_participants = int(answers.total["tally/n_participants"])
-    dimensions, lacking = _measured_together(study, roster, answers.total)
-    return Harmonizing(study, roster, journal, dimensions, n_participants, lacking).run()
+    state = run.through(HARMONIZATION, state, run.keep_models)
+    for why, what in state.findings.left_out_by_reason().items():
+        journal.say(f"left out: {', '.join(what)}: {why}")
+    return run.program.findings(state)
 
 
-def _measured_together(study: Study, roster: Roster, total: Arrays) -> tuple[dict[str, int], Arrays]:
-    """Feature sets that are the same at all sites, and their sizes; and at how many sites somebody lacks a feature."""
-    atlases = roster.atlases
-    atlas, n_parcels = next(iter(atlases.items()))
-    dimensions = feature_sizes(study.model, n_parcels)
-    if len(atlases) > 1:  # connectivity of another atlas has other edges, even if as many
-        del dimensions["connectivity"]
-        return dimensions, {}
-    return dimensions, part_of(total, f"lacking/{atlas}")
+_REPLIES = {
+    TrainRequest: TrainReply,
+    EmbedRequest: EmbedReply,
+    SummarizeRequest: SummarizeReply,
+    HarmonizeRequest: HarmonizeReply,
+}
+"""What answers each question."""
 
 
-def _check_sites(study: Study, roster: Roster, journal: Journal) -> None:
-    """Say before training what the sites that came are too few for, and go on with those whose vectors go together.
+@dataclass(frozen=True)
+class Run:
+    """A program, asked of the sites; every answer is kept before it is used, and is there when the run is resumed."""
 
-    Raises
-    ------
-    StudyError
-        If the site that the others are to be made like is not among them, or too few have vectors that go together.
-    """
-    if study.association is not None:
-        _keep_alike(study, roster, journal)
-    reference = study.harmonization.reference
-    if reference is not None and reference not in roster.sites:
-        raise StudyError(f"harmonization.reference: site '{reference}' does not take part. Name another.")
-    for what, why in lacking_sites(study, len(roster.sites)).items():
-        journal.say(f"{what}: will be left out, since {why}")
+    program: Program
+    roster: Roster
+    journal: Journal
 
+    def through(
+        self, stage: str, state: State, keep: Callable[[Question, State, Any], None] = lambda *_: None
+    ) -> State:
+        """Ask all questions of a stage; `keep` is given each, what followed from it, and the answers."""
+        config = self.program.study.averaging
+        while (question := self.program.ask(state)) is not None and question.stage == stage:
+            try:
+                answers = self._answers(question)
+            except QuorumError as error:
+                if not question.optional:
+                    raise
+                self.journal.say(f"{stage}: {error}")
+                state = self.program.advance(state, (), {})
+                continue
+            total = answers.total
+            if question.round_number is not None:
+                total = averaged(config, question.round_number, answers)
+            state = self.program.advance(state, answers.replies, total)
+            self.roster.keep(state.sites)
+            keep(question, state, answers)
+        return state
 
-def _keep_alike(study: Study, roster: Roster, journal: Journal) -> None:
-    """Leave out the sites whose vectors have other dimensions than those of most."""
-    assert study.association is not None, "only studies with vectors associate them"
-    found = {site: about.n_vector_dimensions for site, about in roster.about.items()}
-    ((most, n_alike),) = Counter(found.values()).most_common(1)
-    if n_alike == len(found):
-        return
-    vectors, listed = study.association.vectors, ", ".join(f"{site} {number}" for site, number in found.items())
-    if n_alike < study.averaging.quorum or 2 * n_alike <= len(found):
-        raise StudyError(f"vectors '{vectors}' have other dimensions at each site ({listed}). Use one model for all.")
-    for site, number in found.items():
-        if number != most:
-            journal.say(f"{site} is left out: its vectors '{vectors}' have {number} dimensions; most have {most}")
-            journal.leave_out(site, "describe", f"vectors of {number} dimensions, and not {most}")
-    roster.keep([site for site, number in found.items() if number == most])
+    def _answers(self, question: Question) -> Answers[Any]:
+        return self.roster.ask(
+            question.request,
+            _REPLIES[type(question.request)],
+            question.expected,
+            question.stage,
+            question.round_number,
+            bound=question.bound,
+        )
+
+    def keep_reconstruction(self, question: Question, state: State, answers: Answers[EmbedReply]) -> None:
+        """Write how the final model and the baselines did."""
+        study = self.program.study
+        if by_atlas := measure_reconstruction(self.journal, study.averaging.rounds, answers):
+            write_parcels(study, self.journal, by_atlas)
+            write_reconstruction(study, self.journal.folder, {MODEL: by_atlas, **baselines_of(answers.total)})
+
+    def keep_models(self, question: Question, state: State, answers: Answers[Any]) -> None:
+        """Write the models that the sites applied, which all share, and what sites show of themselves."""
+        if not isinstance(question.request, HarmonizeRequest):
+            return
+        keep_shown(self.journal.folder, answers.replies)
+        for step in question.request.steps:
+            about = {**step.model_dump(), "columns": Design.from_json(step.covariates).columns}
+            path = self.journal.folder / "harmonization" / f"{step.result}.safetensors"
+            save_arrays(path, question.request.part(step.result), about)
 
 
 def _describe(study: Study, journal: Journal) -> DescribeRequest:
     asked = study.opening(study.averaging.rounds - journal.last_round())
-    return asked.model_copy(update={"noisy_sums": n_sums(study, journal)})
+    return asked.model_copy(update={"noisy_sums": max(0, study.frame_sums - journal.last_question(MEASURING))})
 
 
-def _embed(study: Study, roster: Roster, journal: Journal, weights: Arrays, measures: Measures) -> Answers[EmbedReply]:
-    """Let every site embed its participants with the final model; go on with the sites that did."""
-    request = EmbedRequest(
-        arrays=join(weights=weights, **measures.scaling_parts(), **measures.moments_parts()),
-        study=study.study,
-        groups=evaluation_groups(roster),
-        model=study.model.model_dump(mode="json"),
-        recipe=study.recipe,
-        holdout=study.training.holdout,
-        seed=study.seed,
-    )
-    answers = roster.ask(request, EmbedReply, of_embedding(request, study.model, roster.atlases), "embedding")
-    roster.keep(answers.replies)
-    by_atlas = measure_reconstruction(journal, study.averaging.rounds, answers)
-    if by_atlas:
-        write_parcels(study, journal, by_atlas)
-        write_reconstruction(study, journal.folder, {MODEL: by_atlas, **baselines_of(answers.total)})
-    return answers
+def _check_sites(study: Study, roster: Roster, journal: Journal) -> None:
+    """Go on with the sites whose vectors go together, and say before training what they are too few for."""
+    kept, left_out = alike(study, roster.about)
+    for site, why in left_out.items():
+        journal.say(f"{site} is left out: {why}")
+        journal.leave_out(site, "describe", why)
+    roster.keep(kept)
+    for one in lacking_sites(study, len(kept)):
+        journal.say(f"{one.measure.name}: will be left out, since {one.why}")
+
+
+def _keep_measures(study: Study, journal: Journal, state: State) -> None:
+    """Write what was measured to ``scaling/`` and ``moments/`` of the run's folder."""
+    about = {"study": study.study, "seed": study.seed, "scaling": study.model.window.scaling}
+    for part in ("scaling", "moments"):
+        for atlas in dict.fromkeys(name.partition("/")[0] for name in state.part(part)):
+            arrays = state.part(f"{part}/{atlas}")
+            save_arrays(journal.folder / part / f"{atlas}.safetensors", arrays, about)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from server.harmonizing import Findings
 from study.settings import Study
+from study.state import Findings
 
 _LINEAR = ("gaussian", "gaussian_space_time")
 _BELOW = 0.005

@@ -7,10 +7,6 @@ class ServerError(FedBrainLMError):
     """Base of what ends a run as failed. The message is the reason that the journal and the report show."""
 
 
-class StudyError(ServerError):
-    """The study's file contradicts itself or the sites. Correct the file."""
-
-
 class QuorumError(ServerError):
     """Too few sites answered. Look at the named sites, or lower the quorum."""
 

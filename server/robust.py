@@ -1,19 +1,21 @@
 """Robust averaging: a round's centre that sites which answer wrongly cannot move far, on Flower's strategies.
 
-It takes the place of the sites' average, and the outer optimizer goes on from it as from one reply. Whoever tells an
-outlier must see each site's weights, so secure sums exclude it.
+It takes the place of the sites' average. Whoever tells an outlier must see each site's weights, so secure sums exclude
+it.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Krum, MultiKrum
 
 from exchange.messages import Arrays
 from server.errors import QuorumError
-from server.outer import WEIGHT, to_record
 from study.settings import RoundsConfig
+
+WEIGHT = "num-examples"
+"""Key of the weight of a site's reply."""
 
 
 def robust_centre(config: RoundsConfig, round_number: int, replies: Mapping[str, Arrays]) -> Arrays:
@@ -53,20 +55,21 @@ def robust_centre(config: RoundsConfig, round_number: int, replies: Mapping[str,
             f"{config.robust_needs} sites and has those of {len(replies)} ({', '.join(sorted(replies))}). Raise "
             "averaging.quorum, or choose another averaging.robust."
         )
-    messages = [_message(weights) for _, weights in sorted(replies.items())]
+    # In double precision: Flower takes distances from squared norms, and of a model's weights, which differ little from
+    # site to site, float32 leaves nothing but rounding. Means of equal weights are those weights, too.
+    wide = ({name: w.astype(np.float64) for name, w in weights.items()} for _, weights in sorted(replies.items()))
+    messages = [as_reply(weights, 1) for weights in wide]
     arrays, _ = _make_strategy(config, len(messages)).aggregate_train(round_number, messages)
     assert arrays is not None, "the replies were counted above"
     kinds = {name: values.dtype for name, values in next(iter(replies.values())).items()}
     return {name: array.numpy().astype(kinds[name]) for name, array in arrays.items()}
 
 
-def _message(weights: Arrays) -> Message:
-    # In double precision: Flower takes distances from squared norms, and of a model's weights, which differ little from
-    # site to site, float32 leaves nothing but rounding. Means of equal weights are those weights, too.
-    wide = to_record({name: values.astype(np.float64) for name, values in weights.items()})
-    return Message(
-        RecordDict({"arrays": wide, "metrics": MetricRecord({WEIGHT: 1})}), dst_node_id=0, message_type="train"
-    )
+def as_reply(weights: Mapping[str, np.ndarray], weight: float) -> Message:
+    """Return weights as Flower takes them from a site, in order of names."""
+    arrays = ArrayRecord({name: Array(np.asarray(weights[name])) for name in sorted(weights)})
+    content = RecordDict({"arrays": arrays, "metrics": MetricRecord({WEIGHT: weight})})
+    return Message(content, dst_node_id=0, message_type="train")
 
 
 def _make_strategy(config: RoundsConfig, n_replies: int) -> FedAvg:

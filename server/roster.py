@@ -34,6 +34,7 @@ from server.answers import Answers, AnySumReply, read_answers
 from server.errors import QuorumError, ServerError
 from server.journal import Attempt, Journal
 from server.replies import replies_to
+from study.question import together
 from study.settings import ProtectionConfig, RoundsConfig
 
 AnyReply = TypeVar("AnyReply", bound=Payload)
@@ -217,27 +218,12 @@ class Roster:
     def _masked(self, request: AnySumRequest, attempt: Attempt, bound: float) -> AnySumRequest:
         """Ask for an answer under masks; after the first attempt for the one that the sites kept."""
         sites = list(attempt.sites)
-        groups = [Group(parts=group.parts, sites=self.together(group.sites, sites)) for group in request.groups]
+        groups = [
+            Group(parts=group.parts, sites=together({*sites} & {*group.sites}, secure=True)) for group in request.groups
+        ]
         secure = SecureSum(roster=self._keys, step=attempt.step, attempt=attempt.attempt, sites=sites, bound=bound)
         arrays = request.arrays if attempt.attempt == 1 else {}
         return request.model_copy(update={"groups": groups, "secure": secure, "arrays": arrays})
-
-    @property
-    def atlases(self) -> dict[str, int]:
-        """Atlases of the sites, and how many parcels each has."""
-        return {about.atlas: about.n_parcels for _, about in sorted(self.about.items())}
-
-    def together(self, sites: Collection[str], among: Collection[str] | None = None) -> list[str]:
-        """Those of `sites` that are there, or nobody where they would be too few for a secure sum."""
-        there = sorted(set(sites) & set(self.members if among is None else among))
-        return there if not self._keys or len(there) >= MIN_SITES else []
-
-    def by_atlas(self) -> dict[str, list[str]]:
-        """Sites of each atlas that sum together what is by parcel; nobody where they are too few."""
-        having: dict[str, list[str]] = {}
-        for site, about in self.about.items():
-            having.setdefault(about.atlas, []).append(site)
-        return {atlas: self.together(sites) for atlas, sites in sorted(having.items())}
 
     def _agree_on_keys(self) -> None:
         """Go on with the sites that approved one roster of keys: the study's, or the one that most approved.

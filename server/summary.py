@@ -15,10 +15,12 @@ from cohorts import load_atlas
 from exchange.messages import DescribeReply
 from server.absences import absences_of
 from server.cautions import cautions_of
-from server.harmonizing import Findings
 from server.journal import Journal
 from server.reconstruction import read_reconstruction, summarize_reconstruction
+from study.associating import ASSOCIATION
+from study.harmonizing import label
 from study.settings import Study
+from study.state import Findings
 
 PROBE_SCORES = {"r2": "R²", "balanced_accuracy": "balanced accuracy"}
 """The score by which a probe is known, of numbers and of categories, and its name for people."""
@@ -121,8 +123,8 @@ def write_summary(
         "recipe": study.recipe,
         "pretraining": pretraining,
         "harmonization": _harmonization(study, findings),
-        "probes": findings.probes if findings else {},
-        "association": findings.association if findings else {},
+        "probes": _probes(findings) if findings else {},
+        "association": _association(findings) if findings else {},
         "privacy": _privacy(study, journal, sites),
         "exchange": _exchange(journal),
         "software": {name: version(name) for name in ("fedbrainlm", "flwr", "torch", "numpy", "scipy")},
@@ -182,8 +184,46 @@ def _harmonization(study: Study, findings: Findings | None) -> dict[str, Any]:
     }
     if findings is None:
         return settings
-    found = {name: getattr(findings, name) for name in ("features", "components", "site_effect", "left_out")}
-    return {**settings, **found}
+    return {
+        **settings,
+        "features": {name: asdict(count) for name, count in findings.features.items()},
+        "components": {name: asdict(count) for name, count in findings.components.items()},
+        "site_effect": _site_effects(findings),
+        "left_out": {one.measure.name: one.why for one in findings.left_out},
+    }
+
+
+def _site_effects(findings: Findings) -> dict[str, dict[str, dict[str, Any]]]:
+    """Nest what is left of the site: feature set → variant → number, or measure → number."""
+    nested: dict[str, dict[str, dict[str, Any]]] = {features: {} for features in findings.compared}
+    for one in findings.found:
+        measure, numbers = one.measure, one.numbers
+        if measure.target or measure.of == ASSOCIATION:
+            continue
+        effect = nested[label(measure.of)].setdefault(measure.variant, {})
+        if measure.kind == "site_variance":
+            effect["eta_squared"] = numbers["mean"]
+        else:
+            effect |= numbers if measure.kind == "site" else {measure.kind: numbers}
+    return nested
+
+
+def _probes(findings: Findings) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Nest how well targets are predicted: feature set → target → variant → number."""
+    nested: dict[str, dict[str, dict[str, dict[str, Any]]]] = {features: {} for features in findings.compared}
+    for one in findings.found:
+        measure, targets = one.measure, nested.get(label(one.measure.of), {})
+        if measure.kind == "probe":
+            targets.setdefault(measure.target, {})[measure.variant] = dict(one.numbers)
+        elif measure.kind == "new-site" and measure.variant in targets.get(measure.target, {}):
+            targets[measure.target][measure.variant]["new_site"] = one.numbers  # nobody looks at it without the probe
+    return nested
+
+
+def _association(findings: Findings) -> dict[str, Any]:
+    if findings.not_associated:
+        return {"failed": findings.not_associated}
+    return {one.measure.called: one.numbers for one in findings.found if one.measure.of == ASSOCIATION}
 
 
 def _privacy(study: Study, journal: Journal, sites: Mapping[str, DescribeReply]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from exchange.refusals import RefusalCode
 from harmonization import Projection
 from harmonization.core.declared import Widths
 from server.errors import ServerError
-from server.expecting import of_sums
 from server.journal import Journal
 from server.roster import Roster
+from study.expecting import of_sums
 from study.settings import ProtectionConfig, RoundsConfig, load_study
 from tests.attacks.coordinator import MODEL, SUMS, Coordinator, features_of
 from tests.support.federation import STUDY

@@ -6,19 +6,19 @@ import pandas as pd
 import pytest
 
 from server.cautions import cautions_of
-from server.harmonizing import Findings
 from study.settings import Study
+from study.state import Findings, LeftOut, Measure
 from tests.support.federation import STUDY
 
 
-def cautions(curve: list[float], linear: float | None = None, left_out: dict[str, str] | None = None) -> list[str]:
+def cautions(curve: list[float], linear: float | None = None, *left_out: LeftOut) -> list[str]:
     rows = [(number, "all", "masked_r2", value) for number, value in enumerate(curve)]
     metrics = pd.DataFrame(rows, columns=["round", "site", "name", "value"])
     baselines = {"parcel_mean": {"masked_r2": -0.1}}
     if linear is not None:
         baselines |= {"gaussian": {"masked_r2": linear - 0.02}, "gaussian_space_time": {"masked_r2": linear}}
     pretraining = {"masked_r2": curve[-1], "baselines": baselines}
-    return cautions_of(Study.model_validate(STUDY), metrics, pretraining, Findings(left_out=left_out or {}))
+    return cautions_of(Study.model_validate(STUDY), metrics, pretraining, Findings({}, {}, left_out=left_out))
 
 
 def flat(reached: float) -> list[float]:
@@ -54,8 +54,9 @@ def test_scores_that_nobody_measured_are_not_judged():
 
 
 def test_one_reason_is_told_once_for_all_that_it_costs():
-    alike = {f"{features}/raw/probe/sex": "no sex. Choose." for features in ("embedding", "connectivity")}
+    measures = [Measure("probe", features, "raw", "sex") for features in ("embedding", "connectivity")]
+    measures.append(Measure("model", "embedding", "harmonized"))
 
-    assert cautions(flat(0.7), left_out={**alike, "embedding/harmonized/model": "no sex. Choose."}) == [
+    assert cautions(flat(0.7), None, *(LeftOut(measure, "no sex. Choose.") for measure in measures)) == [
         "Left out: probe/sex, harmonization: no sex. Choose."
     ]

@@ -8,9 +8,9 @@ import pytest
 
 from cli.watching import print_summary
 from cohorts.simulation import SimulatedSite, simulate_cohorts
-from server.errors import StudyError
 from server.journal import Journal
 from server.report import write_report
+from study.errors import StudyError
 from tests.support.federation import PLAIN, run_study, write_sites
 from tests.support.local_grid import LocalGrid, write_site
 

@@ -14,8 +14,9 @@ from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from cohorts.vectors import Vectors, read_vectors, save_vectors
 from exchange.messages import DescribeReply, DescribeRequest
 from harmonization import ComBat, CrossValidatedCCA, CrossValidatedRidge, Projection, SiteTable, run_pooled
-from server.errors import QuorumError, StudyError
+from server.errors import QuorumError
 from server.report import write_report
+from study.errors import StudyError
 from tests.server.test_app import private_seed
 from tests.support.federation import PLAIN, STUDY, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid

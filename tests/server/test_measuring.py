@@ -15,11 +15,15 @@ from client.site import load_site
 from cohorts import Cohort
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from exchange.messages import DescribeRequest
-from server.errors import QuorumError, StudyError
+from server.app import Run
+from server.errors import QuorumError
 from server.journal import Journal
-from server.measuring import Measures, measure
 from server.roster import Roster
+from study.errors import StudyError
+from study.measuring import MEASURING
+from study.program import Program
 from study.settings import Study, load_study
+from study.state import State
 from tests.support.federation import PLAIN, STUDY, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 
@@ -109,6 +113,11 @@ def gathered(tmp_path: Path, grid: LocalGrid, content: dict[str, object]) -> tup
     return study, roster, journal
 
 
+def measure(study: Study, roster: Roster, journal: Journal) -> State:
+    program = Program(study)
+    return Run(program, roster, journal).through(MEASURING, program.begin(roster.about, {"w": np.zeros(1)}))
+
+
 def test_what_a_model_needs_of_an_atlas_that_too_few_share_ends_the_study(tmp_path, small_cohorts):
     """Under secure sums: two sites would each see the other's medians."""
     others = simulate_cohorts(tmp_path / "c", simulated_hospitals(2, 12, minutes=2.2), atlas="aal116", seed=3)
@@ -131,10 +140,10 @@ def test_noise_on_sums_over_frames_is_paid_for_at_every_site(tmp_path, small_coh
     sites = write_sites(tmp_path / "s", small_cohorts)
     study = {**STUDY, "privacy": {"frame_noise": noise}}
 
-    moments = measure(*gathered(tmp_path, LocalGrid(sites), study)).moments["schaefer100"]
+    moments = measure(*gathered(tmp_path, LocalGrid(sites), study)).part("moments/schaefer100")
 
     pooled = np.concatenate([frames for site in sites for frames in training_frames(site, "zscore")])
-    error = moments.covariance - pooled.T @ pooled / len(pooled)
+    error = moments["covariance"] - pooled.T @ pooled / len(pooled)
     assert 0 < np.abs(error).max() < 1
     assert np.std(error[np.triu_indices(100, 1)]) == pytest.approx(np.sqrt(3) * 100 / len(pooled), rel=0.1)
     for site in sites:
@@ -152,12 +161,12 @@ def test_a_site_that_falls_silent_is_left_out_of_every_sum(tmp_path, small_cohor
 
     sites = write_sites(tmp_path / "s", small_cohorts)
     study, roster, journal = gathered(tmp_path, LocalGrid(sites, dies), ROBUST)
-    measures = measure(study, roster, journal)
+    measured = measure(study, roster, journal)
 
     unscaled = np.concatenate([frames for site in (sites[0], sites[2]) for frames in training_frames(site, "none")])
     median = np.quantile(unscaled, 0.5, axis=0, method="inverted_cdf")
-    np.testing.assert_allclose(measures.scaling["schaefer100"].median, median, rtol=2e-6)
-    assert measures.moments["schaefer100"].n == len(unscaled)
+    np.testing.assert_allclose(measured.part("scaling/schaefer100")["median"], median, rtol=2e-6)
+    assert measured.part("moments/schaefer100")["n"] == len(unscaled)
     assert roster.sites == ["aalborg", "coimbra"]
     assert journal.facts()["left_out"] == "bergen"
 
@@ -166,11 +175,10 @@ def test_a_study_that_needs_nothing_measures_nothing(tmp_path, small_cohorts):
     study = {**STUDY, "analyses": {**STUDY["analyses"], "gaussian_baseline": False}}
     grid = LocalGrid(write_sites(tmp_path / "s", small_cohorts))
 
-    measures = measure(*gathered(tmp_path, grid, study))
+    measured = measure(*gathered(tmp_path, grid, study))
 
-    assert measures == Measures()
+    assert measured.part("scaling") == measured.part("moments") == {}
     assert len(grid.sent) == len(small_cohorts)  # to gather them
-    assert not (tmp_path / "run" / "moments").exists()
 
 
 def test_sites_may_refuse_to_be_measured_and_z_scored_ones_are_refused(tmp_path, small_cohorts):

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Krum
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import example, given, settings
@@ -9,8 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from exchange.messages import Arrays
 from server.errors import QuorumError
-from server.outer import WEIGHT, OuterOptimizer, to_record
-from server.robust import robust_centre
+from server.robust import as_reply, robust_centre
 from study.settings import RoundsConfig
 
 SHAPES = {"b.weight": (4, 3), "a.bias": (3,), "c": ()}
@@ -239,13 +237,8 @@ def test_small_steps_of_large_weights_are_told_apart():
 
     scores = krum_scores(rows.astype(float), 1)
     np.testing.assert_array_equal(centre, rows[np.argmin(scores)])
-    as_it_is, _ = Krum(num_malicious_nodes=1).aggregate_train(1, [message(weights) for weights in replies.values()])
+    as_it_is, _ = Krum(num_malicious_nodes=1).aggregate_train(1, [as_reply(w, 1) for w in replies.values()])
     assert not np.array_equal(as_it_is["w"].numpy(), centre), "Flower tells them apart now: float64 can go"
-
-
-def message(weights: Arrays) -> Message:
-    content = RecordDict({"arrays": to_record(weights), "metrics": MetricRecord({WEIGHT: 1})})
-    return Message(content, dst_node_id=0, message_type="train")
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -261,20 +254,3 @@ def test_too_few_sites_are_refused(rule):
 def test_without_a_rule_there_is_no_centre():
     with pytest.raises(ValueError, match=r"averaging\.robust is none"):
         robust_centre(RoundsConfig(), 1, draw(3, 1))
-
-
-@pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam", "fedyogi"])
-def test_the_centre_goes_on_as_one_reply_of_any_outer_optimizer(optimizer):
-    config = RoundsConfig(optimizer=optimizer, robust="median", quorum=3)
-    start, centre = draw(1, 8)["oslo"], robust_centre(config, 1, draw(5, 9))
-
-    after = {}
-    for count in (1, 3):  # one reply, or three that agree
-        outer = OuterOptimizer(config)
-        outer.begin(start)
-        arrays, _ = outer.strategy.aggregate_train(1, [message(centre) for _ in range(count)])
-        after[count] = {name: array.numpy() for name, array in arrays.items()}
-
-    np.testing.assert_allclose(flat(after[1]), flat(after[3]), rtol=1e-4, atol=1e-5)
-    if optimizer == "fedavg":
-        np.testing.assert_array_equal(flat(after[1]), flat(centre))

@@ -28,10 +28,10 @@ from exchange.messages import (
 from exchange.roster import KeyRoster, SiteKey
 from exchange.secure_sum import Masker
 from server import replies
-from server.averaging import evaluation_groups
 from server.errors import QuorumError
 from server.journal import Journal
 from server.roster import Roster
+from study.question import evaluation_groups
 from study.settings import ProtectionConfig, RoundsConfig
 from tests.support.local_grid import LocalGrid
 
@@ -125,7 +125,7 @@ def ask(roster: Roster, stage: str) -> dict[str, np.ndarray]:
     """What the sites sum."""
     question = QUESTIONS[stage]
     if stage in ("pretraining", "embedding"):
-        question = question.model_copy(update={"groups": evaluation_groups(roster)})
+        question = question.model_copy(update={"groups": evaluation_groups(roster.about, secure=True)})
     if stage == "measuring":
         question = question.model_copy(update={"groups": [Group(parts=["x"], sites=roster.sites)]})
     parts = {name for site in roster.sites for name in Hospitals.parts(site, stage)}

@@ -68,15 +68,11 @@ def of_sums(declared: Mapping[str, Declared]) -> dict[str, Expected]:
     }
 
 
-def of_harmonization(
-    request: HarmonizeRequest, models: Mapping[str, State], sizes: Mapping[str, int]
-) -> dict[str, Expected]:
+def of_harmonization(request: HarmonizeRequest, sizes: Mapping[str, int]) -> dict[str, Expected]:
     """Expect what was applied: `exchange.messages.HarmonizeReply`.
 
     Parameters
     ----------
-    models : mapping
-        Result → the solved model that makes it.
     sizes : mapping
         Feature set → how many features it has, results included.
     """
@@ -85,7 +81,8 @@ def of_harmonization(
         expected[f"tally/{step.result}"] = Expected("count", most=_MOST_PEOPLE)
         if step.transform in METHODS:
             harmonizer = make_harmonizer(step.transform, step.options)
-            for name, shape in harmonizer.effect_shapes(models[step.result], sizes[step.source]).items():
+            model = harmonizer.read_state(step.model, request.part(step.result))
+            for name, shape in harmonizer.effect_shapes(model, sizes[step.source]).items():
                 expected[f"shown/parameters/{step.result}/{name}"] = Expected("shown", shape)
         if step.result == request.final:
             expected["shown/embeddings"] = Expected("shown", (None, sizes[step.result]))

@@ -1,6 +1,6 @@
 """What is compared, raw, harmonized, as a negative control and by further methods; and how each is measured."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,8 +20,9 @@ from harmonization import (
     make_harmonizer,
 )
 from harmonization.probes.crossvalidation import CrossValidation
-from server.sums import Task
 from study.settings import CONTROLS, Study
+from study.state import LeftOut, Measure
+from study.sums import Task
 
 FEWEST_TO_COMPARE = 2
 """One site differs from nobody: there is nothing to measure and nothing to make alike."""
@@ -60,20 +61,21 @@ class Variant:
         return name if self.name == RAW else f"{name}.{self.name}"
 
 
-def lacking_sites(study: Study, n_sites: int) -> dict[str, str]:
-    """Say what the study asks for and so few sites cannot give: what is left out → why."""
-    left_out = {}
+def lacking_sites(study: Study, n_sites: int) -> list[LeftOut]:
+    """Say what the study asks for and so few sites cannot give."""
+    left_out = []
     if n_sites < FEWEST_TO_COMPARE:
+        methods = sorted({study.harmonization.method, *study.analyses.compare} - {"none"})
         alone = "one site takes part, and nothing to compare it with"
-        left_out["site effects"] = alone
-        methods = {study.harmonization.method, *study.analyses.compare} - {"none"}
-        left_out |= {f"harmonization by {method}": alone for method in sorted(methods)}
+        kinds = ("site effects", *(f"harmonization by {method}" for method in methods))
+        left_out = [LeftOut(Measure(kind), alone) for kind in kinds]
     if study.analyses.leave_one_site_out and study.analyses.targets and n_sites < _FEWEST_TO_LEAVE_OUT:
-        left_out["leave_one_site_out"] = f"it needs {_FEWEST_TO_LEAVE_OUT} sites, and {n_sites} take part"
+        why = f"it needs {_FEWEST_TO_LEAVE_OUT} sites, and {n_sites} take part"
+        left_out.append(LeftOut(Measure("leave_one_site_out"), why))
     return left_out
 
 
-def variants_of(study: Study, sites: list[str]) -> list[Variant]:
+def variants_of(study: Study, sites: Collection[str]) -> list[Variant]:
     """Return the variants that a study measures.
 
     The control is harmonized without covariates: where sites differ in age, that takes age along with the scanner.
@@ -81,7 +83,7 @@ def variants_of(study: Study, sites: list[str]) -> list[Variant]:
     kept = study.design(study.kept)
 
     def variant(name: str, method: str) -> Variant:
-        return Variant(name, method, study.options_of(method, kept, sites), kept.to_json())
+        return Variant(name, method, study.options_of(method, kept, list(sites)), kept.to_json())
 
     method = study.harmonization.method
     variants = [variant(RAW, "none")]
@@ -90,13 +92,13 @@ def variants_of(study: Study, sites: list[str]) -> list[Variant]:
     if method != "none":
         nothing = study.design(())
         blind = CONTROLS.get(method, method)
-        control = Variant(CONTROL, blind, study.options_of(blind, nothing, sites), [])
+        control = Variant(CONTROL, blind, study.options_of(blind, nothing, list(sites)), [])
         variants += [variant(HARMONIZED, method), control]
     others = dict.fromkeys(study.analyses.compare)
     return variants + [variant(other, other) for other in others if other not in ("none", method)]
 
 
-def held_out_measures(study: Study, features: str, variant: Variant, sites: Mapping[str, int]) -> dict[str, Task]:
+def held_out_measures(study: Study, features: str, variant: Variant, sites: Mapping[str, int]) -> dict[Measure, Task]:
     """Tasks that measure site and targets on held-out participants.
 
     Harmonization, by what the other participants say, works on the features themselves; classifiers and probes look at
@@ -117,14 +119,18 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: Mapp
     harmonized: dict[str, Any] = {"method": variant.method, "options": variant.options}
     folds = {"n_folds": analyses.folds, **harmonized}
     by_site = table.model_copy(update={"target": "site", "levels": list(sites)})
-    tasks: dict[str, Task] = {}
+
+    def of(kind: str, target: str = "") -> Measure:
+        return Measure(kind, features, variant.name, target)
+
+    tasks: dict[Measure, Task] = {}
     if len(sites) >= FEWEST_TO_COMPARE:
         apart = CrossValidatedPermanova(**folds, permutations=analyses.permutations, sizes=tuple(sites.values()))
-        tasks["permanova"] = Task(apart, table)
+        tasks[of("permanova")] = Task(apart, table)
         if analyses.site_classification:
-            tasks["site"] = Task(SiteClassification(**folds, permutations=analyses.permutations), by_site)
+            tasks[of("site")] = Task(SiteClassification(**folds, permutations=analyses.permutations), by_site)
         if analyses.site_network:
-            tasks["network"] = Task(SiteNetwork(**folds), by_site)
+            tasks[of("network")] = Task(SiteNetwork(**folds), by_site)
     for target in analyses.targets:
         coding = study.coding(target)
         levels = list(coding.levels) if isinstance(coding, Categorical) else []
@@ -132,25 +138,26 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: Mapp
         about = table.model_copy(update={"target": target, "levels": levels})
         permutations = analyses.category_permutations if levels else analyses.permutations
         uncertainty = {"bootstrap": analyses.bootstrap, "permutations": permutations}
-        tasks[f"probe/{target}"] = Task(probe(**folds, **uncertainty), about)
+        tasks[of("probe", target)] = Task(probe(**folds, **uncertainty), about)
         if analyses.leave_one_site_out and variant.name != CONTROL and len(sites) >= _FEWEST_TO_LEAVE_OUT:
-            tasks[f"new-site/{target}"] = Task(probe(sites=tuple(sites), **harmonized), about)
+            tasks[of("new-site", target)] = Task(probe(sites=tuple(sites), **harmonized), about)
     return tasks
 
 
-def site_measures(study: Study, features: str, variant: Variant) -> dict[str, Task]:
+def site_measures(study: Study, features: str, variant: Variant) -> dict[Measure, Task]:
     """Tasks that measure the site over all participants, once the variant is on the sites' disks."""
     table = TableSpec(features=variant.features(features), complete=study.complete.to_json())
     seen = table.model_copy(update={"through": f"{features}.components"})
-    return {
+    tasks = {
         "site_variance": Task(SiteVariance(), table),
         "site_spread": Task(SiteSpread(), table),
         "covariance_distance": Task(CovarianceDistance(), seen),
     }
+    return {Measure(kind, features, variant.name): task for kind, task in tasks.items()}
 
 
-def numbers_of(state: State) -> dict[str, Any]:
+def numbers_of(answer: State) -> dict[str, Any]:
     """Return the numbers of an answer by name, without its arrays."""
-    named = {field.name: getattr(state, field.name) for field in fields(state)}
+    named = {field.name: getattr(answer, field.name) for field in fields(answer)}
     numbers = {name: value for name, value in named.items() if isinstance(value, int | float)}
     return {name: int(value) if name == "n" else value for name, value in numbers.items()}

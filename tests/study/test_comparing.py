@@ -4,7 +4,7 @@ import yaml
 
 from client.door.policy import SHOWS_ONE_SITE
 from harmonization import make_harmonizer
-from server.comparing import CONTROL, HARMONIZED, RAW, held_out_measures, site_measures, variants_of
+from study.comparing import CONTROL, HARMONIZED, RAW, held_out_measures, site_measures, variants_of
 from study.settings import Method, load_study
 from tests.support.federation import STUDY
 

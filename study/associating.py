@@ -4,10 +4,12 @@ from typing import Any
 
 from exchange.messages import TableSpec
 from harmonization import Continuous, CrossValidatedCCA, LateFusion, State, TwoTower
-from server.comparing import numbers_of
-from server.sums import Task
+from study.comparing import numbers_of
 from study.settings import Study
+from study.state import Measure
+from study.sums import Task
 
+ASSOCIATION = "association"
 _LISTED = (
     *("correlations", "training_correlations", "null_mean", "null_95", "p_value"),
     *("r2", "mean_absolute_error", "root_mean_squared_error", "gain", "gain_error"),
@@ -16,25 +18,29 @@ _LISTED = (
 """Arrays of the answers that the summary names."""
 
 
-def association_tasks(study: Study, table: TableSpec) -> dict[str, Task]:
-    """Tasks on a table with a second view, as ``association/<name>``."""
+def tasks_of_views(study: Study, table: TableSpec) -> dict[Measure, Task]:
+    """Tasks on a table with a second view."""
     settings = study.association
     assert settings is not None, "only studies with vectors associate them"
+
+    def of(kind: str, target: str = "") -> Measure:
+        return Measure(kind, ASSOCIATION, target=target)
+
     folds = study.analyses.folds
     n_components = min(settings.correlations, settings.components)
     correlation = CrossValidatedCCA(n_components=n_components, n_folds=folds, permutations=settings.permutations)
-    tasks = {"association/cca": Task(correlation, table)}
+    tasks = {of("cca"): Task(correlation, table)}
     if settings.two_tower:
-        tasks["association/two_tower"] = Task(TwoTower(), table)
+        tasks[of("two_tower")] = Task(TwoTower(), table)
     plain = table.model_copy(update={"covariates": []})  # fusion asks what both views say, age and all
     for target in study.analyses.targets:
         if isinstance(study.coding(target), Continuous):
             fused = plain.model_copy(update={"target": target})
-            tasks[f"association/fusion/{target}"] = Task(LateFusion(n_folds=folds), fused)
+            tasks[of("fusion", target)] = Task(LateFusion(n_folds=folds), fused)
     return tasks
 
 
-def describe_association(state: State) -> dict[str, Any]:
+def describe_association(answer: State) -> dict[str, Any]:
     """Return the numbers of an answer, and its short arrays: one entry a canonical correlation, measure or model."""
-    arrays = state.to_arrays()
-    return {**numbers_of(state), **{name: arrays[name].tolist() for name in _LISTED if name in arrays}}
+    arrays = answer.to_arrays()
+    return {**numbers_of(answer), **{name: arrays[name].tolist() for name in _LISTED if name in arrays}}

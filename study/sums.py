@@ -1,0 +1,159 @@
+"""Analyses that go through their rounds in lock-step: asked for together, added, solved, until each is done."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from exchange.messages import Arrays, FrameSpec, Group, Job, SummarizeRequest, TableSpec, join, part_of
+from harmonization import Analysis, Design, DesignError, HarmonizationError
+from harmonization import State as Answer
+from harmonization.core.declared import Widths
+from study.expecting import of_sums, widths_of
+from study.question import Question, atlases_of
+from study.settings import Study
+from study.state import LeftOut, Measure, Solved, State
+
+
+@dataclass(frozen=True)
+class Task:
+    """An analysis, and the tables that it is about.
+
+    Attributes
+    ----------
+    sites : tuple of str or None
+        The sites that have such tables; None if all do.
+    """
+
+    analysis: Analysis
+    table: TableSpec | FrameSpec
+    sites: tuple[str, ...] | None = None
+
+
+Tasks = Mapping[Measure, Task]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A stage of analyses.
+
+    Attributes
+    ----------
+    name : str
+        Of the stage.
+    place : str
+        What a journal calls it (`study.question.Question`).
+    tasks : callable
+        Make the tasks from the study and the state.
+    conclude : callable
+        Make of study, state and answers what the next stage begins with.
+    strict : bool
+        Whether a task whose sums allow no answer ends the study; else it is left out, and costs none of the others.
+    optional : bool
+        Whether the study goes on without all of them where too few sites answer.
+    """
+
+    name: str
+    place: str
+    tasks: Callable[[Study, State], Tasks]
+    conclude: Callable[[Study, State, dict[Measure, Any]], State]
+    strict: bool = False
+    optional: bool = False
+
+    def ask(self, study: Study, state: State) -> Question | None:
+        """Ask for the sums of each task's next round; None once all are done, or without hope."""
+        tasks = {measure: task for measure, task in self.tasks(study, state).items() if _is_pending(measure, state)}
+        if not tasks:
+            return None
+        known = {measure: _known(measure, task, state) for measure, task in tasks.items()}
+        arrays = {measure.name: answer.to_arrays() for measure, answer in known.items() if answer is not None}
+        noise = None
+        if any(isinstance(task.table, FrameSpec) for task in tasks.values()):
+            arrays, noise = {**arrays, "scaling": state.part("scaling")}, study.privacy.frame_noise
+        request = SummarizeRequest(
+            arrays=join(**arrays),
+            study=study.study,
+            jobs={measure.name: _job(task, known[measure]) for measure, task in tasks.items()},
+            groups=[
+                Group(parts=[measure.name], sites=list(task.sites))
+                for measure, task in tasks.items()
+                if task.sites is not None
+            ],
+            noise=noise.model_dump(mode="json") if noise else None,
+        )
+        declared = {
+            measure.name: task.analysis.sends(_widths(task.table, state), known[measure])
+            for measure, task in tasks.items()
+        }
+        return Question(self.place, request, of_sums(declared), optional=self.optional)
+
+    def advance(self, study: Study, state: State, sites: Collection[str], total: Arrays) -> State:
+        """Solve what was summed over `sites`.
+
+        A sum that lacks a site that was in the one before would be wrong. When a site falls silent, it is left out for
+        good, and the tasks are made anew for the others and begin again, unless they had not begun.
+        """
+        if self.optional and len(sites) < study.averaging.quorum:
+            why = f"{len(sites)} sites answered, the quorum is {study.averaging.quorum}."
+            return state.and_found(not_associated=why)
+        left, tasks = state.among(sites), self.tasks(study, state)
+        if len(left.sites) < len(state.sites) and (state.solving or self.tasks(study, left) != tasks):
+            return left.but(solving={}).holding(states={})
+        solving, arrays = dict(state.solving), {}
+        for measure, task in tasks.items():
+            answer = _known(measure, task, state)
+            if _is_pending(measure, state):
+                try:
+                    answer = task.analysis.solve(part_of(total, measure.name), answer)
+                except HarmonizationError as error:
+                    if self.strict:
+                        raise
+                    solving[measure.name] = Solved(why=_reason(task, error))
+                    continue
+                solving[measure.name] = Solved(answer.kind, answer.done)
+            if answer is not None:
+                arrays[measure.name] = answer.to_arrays()
+        return left.but(solving=solving).holding(states=join(**arrays))
+
+    def end(self, study: Study, state: State) -> State:
+        """Go on with the answers, and with the reasons why others are missing."""
+        answers, left_out = {}, []
+        for measure, task in self.tasks(study, state).items():
+            if why := state.solving[measure.name].why:
+                left_out.append(LeftOut(measure, why))
+            else:
+                answers[measure] = _known(measure, task, state)
+        after = state.but(solving={}, findings=state.findings.leaving_out(*left_out)).holding(states={})
+        return self.conclude(study, after, answers)
+
+
+def _is_pending(measure: Measure, state: State) -> bool:
+    known = state.solving.get(measure.name, Solved())
+    return not (known.done or known.why)
+
+
+def _known(measure: Measure, task: Task, state: State) -> Answer | None:
+    """State of an analysis after its last round; None before the first, and where there is no hope."""
+    known = state.solving.get(measure.name, Solved())
+    return task.analysis.read_state(known.kind, state.part(f"states/{measure.name}")) if known.kind else None
+
+
+def _reason(task: Task, error: HarmonizationError) -> str:
+    """Say why a task has no answer; an analysis knows covariates by their number alone."""
+    design = Design.from_json(task.table.covariates) if isinstance(task.table, TableSpec) else Design()
+    named = ", ".join(f"{number} {column}" for number, column in enumerate(design.columns, 1))
+    return f"{error} The columns are {named}." if isinstance(error, DesignError) and named else str(error)
+
+
+def _job(task: Task, known: Answer | None) -> Job:
+    return Job(
+        analysis=task.analysis.name,
+        parameters=task.analysis.parameters(),
+        table=task.table,
+        state=None if known is None else known.kind,
+    )
+
+
+def _widths(table: TableSpec | FrameSpec, state: State) -> Widths:
+    if isinstance(table, FrameSpec):
+        return Widths.of_frames(atlases_of(state.sites)[table.atlas])
+    return widths_of(table, state.sizes)
