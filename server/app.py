@@ -13,17 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from base.files import save_arrays
 from brainlm.evaluation import MODEL
-from exchange.messages import (
-    DescribeRequest,
-    EmbedReply,
-    EmbedRequest,
-    HarmonizeReply,
-    HarmonizeRequest,
-    SummarizeReply,
-    SummarizeRequest,
-    TrainReply,
-    TrainRequest,
-)
+from exchange.messages import AnySumRequest, DescribeRequest, EmbedRequest, HarmonizeRequest, TrainRequest
 from harmonization import Design
 from server.answers import Answers
 from server.averaging import Checkpoints, averaged, measure_reconstruction, measure_training
@@ -38,8 +28,7 @@ from study.comparing import lacking_sites
 from study.harmonizing import HARMONIZATION
 from study.measuring import MEASURING
 from study.pretraining import EMBEDDING, PRETRAINING
-from study.program import Program, alike
-from study.question import Question
+from study.program import Program, unlike
 from study.settings import Study, load_study
 from study.state import Findings, State
 
@@ -107,31 +96,15 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
     journal.note(stage="pretraining", sites=len(roster.members))
     with tracking(journal) as track:
         state = run.program.resume(state, *checkpoints.last(state))
-
-        def keep_round(question: Question, state: State, answers: Answers[TrainReply]) -> None:
-            measure_training(journal, state.round_number, answers)
-            measure_reconstruction(journal, state.round_number - 1, answers)
-            checkpoints.save(state)
-            track()
-
-        state = run.through(PRETRAINING, state, keep_round)
+        state = run.through(PRETRAINING, state, lambda state: (checkpoints.save(state), track()))
         journal.note(stage="embedding")
-        state = run.through(EMBEDDING, state, run.keep_reconstruction)
+        state = run.through(EMBEDDING, state)
         track()
     journal.note(stage="harmonization")
-    state = run.through(HARMONIZATION, state, run.keep_models)
+    state = run.through(HARMONIZATION, state)
     for why, what in state.findings.left_out_by_reason().items():
         journal.say(f"left out: {', '.join(what)}: {why}")
     return run.program.findings(state)
-
-
-_REPLIES = {
-    TrainRequest: TrainReply,
-    EmbedRequest: EmbedReply,
-    SummarizeRequest: SummarizeReply,
-    HarmonizeRequest: HarmonizeReply,
-}
-"""What answers each question."""
 
 
 @dataclass(frozen=True)
@@ -142,54 +115,42 @@ class Run:
     roster: Roster
     journal: Journal
 
-    def through(
-        self, stage: str, state: State, keep: Callable[[Question, State, Any], None] = lambda *_: None
-    ) -> State:
-        """Ask all questions of a stage; `keep` is given each, what followed from it, and the answers."""
-        config = self.program.study.averaging
-        while (question := self.program.ask(state)) is not None and question.stage == stage:
+    def through(self, stage: str, state: State, after: Callable[[State], object] = lambda state: None) -> State:
+        """Ask all questions of a stage, and call `after` with the state that follows from each."""
+        while (asked := self.program.ask(state)) is not None and asked.stage == stage:
             try:
-                answers = self._answers(question)
+                answers: Answers[Any] = self.roster.ask(
+                    asked.request, asked.reply, asked.expected, stage, asked.round_number, bound=asked.bound
+                )
             except QuorumError as error:
-                if not question.optional:
+                if not asked.optional:
                     raise
                 self.journal.say(f"{stage}: {error}")
                 state = self.program.advance(state, (), {})
                 continue
-            total = answers.total
-            if question.round_number is not None:
-                total = averaged(config, question.round_number, answers)
+            total = averaged(self.program.study.averaging, asked.request, answers)
             state = self.program.advance(state, answers.replies, total)
             self.roster.keep(state.sites)
-            keep(question, state, answers)
+            self._keep(asked.request, answers)
+            after(state)
         return state
 
-    def _answers(self, question: Question) -> Answers[Any]:
-        return self.roster.ask(
-            question.request,
-            _REPLIES[type(question.request)],
-            question.expected,
-            question.stage,
-            question.round_number,
-            bound=question.bound,
-        )
-
-    def keep_reconstruction(self, question: Question, state: State, answers: Answers[EmbedReply]) -> None:
-        """Write how the final model and the baselines did."""
-        study = self.program.study
-        if by_atlas := measure_reconstruction(self.journal, study.averaging.rounds, answers):
-            write_parcels(study, self.journal, by_atlas)
-            write_reconstruction(study, self.journal.folder, {MODEL: by_atlas, **baselines_of(answers.total)})
-
-    def keep_models(self, question: Question, state: State, answers: Answers[Any]) -> None:
-        """Write the models that the sites applied, which all share, and what sites show of themselves."""
-        if not isinstance(question.request, HarmonizeRequest):
-            return
-        keep_shown(self.journal.folder, answers.replies)
-        for step in question.request.steps:
-            about = {**step.model_dump(), "columns": Design.from_json(step.covariates).columns}
-            path = self.journal.folder / "harmonization" / f"{step.result}.safetensors"
-            save_arrays(path, question.request.part(step.result), about)
+    def _keep(self, request: AnySumRequest, answers: Answers[Any]) -> None:
+        """Write what answers tell beside their sums, and what all sites share: scores, and models that were applied."""
+        study, journal = self.program.study, self.journal
+        if isinstance(request, TrainRequest):
+            measure_training(journal, request.round_number, answers)
+            measure_reconstruction(journal, request.round_number - 1, answers)
+        elif isinstance(request, EmbedRequest):
+            if by_atlas := measure_reconstruction(journal, study.averaging.rounds, answers):
+                write_parcels(study, journal, by_atlas)
+                write_reconstruction(study, journal.folder, {MODEL: by_atlas, **baselines_of(answers.total)})
+        elif isinstance(request, HarmonizeRequest):
+            keep_shown(journal.folder, answers.replies)
+            for step in request.steps:
+                about = {**step.model_dump(), "columns": Design.from_json(step.covariates).columns}
+                path = journal.folder / "harmonization" / f"{step.result}.safetensors"
+                save_arrays(path, request.part(step.result), about)
 
 
 def _describe(study: Study, journal: Journal) -> DescribeRequest:
@@ -199,12 +160,12 @@ def _describe(study: Study, journal: Journal) -> DescribeRequest:
 
 def _check_sites(study: Study, roster: Roster, journal: Journal) -> None:
     """Go on with the sites whose vectors go together, and say before training what they are too few for."""
-    kept, left_out = alike(study, roster.about)
+    left_out = unlike(study, roster.about)
     for site, why in left_out.items():
         journal.say(f"{site} is left out: {why}")
         journal.leave_out(site, "describe", why)
-    roster.keep(kept)
-    for one in lacking_sites(study, len(kept)):
+    roster.keep(roster.about.keys() - left_out.keys())
+    for one in lacking_sites(study, len(roster.sites)):
         journal.say(f"{one.measure.name}: will be left out, since {one.why}")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.serverapp.strategy import FedAvg
-from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from base.files import save_arrays
 from base.seeding import derive_seed
@@ -21,7 +21,7 @@ from brainlm.architectures import AnyModel
 from brainlm.checkpoints import load_checkpoint, load_settings, load_weights, save_checkpoint
 from brainlm.evaluation import MODEL, ReconstructionSums
 from brainlm.pretraining import initial_model
-from exchange.messages import Arrays, EmbedReply, TrainReply, join, part_of
+from exchange.messages import AnySumRequest, Arrays, EmbedReply, TrainReply, TrainRequest, join, part_of
 from server.answers import Answers
 from server.journal import Journal
 from server.reconstruction import OTHERS
@@ -34,20 +34,20 @@ from study.state import State
 _SOFTWARE = ("fedbrainlm", "torch")
 
 
-def averaged(config: RoundsConfig, round_number: int, answers: Answers[TrainReply]) -> Arrays:
-    """Return the sum of a round's answers; of such as are in the clear with the average of the weights, too.
+def averaged(config: RoundsConfig, request: AnySumRequest, answers: Answers[Any]) -> Arrays:
+    """Return the sum of answers; of a round of training in the clear with the average of the weights, too.
 
     Weights are averaged by the number of windows behind them, in the order of names, so that the average is the same
     whoever answers first.
     """
-    if answers.masked:
+    if answers.masked or not isinstance(request, TrainRequest):
         return answers.total
     of_sites = {site: reply.part("weights") for site, reply in sorted(answers.replies.items())}
     if config.robust != "none":
-        return {**answers.total, **join(weights=robust_centre(config, round_number, of_sites))}
+        return {**answers.total, **join(weights=robust_centre(config, request.round_number, of_sites))}
     n_windows = {site: float(reply.arrays["tally/n_windows"]) for site, reply in answers.replies.items()}
     messages = [as_reply(weights, n_windows[site]) for site, weights in of_sites.items()]
-    average, _ = FedAvg(weighted_by_key=WEIGHT).aggregate_train(round_number, messages)
+    average, _ = FedAvg(weighted_by_key=WEIGHT).aggregate_train(request.round_number, messages)
     assert average is not None, "with fewer sites than the quorum, the run had ended"
     return {**answers.total, **join(weights={name: array.numpy() for name, array in average.items()})}
 
@@ -132,7 +132,7 @@ class Checkpoints:
             path, outer = journal.checkpoint(number), journal.outer_state(number)
             remembered = number > 0 and remembers(config)
             if journal.is_whole(path) and (not remembered or journal.is_whole(outer)):
-                return number, weights_of(load_checkpoint(path)[0]), load_outer(outer) if remembered else {}
+                return number, weights_of(load_checkpoint(path)[0]), load_file(outer) if remembered else {}
             if path.exists():
                 journal.say(f"the checkpoint of round {number} is not whole: going on from the one before it")
         self.save(state)
@@ -167,12 +167,6 @@ def starting_model(study: Study) -> AnyModel:
     if study.start is not None:
         load_weights(model, load_checkpoint(study.start)[0].state_dict(), study.start)
     return model
-
-
-def load_outer(path: Path) -> Arrays:
-    """Read what an outer optimizer remembers."""
-    with safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
 
 
 def describe_training(study: Study, state: State) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from server.cautions import cautions_of
 from server.journal import Journal
 from server.reconstruction import read_reconstruction, summarize_reconstruction
 from study.associating import ASSOCIATION
+from study.comparing import EFFECT_KINDS
 from study.harmonizing import label
 from study.settings import Study
 from study.state import Findings
@@ -198,13 +199,13 @@ def _site_effects(findings: Findings) -> dict[str, dict[str, dict[str, Any]]]:
     nested: dict[str, dict[str, dict[str, Any]]] = {features: {} for features in findings.compared}
     for one in findings.found:
         measure, numbers = one.measure, one.numbers
-        if measure.target or measure.of == ASSOCIATION:
+        if one.why or measure.kind not in EFFECT_KINDS:
             continue
-        effect = nested[label(measure.of)].setdefault(measure.variant, {})
         if measure.kind == "site_variance":
-            effect["eta_squared"] = numbers["mean"]
-        else:
-            effect |= numbers if measure.kind == "site" else {measure.kind: numbers}
+            numbers = {"eta_squared": numbers["mean"]}
+        elif measure.kind != "site":
+            numbers = {measure.kind: numbers}
+        nested[label(measure.of)].setdefault(measure.variant, {}).update(numbers)
     return nested
 
 
@@ -213,6 +214,8 @@ def _probes(findings: Findings) -> dict[str, dict[str, dict[str, dict[str, Any]]
     nested: dict[str, dict[str, dict[str, dict[str, Any]]]] = {features: {} for features in findings.compared}
     for one in findings.found:
         measure, targets = one.measure, nested.get(label(one.measure.of), {})
+        if one.why:
+            continue
         if measure.kind == "probe":
             targets.setdefault(measure.target, {})[measure.variant] = dict(one.numbers)
         elif measure.kind == "new-site" and measure.variant in targets.get(measure.target, {}):
@@ -223,7 +226,7 @@ def _probes(findings: Findings) -> dict[str, dict[str, dict[str, dict[str, Any]]
 def _association(findings: Findings) -> dict[str, Any]:
     if findings.not_associated:
         return {"failed": findings.not_associated}
-    return {one.measure.called: one.numbers for one in findings.found if one.measure.of == ASSOCIATION}
+    return {one.measure.called: one.numbers for one in findings.found if one.measure.of == ASSOCIATION and not one.why}
 
 
 def _privacy(study: Study, journal: Journal, sites: Mapping[str, DescribeReply]) -> dict[str, Any]:

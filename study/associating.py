@@ -1,21 +1,12 @@
-"""The embedding beside a second table of vectors: which analyses, and what the summary says of them."""
-
-from typing import Any
+"""The embedding beside a second table of vectors: which analyses."""
 
 from exchange.messages import TableSpec
-from harmonization import Continuous, CrossValidatedCCA, LateFusion, State, TwoTower
-from study.comparing import numbers_of
+from harmonization import Continuous, CrossValidatedCCA, LateFusion, TwoTower
 from study.settings import Study
 from study.state import Measure
 from study.sums import Task
 
 ASSOCIATION = "association"
-_LISTED = (
-    *("correlations", "training_correlations", "null_mean", "null_95", "p_value"),
-    *("r2", "mean_absolute_error", "root_mean_squared_error", "gain", "gain_error"),
-    *("scores", "chance"),
-)
-"""Arrays of the answers that the summary names."""
 
 
 def tasks_of_views(study: Study, table: TableSpec) -> dict[Measure, Task]:
@@ -38,9 +29,3 @@ def tasks_of_views(study: Study, table: TableSpec) -> dict[Measure, Task]:
             fused = plain.model_copy(update={"target": target})
             tasks[of("fusion", target)] = Task(LateFusion(n_folds=folds), fused)
     return tasks
-
-
-def describe_association(answer: State) -> dict[str, Any]:
-    """Return the numbers of an answer, and its short arrays: one entry a canonical correlation, measure or model."""
-    arrays = answer.to_arrays()
-    return {**numbers_of(answer), **{name: arrays[name].tolist() for name in _LISTED if name in arrays}}

@@ -1,7 +1,7 @@
 """What is compared, raw, harmonized, as a negative control and by further methods; and how each is measured."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from exchange.messages import TableSpec
@@ -16,12 +16,11 @@ from harmonization import (
     SiteNetwork,
     SiteSpread,
     SiteVariance,
-    State,
     make_harmonizer,
 )
 from harmonization.probes.crossvalidation import CrossValidation
 from study.settings import CONTROLS, Study
-from study.state import LeftOut, Measure
+from study.state import Found, Measure
 from study.sums import Task
 
 FEWEST_TO_COMPARE = 2
@@ -29,6 +28,8 @@ FEWEST_TO_COMPARE = 2
 _FEWEST_TO_LEAVE_OUT = 3
 """With one of fewer sites left out, none is left to choose a penalty in."""
 RAW, HARMONIZED, CONTROL = "raw", "harmonized", "control"
+EFFECT_KINDS = ("permanova", "site", "network", "site_variance", "site_spread", "covariance_distance")
+"""Kinds of measures that say how much of the site is left."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,16 @@ class Variant:
         return name if self.name == RAW else f"{name}.{self.name}"
 
 
-def lacking_sites(study: Study, n_sites: int) -> list[LeftOut]:
+def lacking_sites(study: Study, n_sites: int) -> list[Found]:
     """Say what the study asks for and so few sites cannot give."""
-    left_out = []
+    left_out = {}
     if n_sites < FEWEST_TO_COMPARE:
         methods = sorted({study.harmonization.method, *study.analyses.compare} - {"none"})
-        alone = "one site takes part, and nothing to compare it with"
         kinds = ("site effects", *(f"harmonization by {method}" for method in methods))
-        left_out = [LeftOut(Measure(kind), alone) for kind in kinds]
+        left_out = dict.fromkeys(kinds, "one site takes part, and nothing to compare it with")
     if study.analyses.leave_one_site_out and study.analyses.targets and n_sites < _FEWEST_TO_LEAVE_OUT:
-        why = f"it needs {_FEWEST_TO_LEAVE_OUT} sites, and {n_sites} take part"
-        left_out.append(LeftOut(Measure("leave_one_site_out"), why))
-    return left_out
+        left_out["leave_one_site_out"] = f"it needs {_FEWEST_TO_LEAVE_OUT} sites, and {n_sites} take part"
+    return [Found(Measure(kind), why=why) for kind, why in left_out.items()]
 
 
 def variants_of(study: Study, sites: Collection[str]) -> list[Variant]:
@@ -154,10 +153,3 @@ def site_measures(study: Study, features: str, variant: Variant) -> dict[Measure
         "covariance_distance": Task(CovarianceDistance(), seen),
     }
     return {Measure(kind, features, variant.name): task for kind, task in tasks.items()}
-
-
-def numbers_of(answer: State) -> dict[str, Any]:
-    """Return the numbers of an answer by name, without its arrays."""
-    named = {field.name: getattr(answer, field.name) for field in fields(answer)}
-    numbers = {name: value for name, value in named.items() if isinstance(value, int | float)}
-    return {name: int(value) if name == "n" else value for name, value in numbers.items()}

@@ -1,37 +1,27 @@
 """After pretraining: project, measure, harmonize and residualize the embeddings that lie at the sites.
 
 Three feature sets go the same way, so that each number stands beside its baselines: the embedding of the trained model,
-that of the untrained one, and functional connectivity.
+that of the untrained one, and functional connectivity. Each stage has tasks, and a function that concludes it.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from brainlm.embedding import find_recipe
-from exchange.messages import Arrays, HarmonizeRequest, Step, TableSpec, join, part_of
+from exchange.messages import Arrays, HarmonizeReply, HarmonizeRequest, Step, TableSpec, join, part_of
 from harmonization import Projection, Residualization
 from harmonization import State as Model
 from harmonization.core.selection import Selection
 from harmonization.methods.projection import ProjectionModel
 from harmonization.methods.residualization import ResidualizationModel
-from study.associating import ASSOCIATION, describe_association, tasks_of_views
-from study.comparing import (
-    FEWEST_TO_COMPARE,
-    HARMONIZED,
-    RAW,
-    Variant,
-    held_out_measures,
-    numbers_of,
-    site_measures,
-    variants_of,
-)
+from study.associating import ASSOCIATION, tasks_of_views
+from study.comparing import FEWEST_TO_COMPARE, HARMONIZED, RAW, held_out_measures, site_measures, variants_of
 from study.expecting import of_harmonization, size_after
 from study.question import Question
 from study.settings import Study
-from study.state import ComponentCount, FeatureCount, Found, LeftOut, Measure, State
+from study.state import ComponentCount, FeatureCount, Found, Measure, State
 from study.sums import Task, Tasks
 
 HARMONIZATION = "harmonization"
@@ -46,8 +36,8 @@ _FEWEST_FEATURES = 2
 """Empirical Bayes shrinks a feature towards others."""
 _PROJECTION, _RESIDUALIZATION = Measure("projection"), Measure("residualization")
 
-
-# --- features that everybody has -------------------------------------------------------------------------------------
+Models = list[tuple[Step, Model]]
+"""What is applied, and the solved model that it takes."""
 
 
 def select(state: State, lacking: Mapping[str, np.ndarray]) -> State:
@@ -59,7 +49,7 @@ def select(state: State, lacking: Mapping[str, np.ndarray]) -> State:
         Feature set → for each of its features, at how many sites somebody lacks it; of feature sets that may lack some.
     """
     compared, features = [], {}
-    solved: list[tuple[Step, Model]] = []
+    models: Models = []
     for name, size in state.sizes.items():
         if name.startswith(_VECTORS):
             continue
@@ -70,15 +60,12 @@ def select(state: State, lacking: Mapping[str, np.ndarray]) -> State:
         elif kept.sum() >= _FEWEST_FEATURES:
             selection, result = Selection(kept.astype(np.float64)), f"{name}.{_SHARED}"
             compared.append(result)
-            solved.append((Step(source=name, result=result, transform="selection", model=selection.kind), selection))
-    return _to_apply(state.but(compared=tuple(compared)).and_found(features=features), solved)
-
-
-# --- components: what the measures look through ----------------------------------------------------------------------
+            models.append((Step(source=name, result=result, transform="selection", model=selection.kind), selection))
+    return _to_apply(state.but(compared=tuple(compared)).and_found(features=features), models)
 
 
 def component_tasks(study: Study, state: State) -> Tasks:
-    """Principal components of each raw feature set, and of the vectors."""
+    """Principal components of each raw feature set, through which measures look, and of the vectors."""
     most = {name: _most(study, state, state.sizes[name]) for name in state.compared}
     if study.association:
         vectors = vectors_of(study)
@@ -92,18 +79,17 @@ def component_tasks(study: Study, state: State) -> Tasks:
 
 def with_components(study: Study, state: State, answers: dict[Measure, Any]) -> State:
     """Let the sites project their features, and go on with the feature sets that have components."""
-    solved = [
+    models = [
         (Step(source=task.of, result=f"{task.of}.components", transform="projection", model=model.kind), model)
         for task, model in answers.items()
     ]
-    counts = {label(task.of): _count(model) for task, model in answers.items()}
     having = tuple(name for name in state.compared if Measure("components", name) in answers)
     there = {name: size for name, size in state.sizes.items() if name in having or name not in state.compared}
-    found = {"components": {**state.findings.components, **counts}, "compared": tuple(map(label, having))}
-    return _to_apply(state.but(compared=having, sizes=there).and_found(**found), solved)
-
-
-# --- held-out participants, and harmonization by all -----------------------------------------------------------------
+    after = state.but(compared=having, sizes=there).and_found(
+        components={label(task.of): _count(model) for task, model in answers.items()},
+        compared=tuple(map(label, having)),
+    )
+    return _to_apply(after, models)
 
 
 def held_out_tasks(study: Study, state: State) -> Tasks:
@@ -116,47 +102,33 @@ def held_out_tasks(study: Study, state: State) -> Tasks:
             if variant.name != RAW:
                 complete = study.complete.to_json()
                 table = TableSpec(features=features, covariates=variant.covariates, complete=complete)
-                tasks[_model(features, variant)] = Task(variant.harmonizer, table)
+                tasks[Measure("model", features, variant.name)] = Task(variant.harmonizer, table)
     return tasks
 
 
 def with_methods(study: Study, state: State, answers: dict[Measure, Any]) -> State:
-    """Keep what was measured, and let the sites apply every method."""
-    found = [Found(task, numbers_of(answer)) for task, answer in answers.items() if task.kind != "model"]
-    solved = [
-        (_step(features, variant, model), model)
-        for features in state.compared
-        for variant in variants_of(study, state.sites)
-        if (model := answers.get(_model(features, variant))) is not None
-    ]
-    after = state.and_found(found=(*state.findings.found, *found))
+    """Let the sites apply every method."""
+    models: Models = []
+    for features in state.compared:
+        for variant in variants_of(study, state.sites):
+            if (model := answers.get(Measure("model", features, variant.name))) is not None:
+                step = Step(
+                    source=features,
+                    result=variant.features(features),
+                    transform=variant.method,
+                    options=variant.options,
+                    model=model.kind,
+                    covariates=variant.covariates,
+                )
+                models.append((step, model))
     combat = answers.get(Measure("model", "embedding", HARMONIZED))
     if study.harmonization.order == "one_model" and combat is not None:
-        after = after.holding(effects=ResidualizationModel.from_combat(combat).to_arrays())
-    return _to_apply(after, solved)
-
-
-def _model(features: str, variant: Variant) -> Measure:
-    return Measure("model", features, variant.name)
-
-
-def _step(features: str, variant: Variant, model: Model) -> Step:
-    """Apply a variant's model to a feature set."""
-    return Step(
-        source=features,
-        result=variant.features(features),
-        transform=variant.method,
-        options=variant.options,
-        model=model.kind,
-        covariates=variant.covariates,
-    )
-
-
-# --- all participants, and the end of the recipe ---------------------------------------------------------------------
+        state = state.holding(effects=ResidualizationModel.from_combat(combat).to_arrays())
+    return _to_apply(state, models)
 
 
 def final_tasks(study: Study, state: State) -> Tasks:
-    """Measure the site in all variants, and finish the recipe.
+    """Measure the site in all variants, over all participants, and finish the recipe.
 
     The recipe projects the harmonized embedding and takes covariates out. Both are linear, so the effects found in
     the harmonized embedding are projected along with it, and one round serves both.
@@ -178,19 +150,16 @@ def final_tasks(study: Study, state: State) -> Tasks:
 
 
 def with_recipe(study: Study, state: State, answers: dict[Measure, Any]) -> State:
-    """Keep what was measured; project the harmonized embedding, and take the covariates' effects out."""
-    measured = {task: answer for task, answer in answers.items() if task.of}
-    found = [
-        Found(task, {"mean": answer.mean} if task.kind == "site_variance" else numbers_of(answer))
-        for task, answer in measured.items()
-    ]
-    after = state.and_found(found=(*state.findings.found, *found)).holding(effects={})
+    """Project the harmonized embedding, and take the covariates' effects out."""
     if (projection := answers.get(_PROJECTION)) is None:
-        return after
-    result = f"embedding.{PROJECTED}"
-    after = after.and_found(components={**after.findings.components, PROJECTED: _count(projection)})
-    step = Step(source=_final(study, state), result=result, transform="projection", model=projection.kind)
-    solved: list[tuple[Step, Model]] = [(step, projection)]
+        return state.holding(effects={})
+    step = Step(
+        source=_final(study, state),
+        result=f"embedding.{PROJECTED}",
+        transform="projection",
+        model=projection.kind,
+    )
+    models: Models = [(step, projection)]
     if study.harmonization.order == "separate":
         effects, removed = answers.get(_RESIDUALIZATION), study.design(study.residualized)
     else:
@@ -198,23 +167,15 @@ def with_recipe(study: Study, state: State, answers: dict[Measure, Any]) -> Stat
         effects = ResidualizationModel.from_arrays(arrays) if arrays else None
     if effects is not None:
         residualized = Step(
-            source=result,
+            source=step.result,
             result=FINAL,
             transform="residualization",
             model=effects.kind,
             covariates=removed.to_json(),
         )
-        solved.append((residualized, effects.projected(projection.mean, projection.components)))
-    return _to_apply(after, solved)
-
-
-# --- the embedding beside the vectors that the sites brought along ----------------------------------------------------
-
-
-def vectors_of(study: Study) -> str:
-    """Name of the feature set of the vectors that the sites brought along."""
-    assert study.association is not None, "only studies with vectors associate them"
-    return f"{_VECTORS}{study.association.vectors}"
+        models.append((residualized, effects.projected(projection.mean, projection.components)))
+    components = {**state.findings.components, PROJECTED: _count(projection)}
+    return _to_apply(state.and_found(components=components).holding(effects={}), models)
 
 
 def association_tasks(study: Study, state: State) -> Tasks:
@@ -236,38 +197,29 @@ def association_tasks(study: Study, state: State) -> Tasks:
 
 
 def with_association(study: Study, state: State, answers: dict[Measure, Any]) -> State:
-    """Keep what was found; why there is nothing, otherwise."""
-    findings = state.findings
+    """Say why nothing was associated, where it was to be."""
     if answers or study.association is None:
-        found = (Found(task, describe_association(answer)) for task, answer in answers.items())
-        return state.and_found(found=(*findings.found, *found))
-    if findings.not_associated:
-        findings = findings.leaving_out(LeftOut(Measure(ASSOCIATION), findings.not_associated))
-    why = "; ".join(dict.fromkeys(one.why for one in findings.left_out))
-    return state.but(findings=replace(findings, not_associated=why))
+        return state
+    if why := state.findings.not_associated:
+        state = state.and_found(Found(Measure(ASSOCIATION), why=why))
+    return state.and_found(not_associated="; ".join(dict.fromkeys(one.why for one in state.findings.left_out)))
 
 
-# --- what the sites apply --------------------------------------------------------------------------------------------
-
-
-def _to_apply(state: State, solved: list[tuple[Step, Model]]) -> State:
+def _to_apply(state: State, models: Models) -> State:
     """Let every site apply solved models to its own features, before anything else is asked."""
     sizes = dict(state.sizes)
-    for step, model in solved:
+    for step, model in models:
         sizes[step.result] = size_after(model, sizes[step.source])
-    models = join(**{step.result: model.to_arrays() for step, model in solved})
-    return state.but(steps=tuple(step for step, _ in solved), sizes=sizes).holding(models=models)
+    arrays = join(**{step.result: model.to_arrays() for step, model in models})
+    return state.but(steps=tuple(step for step, _ in models), sizes=sizes).holding(models=arrays)
 
 
 def ask_to_apply(study: Study, state: State) -> Question:
     """Ask the sites to apply what was solved."""
-    request = HarmonizeRequest(
-        arrays=state.part("models"),
-        study=study.study,
-        steps=list(state.steps),
-        final=FINAL if any(step.result == FINAL for step in state.steps) else None,
-    )
-    return Question(HARMONIZATION, request, of_harmonization(request, state.sizes))
+    final = FINAL if any(step.result == FINAL for step in state.steps) else None
+    arrays, steps = state.part("models"), list(state.steps)
+    request = HarmonizeRequest(arrays=arrays, study=study.study, steps=steps, final=final)
+    return Question(HARMONIZATION, request, HarmonizeReply, of_harmonization(request, state.sizes))
 
 
 def once_applied(state: State, sites: Collection[str], total: Arrays) -> State:
@@ -277,7 +229,15 @@ def once_applied(state: State, sites: Collection[str], total: Arrays) -> State:
     return state.among(sites).but(steps=(), n_counted=counted).holding(models={})
 
 
-# --- names and numbers -----------------------------------------------------------------------------------------------
+def vectors_of(study: Study) -> str:
+    """Name of the feature set of the vectors that the sites brought along."""
+    assert study.association is not None, "only studies with vectors associate them"
+    return f"{_VECTORS}{study.association.vectors}"
+
+
+def label(features: str) -> str:
+    """Name of a feature set for people."""
+    return features.removesuffix(f".{_SHARED}")
 
 
 def _final(study: Study, state: State) -> str:
@@ -299,11 +259,6 @@ def _view_components(study: Study, state: State, size: int) -> int:
     """
     assert study.association is not None, "only studies with vectors associate them"
     return max(1, min(study.association.components, size, state.n_participants // 4))
-
-
-def label(features: str) -> str:
-    """Name of a feature set for people."""
-    return features.removesuffix(f".{_SHARED}")
 
 
 def _count(model: ProjectionModel) -> ComponentCount:

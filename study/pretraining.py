@@ -6,7 +6,7 @@ import numpy as np
 
 from brainlm.embedding import feature_sizes
 from brainlm.pretraining import largest_change
-from exchange.messages import Arrays, EmbedRequest, TrainRequest, part_of
+from exchange.messages import Arrays, EmbedReply, EmbedRequest, TrainReply, TrainRequest, part_of
 from study.errors import StudyError
 from study.expecting import of_embedding, of_training
 from study.harmonizing import select, vectors_of
@@ -42,7 +42,7 @@ class Rounds:
             max_norm=study.privacy.max_norm,
         )
         expected = of_training(request, atlases_of(state.sites))
-        return Question(PRETRAINING, request, expected, number, _bound(study, request))
+        return Question(PRETRAINING, request, TrainReply, expected, number, _bound(study, request))
 
     def advance(self, study: Study, state: State, sites: Collection[str], total: Arrays) -> State:
         """Take the outer step.
@@ -103,7 +103,7 @@ class Embedding:
             holdout=study.training.holdout,
             seed=study.seed,
         )
-        return Question(EMBEDDING, request, of_embedding(request, study.model, atlases_of(state.sites)))
+        return Question(EMBEDDING, request, EmbedReply, of_embedding(request, study.model, atlases_of(state.sites)))
 
     def advance(self, study: Study, state: State, sites: Collection[str], total: Arrays) -> State:
         """Go on with the feature sets that are the same at all sites, and in these with what nobody lacks."""

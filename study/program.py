@@ -93,7 +93,7 @@ class Program:
 
     def findings(self, state: State) -> Findings:
         """Return what was found, and what so few sites could not give."""
-        return state.findings.leaving_out(*lacking_sites(self.study, len(state.sites)))
+        return state.and_found(*lacking_sites(self.study, len(state.sites))).findings
 
     def _settled(self, state: State) -> State:
         """Pass over stages that have nothing more to ask."""
@@ -102,29 +102,20 @@ class Program:
         return state
 
 
-def alike(study: Study, sites: Mapping[str, DescribeReply]) -> tuple[dict[str, DescribeReply], dict[str, str]]:
-    """Keep the sites whose vectors have as many dimensions as those of most.
-
-    Returns
-    -------
-    tuple of dict
-        The sites that are kept, and of the others why they are not.
+def unlike(study: Study, sites: Mapping[str, DescribeReply]) -> dict[str, str]:
+    """Name the sites whose vectors have other dimensions than those of most, and say why they are left out.
 
     Raises
     ------
     StudyError
-        If they are too few.
+        If the others are too few.
     """
     if study.association is None:
-        return dict(sites), {}
-    found = {site: about.n_vector_dimensions for site, about in sites.items()}
+        return {}
+    vectors, found = study.association.vectors, {site: about.n_vector_dimensions for site, about in sites.items()}
     ((most, n_alike),) = Counter(found.values()).most_common(1)
-    vectors, listed = study.association.vectors, ", ".join(f"{site} {number}" for site, number in found.items())
     if n_alike < len(found) and (n_alike < study.averaging.quorum or 2 * n_alike <= len(found)):
+        listed = ", ".join(f"{site} {number}" for site, number in found.items())
         raise StudyError(f"vectors '{vectors}' have other dimensions at each site ({listed}). Use one model for all.")
-    left_out = {
-        site: f"its vectors '{vectors}' have {number} dimensions; most have {most}"
-        for site, number in found.items()
-        if number != most
-    }
-    return {site: about for site, about in sites.items() if site not in left_out}, left_out
+    said = "its vectors '{}' have {} dimensions; most have {}"
+    return {site: said.format(vectors, number, most) for site, number in found.items() if number != most}

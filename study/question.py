@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from exchange.expected import Expected
-from exchange.messages import AnySumRequest, DescribeReply, Group
+from exchange.messages import AnySumRequest, DescribeReply, Group, SumReply
 from exchange.roster import MIN_SITES
 
 
@@ -18,8 +18,8 @@ class Question:
         What a journal calls its place: measuring, pretraining, embedding or harmonization.
     request : SumRequest
         What is asked; who drives the program adds run and masks.
-    expected : mapping
-        What the answers may hold.
+    reply, expected : type, mapping
+        Payload of an answer, and what it may hold.
     round_number : int or None
         Round of training.
     bound : float
@@ -30,6 +30,7 @@ class Question:
 
     stage: str
     request: AnySumRequest
+    reply: type[SumReply]
     expected: Mapping[str, Expected]
     round_number: int | None = None
     bound: float = 1.0

@@ -1,7 +1,7 @@
 """What a study's program knows between two questions, and what it found: typed, and equal once written and read."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -46,18 +46,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Found:
-    """Numbers of an answer by name; short arrays as lists."""
+    """Numbers of an answer by name, short arrays as lists; or why there is none."""
 
     measure: Measure
-    numbers: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """What the sites or their data do not allow, and why."""
-
-    measure: Measure
-    why: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,30 +75,26 @@ class Findings:
 
     Attributes
     ----------
-    features : dict
-        Feature set → its features.
-    components : dict
-        Feature set, or ``projected`` → its components.
+    features, components : dict
+        Feature set, or ``projected`` → its features, and its components.
     compared : tuple of str
         Feature sets that were measured.
     found : tuple of Found
-        In the order in which they were asked for.
-    left_out : tuple of LeftOut
-        The same of what has no answer.
+        All that was solved, and what has no answer, in the order in which it was asked for.
     not_associated : str
         Why there is no association that the study asks for.
     """
 
-    features: dict[str, FeatureCount]
-    components: dict[str, ComponentCount]
+    features: dict[str, FeatureCount] = field(default_factory=dict)
+    components: dict[str, ComponentCount] = field(default_factory=dict)
     compared: tuple[str, ...] = ()
     found: tuple[Found, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
     not_associated: str = ""
 
-    def leaving_out(self, *left_out: LeftOut) -> Self:
-        """Add what has no answer."""
-        return replace(self, left_out=(*self.left_out, *left_out))
+    @property
+    def left_out(self) -> list[Found]:
+        """What the sites or their data do not allow."""
+        return [one for one in self.found if one.why]
 
     def left_out_by_reason(self) -> dict[str, list[str]]:
         """Return reason → measures, whatever they are of. One reason often stands behind many."""
@@ -117,17 +106,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Solved:
-    """How far an analysis has come; the arrays of its state are in part ``states/<name>``.
-
-    Attributes
-    ----------
-    kind : str
-        Class of its state (`harmonization.State.kind`).
-    done : bool
-        Whether that is its answer.
-    why : str
-        Why there is none and will be none; else empty.
-    """
+    """How far an analysis has come: the kind of its state, whether that is its answer, and why there will be none."""
 
     kind: str = ""
     done: bool = False
@@ -169,7 +148,7 @@ class State(Payload):
     n_counted: int = 0
     solving: dict[str, Solved] = Field({})
     steps: tuple[Step, ...] = ()
-    findings: Findings = Field(Findings({}, {}))
+    findings: Findings = Findings()
 
     @property
     def n_participants(self) -> int:
@@ -184,18 +163,15 @@ class State(Payload):
         """Go on with those of its sites alone."""
         return self.but(sites={site: about for site, about in self.sites.items() if site in sites})
 
+    def and_found(self, *found: Found, **changes: Any) -> Self:
+        """Add to the findings, and change others of their fields."""
+        changes |= {"found": (*self.findings.found, *found)}
+        return self.but(findings=replace(self.findings, **changes))
+
     def holding(self, **parts: Mapping[str, Any]) -> Self:
         """Put arrays in the place of parts; a part without any is dropped.
 
         They are of C order, as they are once they were written and read: the order decides last digits.
         """
-        others = {
-            name: values
-            for name, values in self.arrays.items()
-            if not any(name.startswith(f"{part}/") for part in parts)
-        }
-        return self.but(arrays=others | {name: np.asarray(v, order="C") for name, v in join(**parts).items()})
-
-    def and_found(self, **changes: Any) -> Self:
-        """Return the state with other findings."""
-        return self.but(findings=replace(self.findings, **changes))
+        kept = {name: v for name, v in self.arrays.items() if not name.startswith(tuple(f"{part}/" for part in parts))}
+        return self.but(arrays=kept | {name: np.asarray(v, order="C") for name, v in join(**parts).items()})

@@ -1,17 +1,24 @@
 """Analyses that go through their rounds in lock-step: asked for together, added, solved, until each is done."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from exchange.messages import Arrays, FrameSpec, Group, Job, SummarizeRequest, TableSpec, join, part_of
+from exchange.messages import Arrays, FrameSpec, Group, Job, SummarizeReply, SummarizeRequest, TableSpec, join, part_of
 from harmonization import Analysis, Design, DesignError, HarmonizationError
 from harmonization import State as Answer
 from harmonization.core.declared import Widths
 from study.expecting import of_sums, widths_of
 from study.question import Question, atlases_of
 from study.settings import Study
-from study.state import LeftOut, Measure, Solved, State
+from study.state import Found, Measure, Solved, State
+
+_LISTED = (
+    *("correlations", "training_correlations", "null_mean", "null_95", "p_value"),
+    *("r2", "mean_absolute_error", "root_mean_squared_error", "gain", "gain_error"),
+    *("scores", "chance"),
+)
+"""Arrays of answers with an entry a canonical correlation, measure or model."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,8 @@ class Sums:
 
     Attributes
     ----------
-    name : str
-        Of the stage.
-    place : str
-        What a journal calls it (`study.question.Question`).
+    name, place : str
+        Of the stage; and what a journal calls it (`study.question.Question`).
     tasks : callable
         Make the tasks from the study and the state.
     conclude : callable
@@ -73,18 +78,11 @@ class Sums:
             arrays=join(**arrays),
             study=study.study,
             jobs={measure.name: _job(task, known[measure]) for measure, task in tasks.items()},
-            groups=[
-                Group(parts=[measure.name], sites=list(task.sites))
-                for measure, task in tasks.items()
-                if task.sites is not None
-            ],
+            groups=[Group(parts=[m.name], sites=list(t.sites)) for m, t in tasks.items() if t.sites is not None],
             noise=noise.model_dump(mode="json") if noise else None,
         )
-        declared = {
-            measure.name: task.analysis.sends(_widths(task.table, state), known[measure])
-            for measure, task in tasks.items()
-        }
-        return Question(self.place, request, of_sums(declared), optional=self.optional)
+        declared = {m.name: t.analysis.sends(_widths(t.table, state), known[m]) for m, t in tasks.items()}
+        return Question(self.place, request, SummarizeReply, of_sums(declared), optional=self.optional)
 
     def advance(self, study: Study, state: State, sites: Collection[str], total: Arrays) -> State:
         """Solve what was summed over `sites`.
@@ -115,15 +113,24 @@ class Sums:
         return left.but(solving=solving).holding(states=join(**arrays))
 
     def end(self, study: Study, state: State) -> State:
-        """Go on with the answers, and with the reasons why others are missing."""
-        answers, left_out = {}, []
+        """Note the numbers of all answers, and why others are missing; go on with the answers."""
+        answers, found = {}, []
         for measure, task in self.tasks(study, state).items():
-            if why := state.solving[measure.name].why:
-                left_out.append(LeftOut(measure, why))
-            else:
-                answers[measure] = _known(measure, task, state)
-        after = state.but(solving={}, findings=state.findings.leaving_out(*left_out)).holding(states={})
+            if (answer := _known(measure, task, state)) is not None:
+                answers[measure] = answer
+            found.append(Found(measure, numbers_of(answer), state.solving[measure.name].why))
+        after = state.but(solving={}).holding(states={}).and_found(*found)
         return self.conclude(study, after, answers)
+
+
+def numbers_of(answer: Answer | None) -> dict[str, Any]:
+    """Return the numbers of an answer by name, and of its arrays the short ones that a summary names."""
+    if answer is None:
+        return {}
+    named = {field.name: getattr(answer, field.name) for field in fields(answer)}
+    numbers = {name: value for name, value in named.items() if isinstance(value, int | float)}
+    lists = {name: named[name].tolist() for name in _LISTED if name in named and name not in numbers}
+    return {name: int(value) if name == "n" else value for name, value in numbers.items()} | lists
 
 
 def _is_pending(measure: Measure, state: State) -> bool:

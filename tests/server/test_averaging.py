@@ -23,13 +23,15 @@ def reply(seed: int, n_windows: int, value: float | None = None) -> TrainReply:
     return TrainReply(arrays=join(weights={"w": weight}, tally=tally, **{"evaluation/x": sums}))
 
 
+REQUEST = TrainRequest(study="s", model={}, training={}, round_number=1, rounds=4, seed=0)
+
+
 def in_clear(replies: dict[str, TrainReply]) -> Answers[TrainReply]:
-    request = TrainRequest(study="s", model={}, training={}, round_number=1, rounds=4, seed=0)
-    return Answers(replies, add_replies(request, replies), masked=False)
+    return Answers(replies, add_replies(REQUEST, replies), masked=False)
 
 
 def averaged_of(replies: dict[str, TrainReply], **settings: object) -> np.ndarray:
-    return averaged(RoundsConfig(**settings), 1, in_clear(replies))["weights/w"]
+    return averaged(RoundsConfig(**settings), REQUEST, in_clear(replies))["weights/w"]
 
 
 def test_weights_are_averaged_by_windows():
@@ -58,7 +60,7 @@ def test_a_robust_rule_takes_the_place_of_the_average():
 def test_sums_under_masks_are_left_as_they_are():
     total = {"update/w": np.ones(3), "tally/n_windows": np.array(100.0)}
 
-    assert averaged(RoundsConfig(), 1, Answers({}, total, masked=True)) == total
+    assert averaged(RoundsConfig(), REQUEST, Answers({}, total, masked=True)) == total
 
 
 def test_r2_over_sites_is_that_of_their_sums(tmp_path):

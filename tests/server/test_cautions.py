@@ -7,18 +7,18 @@ import pytest
 
 from server.cautions import cautions_of
 from study.settings import Study
-from study.state import Findings, LeftOut, Measure
+from study.state import Findings, Found, Measure
 from tests.support.federation import STUDY
 
 
-def cautions(curve: list[float], linear: float | None = None, *left_out: LeftOut) -> list[str]:
+def cautions(curve: list[float], linear: float | None = None, *left_out: Found) -> list[str]:
     rows = [(number, "all", "masked_r2", value) for number, value in enumerate(curve)]
     metrics = pd.DataFrame(rows, columns=["round", "site", "name", "value"])
     baselines = {"parcel_mean": {"masked_r2": -0.1}}
     if linear is not None:
         baselines |= {"gaussian": {"masked_r2": linear - 0.02}, "gaussian_space_time": {"masked_r2": linear}}
     pretraining = {"masked_r2": curve[-1], "baselines": baselines}
-    return cautions_of(Study.model_validate(STUDY), metrics, pretraining, Findings({}, {}, left_out=left_out))
+    return cautions_of(Study.model_validate(STUDY), metrics, pretraining, Findings(found=left_out))
 
 
 def flat(reached: float) -> list[float]:
@@ -57,6 +57,6 @@ def test_one_reason_is_told_once_for_all_that_it_costs():
     measures = [Measure("probe", features, "raw", "sex") for features in ("embedding", "connectivity")]
     measures.append(Measure("model", "embedding", "harmonized"))
 
-    assert cautions(flat(0.7), None, *(LeftOut(measure, "no sex. Choose.") for measure in measures)) == [
+    assert cautions(flat(0.7), None, *(Found(measure, why="no sex. Choose.") for measure in measures)) == [
         "Left out: probe/sex, harmonization: no sex. Choose."
     ]
