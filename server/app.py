@@ -19,7 +19,7 @@ from server.answers import Answers
 from server.averaging import Checkpoints, averaged, measure_reconstruction, measure_training
 from server.errors import JournalError, QuorumError
 from server.journal import Journal
-from server.reconstruction import baselines_of, write_reconstruction
+from server.reconstruction import write_reconstruction
 from server.roster import Roster
 from server.shown import keep_shown
 from server.summary import write_parcels, write_summary
@@ -95,8 +95,13 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
     _keep_measures(study, journal, state)
     journal.note(stage="pretraining", sites=len(roster.members))
     with tracking(journal) as track:
+
+        def after_round(state: State) -> None:
+            checkpoints.save(state)
+            track()
+
         state = run.program.resume(state, *checkpoints.last(state))
-        state = run.through(PRETRAINING, state, lambda state: (checkpoints.save(state), track()))
+        state = run.through(PRETRAINING, state, after_round)
         journal.note(stage="embedding")
         state = run.through(EMBEDDING, state)
         track()
@@ -142,9 +147,10 @@ class Run:
             measure_training(journal, request.round_number, answers)
             measure_reconstruction(journal, request.round_number - 1, answers)
         elif isinstance(request, EmbedRequest):
-            if by_atlas := measure_reconstruction(journal, study.averaging.rounds, answers):
-                write_parcels(study, journal, by_atlas)
-                write_reconstruction(study, journal.folder, {MODEL: by_atlas, **baselines_of(answers.total)})
+            found = measure_reconstruction(journal, study.averaging.rounds, answers)
+            if MODEL in found:
+                write_parcels(study, journal, found[MODEL])
+                write_reconstruction(study, journal.folder, {MODEL: found[MODEL], **found})
         elif isinstance(request, HarmonizeRequest):
             keep_shown(journal.folder, answers.replies)
             for step in request.steps:

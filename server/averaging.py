@@ -24,7 +24,7 @@ from brainlm.pretraining import initial_model
 from exchange.messages import AnySumRequest, Arrays, EmbedReply, TrainReply, TrainRequest, join, part_of
 from server.answers import Answers
 from server.journal import Journal
-from server.reconstruction import OTHERS
+from server.reconstruction import sums_of
 from server.robust import WEIGHT, as_reply, robust_centre
 from study.outer import remembers
 from study.pretraining import PRETRAINING
@@ -54,7 +54,7 @@ def averaged(config: RoundsConfig, request: AnySumRequest, answers: Answers[Any]
 
 def measure_reconstruction(
     journal: Journal, round_number: int, answers: Answers[TrainReply] | Answers[EmbedReply]
-) -> dict[str, ReconstructionSums]:
+) -> dict[str, dict[str, ReconstructionSums]]:
     """Write how the model after `round_number` did on held-out participants: the scores over all, and of each site.
 
     Of single sites only where they show it: in the clear, or by their policy.
@@ -62,18 +62,17 @@ def measure_reconstruction(
     Returns
     -------
     dict
-        Atlas → sums by parcel over the sites that have it and are enough to be summed; `OTHERS` → over all others.
+        Predictor → atlas → sums by parcel over the sites that have it and are enough to be summed; `OTHERS` → over all
+        others.
     """
-    by_atlas = _by_atlas(part_of(answers.total, "evaluation"))
-    if others := part_of(answers.total, f"overall/{MODEL}"):
-        by_atlas[OTHERS] = ReconstructionSums(**others)
+    found = sums_of(answers.total)
     metrics = {site: own.overall for site, reply in answers.replies.items() if (own := _own_sums(reply)) is not None}
-    if by_atlas:
+    if MODEL in found:
         # Sites with other atlases have other parcels: their sums add only over all parcels.
-        everything = [sums.over_parcels() for sums in by_atlas.values()]
-        metrics["all"] = sum(everything[1:], everything[0]).overall
+        first, *others = (sums.over_parcels() for sums in found[MODEL].values())
+        metrics["all"] = sum(others, first).overall
     journal.measure(round_number, metrics)
-    return by_atlas
+    return found
 
 
 def _own_sums(reply: TrainReply | EmbedReply) -> ReconstructionSums | None:
@@ -81,12 +80,7 @@ def _own_sums(reply: TrainReply | EmbedReply) -> ReconstructionSums | None:
     if "shown/evaluation" in reply.arrays:
         parcels = reply.arrays["shown/evaluation"]
         return ReconstructionSums(parcels, np.zeros((len(parcels), 1)))
-    return next(iter(_by_atlas(reply.part("evaluation")).values()), None)
-
-
-def _by_atlas(arrays: Arrays) -> dict[str, ReconstructionSums]:
-    atlases = sorted({name.rpartition("/")[0] for name in arrays})
-    return {atlas: ReconstructionSums(**part_of(arrays, atlas)) for atlas in atlases}
+    return next(iter(sums_of(reply.arrays).get(MODEL, {}).values()), None)
 
 
 def measure_training(journal: Journal, round_number: int, answers: Answers[TrainReply]) -> None:

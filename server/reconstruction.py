@@ -23,16 +23,16 @@ OTHERS = ""
 SumsByAtlas = Mapping[str, ReconstructionSums]
 
 
-def baselines_of(total: Arrays) -> dict[str, dict[str, ReconstructionSums]]:
-    """Read the summed arrays of the baselines: predictor → atlas → sums."""
+def sums_of(arrays: Arrays) -> dict[str, dict[str, ReconstructionSums]]:
+    """Read what was summed, or what one site sent: predictor → atlas → sums; `OTHERS` last."""
     found: dict[str, dict[str, ReconstructionSums]] = {}
-    arrays = part_of(total, "baselines")
     for key in sorted({name.rpartition("/")[0] for name in arrays}):
-        atlas, _, predictor = key.partition("/")
-        found.setdefault(predictor, {})[atlas] = ReconstructionSums(**part_of(arrays, key))
-    others = part_of(total, "overall")
-    for predictor in sorted({name.rpartition("/")[0] for name in others} - {MODEL}):
-        found.setdefault(predictor, {})[OTHERS] = ReconstructionSums(**part_of(others, predictor))
+        part, _, rest = key.partition("/")
+        atlas, _, predictor = rest.partition("/")
+        places = {"evaluation": (MODEL, rest), "baselines": (predictor, atlas), "overall": (rest, OTHERS)}
+        if part in places:
+            predictor, atlas = places[part]
+            found.setdefault(predictor, {})[atlas] = ReconstructionSums(**part_of(arrays, key))
     return found
 
 

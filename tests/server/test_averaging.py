@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
+from brainlm.evaluation import MODEL
 from exchange.adding import add_replies
 from exchange.messages import TrainReply, TrainRequest, join
 from server.answers import Answers
@@ -66,7 +67,7 @@ def test_sums_under_masks_are_left_as_they_are():
 def test_r2_over_sites_is_that_of_their_sums(tmp_path):
     replies = {"a": reply(1, 10), "b": reply(2, 30)}
 
-    by_atlas = measure_reconstruction(Journal(tmp_path), 3, in_clear(replies))
+    by_atlas = measure_reconstruction(Journal(tmp_path), 3, in_clear(replies))[MODEL]
 
     total = sum(r.part("evaluation/x")["parcels"] for r in replies.values())
     np.testing.assert_allclose(by_atlas["x"].parcels, total)

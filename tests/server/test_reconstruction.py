@@ -6,7 +6,7 @@ from brainlm.evaluation import MODEL, ReconstructionSums
 from cohorts import load_atlas
 from exchange.adding import add_replies
 from exchange.messages import EmbedReply, EmbedRequest, Group, join
-from server.reconstruction import baselines_of, read_reconstruction, summarize_reconstruction, write_reconstruction
+from server.reconstruction import read_reconstruction, summarize_reconstruction, sums_of, write_reconstruction
 from study.settings import Study
 from tests.support.federation import STUDY
 
@@ -35,7 +35,7 @@ def test_baselines_add_over_sites_of_the_same_atlas():
     groups = [Group(parts=["baselines/schaefer100"], sites=["a", "b"]), Group(parts=["baselines/aal116"], sites=["c"])]
     request = EmbedRequest(study="s", groups=groups, model={}, recipe="r", holdout=0.2, seed=0)
 
-    added = baselines_of(add_replies(request, replies))
+    added = sums_of(add_replies(request, replies))
 
     assert set(added) == set(NAMES)
     assert set(added["flat"]) == {"schaefer100", "aal116"}
