@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -11,7 +11,21 @@ from harmonization.core.declared import Declared, Widths, everybody, network
 from harmonization.core.errors import HarmonizationError, SmallGroupError, TableError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
 from harmonization.methods.projection import Centre
-from harmonization.networks.neural import Layout, Weights, adam_step, draw_weights, pack, size_of, unpack
+from harmonization.networks.neural import (
+    Layout,
+    Leaves,
+    Losses,
+    Weights,
+    adam_step,
+    differentiate,
+    draw_weights,
+    pack,
+    size_of,
+    unpack,
+)
+
+if TYPE_CHECKING:
+    pass
 
 AnyState = TypeVar("AnyState", bound=State)
 
@@ -171,8 +185,12 @@ class FederatedTraining(Analysis):
         """Names and shapes of the weights, for inputs of the widths that `standard` tells."""
 
     @abstractmethod
+    def losses(self, weights: Leaves, rows: SiteTable, training: Any) -> Losses:
+        """Mean losses over rows whose inputs are standardised: their sum is minimised, the first is reported."""
+
     def gradient(self, weights: Weights, rows: SiteTable, training: Any) -> tuple[float, Weights]:
-        """Mean loss over rows whose inputs are standardised, and its gradient with respect to all weights."""
+        """Mean loss over rows whose inputs are standardised, and the gradient with respect to all weights."""
+        return differentiate(lambda leaves: self.losses(leaves, rows, training), weights)
 
     def initial_weights(self, standard: Any) -> Weights:
         """Weights before the first round, the same for everyone."""
