@@ -31,7 +31,7 @@ from harmonization.networks.neural import (
     tensor,
     unpack,
 )
-from harmonization.networks.training import FederatedTraining, Standard, Training, become
+from harmonization.networks.training import FederatedTraining, Standard, Training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -257,7 +257,7 @@ class ContentStyle(Harmonizer, FederatedTraining):
         return (loss,)
 
     def finish(self, training: ContentTraining) -> ContentModel:
-        return become(ContentModel, training)
+        return training.become(ContentModel)
 
     @property
     def _encoder(self) -> Network:

@@ -27,7 +27,7 @@ from harmonization.networks.neural import (
     tensor,
     unpack,
 )
-from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training, become
+from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -267,7 +267,7 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
         return self.sites.index(table.site)
 
     def finish(self, training: AdversarialTraining) -> AdversarialModel:
-        return become(AdversarialModel, training)
+        return training.become(AdversarialModel)
 
     def _correction(self, standard: Components) -> Network:
         k = len(standard.spread)
@@ -324,9 +324,8 @@ def _solve_sites(total: Sums, standard: Standard) -> Directions:
     left = np.diag(shares) - np.outer(shares, shares) - sites_by_covariates.T @ slopes
     if np.linalg.matrix_rank(left, tol=1e-8 * shares.max(), hermitian=True) < present.sum() - 1:
         raise DesignError("the covariates tell some of the sites from the others without features. Leave one out.")
-    return become(
+    return standard.become(
         Directions,
-        standard,
         of_sites=of_sites - of_covariates @ slopes,
         of_covariates=of_covariates,
         basis=np.empty((p, 0)),
@@ -346,9 +345,8 @@ def _components(projection: ProjectionModel, directions: Directions) -> Componen
             "or fewer sites."
         )
     outside = directions.of_sites - components.T @ (components @ directions.of_sites)
-    return become(
+    return directions.become(
         Components,
-        directions,
         components=components,
         spread=spread,
         erased=erased,

@@ -21,7 +21,6 @@ from harmonization.networks.neural import (
     tensor,
     unpack,
 )
-from harmonization.networks.training import become
 from harmonization.probes.crossvalidation import Centres, Fold
 from harmonization.site_effects.site_classification import (
     AdjustedCentres,
@@ -144,9 +143,8 @@ class SiteNetwork(SiteRecognition):
         layout = self._network(centres).layout
         weights = pack(draw_weights(layout, 0), layout)
         every = np.tile(weights, (len(centres.n), 1 + self.permutations, 1))
-        return become(
+        return centres.become(
             NetworkTraining,
-            centres,
             scale=np.where(deviation > 1e-12 * np.abs(centres.mean), deviation, 1.0),
             left=left,
             weights=every,
@@ -176,9 +174,8 @@ class SiteNetwork(SiteRecognition):
             raise HarmonizationError(
                 f"the training of '{self.name}' is not finite after round {own.steps + 1}. Lower learning_rate."
             )
-        return become(
+        return own.become(
             NetworkTraining,
-            own,
             weights=weights,
             gradient_mean=memory[0],
             gradient_square=memory[1],

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -27,7 +27,6 @@ from harmonization.networks.neural import (
 if TYPE_CHECKING:
     pass
 
-AnyState = TypeVar("AnyState", bound=State)
 
 _BATCHES = 7
 """Sets the draws of minibatches apart from others that use a site's seed."""
@@ -198,7 +197,8 @@ class FederatedTraining(Analysis):
 
     def finish(self, training: Any) -> State:
         """Make the final state of the training after the last round."""
-        return become(Trained, training)
+        trained: Trained = training.become(Trained)
+        return trained
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
         if table.n < table.min_group:
@@ -264,7 +264,7 @@ class FederatedTraining(Analysis):
         memory = np.zeros(size_of(layout) if self.local_steps == 1 else 0)
         weights = pack(self.initial_weights(known), layout)
         own = {"weights": weights, "gradient_mean": memory, "gradient_square": memory, "loss": np.empty(0)}
-        return become(kind, known, **own, **values)
+        return known.become(kind, **own, **values)
 
     def standardize(self, table: SiteTable, standard: Any) -> SiteTable:
         """Table with standardised inputs.
@@ -352,8 +352,3 @@ class FederatedTraining(Analysis):
             loss=np.append(training.loss, float(total["loss"]) / n),
         )
         return self.finish(following) if following.round == self.rounds else following
-
-
-def become(kind: type[AnyState], state: State, **values: Any) -> AnyState:
-    """Make a state of another kind from what this one has, and `values`."""
-    return kind(**{field.name: values.get(field.name, getattr(state, field.name, None)) for field in fields(kind)})

@@ -23,7 +23,7 @@ from harmonization.core.declared import Declared, Widths, everybody, of_groups
 from harmonization.core.errors import HarmonizationError, SmallGroupError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
 from harmonization.networks.neural import Layout, Leaves, Losses, evaluate, tensor, unpack
-from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training, become
+from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,7 +147,7 @@ class TwoTower(FederatedTraining):
         return (-0.5 * (by_row.diagonal() + by_column.diagonal()).mean(),)
 
     def finish(self, training: Training) -> Aligned:
-        return become(Aligned, training)
+        return training.become(Aligned)
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
         held_out = self.is_held_out(table)
@@ -192,9 +192,8 @@ class TwoTower(FederatedTraining):
         found = total["found"] / total["n"]
         scores, null = found[0], found[1:]
         unknown = np.full(len(METRICS), np.nan)
-        return become(
+        return model.become(
             TwoTowerModel,
-            model,
             scores=scores,
             chance=total["chance"] / total["n"],
             null=null,
