@@ -8,12 +8,13 @@ from harmonization.core.errors import DesignError, HarmonizationError, SmallGrou
 from harmonization.core.moments import Moments, SecondMoments
 from harmonization.core.protocol import Analysis, SiteTable, State, add_sums, run_pooled
 from harmonization.core.quantiles import Quantiles
+from harmonization.core.registry import ANALYSES, make_analysis
 from harmonization.estimators.faces import Projector, Residualizer
 from harmonization.estimators.harmonizers import ComBatHarmonizer, PooledHarmonizer
 from harmonization.methods.combat import ComBat, ComBatModel
 from harmonization.methods.covbat import CovBat
 from harmonization.methods.gam import ComBatGAM
-from harmonization.methods.harmonizer import Harmonizer, Unharmonized
+from harmonization.methods.harmonizer import Harmonizer, Unharmonized, make_harmonizer, methods
 from harmonization.methods.longitudinal import LongitudinalComBat
 from harmonization.methods.projection import Projection
 from harmonization.methods.residualization import Residualization
@@ -25,7 +26,6 @@ from harmonization.probes.class_regression import LogisticRegression, SoftmaxReg
 from harmonization.probes.least_squares import LinearRegression, RidgeRegression
 from harmonization.probes.logistic import CrossValidatedLogistic
 from harmonization.probes.ridge import CrossValidatedRidge
-from harmonization.registry import ANALYSES, METHODS, make_analysis, make_harmonizer
 from harmonization.site_effects.permanova import CrossValidatedPermanova, Permanova
 from harmonization.site_effects.site_classification import SiteClassification
 from harmonization.site_effects.spread import CovarianceDistance, SiteSpread
@@ -34,7 +34,6 @@ from harmonization.site_effects.variance import SiteVariance
 __all__ = [
     "ANALYSES",
     "CCA",
-    "METHODS",
     "Analysis",
     "Categorical",
     "ComBat",
@@ -82,5 +81,6 @@ __all__ = [
     "add_sums",
     "make_analysis",
     "make_harmonizer",
+    "methods",
     "run_pooled",
 ]

@@ -16,6 +16,7 @@ from harmonization.association.canonical_correlation import second_view_of
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.core.symmetric import pack
 from harmonization.probes.crossvalidation import (
     Centres,
@@ -117,6 +118,7 @@ class FusionScores(State):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class LateFusion(CrossValidation):
     """Ridge regression of one target on the features, on the second view, and on both by early and by late fusion.

@@ -139,7 +139,7 @@ class PooledHarmonizer:
         HarmonizationError
             If the file is damaged, or holds another kind of harmonizer.
         """
-        from harmonization.registry import make_harmonizer  # methods import this module for their own faces
+        from harmonization.methods.harmonizer import make_harmonizer  # methods import this module for their own faces
 
         arrays, about = saving.read(path)
         try:

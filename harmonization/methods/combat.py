@@ -26,6 +26,7 @@ from harmonization.core.centring import centred
 from harmonization.core.declared import Declared, Sent, Shape, Widths, everybody, of_groups
 from harmonization.core.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.core.variation import hardly_varies
 from harmonization.methods.combat_model import ComBatModel as ComBatModel
 from harmonization.methods.combat_model import SiteEffect as SiteEffect
@@ -238,6 +239,7 @@ class CovariateEffects(State):
     n: float
 
 
+@register
 @dataclass(frozen=True)
 class ComBat(Harmonizer):
     """ComBat as an analysis of one round, or of two with a reference site; the final state is a `ComBatModel`.

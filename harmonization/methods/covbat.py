@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.methods import combat
 from harmonization.methods.combat import ComBat, ComBatModel, Prior, SiteEffect
 from harmonization.methods.harmonizer import Harmonizer
@@ -145,6 +146,7 @@ class CovBatEffect(SiteEffect):
         return SiteEffect(self.score_gamma, self.score_delta, self.score_unadjusted)
 
 
+@register
 @dataclass(frozen=True)
 class CovBat(Harmonizer):
     """CovBat in five rounds of sums; the final state is a `CovBatModel`.

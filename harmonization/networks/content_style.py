@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import HarmonizationError, TableError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.core.variation import hardly_varies
 from harmonization.methods import combat
 from harmonization.methods.combat import ComBatModel, Prior, SiteEffect
@@ -113,6 +114,7 @@ class SiteStyle(SiteEffect):
     content_scale: Array
 
 
+@register
 @dataclass(frozen=True)
 class ContentStyle(Harmonizer, FederatedTraining):
     """A shared content encoder, a style code for each site and feature, and a decoder, by federated averaging.

@@ -13,6 +13,7 @@ import numpy as np
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import DesignError, HarmonizationError, TableError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.methods.combat import check_number_of_covariates
 from harmonization.methods.harmonizer import Harmonizer, Nothing
 from harmonization.methods.projection import Basis, Centre, Projection, ProjectionModel
@@ -104,6 +105,7 @@ class AdversarialModel(Components):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class SiteAdversarial(Harmonizer, FederatedTraining):
     """A correction of features that unlearns the site, by federated SGD.

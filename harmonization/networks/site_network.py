@@ -9,6 +9,7 @@ import numpy as np
 from harmonization.core.declared import Declared, Widths, everybody, network, of_groups
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.networks.neural import (
     Leaves,
     Losses,
@@ -62,6 +63,7 @@ class NetworkTraining(AdjustedCentres):
     steps: int
 
 
+@register
 @dataclass(frozen=True)
 class SiteNetwork(SiteRecognition):
     """A network of one hidden layer that recognises the site of people left out, beside the same for permuted labels.

@@ -22,6 +22,7 @@ from harmonization.core.checks import check_width
 from harmonization.core.declared import Declared, Widths, everybody, of_groups
 from harmonization.core.errors import HarmonizationError, SmallGroupError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.networks.neural import Layout, Leaves, Losses, evaluate, tensor, unpack
 from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training
 
@@ -88,6 +89,7 @@ class TwoTowerModel(Aligned):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class TwoTower(FederatedTraining):
     """Aligns features and the second view by federated averaging, and finds held-out partners by similarity.
