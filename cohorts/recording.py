@@ -1,17 +1,16 @@
 """One recording, and its file: safetensors with signal [T, P] and coverage [P], and a header of facts."""
 
 import hashlib
-import json
 import math
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from base.files import HEADER, save_arrays
+from base.files import read_arrays, save_arrays
 from cohorts.errors import CohortError, RecordingError
 from cohorts.quality import LARGEST_VALUE, Quality, carries_signal, range_over_time
 
@@ -163,8 +162,18 @@ def read_facts(path: Path) -> dict[str, Any]:
     CohortError
         If the file is damaged.
     """
-    with _opened(path) as file:
-        return _facts(file)
+    return _read(path, ())[1]
+
+
+def read_coverage(path: Path) -> np.ndarray:
+    """Read which parcels [P] a recording has, without its signal.
+
+    Raises
+    ------
+    CohortError
+        If the file is damaged.
+    """
+    return _read(path, ("coverage",))[0]["coverage"]
 
 
 def load_recording(path: Path) -> Recording:
@@ -175,9 +184,7 @@ def load_recording(path: Path) -> Recording:
     CohortError
         If the file is damaged.
     """
-    with _opened(path) as file:
-        facts = _facts(file)
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    arrays, facts = _read(path)
     return Recording(
         participant_id=facts["participant_id"],
         recording_id=facts["recording_id"],
@@ -192,16 +199,10 @@ def load_recording(path: Path) -> Recording:
     )
 
 
-def _facts(file: safe_open) -> dict[str, Any]:
-    return {"notices": "", **json.loads(file.metadata()[HEADER])}  # which earlier versions did not know
-
-
-def _opened(path: Path) -> safe_open:
-    try:
-        # Of a pipe, safetensors would wait for the other end.
-        opened = safe_open(path, framework="numpy") if path.is_file() else None
-        if opened and HEADER in (opened.metadata() or {}):
-            return opened
-        raise FileNotFoundError
-    except (SafetensorError, OSError):
-        raise CohortError(f"{path}: cannot be read. Restore the file, or prepare the cohort again.") from None
+def _read(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read arrays and facts."""
+    remedy = "Restore the file, or prepare the cohort again."
+    arrays, facts = read_arrays(path, names, error=CohortError, remedy=remedy)
+    if not isinstance(facts, dict):
+        raise CohortError(f"{path}: is no recording of a cohort. {remedy}")
+    return arrays, {"notices": "", **facts}  # which earlier versions did not know

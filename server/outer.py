@@ -4,7 +4,6 @@ The step from a round's weights to the sites' average is taken as the way downhi
 Optimization, ICLR 2021; momentum after Hsu et al. 2019). What an optimizer remembers lies beside every checkpoint.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,9 +11,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
 from flwr.serverapp.strategy.fedopt import FedOpt
-from safetensors import SafetensorError, safe_open
 
-from base.files import HEADER, save_arrays
+from base.files import read_arrays, save_arrays
 from exchange.messages import Arrays
 from server.errors import ServerError
 from study.settings import RoundsConfig
@@ -92,13 +90,8 @@ class OuterOptimizer:
         """
         if not self.remembers:
             return
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-        except (SafetensorError, OSError):
-            raise ServerError(f"{path}: is absent or damaged. Restore it, or begin the run again.") from None
-        if header.get("optimizer") != self.name:
+        state, header = read_arrays(path, error=ServerError, remedy="Restore it, or begin the run again.")
+        if not header or header["optimizer"] != self.name:
             raise ServerError(f"{path}: is not of {self.name}. Resume with the study that wrote it.")
         self.load_state_dict(state)
 

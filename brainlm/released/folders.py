@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from base.errors import SettingsError
-from base.files import HEADER, atomic_folder, write_text
+from base.files import HEADER, atomic_folder, read_arrays, write_text
 from brainlm.architectures import RELEASED, AnyConfig, AnyModel, build_model, check_model_config
 from brainlm.checkpoints import load_weights
 from brainlm.errors import CheckpointError
@@ -225,8 +225,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors by name."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file. Download the rest of the weights.")
+    if path.suffix == ".safetensors":
+        return read_arrays(path, framework="pt", error=CheckpointError)[0]
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state = torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: is damaged, or holds more than weights and was not opened, since opening could run code. "

@@ -154,7 +154,7 @@ def test_check_finds_what_was_damaged(fmriprep, tmp_path, capsys):
     assert run_command(["cohort", "check", str(tmp_path / "oslo")]) == 2
 
     said = capsys.readouterr().err
-    assert "sub-01_task-rest_run-1.safetensors: cannot be read" in said
+    assert "sub-01_task-rest_run-1.safetensors: is damaged" in said
     assert "2 more are damaged" in said
 
 
