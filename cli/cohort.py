@@ -12,14 +12,16 @@ from base.errors import InputError
 from base.files import locked
 from base.output import PlainConsole, say
 from base.settings import read_settings
+from base.wording import docstrings_of
 from cli.display import counter, show_notices, show_quarantine, show_remarks
-from cli.options import ATLAS_HELP, finite
+from cli.options import finite
 from cli.prepare import default_key, prepare
 from cohorts import Cohort
 from cohorts.checking import check_cohort
 from cohorts.exports import export_bids, export_huggingface, under_pseudonyms
 from cohorts.identities import KeyedNames
 from cohorts.quality import QualityRules
+from cohorts.settings import Preparation
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from cohorts.vectors import import_vectors
 
@@ -34,7 +36,7 @@ def simulate(
     sites: Annotated[int, typer.Option(min=1, max=200, help="Number of hospitals.")] = 4,
     participants: Annotated[int, typer.Option(min=2, help="Mean number of participants a hospital.")] = 40,
     minutes: Annotated[float, typer.Option(callback=finite, min=1, help="Length of a recording.")] = 8.0,
-    atlas: Annotated[str, typer.Option(help=ATLAS_HELP)] = "schaefer100",
+    atlas: Annotated[str, typer.Option(help=docstrings_of(Preparation)["atlas"])] = "schaefer100",
     seed: Annotated[int, typer.Option(help="The same seed gives the same recordings.")] = 0,
     site_effect: Annotated[
         float, typer.Option(callback=finite, min=0, help="Size of the scanners' fingerprints; 0 for none.")

@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from base.errors import FileError
 from cohorts import Cohort, CohortError, load_atlas
 from cohorts.identities import KeyedNames
 from cohorts.participants import ParticipantsTable
 from cohorts.preparation import prepare_cohort
 from cohorts.quality import QualityRules
+from cohorts.settings import Preparation
 from cohorts.sources.matrices import MatrixSource
 from tests.support.runs import MadeSource
 
@@ -184,10 +186,11 @@ def test_who_is_not_selected_any_more_is_forgotten(source, tmp_path):
     table = people(site=["OSLO"] * 4 + ["BERGEN"] * 8)
     prepare_cohort(source, tmp_path / "b" / "out", participants=table, names=names)
 
-    report = prepare_cohort(source, tmp_path / "b" / "out", participants=table, names=names, select=(("site", "OSLO"),))
+    at_oslo = Preparation(select=("site=OSLO",))
+    report = prepare_cohort(source, tmp_path / "b" / "out", participants=table, names=names, settings=at_oslo)
 
     assert (report.n_recordings, report.n_not_selected) == (3, 8)
-    prepare_cohort(source, tmp_path / "a" / "out", participants=table, names=names, select=(("site", "OSLO"),))
+    prepare_cohort(source, tmp_path / "a" / "out", participants=table, names=names, settings=at_oslo)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
@@ -390,7 +393,7 @@ def test_two_commands_do_not_prepare_one_cohort_at_once(source, tmp_path):
     with (tmp_path / "out" / "cohort.yaml").open():
         descriptor = os.open(tmp_path / "out", os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(CohortError, match="another command"):
+        with pytest.raises(FileError, match="another command"):
             prepare_cohort(source, tmp_path / "out")
         os.close(descriptor)
 

@@ -6,6 +6,7 @@ from cohorts import Cohort, CohortError, ParticipantsError, load_atlas
 from cohorts.participants import load_participants
 from cohorts.preparation import PreparationReport, prepare_cohort
 from cohorts.quality import QualityRules
+from cohorts.settings import Preparation
 from cohorts.sources.matrices import MatrixSource
 
 RNG = np.random.default_rng(0)
@@ -31,7 +32,8 @@ def prepared(
     table = load_participants(participants) if participants else None
     ids = None if table is None else tuple(table.participants["participant_id"])
     source = MatrixSource(path, load_atlas(atlas), participants=ids, **options)
-    return prepare_cohort(source, out, participants=table, select=select, rules=rules)
+    conditions = tuple("=".join(pair) for pair in select)
+    return prepare_cohort(source, out, Preparation(select=conditions), participants=table, rules=rules)
 
 
 def run(source, matrices, *, out="out", participants=True, **options) -> PreparationReport:
