@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field
@@ -32,6 +32,8 @@ _OF_THE_TABLE = ("missing_value", "top_coded", "ranges", "participant_column")
 class Preparation(Settings):
     """How recordings of any source become a cohort."""
 
+    parcels: ClassVar[str] = ""
+    """Field that says what the columns are where `atlas` does not."""
     kind: Kind | None = None
     """What the source is; found out if not given."""
     atlas: str = ""
@@ -72,12 +74,8 @@ class Preparation(Settings):
             if self.participant_column:
                 yield "--participant-pattern and --participant-column: both say whose an id is. Give one of them."
         yield from _faults_of(check_given_t_r, self.tr)
-        if self.needs_atlas() and not self.atlas:
+        if type(self) in KINDS.values() and not (self.atlas or getattr(self, self.parcels, None)):
             yield f"--atlas is missing. {docstrings_of(Preparation)['atlas']}"
-
-    def needs_atlas(self) -> bool:
-        """Whether nothing but `atlas` says what the columns are."""
-        return False
 
     @property
     def pattern(self) -> PersonPattern | None:
@@ -158,6 +156,7 @@ class _Described(Preparation):
 class _Images(_InImages):
     """Images that are parcellated here."""
 
+    parcels = "atlas_labels"
     atlas_space: str = ""
     """NIfTI: template space of the label image."""
     atlas_folder: Path | None = None
@@ -177,10 +176,6 @@ class _Images(_InImages):
         """Sentences on fields that do not go together, each with the remedy."""
         yield from super().conflicts()
         yield from _faults_of(self._cleaning)
-
-    def needs_atlas(self) -> bool:
-        """Whether nothing but `atlas` says what the columns are."""
-        return self.atlas_labels is None
 
     def _cleaning(self, **more: Any) -> Any:
         from cohorts.sources.parcellation import Cleaning  # with nilearn, which takes a second
@@ -246,14 +241,11 @@ class FMRIPrepSettings(_OfTrees, _Images):
 class XCPDSettings(_OfTrees, _InImages):
     """A tree of XCP-D."""
 
+    parcels = "atlas_image"
     tree_atlas: str = ""
     """XCP-D: the tree's name of the atlas, such as 4S456Parcels."""
     censoring: Literal["as-is", "interpolate", "drop"] = "as-is"
     """XCP-D: moved frames, as it left them, filled or dropped."""
-
-    def needs_atlas(self) -> bool:
-        """Whether nothing but `atlas` says what the columns are."""
-        return self.atlas_image is None
 
     def open(self, path: Path, people: ParticipantsTable | None = None) -> Source:
         """Open a tree that XCP-D wrote."""
@@ -318,10 +310,6 @@ class MatrixSettings(_Described):
         ends = re.fullmatch("([0-9]+)-([0-9]+)", self.columns)
         if self.columns and not (ends and 1 <= int(ends[1]) <= int(ends[2])):
             yield f"--columns {self.columns}: expected FIRST-LAST counted from 1, such as 1-400. Correct it."
-
-    def needs_atlas(self) -> bool:
-        """Whether nothing but `atlas` says what the columns are."""
-        return True
 
     def open(self, path: Path, people: ParticipantsTable | None = None) -> Source:
         """Open an .npz or a folder of matrices."""
