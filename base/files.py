@@ -323,11 +323,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises
     ------
-    FileExistsError
-        If `path` exists.
+    FileError
+        If `path` exists, or cannot be made.
     """
     if path.exists():
-        raise FileExistsError(path)
+        raise FileError(f"{path}: exists already; expected a new folder. Choose another, or remove it.")
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

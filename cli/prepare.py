@@ -18,6 +18,7 @@ from cohorts.cohort import About
 from cohorts.identities import KeyedNames, OwnNames
 from cohorts.participants import ParticipantsTable
 from cohorts.preparation import PreparationReport, prepare_cohort
+from cohorts.quality import QualityRules
 from cohorts.settings import KINDS, Preparation, check_preparation, with_paths
 from cohorts.sources.derivatives import Kind, kind_of
 
@@ -67,10 +68,14 @@ def prepare(
     show_notices(cohort)
     show_quarantine(cohort)
     if report:
-        from cohorts.report import write_quality_report  # with matplotlib and nilearn, which take seconds
+        write_report(cohort, cohort.about.rules)
 
-        page = write_quality_report(cohort, out / "site-only" / "quality.html", rules=cohort.about.rules)
-        say(f"Quality report: {page}")
+
+def write_report(cohort: Cohort, rules: QualityRules) -> None:
+    """Write the quality report into a cohort's folder."""
+    from cohorts.report import write_quality_report  # with matplotlib and nilearn, which take seconds
+
+    say(f"Quality report: {write_quality_report(cohort, cohort.path / 'site-only' / 'quality.html', rules=rules)}")
 
 
 def _settings(source: Path, file: Path | None, kind: str, given: dict[str, Any]) -> Preparation:

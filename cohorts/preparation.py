@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -504,11 +504,7 @@ def _recording(common: _Common, job: _Job) -> Recording:
     reading = common.source.read(run)
     coverage = check_signal(reading.signal, run.name, atlas, _STRUCTURE)
     recording = Recording(
-        participant_id=job.identity.participant_id,
-        recording_id=job.identity.recording_id,
-        session=job.identity.session,
-        task=job.identity.task,
-        run=job.identity.run,
+        **asdict(job.identity),
         signal=np.where(coverage, reading.signal, np.float32(0)),
         coverage=coverage,
         t_r=_t_r(reading, job),

@@ -14,6 +14,9 @@ from base.files import read_arrays, save_arrays
 from cohorts.errors import CohortError, RecordingError
 from cohorts.quality import LARGEST_VALUE, Quality, carries_signal, range_over_time
 
+_LABELS = ("recording_id", "participant_id", "session", "task", "run")
+_ARRAYS = {"signal": np.float32, "coverage": bool, "framewise_displacement": np.float32, "censored": bool}
+"""Arrays of a recording's file, in their order there."""
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -124,11 +127,7 @@ def save_recording(path: Path, recording: Recording, quality: Quality, source: s
         Fingerprint of the files that it was made from.
     """
     facts = {
-        "recording_id": recording.recording_id,
-        "participant_id": recording.participant_id,
-        "session": recording.session,
-        "task": recording.task,
-        "run": recording.run,
+        **{name: getattr(recording, name) for name in _LABELS},
         "n_frames": recording.signal.shape[0],
         "t_r": float(recording.t_r),
         "n_missing_parcels": int((~recording.coverage).sum()),
@@ -136,12 +135,7 @@ def save_recording(path: Path, recording: Recording, quality: Quality, source: s
         "notices": " ".join(recording.notices),
         "source": source,
     }
-    arrays = {
-        "signal": recording.signal.astype(np.float32, copy=False),
-        "coverage": recording.coverage.astype(bool, copy=False),
-        "framewise_displacement": recording.framewise_displacement.astype(np.float32, copy=False),
-        "censored": recording.censored.astype(bool, copy=False),
-    }
+    arrays = {name: np.asarray(getattr(recording, name), kind) for name, kind in _ARRAYS.items()}
     facts["digest"] = digest_of(recording)
     save_arrays(path, {name: array for name, array in arrays.items() if array.size}, facts)
     return facts
@@ -185,18 +179,8 @@ def load_recording(path: Path) -> Recording:
         If the file is damaged.
     """
     arrays, facts = _read(path)
-    return Recording(
-        participant_id=facts["participant_id"],
-        recording_id=facts["recording_id"],
-        t_r=facts["t_r"],
-        mean_fd=facts["mean_fd"],
-        tsnr=facts["tsnr"],
-        session=facts["session"],
-        task=facts["task"],
-        run=facts["run"],
-        notices=tuple(facts["notices"].split()),
-        **arrays,
-    )
+    known = {name: facts[name] for name in (*_LABELS, "t_r", "mean_fd", "tsnr")}
+    return Recording(**known, notices=tuple(facts["notices"].split()), **arrays)
 
 
 def _read(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

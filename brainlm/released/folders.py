@@ -125,12 +125,9 @@ def export_folder(directory: str | Path, model: AnyModel, about: dict[str, Any])
     else:
         content = {"model_type": _OURS, HEADER: {"config": config.model_dump(mode="json"), "about": about}}
     tensors = {name: values.detach().cpu().contiguous() for name, values in model.state_dict().items()}
-    try:
-        with atomic_folder(directory) as partial:
-            write_text(partial / _CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")
-            save_file(tensors, partial / _SAFETENSORS, metadata={"format": "pt"})  # what other readers ask for
-    except FileExistsError:
-        raise CheckpointError(f"{directory}: exists already. Name a new folder.") from None
+    with atomic_folder(directory) as partial:
+        write_text(partial / _CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        save_file(tensors, partial / _SAFETENSORS, metadata={"format": "pt"})  # what other readers ask for
 
 
 def _read_config(directory: Path) -> dict[str, Any]:

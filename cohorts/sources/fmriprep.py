@@ -114,10 +114,8 @@ class FMRIPrepSource(ImageSource):
         runs = {}
         for path in sorted(others):
             name = tree.files[path]
-            task, session = name.entities.get("task"), name.entities.get("ses")
-            asked = task in (self.tasks or (task,)) and session in (self.sessions or (session,))
             whole = _PART.sub("", name.run)  # of which single echoes may be there besides
-            if "sub" in name.entities and asked and not {name.run, whole} & there:
+            if "sub" in name.entities and name.is_of(self.tasks, self.sessions) and not {name.run, whole} & there:
                 runs.setdefault(name.run, run_of(path, name))
         return list(runs.values())
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cohorts.errors import CohortError
-from cohorts.sources.bids import Tree, parse_name
+from cohorts.sources.bids import RUN_LABELS, Tree, parse_name
 from cohorts.sources.confounds import Confounds, load_table
 from cohorts.sources.formats import CIFTI, suffix_of
 from cohorts.sources.kinds import Reading, Run, in_order
@@ -114,14 +114,9 @@ class NiftiSource(ImageSource):
         files = [path, table, next((mask for mask in masks if mask.is_file()), None), *sidecars]
         folders = path.relative_to(self.root).parts[:-1]
         label = _label(path) if "sub" in entities else "_".join([*folders, _label(path)])
-        return Run(
-            name=label,
-            participant=self._participant(entities.get("sub"), [_label(path), *reversed(folders)]) or label,
-            session=entities.get("ses", ""),
-            task=entities.get("task", ""),
-            run=entities.get("run", ""),
-            files=tuple(file for file in files if file is not None),
-        )
+        whose = self._participant(entities.get("sub"), [_label(path), *reversed(folders)]) or label
+        labels = {key: entities.get(entity, "") for key, entity in RUN_LABELS.items()}
+        return Run(label, whose, **labels, files=tuple(file for file in files if file is not None))
 
     def _participant(self, sub: str | None, names: list[str]) -> str | None:
         """Whom the name of a file or of a folder around it names."""

@@ -106,8 +106,7 @@ class XCPDSource:
             path
             for path, name in _all_series(tree).items()
             if (_atlas_of(name), _space_of(name)) == (self.atlas_name, self.space)
-            and name.entities.get("task", "") in (self.tasks or (name.entities.get("task", ""),))
-            and name.entities.get("ses", "") in (self.sessions or (name.entities.get("ses", ""),))
+            and name.is_of(self.tasks, self.sessions)
         ]
         if not chosen:
             raise CohortError(
