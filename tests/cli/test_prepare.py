@@ -200,12 +200,6 @@ def test_exports_hold_no_own_id(fmriprep, tmp_path, format_):
     assert not [path for path, data in contents(tmp_path / "out").items() if OWN_ID.search(data + path.encode())]
 
 
-def test_options_of_no_effect_are_refused(fmriprep, tmp_path, capsys):
-    assert run_command(of_images(fmriprep, tmp_path / "oslo", "--orientation", "parcels-first")) == 2
-
-    assert "--orientation: has no meaning for a source of kind fmriprep" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("recordings", [0, 2, 5])
 def test_killed_with_its_processes_at_work_it_goes_on_to_the_same_bytes(fmriprep, tmp_path, recordings):
     out = tmp_path / "b" / "oslo"

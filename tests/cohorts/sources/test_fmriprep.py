@@ -258,13 +258,6 @@ def test_the_repetition_time_of_every_header_counts_for_nothing(source):
     assert {said.read(run).t_r for run in said.runs()} == {2.5}
 
 
-def test_a_tree_that_is_none_is_refused(tmp_path, source):
-    (tmp_path / "empty").mkdir()
-    for root in (tmp_path / "empty", tmp_path / "missing"):
-        with pytest.raises(CohortError):
-            replace(source, root=root).runs()
-
-
 def test_a_recording_that_stands_twice_is_refused(source):
     folder = first(source)[0].parent
     (source.root / "copy").mkdir()
@@ -272,9 +265,3 @@ def test_a_recording_that_stands_twice_is_refused(source):
         (source.root / "copy" / path.name).write_bytes(path.read_bytes())
     with pytest.raises(CohortError, match=r"stands there twice, since .* is of sub-01_ses-1_task-rest_run-1"):
         source.runs()
-
-
-def test_a_loop_of_links_changes_nothing(source):
-    expected = names(source)
-    (first(source)[0].parent / "loop").symlink_to(source.root)
-    assert names(source) == expected
