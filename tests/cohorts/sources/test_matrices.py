@@ -155,9 +155,6 @@ def test_options_say_how_matrices_lie(tmp_path):
         folder.mkdir()
         np.testing.assert_array_equal(read(folder, name, content, **options), SIGNAL)
 
-    with pytest.raises(CohortError, match="columns 0-3"):
-        MatrixSource(tmp_path, ATLAS, columns=(0, 3))
-
 
 def test_counted_names_are_names_where_the_atlas_has_them(tmp_path):
     atlas = Atlas("own", tuple(f"p{number}" for number in (3, 1, 2)), np.eye(3))

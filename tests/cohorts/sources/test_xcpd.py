@@ -192,9 +192,6 @@ def test_other_trees_and_options_are_refused(tmp_path):
         source(other)
     with pytest.raises(CohortError, match="cannot be read"):
         XCPDSource(tmp_path / "nothing", other.atlas)
-    tree = make_xcpd_tree(tmp_path / "xcp_d")
-    with pytest.raises(CohortError, match="expected as-is, interpolate, drop"):
-        source(tree, censoring="interpolated")
 
 
 def test_two_series_of_a_run_are_refused(tmp_path):
