@@ -9,19 +9,23 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from base.errors import FileError
+from base.errors import FedBrainLMError, FileError
 
 HEADER = "fedbrainlm"
 """Key of the header of every safetensors file."""
+Framework = Literal["numpy", "pt"]
+"""Whose arrays a safetensors file is written from, or read to: numpy's, or torch's."""
+_PICKLE = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")
+"""How files of ``torch.save`` and of pickle begin."""
 MAX_RUN_BYTES = 8 * 2**30
 """Largest uncompressed size of one run's file; what declares more is refused before it is read."""
 MAX_JSON_BYTES = 2**24
@@ -216,15 +220,99 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], header: Any = None) -> None:
+def save_arrays(
+    path: Path,
+    arrays: Mapping[str, Any],
+    header: Any = None,
+    *,
+    key: str = HEADER,
+    framework: Framework = "numpy",
+) -> None:
     """Write arrays and a JSON-able header as safetensors, whole or not at all.
 
     Equal content gives equal bytes: the header is one key, since safetensors orders several at random. Arrays are
     copied to C order first, since safetensors would write others scrambled.
+
+    Parameters
+    ----------
+    arrays : mapping
+        Name → numpy.ndarray, or torch.Tensor with ``framework="pt"``.
     """
-    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    metadata = {key: json.dumps(header, sort_keys=True)}
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(contiguous, metadata={HEADER: json.dumps(header, sort_keys=True)}))
+        if framework == "numpy":
+            ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+            save_file(ordered, temporary, metadata=metadata)
+        else:
+            from safetensors.torch import save_file as save_tensors  # with torch, which the statistics do without
+
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in arrays.items()}
+            save_tensors(tensors, temporary, metadata=metadata)
+
+
+@contextmanager
+def open_arrays(
+    path: Path,
+    *,
+    framework: Framework = "numpy",
+    error: type[FedBrainLMError] = FileError,
+    remedy: str = "Restore it.",
+) -> Iterator[Any]:
+    """Open a safetensors file, which runs no code, to read one array at a time: the ``safe_open`` of safetensors.
+
+    Parameters
+    ----------
+    framework : {"numpy", "pt"}
+        Whose arrays come of it.
+    error, remedy
+        What is raised, and the sentence that its message ends with.
+
+    Raises
+    ------
+    FedBrainLMError
+        Of the class `error`, if the file is absent, damaged or of another format.
+    """
+    if not path.exists():
+        raise error(f"{path}: is not there. {remedy}")
+    try:
+        if not path.is_file():  # of a pipe, safetensors would wait for the other end
+            raise FileNotFoundError
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except (SafetensorError, OSError, ValueError):
+        raise error(f"{path}: {_what_else(path)}. {remedy}") from None
+
+
+def read_arrays(
+    path: Path, names: Collection[str] | None = None, *, key: str = HEADER, **how: Any
+) -> tuple[dict[str, Any], Any]:
+    """Read arrays and the header of a safetensors file.
+
+    Parameters
+    ----------
+    names : collection of str, optional
+        The arrays to read, those of them that are there; all if not given, nothing but the header if empty.
+    **how
+        As of `open_arrays`, which says what is raised, too.
+
+    Returns
+    -------
+    arrays : dict
+        Name → array.
+    header : Any
+        As `save_arrays` was given it; None in a file that another program wrote.
+    """
+    with open_arrays(path, **how) as file:
+        header = json.loads((file.metadata() or {}).get(key, "null"))
+        return {name: file.get_tensor(name) for name in file.keys() if names is None or name in names}, header  # noqa: SIM118
+
+
+def _what_else(path: Path) -> str:
+    """Say what a file is that cannot be read as safetensors."""
+    with suppress(OSError), open_regular(path) as file:
+        if _PICKLE.match(file.read(4)):
+            return "holds a pickle, which is not read since it can run code; expected safetensors"
+    return "is damaged, or no safetensors file"
 
 
 @contextmanager
@@ -235,11 +323,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises
     ------
-    FileExistsError
-        If `path` exists.
+    FileError
+        If `path` exists, or cannot be made.
     """
     if path.exists():
-        raise FileExistsError(path)
+        raise FileError(f"{path}: exists already; expected a new folder. Choose another, or remove it.")
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -183,16 +183,16 @@ def check_settings(content: dict[str, Any], model: type[AnySettings], source: st
     Raises
     ------
     SettingsError
-        With all that is wrong, a line each that begins with `source`.
+        With all that is wrong, a line each that begins with `source`, if that is not empty.
     """
     try:
         return model.model_validate(content)
     except ValidationError as error:
         faults = _all_faults(content, model, faults_of(error, model))
-    said = [f"{source}: {fault}" for fault in faults[:_MOST_FAULTS]]
+    said = [str(fault) for fault in faults[:_MOST_FAULTS]]
     if len(faults) > _MOST_FAULTS:
-        said.append(f"{source}: {len(faults) - _MOST_FAULTS} more faults.")
-    raise SettingsError("\n".join(said))
+        said.append(f"{len(faults) - _MOST_FAULTS} more faults.")
+    raise SettingsError("\n".join(f"{source}: {line}" if source else line for line in said))
 
 
 def read_settings(path: Path, model: type[AnySettings]) -> AnySettings:

@@ -1,16 +1,13 @@
 """Models on disk: one safetensors file, its settings in the header, whole or absent."""
 
-import json
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from base.files import HEADER, atomic_path
+from base.files import open_arrays, read_arrays, save_arrays
 from brainlm.architectures import AnyConfig, AnyModel, build_model, check_model_config, weight_shapes
 from brainlm.errors import CheckpointError
 
@@ -27,11 +24,7 @@ def save_checkpoint(
     about : dict, optional
         JSON-able: study, round, seed and so on.
     """
-    # One key, since safetensors writes several in an order of its own: equal models have equal bytes.
-    header = {HEADER: json.dumps({"config": config.model_dump(), "about": about or {}}, sort_keys=True)}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with atomic_path(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    save_arrays(Path(path), state, {"config": config.model_dump(), "about": about or {}}, framework="pt")
 
 
 def load_checkpoint(path: str | Path) -> tuple[AnyModel, dict[str, Any]]:
@@ -44,11 +37,7 @@ def load_checkpoint(path: str | Path) -> tuple[AnyModel, dict[str, Any]]:
     """
     path = Path(path)
     config, about = load_settings(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open has no iterator)
-    except (SafetensorError, OSError):
-        raise CheckpointError(f"{path}: is damaged or no safetensors file. Restore it.") from None
+    state, _ = read_arrays(path, framework="pt", error=CheckpointError)
     with torch.random.fork_rng(
         devices=[]
     ):  # making a model draws weights; the caller's random numbers stay as they were
@@ -69,11 +58,7 @@ def load_settings(path: str | Path) -> tuple[AnyConfig, dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint. Check the path.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-    except (SafetensorError, OSError, ValueError):
-        raise CheckpointError(f"{path}: is damaged or no safetensors file. Restore it.") from None
+    _, header = read_arrays(path, (), error=CheckpointError)
     parts = (header.get("config"), header.get("about", {})) if isinstance(header, dict) else (None,)
     if not all(isinstance(part, dict) for part in parts):
         raise CheckpointError(f"{path}: holds no BrainLM settings. Name a checkpoint that FedBrainLM wrote.")
@@ -103,13 +88,10 @@ def check_checkpoint(path: str | Path) -> None:
         If the file is absent or damaged, or as `check_numbers`.
     """
     config, _ = load_settings(path)
-    try:
-        with safe_open(Path(path), framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            for name in shapes:
-                check_numbers({name: file.get_tensor(name)}, str(path))
-    except (SafetensorError, OSError):
-        raise CheckpointError(f"{path}: is damaged or no safetensors file. Restore it.") from None
+    with open_arrays(Path(path), framework="pt", error=CheckpointError) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        for name in shapes:
+            check_numbers({name: file.get_tensor(name)}, str(path))
     _check_shapes(weight_shapes(config), shapes, str(path))
 
 

@@ -3,7 +3,7 @@
 A recipe's meaning never changes; a variant gets an id of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,10 @@ from brainlm.errors import BrainLMError
 from brainlm.provenance import check_cohort
 from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet
-from cohorts import Cohort
+from cohorts import Cohort, Recording
+
+EMBEDDING, UNTRAINED, CONNECTIVITY = "embedding", "untrained", "connectivity"
+"""What a site makes of its recordings: with the trained model, with one of random weights, and the baseline."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class Recipe:
         Logged with every vector.
     summary : str
         The steps, in words.
-    embed : callable
-        Model, cohort, device and scaling → array [n, D] and the n participants in order.
+    encode : callable
+        Model, windows and the id of a recording → its vector [D]; those of a participant's recordings are averaged.
     components : int
         Most dimensions that the projection keeps; fewer where features or participants are few.
     residualize : tuple of str
@@ -40,29 +43,17 @@ class Recipe:
 
     id: str
     summary: str
-    embed: Callable[[AnyModel, Cohort, torch.device, Scaling | None], tuple[np.ndarray, list[str]]]
+    encode: Callable[[AnyModel, WindowSet, str], Tensor]
     components: int
     residualize: tuple[str, ...]
 
 
-@torch.no_grad()
-def _mean_of_segments(
-    model: AnyModel, cohort: Cohort, device: torch.device, scale: Scaling | None
-) -> tuple[np.ndarray, list[str]]:
-    """Encode without masking; mean over tokens, then a recording's segments, then a participant's recordings."""
-    model.to(device).eval()
-    windows = WindowSet(cohort, model.config.window, scale=scale)
-
-    def encode(recording: str) -> Tensor:
-        batches = (batch.to(device) for batch in windows.segments(batch_size=8, recording_id=recording))
-        tokens = [model.encode(batch.signal, batch.coordinates, batch.valid) for batch in batches]
-        return torch.cat(tokens).double().mean(dim=0)
-
-    vectors = [
-        torch.stack([encode(recording) for recording in windows.recordings_of(participant)]).mean(dim=0)
-        for participant in windows.participants
-    ]
-    return torch.stack(vectors).cpu().numpy(), windows.participants
+def _mean_of_segments(model: AnyModel, windows: WindowSet, recording_id: str) -> Tensor:
+    """Encode without masking; mean over tokens, then over a recording's segments."""
+    device = next(model.parameters()).device
+    batches = (batch.to(device) for batch in windows.segments(batch_size=8, recording_id=recording_id))
+    tokens = [model.encode(batch.signal, batch.coordinates, batch.valid) for batch in batches]
+    return torch.cat(tokens).double().mean(dim=0)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -74,7 +65,7 @@ RECIPES: dict[str, Recipe] = {
                 "encode without masking; mean over latent tokens, then over segments, then over recordings; project "
                 "to at most 512 components; residualize age, sex, site, mean FD and tSNR"
             ),
-            embed=_mean_of_segments,
+            encode=_mean_of_segments,
             components=512,
             residualize=("age", "sex", "site", "mean_fd", "tsnr"),
         )
@@ -125,14 +116,65 @@ def embed(
         If the model was trained in other atlases, or its scaling needs units that the recordings have lost.
     """
     check_cohort(model, cohort, other_atlas=other_atlas, remedy="say other_atlas=True")
-    vectors, participants = find_recipe(recipe).embed(model, cohort, torch.device(device), scale)
-    return feature_frame(vectors, participants)
+    windows = WindowSet(cohort, model.config.window, scale=scale)
+    features = embed_each({EMBEDDING: model}, windows, recipe, device=device)
+    return feature_frame(features[EMBEDDING], windows.participants)
+
+
+@torch.no_grad()
+def embed_each(
+    models: Mapping[str, AnyModel],
+    windows: WindowSet,
+    recipe: str,
+    *,
+    device: torch.device | str = "cpu",
+    connectivity: bool = False,
+) -> dict[str, np.ndarray]:
+    """Embed the participants of windows with several models, of which each recording is read once.
+
+    Parameters
+    ----------
+    models : mapping
+        Name → model; all of them have the windows' settings.
+    windows : WindowSet
+        Keeps what it prepared, up to its bound, for whoever reads the windows next.
+    connectivity : bool
+        Add the baseline of `functional_connectivity`, as ``connectivity``, over all recordings of the participants:
+        those that are too short for a window, too.
+
+    Returns
+    -------
+    dict
+        Name → array [n, D], n participants in the order of ``windows.participants``.
+    """
+    encode = find_recipe(recipe).encode
+    for model in models.values():
+        model.to(torch.device(device)).eval()
+    every = windows.cohort.recordings.groupby("participant_id")["recording_id"].agg(list)
+    features: dict[str, list[np.ndarray]] = {}
+    for participant in windows.participants:
+        usable = windows.recordings_of(participant)
+        vectors: dict[str, list[Tensor]] = {name: [] for name in models}
+        correlations = []
+        for recording_id in every[participant] if connectivity else usable:
+            recording = windows.cohort.read(recording_id)
+            if connectivity:
+                correlations.append(_correlations(recording))
+            if recording_id in usable:
+                windows.hold(recording)
+                for name, model in models.items():
+                    vectors[name].append(encode(model, windows, recording_id))
+        for name, of_recordings in vectors.items():
+            features.setdefault(name, []).append(torch.stack(of_recordings).mean(dim=0).cpu().numpy())
+        if connectivity:
+            features.setdefault(CONNECTIVITY, []).append(_mean_of_known(np.stack(correlations)))
+    return {name: np.stack(rows) for name, rows in features.items()}
 
 
 def feature_sizes(config: AnyConfig, n_parcels: int) -> dict[str, int]:
     """How many features each set has that a site makes of its recordings with a model of that configuration."""
     width = config.width if isinstance(config, ModelConfig) else config.hidden_size
-    return {"embedding": width, "untrained": width, "connectivity": n_parcels * (n_parcels - 1) // 2}
+    return {EMBEDDING: width, UNTRAINED: width, CONNECTIVITY: n_parcels * (n_parcels - 1) // 2}
 
 
 def functional_connectivity(cohort: Cohort, participants: list[str] | None = None) -> pd.DataFrame:
@@ -144,18 +186,22 @@ def functional_connectivity(cohort: Cohort, participants: list[str] | None = Non
         participant_id, e0 … e{P(P-1)/2-1}, in the order of the upper triangle; NaN where no recording of a participant
         has both parcels of a pair.
     """
-    vectors: dict[str, list[np.ndarray]] = {}
-    upper = np.triu_indices(cohort.atlas.n_parcels, 1)
-    for recording in cohort:
-        if participants is not None and recording.participant_id not in set(participants):
-            continue
-        signal = recording.signal.astype(np.float64) - recording.signal.mean(axis=0, dtype=np.float64)
-        norms = np.linalg.norm(signal, axis=0)
-        scaled = np.where(recording.coverage, signal / np.where(norms > 0, norms, 1), np.nan)
-        correlation = np.clip((scaled.T @ scaled)[upper], -1 + 1e-7, 1 - 1e-7)
-        vectors.setdefault(recording.participant_id, []).append(np.arctanh(correlation))
-    names = sorted(vectors)
-    return feature_frame(np.stack([_mean_of_known(np.stack(vectors[name])) for name in names]), names)
+    index = cohort.recordings
+    of_people = index if participants is None else index[index["participant_id"].isin(participants)]
+    means = {
+        participant: _mean_of_known(np.stack([_correlations(cohort.read(recording_id)) for recording_id in ids]))
+        for participant, ids in of_people.groupby("participant_id")["recording_id"]
+    }
+    return feature_frame(np.stack(list(means.values())), list(means))
+
+
+def _correlations(recording: Recording) -> np.ndarray:
+    """Fisher-z correlations [P(P-1)/2] of a recording's parcels; NaN for pairs with one that it lacks."""
+    signal = recording.signal.astype(np.float64) - recording.signal.mean(axis=0, dtype=np.float64)
+    norms = np.linalg.norm(signal, axis=0)
+    scaled = np.where(recording.coverage, signal / np.where(norms > 0, norms, 1), np.nan)
+    pairs = np.triu_indices(signal.shape[1], 1)
+    return np.arctanh(np.clip((scaled.T @ scaled)[pairs], -1 + 1e-7, 1 - 1e-7))
 
 
 def feature_frame(features: np.ndarray, participants: list[str]) -> pd.DataFrame:

@@ -1,14 +1,11 @@
 """The local optimizer, and its moments on a site's disk between rounds."""
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from base.files import HEADER, atomic_path
+from base.files import read_arrays, save_arrays
 from brainlm.config import TrainingConfig
 from brainlm.errors import CheckpointError
 
@@ -33,13 +30,12 @@ def save_optimizer(
     The file of the round before stays, so that this round can be done again; all others are deleted.
     """
     tensors = {
-        f"{name}/{moment}": values.detach().cpu().contiguous()
+        f"{name}/{moment}": values
         for name, parameter in model.named_parameters()
         for moment, values in optimizer.state.get(parameter, {}).items()
     }
     header = {"optimizer": type(optimizer).__name__, "model": _describe(model), "run": run}
-    with atomic_path(folder / f"optimizer-{round_number:04d}.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})
+    save_arrays(folder / f"optimizer-{round_number:04d}.safetensors", tensors, header, framework="pt")
     earlier = [number for number in _kept(folder) if number < round_number]
     for number, path in _kept(folder).items():
         if number not in (round_number, *earlier[-1:]):
@@ -67,13 +63,9 @@ def restore_optimizer(
     if not earlier:
         raise CheckpointError(f"{folder}: holds no optimizer of a round before {round_number}.")
     path = earlier[-1]
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open has no iterator)
-    except (SafetensorError, OSError):
-        raise CheckpointError(f"{path}: is damaged. The next round writes it anew.") from None
-    kind = type(optimizer).__name__
+    remedy = "The next round writes it anew."
+    tensors, header = read_arrays(path, framework="pt", error=CheckpointError, remedy=remedy)
+    header, kind = header or {}, type(optimizer).__name__
     if header.get("optimizer") != kind:
         raise CheckpointError(f"{path}: is of {header.get('optimizer')}, not of {kind}.")
     if header.get("run", "") != run:

@@ -231,7 +231,6 @@ class WindowSet:
         self.scale = scale
         self._coordinates = torch.tensor(cohort.atlas.coordinates, dtype=torch.float32)
         self._prepared: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-        self._prepared_bytes = 0
         index = cohort.recordings.set_index("recording_id")
         self._n_frames: dict[str, int] = {}
         self._length: dict[str, int] = {}  # frames of a window
@@ -249,6 +248,12 @@ class WindowSet:
     @property
     def participants(self) -> list[str]:
         return list(self._recordings)
+
+    def of(self, participants: list[str]) -> "WindowSet":
+        """The windows of some of the participants, which share with these what is prepared."""
+        part = WindowSet(self.cohort, self.window, participants, self.scale)
+        part._prepared = self._prepared
+        return part
 
     @property
     def n_windows(self) -> int:
@@ -298,7 +303,7 @@ class WindowSet:
 
     def __getstate__(self) -> dict[str, Any]:
         """Travel to other processes without what is prepared: each of them prepares what it reads."""
-        return {**self.__dict__, "_prepared": OrderedDict(), "_prepared_bytes": 0}
+        return {**self.__dict__, "_prepared": OrderedDict()}
 
     def recordings_of(self, participant: str) -> list[str]:
         """Ids of the participant's recordings, those that are long enough."""
@@ -355,17 +360,20 @@ class WindowSet:
         """
         if recording_id in self._prepared:
             self._prepared.move_to_end(recording_id)
-            return self._prepared[recording_id]
-        recording = self.cohort.read(recording_id)
-        prepared = np.ascontiguousarray(prepare(recording, self.window, self.scale).T), recording.coverage
-        self._prepared[recording_id] = prepared
-        self._prepared_bytes += prepared[0].nbytes
+        else:
+            self.hold(self.cohort.read(recording_id))
+        return self._prepared[recording_id]
+
+    def hold(self, recording: Recording) -> None:
+        """Prepare a recording that was read, for the next who asks for its windows."""
+        prepared = np.ascontiguousarray(prepare(recording, self.window, self.scale).T)
+        self._prepared[recording.recording_id] = prepared, recording.coverage
         worker = get_worker_info()  # workers share the bound
-        bound = _CACHE_BYTES // (worker.num_workers if worker else 1)
-        while self._prepared_bytes > bound and len(self._prepared) > 1:
+        excess = sum(signal.nbytes for signal, _ in self._prepared.values())
+        excess -= _CACHE_BYTES // (worker.num_workers if worker else 1)
+        while excess > 0 and len(self._prepared) > 1:
             _, (dropped, _) = self._prepared.popitem(last=False)
-            self._prepared_bytes -= dropped.nbytes
-        return prepared
+            excess -= dropped.nbytes
 
 
 def _ratio(t_r: float, new_t_r: float) -> Fraction:

@@ -1,8 +1,7 @@
 """`fedbrainlm cohort`: prepare, simulate, show, check and export."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pandas as pd
 import typer
@@ -12,14 +11,16 @@ from base.errors import InputError
 from base.files import locked
 from base.output import PlainConsole, say
 from base.settings import read_settings
+from base.wording import docstrings_of
 from cli.display import counter, show_notices, show_quarantine, show_remarks
-from cli.options import ATLAS_HELP, finite
-from cli.prepare import default_key, prepare
+from cli.options import finite
+from cli.prepare import default_key, prepare, write_report
 from cohorts import Cohort
 from cohorts.checking import check_cohort
 from cohorts.exports import export_bids, export_huggingface, under_pseudonyms
 from cohorts.identities import KeyedNames
 from cohorts.quality import QualityRules
+from cohorts.settings import Preparation
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from cohorts.vectors import import_vectors
 
@@ -34,7 +35,7 @@ def simulate(
     sites: Annotated[int, typer.Option(min=1, max=200, help="Number of hospitals.")] = 4,
     participants: Annotated[int, typer.Option(min=2, help="Mean number of participants a hospital.")] = 40,
     minutes: Annotated[float, typer.Option(callback=finite, min=1, help="Length of a recording.")] = 8.0,
-    atlas: Annotated[str, typer.Option(help=ATLAS_HELP)] = "schaefer100",
+    atlas: Annotated[str, typer.Option(help=docstrings_of(Preparation)["atlas"])] = "schaefer100",
     seed: Annotated[int, typer.Option(help="The same seed gives the same recordings.")] = 0,
     site_effect: Annotated[
         float, typer.Option(callback=finite, min=0, help="Size of the scanners' fingerprints; 0 for none.")
@@ -133,20 +134,11 @@ def check(
     show_remarks(cohort)
     show_quarantine(cohort)
     if report:
-        from cohorts.report import write_quality_report  # with matplotlib and nilearn, which take seconds
-
         # Simulated recordings were judged by their structure alone: what is published is still worth a look.
         rules = cohort.about.rules if cohort.about.rules != QualityRules() else QualityRules.published()
-        say(f"Quality report: {write_quality_report(cohort, folder / 'site-only' / 'quality.html', rules=rules)}")
+        write_report(cohort, rules)
     if study:
         _show_contract(cohort, study)
-
-
-class Format(StrEnum):
-    """What a cohort is exported as."""
-
-    BIDS = "bids"
-    HUGGINGFACE = "huggingface"
 
 
 @app.command()
@@ -154,8 +146,9 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Folder of the cohort.")],
     out: Annotated[Path, typer.Argument(help="New folder.")],
     format_: Annotated[
-        Format, typer.Option("--format", help="TSVs after BIDS-derivatives, or Parquet for Hugging Face datasets.")
-    ] = Format.BIDS,
+        Literal["bids", "huggingface"],
+        typer.Option("--format", help="TSVs after BIDS-derivatives, or Parquet for Hugging Face datasets."),
+    ] = "bids",
     key: Annotated[
         Path | None, typer.Option(help="Key of the pseudonyms, for a cohort that has none; else as for prepare.")
     ] = None,
@@ -167,7 +160,7 @@ def export(
     cohort = Cohort.open(folder)
     if not cohort.about.pseudonyms and not keep_ids:
         cohort = under_pseudonyms(cohort, KeyedNames(key or default_key(folder)))
-    write = export_bids if format_ is Format.BIDS else export_huggingface
+    write = export_bids if format_ == "bids" else export_huggingface
     say(f"Exported: {write(cohort, out)}")
 
 

@@ -1,16 +1,18 @@
-"""Options that several commands have, and how their values are read."""
+"""Options that several commands have, options made of settings, and how their values are read."""
 
+import inspect
 import math
-from enum import StrEnum
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
-from base.errors import InputError
-from cohorts import atlas_names
+from base.settings import Settings
+from base.wording import docstrings_of
 
-ATLAS_HELP = f"Atlas of the columns: {', '.join(atlas_names())}, or a table file (.json, .csv, .tsv)."
+Command = TypeVar("Command", bound=Callable[..., None])
 
 RUNS = Annotated[Path, typer.Option("--runs", help="Folder that holds the folders of runs.")]
 
@@ -22,32 +24,44 @@ def finite(value: float | None) -> float | None:
     return value
 
 
-class Orientation(StrEnum):
-    """How matrices lie."""
+def with_settings(models: Iterable[type[Settings]]) -> Callable[[Command], Command]:
+    """Give a command an option for each field of some settings, which it takes as ``**options``.
 
-    AUTO = "auto"
-    FRAMES_FIRST = "frames-first"
-    PARCELS_FIRST = "parcels-first"
+    Of a field that several of them have, the option takes what any of them takes; what is said of it is its docstring
+    in the first. Parameters that the command names itself are left as they are.
+    """
+    fields: dict[str, list[FieldInfo]] = {}
+    said: dict[str, str] = {}
+    for model in models:
+        said = docstrings_of(model) | said
+        for name, field in model.model_fields.items():
+            fields.setdefault(name, []).append(field)
+
+    def decorate(command: Command) -> Command:
+        own = [one for one in inspect.signature(command).parameters.values() if one.kind is not one.VAR_KEYWORD]
+        named = {parameter.name for parameter in own}
+        more = [_option(name, same, said[name]) for name, same in fields.items() if name not in named]
+        command.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined] # what Typer looks at
+        return command
+
+    return decorate
 
 
-class Scaling(StrEnum):
-    """Whether matrices have kept their units."""
-
-    RAW = "raw"
-    ZSCORE = "zscore"
-
-
-def condition(text: str) -> tuple[str, str]:
-    """Read COLUMN=VALUE."""
-    column, equals, value = text.partition("=")
-    if not (column and equals and value):
-        raise InputError(f"--select {text}: expected COLUMN=VALUE, such as site=PITT. Correct it.")
-    return column, value
-
-
-def column_range(text: str) -> tuple[int, int]:
-    """Read FIRST-LAST, counted from 1."""
-    first, _, last = text.partition("-")
-    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise InputError(f"--columns {text}: expected FIRST-LAST counted from 1, such as 1-400. Correct it.")
-    return int(first), int(last)
+def _option(name: str, same: list[FieldInfo], said: str) -> inspect.Parameter:
+    """Make the option of a field as the settings have it."""
+    field, kind, default = same[0], same[0].annotation, same[0].default
+    words: dict[str, Any] = {"help": said}
+    if get_origin(kind) is Literal:
+        kind = Literal[tuple(dict.fromkeys(value for one in same for value in get_args(one.annotation)))]  # type: ignore
+        if any(one.default != default for one in same):
+            kind, default = kind | None, None
+    elif get_origin(kind) is tuple:
+        kind, default = list[str] | None, None
+    elif float in (kind, *get_args(kind)):
+        ends = {"min": "ge", "max": "le"}
+        words["callback"] = finite
+        words |= {end: getattr(rule, to) for rule in field.metadata for end, to in ends.items() if hasattr(rule, to)}
+    flags = [f"--{name.replace('_', '-')}"] if kind is bool else []  # with no --no-… beside it
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, typer.Option(*flags, **words)]
+    )

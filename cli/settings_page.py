@@ -17,6 +17,7 @@ from base.wording import describe, docstrings_of
 from brainlm.config import ModelConfig
 from client.settings import SiteSettings
 from cohorts.quality import QualityRules
+from cohorts.settings import KINDS, Preparation
 from study.settings import Study
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
@@ -52,6 +53,14 @@ _FILES: tuple[tuple[str, type[Settings], str], ...] = (
         "What `fedbrainlm cohort check --quality FILE` judges recordings by; "
         "[configs/quality.yaml](../configs/quality.yaml) has what is published.",
     ),
+    (
+        "prepare.yaml",
+        Preparation,
+        "How a cohort is prepared, for `fedbrainlm cohort prepare --settings FILE`. Every field is an option of the "
+        "command, too, which counts where both are given; a path is relative to the file. Each prepared cohort keeps "
+        "what it was prepared by in `site-only/prepare.yaml`. Besides these fields, each kind of source has its own.",
+    ),
+    *((f"prepare.yaml, kind {kind}", model, f"{inspect.getdoc(model)}") for kind, model in KINDS.items()),
 )
 
 
@@ -70,7 +79,10 @@ def _tables(model: type[BaseModel], root: dict[str, Any], path: str) -> Iterator
     schema = root if not path else root["$defs"][model.__name__]
     said = docstrings_of(model)
     rows, inside = ["| field | takes | default | |", "|---|---|---|---|"], []
+    above = {name for _, other, _ in _FILES if other in model.__mro__[1:] for name in other.model_fields}
     for name, field in model.model_fields.items():
+        if name in above:
+            continue
         nested, within = _nested(field), f"{path}.{name}".lstrip(".")
         takes = describe(schema["properties"][name], root)
         if nested is not None:

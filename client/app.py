@@ -12,14 +12,14 @@ from base.seeding import derive_seed
 from base.settings import check_settings
 from brainlm.architectures import check_model_config
 from brainlm.config import WindowConfig
-from brainlm.embedding import find_recipe, functional_connectivity
+from brainlm.embedding import CONNECTIVITY, EMBEDDING, UNTRAINED, embed_each, find_recipe
 from brainlm.evaluation import MODEL, reconstruct_example
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet, lengths_of
 from client import training
-from client.door import summing
+from client.door import ledger, summing
 from client.door.disclosure import read_design
-from client.door.ledger import EMBEDDING, LACKING, Release
+from client.door.ledger import LACKING, Release
 from client.door.limits import permit_design
 from client.door.participation import Participation, objections
 from client.door.release import Answer, answer
@@ -141,27 +141,21 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
     }
     config = check_model_config(request.model, "the study's model")
     untrained = initial_model(config, derive_seed(request.seed, "untrained"))
-    embedding, participants = recipe.embed(model, site.cohort, site.device, scale)
-    connectivity = functional_connectivity(site.cohort, participants).drop(columns="participant_id").to_numpy()
-    lacking = np.isnan(connectivity).any(axis=0)
+    windows = WindowSet(site.cohort, model.config.window, scale=scale)
+    models = {EMBEDDING: model, UNTRAINED: untrained}
+    features = embed_each(models, windows, recipe.id, device=site.device, connectivity=True)
+    participants, lacking = windows.participants, np.isnan(features[CONNECTIVITY]).any(axis=0)
     if lacking.any():
         site.log.info("%d of %d pairs of parcels are missing in somebody.", lacking.sum(), len(lacking))
-    features: dict[str, Array] = {
-        "embedding": embedding,
-        "untrained": recipe.embed(untrained, site.cohort, site.device, scale)[0],
-        "connectivity": connectivity,
-    }
     for name, values in features.items():
         store.write(name, FeatureSet(participants, values, {**about, "features": name}))
     for name, measured in (("scaling", scale), ("moments", moments)):
         if measured:
             save_arrays(store.folder / f"{name}.safetensors", measured.to_arrays())
     if held_out:
-        example = reconstruct_example(
-            model, WindowSet(site.cohort, model.config.window, held_out, scale), seed=seed, device=site.device
-        )
+        example = reconstruct_example(model, windows.of(held_out), seed=seed, device=site.device)
         save_arrays(store.folder / "reconstruction.safetensors", example)
-    evaluation = evaluate_held_out(site, model, held_out, seed, scale, beside=True, moments=moments)
+    evaluation = evaluate_held_out(site, model, windows, held_out, seed, beside=True, moments=moments)
     reply = EmbedReply(
         arrays=join(
             tally={"n_participants": np.array(len(participants))},
@@ -171,7 +165,7 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
         )
     )
     counted = (
-        Release(EMBEDDING, participants, ("tally",), accounted=True),
+        Release(ledger.EMBEDDING, participants, ("tally",), accounted=True),
         Release(LACKING, participants, ("lacking",)),
     )
     evaluated = evaluation_releases(site, held_out, (about["model_sha256"],))

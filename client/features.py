@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load, load_file
+from safetensors.numpy import load
 
-from base.files import atomic_path, save_arrays, write_text
+from base.files import atomic_path, read_arrays, save_arrays, write_text
 from brainlm.embedding import feature_frame
 from client.door.disclosure import permit_table, read_design
 from client.site import Site
@@ -141,7 +141,7 @@ class FeatureStore:
         path = self._path(name).with_name(f"{name}.model.safetensors")
         if not path.is_file():
             raise Refusal(RefusalCode.PROTOCOL, f"feature set '{name}' was not made yet.")
-        return load_file(path)
+        return read_arrays(path)[0]
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{check_identifier(name, 'feature set')}.json"

@@ -95,7 +95,7 @@ def counted_parcels(site: Site, window: WindowConfig, participants: list[str]) -
         if any(missing[recording_id] == 0 for recording_id in ids):
             together += 1
             continue
-        coverage = np.stack([site.cohort.read(recording_id).coverage for recording_id in ids]).astype(np.int64)
+        coverage = np.stack([site.cohort.read_coverage(recording_id) for recording_id in ids]).astype(np.int64)
         together += coverage.T @ coverage > 0
     shown = np.ones(n_parcels, dtype=bool)
     while (few := (together > 0) & (together < least) & shown & shown[:, None]).any():

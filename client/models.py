@@ -14,7 +14,6 @@ from brainlm.evaluation import MODEL, ReconstructionSums, compare
 from brainlm.linear_path import LinearPath
 from brainlm.model import BrainLM
 from brainlm.pretraining import initial_model
-from brainlm.scaling import Scaling
 from brainlm.windows import WindowSet
 from client.door.ledger import EVALUATION, Release
 from client.door.limits import permit_model
@@ -49,9 +48,9 @@ def set_linear_path(site: Site, model: AnyModel, moments: Moments | None, people
 def evaluate_held_out(
     site: Site,
     model: AnyModel,
+    windows: WindowSet,
     held_out: list[str],
     seed: int,
-    scale: Scaling | None,
     *,
     beside: bool = False,
     moments: Moments | None = None,
@@ -60,6 +59,8 @@ def evaluate_held_out(
 
     Parameters
     ----------
+    windows : WindowSet
+        The site's; those of the held-out are taken.
     beside : bool
         Evaluate the baselines, too.
     moments : Moments, optional
@@ -71,8 +72,8 @@ def evaluate_held_out(
     if len(held_out) < site.policy.min_group:
         sums = {name: ReconstructionSums.zeros(n_parcels) for name in (MODEL, *baselines)}
     else:
-        windows = WindowSet(site.cohort, model.config.window, held_out, scale)
-        sums = compare(model, baselines, windows, seed=seed, device=site.device, least=site.policy.min_group)
+        least = site.policy.min_group
+        sums = compare(model, baselines, windows.of(held_out), seed=seed, device=site.device, least=least)
     return {name: of_predictor.to_arrays() for name, of_predictor in sums.items()}
 
 

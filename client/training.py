@@ -48,10 +48,10 @@ def train(site: Site, request: TrainRequest) -> Answer:
     seed = derive_seed(request.seed, site.name)
     people, held_out = split_site(site, model.config.window, training.holdout, request.seed)
     set_linear_path(site, model, moments, people)
-    evaluation = evaluate_held_out(site, model, held_out, seed, scale)[MODEL]
-    windows = WindowSet(site.cohort, model.config.window, people, scale)
+    windows = WindowSet(site.cohort, model.config.window, scale=scale)
+    evaluation = evaluate_held_out(site, model, windows, held_out, seed)[MODEL]
     evaluated = time.monotonic()
-    outcome, spends = _train_round(site, model, training, request, windows)
+    outcome, spends = _train_round(site, model, training, request, windows.of(people))
     site.log.info(
         "round %d: model evaluated in %.2f s, trained in %.2f s",
         request.round_number,

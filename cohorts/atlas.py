@@ -13,6 +13,8 @@ import pandas as pd
 
 from cohorts.errors import AtlasError
 
+TABLE_SUFFIXES = (".json", ".csv", ".tsv")
+"""Endings of the names of atlases' tables."""
 _TABLES = Path(__file__).parent / "atlases"
 
 
@@ -101,7 +103,7 @@ def load_atlas(name_or_file: str | Path) -> Atlas:
         If the name is unknown or the table is broken.
     """
     text = str(name_or_file)
-    if "/" not in text and Path(text).suffix.lower() not in {".json", ".csv", ".tsv"}:
+    if "/" not in text and not text.lower().endswith(TABLE_SUFFIXES):
         known = _TABLES / f"{re.sub('[-_ ]', '', text.lower())}.json"
         if known.is_file():
             return _from_json(known)

@@ -26,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import yaml
 from pydantic import Field
@@ -51,6 +52,7 @@ from cohorts.recording import (
     check_recording,
     is_identifier,
     load_recording,
+    read_coverage,
     read_facts,
     save_recording,
 )
@@ -450,9 +452,11 @@ class Cohort:
         CohortError
             If the cohort has no such recording, or its file is damaged.
         """
-        if recording_id not in self._rows:
-            raise CohortError(f"{self.path}: has no recording '{recording_id}'. See 'fedbrainlm cohort show'.")
-        return load_recording(self._file(recording_id))
+        return load_recording(self._known(recording_id))
+
+    def read_coverage(self, recording_id: str) -> np.ndarray:
+        """Read which parcels [P] a recording has, without its signal; raises as `read`."""
+        return read_coverage(self._known(recording_id))
 
     def save(self) -> None:
         """Write the index, the participants table and the counts."""
@@ -480,6 +484,11 @@ class Cohort:
             }
         )
         write_text(self.path / "cohort.yaml", yaml.safe_dump(self.about.model_dump(mode="json"), sort_keys=False))
+
+    def _known(self, recording_id: str) -> Path:
+        if recording_id not in self._rows:
+            raise CohortError(f"{self.path}: has no recording '{recording_id}'. See 'fedbrainlm cohort show'.")
+        return self._file(recording_id)
 
     def _file(self, recording_id: str) -> Path:
         return self.path / "recordings" / f"{recording_id}.safetensors"

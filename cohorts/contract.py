@@ -39,11 +39,12 @@ class CohortContract(Settings):
 
     def mismatches(self, cohort: Cohort) -> list[Mismatch]:
         """List how `cohort` falls short; empty if it meets the contract."""
+        said = {"atlas": self._atlas(cohort), "timing": self._timing(cohort), "scaling": self._scaling(cohort)}
+        table = cohort.covariates()
+        columns = (self._covariate(cohort.name, name, table.get(name)) for name in self.covariates)
         return [
-            *self._atlas(cohort),
-            *self._timing(cohort),
-            *self._scaling(cohort),
-            *self._covariates(cohort),
+            *(Mismatch(kind, message) for kind, message in said.items() if message),
+            *(Mismatch("covariates", message) for message in columns if message),
         ]
 
     def complete(self, covariates: pd.DataFrame, participants: Sequence[str]) -> list[str]:
@@ -57,42 +58,34 @@ class CohortContract(Settings):
         known = covariates.reindex(list(participants)).reindex(columns=list(self.covariates)).notna().all(axis=1)
         return [str(participant) for participant in known.index[known]]
 
-    def _atlas(self, cohort: Cohort) -> list[Mismatch]:
+    def _atlas(self, cohort: Cohort) -> str | None:
         if self.atlases.get(cohort.atlas.name) == cohort.atlas.content_hash:
-            return []
+            return None
         other = " with other parcels than the study's" if cohort.atlas.name in self.atlases else ""
-        message = (
+        return (
             f"cohort {cohort.name}: has atlas {cohort.atlas.name}{other}; the study allows {', '.join(self.atlases)}. "
             "Prepare the recordings in an atlas of the study."
         )
-        return [Mismatch("atlas", message)]
 
-    def _timing(self, cohort: Cohort) -> list[Mismatch]:
+    def _timing(self, cohort: Cohort) -> str | None:
         t_r = cohort.recordings["t_r"]
         outside = t_r[~t_r.between(self.min_t_r, self.max_t_r)]
         if outside.empty:
-            return []
-        message = (
+            return None
+        return (
             f"cohort {cohort.name}: has recordings of TR {outside.iloc[0]:g} s; the study allows {self.min_t_r:g} to "
             f"{self.max_t_r:g} s, and {len(outside)} of {len(t_r)} lie outside. Leave them out, or ask the coordinator "
             "to widen the range."
         )
-        return [Mismatch("timing", message)]
 
-    def _scaling(self, cohort: Cohort) -> list[Mismatch]:
+    def _scaling(self, cohort: Cohort) -> str | None:
         if cohort.scaling in self.scalings:
-            return []
-        message = (
+            return None
+        return (
             f"cohort {cohort.name}: its recordings were stored as {cohort.scaling}; the study needs "
             f"{' or '.join(self.scalings)} ones. Prepare them as they were before z-scoring, or ask for a study whose "
             "window.scaling is zscore."
         )
-        return [Mismatch("scaling", message)]
-
-    def _covariates(self, cohort: Cohort) -> list[Mismatch]:
-        table = cohort.covariates()
-        said = (self._covariate(cohort.name, name, table.get(name)) for name in self.covariates)
-        return [Mismatch("covariates", message) for message in said if message]
 
     def _covariate(self, cohort: str, name: str, values: pd.Series | None) -> str | None:
         """Say how a column falls short of what the study makes of it; None if it does not."""

@@ -102,8 +102,10 @@ def export_bids(cohort: Cohort, out: str | Path) -> Path:
 
     Raises
     ------
+    FileError
+        If `out` exists.
     CohortError
-        If `out` exists, the cohort has no recordings, or ids differ only in signs that BIDS does not allow.
+        If the cohort has no recordings, or ids differ only in signs that BIDS does not allow.
     """
     out = Path(out)
     participants = _participants(cohort)
@@ -154,8 +156,10 @@ def export_huggingface(cohort: Cohort, out: str | Path) -> Path:
 
     Raises
     ------
+    FileError
+        If `out` exists.
     CohortError
-        If `out` exists, or the cohort has no recordings.
+        If the cohort has no recordings.
     """
     out = Path(out)
     covariates = _at_visits(cohort)
@@ -226,12 +230,9 @@ def _recordings(cohort: Cohort) -> Iterator[tuple[Recording, dict[str, Any]]]:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    try:
-        with atomic_folder(out) as partial:
-            yield partial
-            os.sync()  # one for all files, before the folder gets its name
-    except FileExistsError:
-        raise CohortError(f"{out}: exists already; expected a new folder. Choose another, or remove it.") from None
+    with atomic_folder(out) as partial:
+        yield partial
+        os.sync()  # one for all files, before the folder gets its name
 
 
 def _label(text: str) -> str:

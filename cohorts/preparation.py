@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,18 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from base.errors import FedBrainLMError
-from base.files import locked, open_regular, sync
+from base.files import locked, open_regular, sync, write_text
 from base.settings import read_settings
 from cohorts.atlas import Atlas
-from cohorts.cohort import About, Cohort, Scale, measure_recording
+from cohorts.cohort import About, Cohort, measure_recording
 from cohorts.errors import CohortError, NoRecordingsError, ParticipantsError, RecordingError
 from cohorts.identities import Identity, Linkage, Names, OwnNames
-from cohorts.participants import MissingRule, ParticipantsTable, apply_missing_rule, bare_id
+from cohorts.participants import ParticipantsTable, apply_missing_rule, bare_id
 from cohorts.persons import PersonPattern, look_like_visits
 from cohorts.processes import in_processes
 from cohorts.quality import QualityRules, check_signal
 from cohorts.recording import Recording, check_identifier, check_recording, save_recording
+from cohorts.settings import KINDS, MatrixSettings, Preparation
 from cohorts.sources.kinds import Reading, Run, Source
 
 _HEAD = 65_536
@@ -102,16 +103,11 @@ class _Outcome:
 def prepare_cohort(
     source: Source,
     out: str | Path,
+    settings: Preparation | None = None,
     *,
     participants: ParticipantsTable | None = None,
     names: Names | None = None,
-    pattern: PersonPattern | None = None,
-    name: str | None = None,
-    select: tuple[tuple[str, str], ...] = (),
-    require: tuple[str, ...] = (),
-    missing: MissingRule = "quarantine",
     rules: QualityRules | None = None,
-    scaling: Scale = "raw",
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PreparationReport:
@@ -125,25 +121,15 @@ def prepare_cohort(
         Where the recordings come from.
     out : path
         Folder of the cohort; new, or a cohort prepared from this source in the same way.
+    settings : Preparation, optional
+        Who is taken, and what is wanted of them. Those of the source's kind are kept with the cohort.
     participants : ParticipantsTable, optional
         As `cohorts.participants.load_participants` returns it. A run of nobody in it is quarantined.
     names : KeyedNames or OwnNames, optional
         What runs and participants are called in the cohort; their own names if not given.
-    pattern : PersonPattern, optional
-        Finds participants, and perhaps sessions, in the names of runs.
-    name : str, optional
-        Name of a new cohort; the folder's name if not given.
-    select : tuple of (column, value)
-        Take only the participants that have these values.
-    require : tuple of str
-        Covariates that are wanted of everybody.
-    missing : {"keep", "quarantine", "refuse"}
-        What becomes of participants who lack one of them.
     rules : QualityRules, optional
-        Thresholds of the quarantine; if not given, those that the cohort was last judged by, of a new one those of
-        `QualityRules.published`.
-    scaling : {"raw", "zscore"}
-        Whether the signals have kept their units.
+        Thresholds of the quarantine, in place of those that the settings name; if neither is given, those that the
+        cohort was last judged by, of a new one those of `QualityRules.published`.
     workers : int
         Processes that read at a time; 0 to read in this one.
     progress : callable
@@ -154,18 +140,21 @@ def prepare_cohort(
     CohortError
         If the source, the table or an option is unusable, if no recording is left, or if nothing can be written.
     """
-    names, out = names or OwnNames(), Path(out)
+    names, out, settings = names or OwnNames(), Path(out), settings or Preparation()
+    pattern, require = settings.pattern, settings.require
     _require_possible(out)
-    selected = _select(participants, select)
-    lacking = apply_missing_rule(_people(selected, require), require, missing) if require else {}
+    selected = _select(participants, settings.conditions)
+    lacking = apply_missing_rule(_people(selected, require), require, settings.missing) if require else {}
     offered_runs = _by_people(_with_names(source.runs()), pattern, participants)
     runs, n_not_selected = _selected_runs(offered_runs, participants, selected)
     there = read_settings(out / "cohort.yaml", About) if (out / "cohort.yaml").is_file() else None
+    if rules is None and settings.quality:
+        rules = read_settings(settings.quality, QualityRules)
     rules = rules or (there.rules if there else QualityRules.published())
     about = {
-        "name": check_identifier(name or (there.name if there else out.name), "cohort name"),
+        "name": check_identifier(settings.name or (there.name if there else out.name), "cohort name"),
         "preprocessing": source.preprocessing,
-        "scaling": scaling,
+        "scaling": settings.scaling if isinstance(settings, MatrixSettings) else "raw",
         "options": _options(source, names) | _people_options(pattern, participants),
         "pseudonyms": names.check_word,
     }
@@ -188,6 +177,8 @@ def prepare_cohort(
             cohort.remark(said, look_like_visits(run.participant for run in runs))
             if not isinstance(names, OwnNames):
                 linkage.only(offered | gone).write(cohort.path)
+            if isinstance(settings, tuple(KINDS.values())):
+                write_text(cohort.path / "site-only" / "prepare.yaml", settings.to_yaml())
             cohort.judge(rules)
     except OSError as error:
         raise CohortError(
@@ -209,7 +200,7 @@ def _require_possible(out: Path) -> None:
         raise CohortError(f"{out}: cannot be made, since {above} is no folder. Choose another place.")
 
 
-def _select(table: ParticipantsTable | None, conditions: tuple[tuple[str, str], ...]) -> ParticipantsTable | None:
+def _select(table: ParticipantsTable | None, conditions: list[tuple[str, str]]) -> ParticipantsTable | None:
     """Participants that meet every condition."""
     if table is None:
         if conditions:
@@ -513,11 +504,7 @@ def _recording(common: _Common, job: _Job) -> Recording:
     reading = common.source.read(run)
     coverage = check_signal(reading.signal, run.name, atlas, _STRUCTURE)
     recording = Recording(
-        participant_id=job.identity.participant_id,
-        recording_id=job.identity.recording_id,
-        session=job.identity.session,
-        task=job.identity.task,
-        run=job.identity.run,
+        **asdict(job.identity),
         signal=np.where(coverage, reading.signal, np.float32(0)),
         coverage=coverage,
         t_r=_t_r(reading, job),

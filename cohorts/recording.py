@@ -1,20 +1,22 @@
 """One recording, and its file: safetensors with signal [T, P] and coverage [P], and a header of facts."""
 
 import hashlib
-import json
 import math
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from base.files import HEADER, save_arrays
+from base.files import read_arrays, save_arrays
 from cohorts.errors import CohortError, RecordingError
 from cohorts.quality import LARGEST_VALUE, Quality, carries_signal, range_over_time
 
+_LABELS = ("recording_id", "participant_id", "session", "task", "run")
+_ARRAYS = {"signal": np.float32, "coverage": bool, "framewise_displacement": np.float32, "censored": bool}
+"""Arrays of a recording's file, in their order there."""
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -125,11 +127,7 @@ def save_recording(path: Path, recording: Recording, quality: Quality, source: s
         Fingerprint of the files that it was made from.
     """
     facts = {
-        "recording_id": recording.recording_id,
-        "participant_id": recording.participant_id,
-        "session": recording.session,
-        "task": recording.task,
-        "run": recording.run,
+        **{name: getattr(recording, name) for name in _LABELS},
         "n_frames": recording.signal.shape[0],
         "t_r": float(recording.t_r),
         "n_missing_parcels": int((~recording.coverage).sum()),
@@ -137,12 +135,7 @@ def save_recording(path: Path, recording: Recording, quality: Quality, source: s
         "notices": " ".join(recording.notices),
         "source": source,
     }
-    arrays = {
-        "signal": recording.signal.astype(np.float32, copy=False),
-        "coverage": recording.coverage.astype(bool, copy=False),
-        "framewise_displacement": recording.framewise_displacement.astype(np.float32, copy=False),
-        "censored": recording.censored.astype(bool, copy=False),
-    }
+    arrays = {name: np.asarray(getattr(recording, name), kind) for name, kind in _ARRAYS.items()}
     facts["digest"] = digest_of(recording)
     save_arrays(path, {name: array for name, array in arrays.items() if array.size}, facts)
     return facts
@@ -163,8 +156,18 @@ def read_facts(path: Path) -> dict[str, Any]:
     CohortError
         If the file is damaged.
     """
-    with _opened(path) as file:
-        return _facts(file)
+    return _read(path, ())[1]
+
+
+def read_coverage(path: Path) -> np.ndarray:
+    """Read which parcels [P] a recording has, without its signal.
+
+    Raises
+    ------
+    CohortError
+        If the file is damaged.
+    """
+    return _read(path, ("coverage",))[0]["coverage"]
 
 
 def load_recording(path: Path) -> Recording:
@@ -175,33 +178,15 @@ def load_recording(path: Path) -> Recording:
     CohortError
         If the file is damaged.
     """
-    with _opened(path) as file:
-        facts = _facts(file)
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    return Recording(
-        participant_id=facts["participant_id"],
-        recording_id=facts["recording_id"],
-        t_r=facts["t_r"],
-        mean_fd=facts["mean_fd"],
-        tsnr=facts["tsnr"],
-        session=facts["session"],
-        task=facts["task"],
-        run=facts["run"],
-        notices=tuple(facts["notices"].split()),
-        **arrays,
-    )
+    arrays, facts = _read(path)
+    known = {name: facts[name] for name in (*_LABELS, "t_r", "mean_fd", "tsnr")}
+    return Recording(**known, notices=tuple(facts["notices"].split()), **arrays)
 
 
-def _facts(file: safe_open) -> dict[str, Any]:
-    return {"notices": "", **json.loads(file.metadata()[HEADER])}  # which earlier versions did not know
-
-
-def _opened(path: Path) -> safe_open:
-    try:
-        # Of a pipe, safetensors would wait for the other end.
-        opened = safe_open(path, framework="numpy") if path.is_file() else None
-        if opened and HEADER in (opened.metadata() or {}):
-            return opened
-        raise FileNotFoundError
-    except (SafetensorError, OSError):
-        raise CohortError(f"{path}: cannot be read. Restore the file, or prepare the cohort again.") from None
+def _read(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read arrays and facts."""
+    remedy = "Restore the file, or prepare the cohort again."
+    arrays, facts = read_arrays(path, names, error=CohortError, remedy=remedy)
+    if not isinstance(facts, dict):
+        raise CohortError(f"{path}: is no recording of a cohort. {remedy}")
+    return arrays, {"notices": "", **facts}  # which earlier versions did not know

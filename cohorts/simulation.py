@@ -24,7 +24,6 @@ from base.files import atomic_folder
 from base.seeding import derive_seed
 from cohorts.atlas import Atlas, load_atlas
 from cohorts.cohort import Cohort
-from cohorts.errors import CohortError
 from cohorts.quality import temporal_snr
 from cohorts.recording import Recording
 from cohorts.vectors import Vectors, save_vectors
@@ -175,25 +174,22 @@ def simulate_cohorts(
     atlas = load_atlas(atlas) if isinstance(atlas, str) else atlas
     total = sum(site.n_participants for site in sites)
     done = 0
-    try:
-        with atomic_folder(Path(out)) as partial:
-            for site in sites:
-                people = simulate_people(site, seed)
-                cohort = Cohort.create(
-                    partial / site.name,
-                    atlas=atlas,
-                    participants=pd.DataFrame([asdict(person) for person in people]),
-                    preprocessing="simulated",
-                )
-                for person in people:
-                    cohort.add(simulate_recording(site, person, atlas, seed))
-                    done += 1
-                    progress(done, total)
-                cohort.save()
-                if vectors:
-                    save_vectors(cohort, simulate_vectors(site, people, vectors, seed), "genes")
-    except FileExistsError:
-        raise CohortError(f"{out}: exists already; expected a new folder. Choose another, or remove it.") from None
+    with atomic_folder(Path(out)) as partial:
+        for site in sites:
+            people = simulate_people(site, seed)
+            cohort = Cohort.create(
+                partial / site.name,
+                atlas=atlas,
+                participants=pd.DataFrame([asdict(person) for person in people]),
+                preprocessing="simulated",
+            )
+            for person in people:
+                cohort.add(simulate_recording(site, person, atlas, seed))
+                done += 1
+                progress(done, total)
+            cohort.save()
+            if vectors:
+                save_vectors(cohort, simulate_vectors(site, people, vectors, seed), "genes")
     return [Path(out) / site.name for site in sites]
 
 

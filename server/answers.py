@@ -7,12 +7,10 @@ it had solved, and asks the sites only for what is missing.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-
-from base.files import HEADER, save_arrays
+from base.errors import FileError
+from base.files import read_arrays, save_arrays
 from exchange.messages import Arrays, SumReply, join, part_of
 
 AnySumReply = TypeVar("AnySumReply", bound=SumReply)
@@ -54,12 +52,10 @@ class Answers(Generic[AnySumReply]):
 def read_answers(path: Path, question: str, kind: type[AnySumReply]) -> Answers[AnySumReply] | None:
     """Read what `Answers.save` wrote; None if the file is absent or damaged, or answers another question."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-            arrays = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no iterator)
-    except (SafetensorError, OSError):
+        arrays, header = read_arrays(path)
+    except FileError:
         return None
-    if header.get("question") != question:
+    if not header or header["question"] != question:
         return None
     replies = {
         site: kind(**json.loads(fields), arrays=part_of(arrays, f"replies/{site}"))

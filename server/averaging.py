@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.serverapp.strategy import FedAvg
-from safetensors.numpy import load_file
 
-from base.files import save_arrays
+from base.files import read_arrays, save_arrays
 from base.seeding import derive_seed
 from brainlm.architectures import AnyModel
 from brainlm.checkpoints import load_checkpoint, load_settings, load_weights, save_checkpoint
@@ -23,6 +22,7 @@ from brainlm.evaluation import MODEL, ReconstructionSums
 from brainlm.pretraining import initial_model
 from exchange.messages import AnySumRequest, Arrays, EmbedReply, TrainReply, TrainRequest, join, part_of
 from server.answers import Answers
+from server.errors import ServerError
 from server.journal import Journal
 from server.reconstruction import sums_of
 from server.robust import WEIGHT, as_reply, robust_centre
@@ -126,11 +126,17 @@ class Checkpoints:
             path, outer = journal.checkpoint(number), journal.outer_state(number)
             remembered = number > 0 and remembers(config)
             if journal.is_whole(path) and (not remembered or journal.is_whole(outer)):
-                return number, weights_of(load_checkpoint(path)[0]), load_file(outer) if remembered else {}
+                return number, weights_of(load_checkpoint(path)[0]), self._remembered(outer) if remembered else {}
             if path.exists():
                 journal.say(f"the checkpoint of round {number} is not whole: going on from the one before it")
         self.save(state)
         return 0, state.part("weights"), {}
+
+    def _remembered(self, path: Path) -> Arrays:
+        memory, header = read_arrays(path, error=ServerError, remedy="Restore it, or begin the run again.")
+        if header != {"optimizer": (optimizer := self.study.averaging.optimizer)}:
+            raise ServerError(f"{path}: is not of {optimizer}. Resume with the study that wrote it.")
+        return memory
 
     def save(self, state: State) -> None:
         """Write the model of the round that was done last."""

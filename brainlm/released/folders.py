@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from base.errors import SettingsError
-from base.files import HEADER, atomic_folder, write_text
+from base.files import HEADER, atomic_folder, read_arrays, write_text
 from brainlm.architectures import RELEASED, AnyConfig, AnyModel, build_model, check_model_config
 from brainlm.checkpoints import load_weights
 from brainlm.errors import CheckpointError
@@ -125,12 +125,9 @@ def export_folder(directory: str | Path, model: AnyModel, about: dict[str, Any])
     else:
         content = {"model_type": _OURS, HEADER: {"config": config.model_dump(mode="json"), "about": about}}
     tensors = {name: values.detach().cpu().contiguous() for name, values in model.state_dict().items()}
-    try:
-        with atomic_folder(directory) as partial:
-            write_text(partial / _CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")
-            save_file(tensors, partial / _SAFETENSORS, metadata={"format": "pt"})  # what other readers ask for
-    except FileExistsError:
-        raise CheckpointError(f"{directory}: exists already. Name a new folder.") from None
+    with atomic_folder(directory) as partial:
+        write_text(partial / _CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        save_file(tensors, partial / _SAFETENSORS, metadata={"format": "pt"})  # what other readers ask for
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -225,8 +222,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors by name."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file. Download the rest of the weights.")
+    if path.suffix == ".safetensors":
+        return read_arrays(path, framework="pt", error=CheckpointError)[0]
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state = torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: is damaged, or holds more than weights and was not opened, since opening could run code. "

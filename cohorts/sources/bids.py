@@ -5,7 +5,7 @@ import os
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from cohorts.sources.kinds import LONGEST_T_R, Run
 
 _CONFOUNDS = ("timeseries", "regressors")
 """Suffixes of fMRIPrep's confounds, from 20.2 on and before."""
+RUN_LABELS = {"session": "ses", "task": "task", "run": "run"}
+"""Labels of a `Run` → entities."""
 _ENTITY = re.compile(r"([A-Za-z]+)-([A-Za-z0-9+]+)")
 _SUFFIX = re.compile(r"[A-Za-z0-9]+")
 _RUN_ENTITIES = ("sub", "ses", "task", "acq", "ce", "rec", "dir", "run", "echo", "part", "chunk")
@@ -44,6 +46,11 @@ class BIDSName:
     def run(self) -> str:
         """The acquisition that the file is of: ``sub-01_ses-1_task-rest_run-1``."""
         return "_".join(f"{key}-{self.entities[key]}" for key in _RUN_ENTITIES if key in self.entities)
+
+    def is_of(self, tasks: Collection[str], sessions: Collection[str]) -> bool:
+        """Whether the name is of one of these tasks and of these sessions; of any where none is given."""
+        asked = (("task", tasks), ("ses", sessions))
+        return all(not labels or self.entities.get(entity, "") in labels for entity, labels in asked)
 
     def matches(self, suffix: str, extension: str = "", **entities: str) -> bool:
         """Whether the name has this suffix, this extension (any if empty) and these entities, whatever else it has."""
@@ -183,14 +190,8 @@ class Tree:
 
 def run_of(path: Path, name: BIDSName, files: Iterable[Path] = ()) -> Run:
     """Describe the run that `path` is of; `files` are the others that reading it needs."""
-    return Run(
-        name=name.run,
-        participant=f"sub-{name.entities.get('sub', '')}",
-        session=name.entities.get("ses", ""),
-        task=name.entities.get("task", ""),
-        run=name.entities.get("run", ""),
-        files=(path, *files),
-    )
+    labels = {key: name.entities.get(entity, "") for key, entity in RUN_LABELS.items()}
+    return Run(name.run, f"sub-{name.entities.get('sub', '')}", **labels, files=(path, *files))
 
 
 def repetition_time(

@@ -3,16 +3,15 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from cohorts.atlas import Atlas
 from cohorts.errors import CohortError, RecordingError
-from cohorts.sources.bids import BIDSName, Tree, generated_by, header_notices, repetition_time, run_of
+from cohorts.sources.bids import BIDSName, Tree, generated_by, run_of
 from cohorts.sources.confounds import ConfoundStrategy, load_strategy
-from cohorts.sources.images import header_repetition_time, read_header, require_frames
-from cohorts.sources.kinds import Reading, Run, check_given_t_r, in_order
-from cohorts.sources.parcellation import Cleaning, parcellate
-from cohorts.sources.volumes import LabelImage, check_space, same_space
+from cohorts.sources.kinds import Reading, Run, in_order
+from cohorts.sources.parcellation import ImageSource
+from cohorts.sources.volumes import check_space, same_space
 
 NATIVE = "native"
 """Resolution of images whose name has no ``res-``."""
@@ -25,50 +24,26 @@ _FATES = {"interpolate": "interpolated", "drop": "censored", "none": "uncensored
 
 
 @dataclass(frozen=True)
-class FMRIPrepSource:
+class FMRIPrepSource(ImageSource):
     """The runs of an fMRIPrep tree in one space and resolution.
+
+    `root` is the derivatives folder, with ``sub-*`` folders in it.
 
     Attributes
     ----------
-    root : Path
-        The derivatives folder, with ``sub-*`` folders in it.
-    label_image : LabelImage
-        The parcels.
     strategy : ConfoundStrategy
         nilearn's confound strategy. ``ica_aroma`` takes the ``desc-smoothAROMAnonaggr`` images, others
         ``desc-preproc``.
-    cleaning : Cleaning
-        Filters, standardization, and what becomes of censored frames.
-    space : str
-        Space of the images to take, such as ``MNI152NLin6Asym`` or ``MNIInfant:cohort-1``; the label image's if empty.
     res : str
-        Their resolution, as in ``res-2`` (``native`` for images without one), where there are several.
-    allow_space : str
-        A space other than the label image's that is accepted; see `check_space`.
+        Resolution of the images to take, as in ``res-2`` (``native`` for images without one), where there are several.
     tasks, sessions : tuple of str
         Take these alone, without ``task-`` and ``ses-``; all if empty.
-    t_r : float or None
-        Repetition time in seconds, where no sidecar says it; must agree with those that do. Headers do not count.
     """
 
-    root: Path
-    label_image: LabelImage
     strategy: ConfoundStrategy = field(default_factory=ConfoundStrategy)
-    cleaning: Cleaning = field(default_factory=Cleaning)
-    space: str = ""
     res: str = ""
-    allow_space: str = ""
     tasks: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
-    t_r: float | None = None
-
-    def __post_init__(self) -> None:
-        check_given_t_r(self.t_r)
-
-    @property
-    def atlas(self) -> Atlas:
-        """The parcels of every reading's columns."""
-        return self.label_image.atlas
 
     @property
     def preprocessing(self) -> str:
@@ -77,15 +52,8 @@ class FMRIPrepSource:
         The word after the confounds says what becomes of censored frames: ``interpolated``, ``censored`` where they are
         dropped, ``uncensored`` where they are treated as the others.
         """
-        words = (
-            generated_by(self.root) or "fmriprep",
-            f"space-{self.space or self.label_image.space}".replace(":", "_"),
-            f"res-{self.res}" if self.res else "",
-            f"confounds-{self.strategy.id}",
-            _FATES[self.cleaning.censoring],
-            self.cleaning.id,
-        )
-        return "_".join(filter(None, words))
+        res, confounds = f"res-{self.res}" if self.res else "", f"confounds-{self.strategy.id}"
+        return self._in_words(generated_by(self.root) or "fmriprep", res, confounds, _FATES[self.cleaning.censoring])
 
     def runs(self) -> list[Run]:
         """List the runs in order of their names.
@@ -114,21 +82,10 @@ class FMRIPrepSource:
                 f"{bold.name}: its run has no image in the space of the others, or none that was cleaned like theirs; "
                 "expected all alike. Run fMRIPrep again for it, or leave it out (--task, --session).",
             )
-        header = read_header(bold)
-        n_frames = require_frames(header, bold)
         sidecars = [path for path in others if path.suffix == ".json" and "_desc-confounds_" not in path.name]
-        declared = header_repetition_time(header)
-        t_r = repetition_time(sidecars, bold.name, header=declared, given=self.t_r)
-        confounds_file = next(path for path in others if path.suffix == ".tsv")
-        return parcellate(
-            bold,
-            self.label_image,
-            t_r=t_r,
-            confounds=load_strategy(bold, confounds_file, self.strategy, n_frames),
-            mask=next((path for path in others if path.name.endswith(_IMAGE)), None),
-            cleaning=self.cleaning,
-            notices=header_notices(declared, t_r),
-        )
+        table = next(path for path in others if path.suffix == ".tsv")
+        mask = next((path for path in others if path.name.endswith(_IMAGE)), None)
+        return self._read(bold, sidecars, partial(load_strategy, bold, table, self.strategy), mask)
 
     @property
     def _desc(self) -> str:
@@ -157,10 +114,8 @@ class FMRIPrepSource:
         runs = {}
         for path in sorted(others):
             name = tree.files[path]
-            task, session = name.entities.get("task"), name.entities.get("ses")
-            asked = task in (self.tasks or (task,)) and session in (self.sessions or (session,))
             whole = _PART.sub("", name.run)  # of which single echoes may be there besides
-            if "sub" in name.entities and asked and not {name.run, whole} & there:
+            if "sub" in name.entities and name.is_of(self.tasks, self.sessions) and not {name.run, whole} & there:
                 runs.setdefault(name.run, run_of(path, name))
         return list(runs.values())
 

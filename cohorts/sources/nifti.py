@@ -1,44 +1,32 @@
 """Plain 4D NIfTI files as a source of recordings: a flat folder, folders a participant, or a tree after BIDS."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from cohorts.atlas import Atlas
 from cohorts.errors import CohortError
-from cohorts.sources.bids import Tree, header_notices, parse_name, repetition_time
-from cohorts.sources.confounds import load_table
+from cohorts.sources.bids import RUN_LABELS, Tree, parse_name
+from cohorts.sources.confounds import Confounds, load_table
 from cohorts.sources.formats import CIFTI, suffix_of
-from cohorts.sources.images import header_repetition_time, read_header, require_frames
-from cohorts.sources.kinds import Reading, Run, check_given_t_r, in_order
-from cohorts.sources.parcellation import Cleaning, parcellate
-from cohorts.sources.volumes import LabelImage, check_space
+from cohorts.sources.kinds import Reading, Run, in_order
+from cohorts.sources.parcellation import ImageSource
+from cohorts.sources.volumes import check_space
 
 _IMAGES = (".nii.gz", ".nii")
 _OTHER_FOLDERS = {"derivatives", "code"}
 
 
 @dataclass(frozen=True)
-class NiftiSource:
+class NiftiSource(ImageSource):
     """The 4D NIfTI files below a folder.
 
     Of names after BIDS those with suffix ``bold`` are taken; of other names every image but masks. What lies beside an
     image ``X.nii.gz`` (or ``X_bold.nii.gz``) belongs to it: ``X_confounds.tsv`` or ``X_desc-confounds_timeseries.tsv``,
     ``X_mask.nii.gz`` and ``X.json``. If one run has confounds, every run must.
 
+    ``derivatives``, ``sourcedata``, ``code`` and hidden folders in `root` are left out.
+
     Attributes
     ----------
-    root : Path
-        The folder. ``derivatives``, ``sourcedata``, ``code`` and hidden folders in it are left out.
-    label_image : LabelImage
-        The parcels.
-    cleaning : Cleaning
-        Filters and standardization. A plain table of confounds censors nothing.
-    t_r : float or None
-        Repetition time in seconds, where no sidecar says it; must agree with those that do. Headers do not count.
-    space : str
-        Template space of the images, where their names (``space-``) do not say it.
-    allow_space : str
-        A space other than the label image's that is accepted; see `check_space`.
     confounds_suffix, mask_suffix : str
         What follows X in the names of its confounds and its brain mask.
     confound_columns : tuple of str
@@ -49,32 +37,16 @@ class NiftiSource:
         A short id of what was done to the images before.
     """
 
-    root: Path
-    label_image: LabelImage
-    cleaning: Cleaning = field(default_factory=Cleaning)
-    t_r: float | None = None
-    space: str = ""
-    allow_space: str = ""
     confounds_suffix: str = "_confounds.tsv"
     mask_suffix: str = "_mask.nii.gz"
     confound_columns: tuple[str, ...] = ()
     participants: frozenset[str] = frozenset()
     pipeline: str = "nifti"
 
-    def __post_init__(self) -> None:
-        check_given_t_r(self.t_r)
-
-    @property
-    def atlas(self) -> Atlas:
-        """The parcels of every reading's columns."""
-        return self.label_image.atlas
-
     @property
     def preprocessing(self) -> str:
         """Such as ``nifti_space-MNI152NLin6Asym_confounds-6_highpass-0.01``; ``own`` if no confounds are named."""
-        space = f"space-{self.space or self.label_image.space}".replace(":", "_")
-        confounds = f"confounds-{len(self.confound_columns) or 'own'}"
-        return "_".join(filter(None, (self.pipeline, space, confounds, self.cleaning.id)))
+        return self._in_words(self.pipeline, f"confounds-{len(self.confound_columns) or 'own'}")
 
     def runs(self) -> list[Run]:
         """List the runs in order of their names.
@@ -107,21 +79,14 @@ class NiftiSource:
         name = parse_name(bold)
         space = (name.entities.get("space") if name else None) or self.space
         check_space(self.label_image, space, bold.name, allow_space=self.allow_space)
-        header = read_header(bold)
-        n_frames = require_frames(header, bold)
         sidecars = [path for path in others if path.suffix == ".json"]
-        declared = header_repetition_time(header)
-        t_r = repetition_time(sidecars, bold.name, header=declared, given=self.t_r)
         table = next((path for path in others if not path.name.endswith((*_IMAGES, ".json"))), None)
-        return parcellate(
-            bold,
-            self.label_image,
-            t_r=t_r,
-            confounds=None if table is None else load_table(table, n_frames, self.confound_columns),
-            mask=next((path for path in others if path.name.endswith(_IMAGES)), None),
-            cleaning=self.cleaning,
-            notices=header_notices(declared, t_r),
-        )
+        mask = next((path for path in others if path.name.endswith(_IMAGES)), None)
+
+        def confounds(n_frames: int) -> Confounds | None:
+            return None if table is None else load_table(table, n_frames, self.confound_columns)
+
+        return self._read(bold, sidecars, confounds, mask)
 
     def _is_run(self, path: Path) -> bool:
         if not path.name.endswith(_IMAGES) or suffix_of(path, CIFTI) or path == self.label_image.path:
@@ -149,14 +114,9 @@ class NiftiSource:
         files = [path, table, next((mask for mask in masks if mask.is_file()), None), *sidecars]
         folders = path.relative_to(self.root).parts[:-1]
         label = _label(path) if "sub" in entities else "_".join([*folders, _label(path)])
-        return Run(
-            name=label,
-            participant=self._participant(entities.get("sub"), [_label(path), *reversed(folders)]) or label,
-            session=entities.get("ses", ""),
-            task=entities.get("task", ""),
-            run=entities.get("run", ""),
-            files=tuple(file for file in files if file is not None),
-        )
+        whose = self._participant(entities.get("sub"), [_label(path), *reversed(folders)]) or label
+        labels = {key: entities.get(entity, "") for key, entity in RUN_LABELS.items()}
+        return Run(label, whose, **labels, files=tuple(file for file in files if file is not None))
 
     def _participant(self, sub: str | None, names: list[str]) -> str | None:
         """Whom the name of a file or of a folder around it names."""

@@ -6,9 +6,9 @@ memory does not grow with its length, and that every parcel of the atlas keeps i
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -20,11 +20,20 @@ from nilearn.image import resample_img
 from nilearn.image.resampling import BoundingBoxError
 from nilearn.signal import clean
 
+from cohorts.atlas import Atlas
 from cohorts.errors import CohortError, RecordingError
 from cohorts.quality import carries_signal, temporal_snr
+from cohorts.sources.bids import header_notices, repetition_time
 from cohorts.sources.censoring import interpolate_censored
 from cohorts.sources.confounds import Confounds
-from cohorts.sources.images import affine_of, read_frames, read_header, read_volume, require_frames
+from cohorts.sources.images import (
+    affine_of,
+    header_repetition_time,
+    read_frames,
+    read_header,
+    read_volume,
+    require_frames,
+)
 from cohorts.sources.kinds import Reading
 from cohorts.sources.volumes import LabelImage, read_labels
 
@@ -83,6 +92,63 @@ class Cleaning:
         cutoffs = {"highpass": self.high_pass, "lowpass": self.low_pass}
         filters = [f"{name}-{cutoff:g}" for name, cutoff in cutoffs.items() if cutoff is not None]
         return "_".join(["detrend"] * self.detrend + filters + ["zscore"] * bool(self.standardize))
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """What sources of images have in common.
+
+    Attributes
+    ----------
+    root : Path
+        The folder.
+    label_image : LabelImage
+        The parcels.
+    cleaning : Cleaning
+        Filters, standardization, and what becomes of censored frames; a plain table of confounds censors none.
+    space : str
+        Space of the images, such as ``MNI152NLin6Asym`` or ``MNIInfant:cohort-1``: of a tree's the one to take, the
+        label image's if empty; of plain images where their names (``space-``) do not say it.
+    allow_space : str
+        A space other than the label image's that is accepted; see `check_space`.
+    t_r : float or None
+        Repetition time in seconds, where no sidecar says it; must agree with those that do. Headers do not count.
+    """
+
+    root: Path
+    label_image: LabelImage
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    space: str = ""
+    allow_space: str = ""
+    t_r: float | None = None
+
+    @property
+    def atlas(self) -> Atlas:
+        """The parcels of every reading's columns."""
+        return self.label_image.atlas
+
+    def _in_words(self, maker: str, *confounds: str) -> str:
+        """Id of the preprocessing."""
+        space = f"space-{self.space or self.label_image.space}".replace(":", "_")
+        return "_".join(filter(None, (maker, space, *confounds, self.cleaning.id)))
+
+    def _read(
+        self, bold: Path, sidecars: Sequence[Path], confounds: Callable[[int], Confounds | None], mask: Path | None
+    ) -> Reading:
+        """Read an image; `confounds` are loaded for its number of frames."""
+        header = read_header(bold)
+        n_frames = require_frames(header, bold)
+        declared = header_repetition_time(header)
+        t_r = repetition_time(sidecars, bold.name, header=declared, given=self.t_r)
+        return parcellate(
+            bold,
+            self.label_image,
+            t_r=t_r,
+            confounds=confounds(n_frames),
+            mask=mask,
+            cleaning=self.cleaning,
+            notices=header_notices(declared, t_r),
+        )
 
 
 @dataclass(frozen=True)

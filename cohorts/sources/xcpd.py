@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from cohorts.errors import CohortError, RecordingError
 from cohorts.sources.bids import BIDSName, Tree, generated_by, parse_name, repetition_time, run_of
 from cohorts.sources.censoring import interpolate_censored
 from cohorts.sources.cifti import read_ptseries
-from cohorts.sources.kinds import Reading, Run, check_given_t_r
+from cohorts.sources.kinds import Reading, Run
 from cohorts.tables import read_numbers
 
 Censoring = Literal["as-is", "interpolate", "drop"]
@@ -67,11 +67,6 @@ class XCPDSource:
     t_r: float | None = None
 
     def __post_init__(self) -> None:
-        check_given_t_r(self.t_r)
-        if self.censoring not in get_args(Censoring):
-            raise CohortError(
-                f"censoring '{self.censoring}': expected {', '.join(get_args(Censoring))}. Name one of them."
-            )
         series = _all_series(Tree(self.root))
         if not series:
             raise CohortError(
@@ -106,8 +101,7 @@ class XCPDSource:
             path
             for path, name in _all_series(tree).items()
             if (_atlas_of(name), _space_of(name)) == (self.atlas_name, self.space)
-            and name.entities.get("task", "") in (self.tasks or (name.entities.get("task", ""),))
-            and name.entities.get("ses", "") in (self.sessions or (name.entities.get("ses", ""),))
+            and name.is_of(self.tasks, self.sessions)
         ]
         if not chosen:
             raise CohortError(

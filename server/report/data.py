@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors import safe_open
-from safetensors.numpy import load_file
 
 from base.errors import FedBrainLMError
-from base.files import HEADER
+from base.files import read_arrays
 from base.settings import read_yaml
 from cohorts import Atlas, Cohort, load_atlas
 from server.absences import Absence, absences_of
@@ -111,9 +109,8 @@ class RunData:
         path = self.folder / "harmonization" / "embedding.residualized.safetensors"
         if not path.is_file() or self.study["harmonization"]["order"] != "separate":
             return None, []
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads(file.metadata()[HEADER])
-        return load_file(path), about["covariates"]
+        arrays, about = read_arrays(path)
+        return arrays, about["covariates"]
 
     def atlas_of(self, site: str) -> Atlas:
         """Return the atlas that a site has, by the study's names."""
@@ -139,7 +136,7 @@ class RunData:
         for site in self.sites:
             path = self._state(site) / "reconstruction.safetensors"
             if path.is_file():
-                return Example(site, **load_file(path))
+                return Example(site, **read_arrays(path)[0])
         return None
 
     def _state(self, site: str) -> Path:

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+import brainlm.windows
 from brainlm import BrainLMError, Scaling, embed, functional_connectivity
-from brainlm.embedding import find_recipe
+from brainlm.embedding import CONNECTIVITY, EMBEDDING, UNTRAINED, embed_each, find_recipe
 from brainlm.pretraining import initial_model
-from brainlm.windows import prepare
+from brainlm.windows import WindowSet, prepare
 from cohorts import Cohort, Recording
+from tests.support.cohorts import read_recordings
 
 
 @pytest.fixture
@@ -69,6 +71,23 @@ def test_recipes_have_an_id():
     assert recipe.residualize == ("age", "sex", "site", "mean_fd", "tsnr")
     with pytest.raises(BrainLMError, match="expected one of rsfmri_brainlm_segments_v1"):
         find_recipe("mine")
+
+
+def test_all_features_come_of_one_reading_and_are_those_of_each_alone(config, repeats, monkeypatch):
+    repeats.add(replace(repeats.read("sub-1_run-1"), recording_id="sub-1_short", signal=np.ones((9, 100), np.float32)))
+    models = {EMBEDDING: initial_model(config, 0), UNTRAINED: initial_model(config, 1)}
+    alone = {name: embed(model, repeats) for name, model in models.items()}
+    alone[CONNECTIVITY] = functional_connectivity(repeats)
+    read = read_recordings(monkeypatch)
+    monkeypatch.setattr(brainlm.windows, "_CACHE_BYTES", 0)  # one prepared recording at a time
+    windows = WindowSet(repeats, config.window)
+
+    together = embed_each(models, windows, "rsfmri_brainlm_segments_v1", connectivity=True)
+
+    assert read == ["sub-1_run-1", "sub-1_run-2", "sub-1_short", "sub-2_run-1"]
+    for name, table in alone.items():
+        assert together[name].tobytes() == table.drop(columns="participant_id").to_numpy().tobytes()
+    assert len(windows._prepared) == 1
 
 
 def test_connectivity_is_fisher_z_of_correlations(repeats):

@@ -45,27 +45,6 @@ def test_quarantine_is_shown_with_its_reasons(inputs, capsys):
     assert "1 quarantined:\n  sub-2: has 100 rows, the number of parcels" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("more", "options", "said"),
-    [
-        (["--select", "clinic"], {}, "expected COLUMN=VALUE"),
-        (["--columns", "9-3"], {}, "expected FIRST-LAST"),
-        (["--atlas", "brodmann"], {}, "'brodmann' is not known"),
-        ([], {"participants": "none.tsv"}, "no such participants table"),
-        ([], {"tr": None}, "repetition time is unknown"),
-        ([], {"tr": "2000"}, "If it is in milliseconds, give 2."),
-    ],
-)
-def test_bad_input_is_one_sentence_and_exit_code_2(inputs, capsys, more, options, said):
-    assert prepare(inputs, *more, **options) == 2
-
-    error = capsys.readouterr().err
-    assert said in error.replace("\n", " ")
-    assert "Traceback" not in error
-    assert error.startswith("Error: ")
-    assert not (inputs / "out").exists()
-
-
 def test_there_is_one_way_in_and_it_keeps_ids_only_if_told_so(inputs, capsys):
     assert prepare(inputs) == 0
     cohort = Cohort.open(inputs / "out")

@@ -31,7 +31,7 @@ from exchange.messages import (
 from exchange.refusals import RefusalCode
 from harmonization import CrossValidatedRidge, Design
 from harmonization.core.design import KNOWN, Categorical
-from tests.support.cohorts import with_gaps
+from tests.support.cohorts import read_recordings, with_gaps
 from tests.support.federation import STUDY
 from tests.support.local_grid import write_site
 
@@ -140,6 +140,14 @@ def test_baselines_are_evaluated_beside_the_final_model(context):
     assert alone.keys() == linear.keys()
     assert not any(values.any() for values in alone.values())  # held out are too few
     assert embed(context, 0.4, **{**moments, "covariance": np.eye(7)}).reason == "protocol.unreadable"
+
+
+def test_each_recording_is_read_once_for_all_that_an_embedding_needs(context, small_cohorts, monkeypatch):
+    read = read_recordings(monkeypatch)
+
+    assert not isinstance(embed(context, 0.4), Error)
+
+    assert sorted(read) == Cohort.open(small_cohorts[0]).recordings["recording_id"].tolist()
 
 
 def test_a_cohort_is_only_read(context, small_cohorts):

@@ -114,22 +114,7 @@ def test_a_table_from_before_the_parcels_were_renamed_is_the_atlas_of_today(tmp_
     assert load_atlas(tmp_path / "atlas.json").labels == atlas.former_labels
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["", "name,x,y\na,1,2\n", "name,x,y,z\na,1,2,3\na,4,5,6\n", "name,x,y,z\na,1,2,nan\n", "name,x,y,z\na,left,2,3\n"],
-)
-def test_broken_tables_are_refused(tmp_path, content):
-    (tmp_path / "t.csv").write_text(content)
-
-    with pytest.raises(AtlasError, match=r"t\.csv: is not an atlas table"):
-        load_atlas(tmp_path / "t.csv")
-
-
 def test_unknown_names_and_files_are_refused(tmp_path):
-    with pytest.raises(AtlasError, match="'power264' is not known"):
-        load_atlas("power264")
-    with pytest.raises(AtlasError, match="no such atlas table"):
-        load_atlas(tmp_path / "none.json")
     (tmp_path / "x.json").write_text(json.dumps({"parcels": 3}))
     with pytest.raises(AtlasError, match="is not an atlas table"):
         load_atlas(tmp_path / "x.json")

@@ -144,7 +144,7 @@ def test_refuses_folders_that_are_not_whole(tmp_path):
 
     stored = tmp_path / "c" / "recordings" / "sub-01.safetensors"
     stored.write_bytes(stored.read_bytes()[:100])
-    with pytest.raises(CohortError, match=r"sub-01\.safetensors: cannot be read"):
+    with pytest.raises(CohortError, match=r"sub-01\.safetensors: is damaged"):
         Cohort.open(tmp_path / "c").read("sub-01")
     stored.unlink()
     with pytest.raises(CohortError, match="is gone"):

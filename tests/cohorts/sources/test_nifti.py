@@ -95,23 +95,6 @@ def test_if_one_run_has_confounds_every_run_must(source):
 
 
 @pytest.mark.parametrize(
-    ("code", "changes", "name"),
-    [
-        ("no-tr", {"t_r": None}, "P001.nii.gz"),
-        ("no-space", {"space": ""}, "P001.nii.gz"),
-        ("wrong-space", {"space": "MNI152NLin2009cAsym"}, "P001.nii.gz"),
-        ("wrong-space", {}, "sub-01_space-T1w_bold.nii.gz"),
-    ],
-)
-def test_a_run_that_is_not_what_was_said_is_refused(source, code, changes, name):
-    add(source, name, t_r=2.0)
-    source = replace(source, **changes)
-    with pytest.raises(RecordingError, match=rf"^{name}: ") as refused:
-        source.read(source.runs()[0])
-    assert refused.value.code == code
-
-
-@pytest.mark.parametrize(
     ("header", "notices"), [(1.0, ("header-tr",)), (2000.0, ("header-tr",)), (2.0, ()), (None, ())]
 )
 def test_what_the_user_says_stands_above_the_header(source, header, notices):
@@ -132,13 +115,6 @@ def test_a_folder_without_runs_is_refused(source, tmp_path):
     for root in (source.root, tmp_path / "missing"):
         with pytest.raises(CohortError):
             replace(source, root=root).runs()
-
-
-def test_one_run_in_two_formats_is_refused(source):
-    add(source, "P001.nii.gz")
-    add(source, "P001.nii")
-    with pytest.raises(CohortError, match="stands there twice"):
-        source.runs()
 
 
 def test_the_preprocessing_is_short(source):

@@ -1,4 +1,3 @@
-import json
 import pickle
 import shutil
 from dataclasses import replace
@@ -7,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cohorts.atlas import load_atlas
 from cohorts.errors import CohortError, RecordingError
 from cohorts.sources.censoring import interpolate_censored
 from cohorts.sources.xcpd import XCPDSource
@@ -194,9 +192,6 @@ def test_other_trees_and_options_are_refused(tmp_path):
         source(other)
     with pytest.raises(CohortError, match="cannot be read"):
         XCPDSource(tmp_path / "nothing", other.atlas)
-    tree = make_xcpd_tree(tmp_path / "xcp_d")
-    with pytest.raises(CohortError, match="expected as-is, interpolate, drop"):
-        source(tree, censoring="interpolated")
 
 
 def test_two_series_of_a_run_are_refused(tmp_path):
@@ -212,20 +207,6 @@ def test_links_in_a_loop_change_nothing(tmp_path):
     (tree.root / "sub-03").symlink_to(tree.root / "sub-03")
     (tree.root / "sub-02" / "func" / f"{FIRST}_space-X_atlas-Y_timeseries.tsv").symlink_to("gone")
     assert [run.name for run in source(tree).runs()] == sorted(tree.runs)
-
-
-def test_a_missing_repetition_time_is_not_guessed(tmp_path):
-    tree = make_xcpd_tree(tmp_path / "xcp_d")
-    sidecar, *_ = files(tree, "denoised_bold.json")
-    sidecar.write_text(json.dumps({"RepetitionTime": 2000}))
-    assert refused(tree).code == "tr-milliseconds"
-    sidecar.write_text("{}")
-    assert refused(tree).code == "no-tr"
-    sidecar.write_text("RepetitionTime: 2")
-    assert refused(tree).code == "sidecar"
-    for path in files(tree, ".json"):
-        path.unlink()
-    assert refused(tree).code == "no-tr"
 
 
 def rewrite(path, change):
@@ -273,21 +254,6 @@ def test_negative_displacement_is_refused(tmp_path):
     table.loc[5, "framewise_displacement"] = -1
     table.to_csv(path, sep="\t", index=False)
     assert refused(tree).code == "motion"
-
-
-def test_all_frames_censored_leaves_nothing_to_keep(tmp_path):
-    tree = make_xcpd_tree(tmp_path / "xcp_d")
-    path, *_ = files(tree, "outliers.tsv")
-    rewrite(path, lambda text: text.replace("\n0", "\n1"))
-    assert refused(tree, censoring="drop").code == "all-censored"
-
-
-def test_an_atlas_of_another_resolution_is_refused(tmp_path):
-    tree = make_xcpd_tree(tmp_path / "xcp_d", names=load_atlas("schaefer200").labels, participants=1)
-    opened = XCPDSource(tree.root, load_atlas("schaefer100"))
-    with pytest.raises(RecordingError, match="schaefer100") as caught:
-        opened.read(opened.runs()[0])
-    assert caught.value.code == "wrong-atlas"
 
 
 @pytest.mark.parametrize("what", ["gone", "latin-1", "gzip", "huge"])
