@@ -8,7 +8,7 @@ from harmonization.core.errors import DesignError, HarmonizationError, SmallGrou
 from harmonization.core.moments import Moments, SecondMoments
 from harmonization.core.protocol import Analysis, SiteTable, State, add_sums, run_pooled
 from harmonization.core.quantiles import Quantiles
-from harmonization.core.registry import ANALYSES, make_analysis
+from harmonization.core.registry import ANALYSES, load_others, make_analysis
 from harmonization.estimators.faces import Projector, Residualizer
 from harmonization.estimators.harmonizers import ComBatHarmonizer, PooledHarmonizer
 from harmonization.methods.combat import ComBat, ComBatModel
@@ -84,3 +84,5 @@ __all__ = [
     "methods",
     "run_pooled",
 ]
+
+load_others()

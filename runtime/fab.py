@@ -18,7 +18,7 @@ from base.settings import check_settings, parse_yaml
 from brainlm.architectures import check_model_config
 from client.app_files import MANIFEST, NOT_SHIPPED, PACKAGES, PROJECT_FILE, STUDY, read_fab
 from client.door.describing import without_noise
-from client.door.policy import SHOWS_ONE_SITE
+from client.door.policy import SHOWS_ONE_SITE, must_be_named
 from client.errors import AppError
 from cohorts import load_atlas
 from study.settings import Study
@@ -186,7 +186,7 @@ def _leaves(study: Study) -> str:
 def _needs(study: Study) -> str:
     """The policy without which a site refuses the study, for what differs from the defaults."""
     needs = [f"studies: [{study.study}]"]
-    named = [name for name in study.asks_for() if name in SHOWS_ONE_SITE]
+    named = [name for name in study.asks_for() if must_be_named(name)]
     if named:
         needs.append(f'analyses: ["*", {", ".join(named)}]')
     needs.append(f"columns: [{', '.join(study.columns)}]")

@@ -6,11 +6,10 @@ from typing import Any
 
 from exchange.messages import TableSpec
 from harmonization import (
+    ANALYSES,
     Categorical,
     CovarianceDistance,
-    CrossValidatedLogistic,
     CrossValidatedPermanova,
-    CrossValidatedRidge,
     Harmonizer,
     SiteClassification,
     SiteNetwork,
@@ -18,8 +17,7 @@ from harmonization import (
     SiteVariance,
     make_harmonizer,
 )
-from harmonization.probes.crossvalidation import CrossValidation
-from study.settings import CONTROLS, Study
+from study.settings import Study, blind_method
 from study.state import Found, Measure
 from study.sums import Task
 
@@ -41,7 +39,7 @@ class Variant:
     name : str
         ``raw``, ``harmonized``, ``control``, or the name of a method to compare with.
     method : str
-        Of `harmonization.METHODS`.
+        Of `harmonization.methods`.
     options : dict
         The method's.
     covariates : list of dict
@@ -90,7 +88,7 @@ def variants_of(study: Study, sites: Collection[str]) -> list[Variant]:
         return variants
     if method != "none":
         nothing = study.design(())
-        blind = CONTROLS.get(method, method)
+        blind = blind_method(method)
         control = Variant(CONTROL, blind, study.options_of(blind, nothing, list(sites)), [])
         variants += [variant(HARMONIZED, method), control]
     others = dict.fromkeys(study.analyses.compare)
@@ -133,7 +131,7 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: Mapp
     for target in analyses.targets:
         coding = study.coding(target)
         levels = list(coding.levels) if isinstance(coding, Categorical) else []
-        probe: type[CrossValidation] = CrossValidatedLogistic if levels else CrossValidatedRidge
+        probe = ANALYSES[study.probe_of(target)]
         about = table.model_copy(update={"target": target, "levels": levels})
         permutations = analyses.category_permutations if levels else analyses.permutations
         uncertainty = {"bootstrap": analyses.bootstrap, "permutations": permutations}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -26,21 +26,30 @@ from cohorts import load_atlas
 from cohorts.contract import CohortContract
 from exchange.messages import DescribeRequest
 from exchange.roster import MIN_SITES
+from harmonization import CovarianceDistance, CrossValidatedPermanova, SiteSpread, SiteVariance, methods
 from harmonization.core.design import KNOWN, Categorical, Continuous, Covariate, Design
 from harmonization.core.quantiles import DIGITS
 from harmonization.methods.combat import Prior
+from harmonization.probes.crossvalidation import probes_of
 
-Method = Literal["none", "combat", "combat_gam", "covbat", "site_adversarial", "content_style"]
-"""Ways of making sites alike, of `harmonization.METHODS`."""
-CONTROLS: dict[str, Method] = {"combat_gam": "combat"}
-"""The method of the negative control, where it is another: without covariates there is no curve to fit."""
-SITE_MEASURES = ("cross_validated_permanova", "site_variance", "site_spread", "covariance_distance")
+if TYPE_CHECKING:
+    Method = NumberProbe = CategoryProbe = str
+else:
+    Method = Literal[tuple(name for name, method in methods().items() if method.for_studies)]
+    """Ways of making sites alike."""
+    NumberProbe, CategoryProbe = Literal[tuple(probes_of("number"))], Literal[tuple(probes_of("category"))]
+SITE_MEASURES = tuple(
+    measure.name for measure in (CrossValidatedPermanova, SiteVariance, SiteSpread, CovarianceDistance)
+)
 """Measures of the site that have no place for one site."""
-PROBES: dict[type[Covariate], str] = {Continuous: "cross_validated_ridge", Categorical: "cross_validated_logistic"}
-"""The probe of each kind of target."""
 
 LARGEST = 1e12
 """Constant that numbers may be coded by; what is coded is squared and summed."""
+
+
+def blind_method(method: str) -> str:
+    """Name the method of the negative control: without covariates there may be nothing for the same one to fit."""
+    return methods()[method].without_covariates or method
 
 
 class CovariateConfig(Settings):
@@ -66,6 +75,15 @@ class CovariateConfig(Settings):
             yield f"levels {', '.join(self.levels)} hold one twice. Give each once."
         if self.levels and (self.center, self.scale) != (0, 1):
             yield "levels are of a category, center and scale of a number. Leave one of the two out."
+
+    def probe_of(self, target: str) -> str:
+        """Name of the probe that predicts a target."""
+        analyses = self.analyses
+        return analyses.number_probe if isinstance(self.coding(target), Continuous) else analyses.category_probe
+
+    @property
+    def _predicts_numbers(self) -> bool:
+        return any(isinstance(self.coding(target), Continuous) for target in self.analyses.targets)
 
     def coding(self, name: str) -> Covariate:
         """Return the covariate's coding."""
@@ -205,7 +223,11 @@ class AnalysesConfig(Settings):
     """What is measured before and after harmonization."""
 
     targets: tuple[str, ...] = ("age",)
-    """What probes predict: numbers by ridge, categories by logistic regression."""
+    """What probes predict."""
+    number_probe: NumberProbe = "cross_validated_ridge"
+    """What predicts targets that are numbers."""
+    category_probe: CategoryProbe = "cross_validated_logistic"
+    """What predicts targets that are categories."""
     folds: int = Field(5, ge=3, le=1000)
     """Folds within every site: one to score, the others to learn from and to choose the penalty in."""
     permutations: int = Field(100, ge=0, le=1_000_000)
@@ -352,10 +374,12 @@ class Study(Settings):
             coded = name in self.covariates or name in KNOWN
             if name not in harmonization.keep or (coded and not isinstance(self.coding(name), Continuous)):
                 yield f"harmonization.smooth: '{name}' is no number in harmonization.keep. Add it there."
-        if "combat_gam" in (harmonization.method, *self.analyses.compare) and not harmonization.smooth:
-            yield "method combat_gam needs harmonization.smooth. Name a number and the bounds of its values."
-        if harmonization.reference is not None and harmonization.method != "combat":
-            yield "harmonization.reference is an option of method combat alone. Leave it out."
+        for method in dict.fromkeys((harmonization.method, *self.analyses.compare)):
+            if "smooth" in methods()[method].study_options and not harmonization.smooth:
+                yield f"method {method} needs harmonization.smooth. Name a number and the bounds of its values."
+        taking = [name for name, method in methods().items() if "reference" in method.study_options]
+        if harmonization.reference is not None and harmonization.method not in taking:
+            yield f"harmonization.reference is an option of method {' and '.join(taking)} alone. Leave it out."
         if harmonization.reference is not None and self.analyses.leave_one_site_out:
             yield "analyses.leave_one_site_out would leave out harmonization.reference, too. Choose one of the two."
         if harmonization.order == "one_model" and harmonization.method != "combat":
@@ -369,17 +393,10 @@ class Study(Settings):
         sites : list of str
             Names of the sites that take part.
         """
-        harmonization = self.harmonization
-        shrinkage = {"prior": harmonization.prior, "mean_only": harmonization.mean_only}
-        if method == "combat":
-            return {**shrinkage, "reference": harmonization.reference}
-        if method == "combat_gam":
-            return {**shrinkage, "smooth": self._smooth_columns(design)}
-        if method == "covbat":
-            return shrinkage
-        if method == "content_style":
-            return {"prior": harmonization.prior}
-        return {"sites": sites} if method == "site_adversarial" else {}
+        settings = self.harmonization
+        known = {"prior": settings.prior, "mean_only": settings.mean_only, "reference": settings.reference}
+        known |= {"smooth": self._smooth_columns(design), "sites": sites}
+        return {name: known[name] for name in methods()[method].study_options}
 
     def _smooth_columns(self, design: Design) -> list[tuple[int, float, float]]:
         """Place in a design of each number with a curve, and the bounds of its values as coded."""
@@ -410,6 +427,15 @@ class Study(Settings):
         The same people are in all sums: of two sums that differ in a few people, the difference would be those.
         """
         return self.design(tuple(dict.fromkeys((*self.kept, *self.residualized, *self.analyses.targets))))
+
+    def probe_of(self, target: str) -> str:
+        """Name of the probe that predicts a target."""
+        analyses = self.analyses
+        return analyses.number_probe if isinstance(self.coding(target), Continuous) else analyses.category_probe
+
+    @property
+    def _predicts_numbers(self) -> bool:
+        return any(isinstance(self.coding(target), Continuous) for target in self.analyses.targets)
 
     def coding(self, name: str) -> Covariate:
         """Coding of a covariate: the study's own, or the known one."""
@@ -457,19 +483,20 @@ class Study(Settings):
             analyses.append("site_classification")
         if self.analyses.site_network:
             analyses.append("site_network")
-        probes = {type(self.coding(target)) for target in self.analyses.targets}
-        analyses += [name for kind, name in PROBES.items() if kind in probes]
+        asked = {self.probe_of(target) for target in self.analyses.targets}
+        probes = [name for name in (self.analyses.number_probe, self.analyses.category_probe) if name in asked]
+        analyses += probes
         if probes and self.analyses.leave_one_site_out:
             analyses.append("leave_one_site_out")
         if self.association:
             analyses.append("cross_validated_cca")
-            analyses += ["late_fusion"] if Continuous in probes else []
+            analyses += ["late_fusion"] if self._predicts_numbers else []
             analyses += ["two_tower"] if self.association.two_tower else []
         if self.harmonization.reference is not None:
             analyses.append("reference_site")
         method = self.harmonization.method
-        methods = dict.fromkeys((method, CONTROLS.get(method, method), *self.analyses.compare))
-        return [*analyses, *(method for method in methods if method != "none")]
+        named = dict.fromkeys((method, blind_method(method), *self.analyses.compare))
+        return [*analyses, *(method for method in named if method != "none")]
 
     @property
     def columns(self) -> list[str]:

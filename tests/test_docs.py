@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from harmonization import ANALYSES
+
 ROOT = Path(__file__).parents[1]
 ROOMS = {path.parent.relative_to(ROOT).parts[0] for path in ROOT.glob("*/**/__init__.py")} - {".venv"}
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -17,3 +19,10 @@ def test_every_file_that_a_page_names_is_there(page):
     assert [name for name in FILE.findall(text) if not (ROOT / name).is_file()] == []
     links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_table_of_analyses_has_all_of_them():
+    page = (ROOT / "docs" / "harmonization.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[a-z_`, ]+)", page, flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert {name for name, known in ANALYSES.items() if known.rows == "participants"} - named == {"none", "permanova"}

@@ -9,13 +9,19 @@ from base.settings import Settings
 from client.errors import SignatureError
 from client.keys.signatures import key_fingerprint, public_key
 from exchange.refusals import Refusal, RefusalCode
+from harmonization.core.registry import ANALYSES, is_ours
 
 EVERYTHING = "*"
 SHOWS_ONE_SITE = frozenset(
-    {"leave_one_site_out", "reference_site", "site_adversarial", "site_classification", "site_network"}
+    {"leave_one_site_out", "reference_site", *(name for name, known in ANALYSES.items() if known.shows_one_site)}
 )
 """What shows a single site's sums even through secure ones, by subtraction, or because the sums have a place for each
 site: allowed only where it is named."""
+
+
+def must_be_named(analysis: str) -> bool:
+    """Whether ``"*"`` does not stand for an analysis: what shows one site, or came with another package than this."""
+    return analysis in SHOWS_ONE_SITE or not is_ours(analysis)
 
 
 class Policy(Settings):
@@ -29,10 +35,10 @@ class Policy(Settings):
     min_approvers: int = Field(default=1, ge=1, strict=True)
     """How many of them must have signed an app before the SuperNode runs it."""
     analyses: tuple[str, ...] = (EVERYTHING,)
-    """What they may compute: ``pretraining``, ``embedding`` and names of analyses. ``"*"`` for all but those that show
-    a single site's sums even where sums are secure, which must be named: ``leave_one_site_out`` each site's own,
-    ``reference_site`` the means of the site that others are made like, ``site_classification``, ``site_network`` and
-    ``site_adversarial`` each site's mean features."""
+    """What they may compute: ``pretraining``, ``embedding`` and names of analyses. ``"*"`` for all but those of other
+    packages and those that show a single site's sums even where sums are secure, which must be named:
+    ``leave_one_site_out`` each site's own, ``reference_site`` the means of the site that others are made like,
+    ``site_classification``, ``site_network`` and ``site_adversarial`` each site's mean features."""
     recipes: tuple[str, ...] = (EVERYTHING,)
     """Embedding recipes that may run, by id; ``"*"`` for all."""
     vectors: tuple[str, ...] = ()
@@ -139,7 +145,7 @@ class Policy(Settings):
         if not _allows(self.studies, study):
             raise Refusal(RefusalCode.STUDY, f"study '{study}' is not in policy.studies of site.yaml.")
         for analysis in analyses:
-            if not _allows(self.analyses, analysis) or (analysis in SHOWS_ONE_SITE and analysis not in self.analyses):
+            if not _allows(self.analyses, analysis) or (must_be_named(analysis) and analysis not in self.analyses):
                 raise Refusal(RefusalCode.ANALYSIS, f"'{analysis}' is not in policy.analyses of site.yaml.")
         if recipe is not None and not _allows(self.recipes, recipe):
             raise Refusal(RefusalCode.RECIPE, f"recipe '{recipe}' is not in policy.recipes of site.yaml.")

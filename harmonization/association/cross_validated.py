@@ -138,6 +138,9 @@ class CrossValidatedCCA(Analysis):
     message_floats: int = 4_000_000
 
     name: ClassVar[str] = "cross_validated_cca"
+    references: ClassVar[tuple[str, ...]] = (
+        "Hotelling H. Relations between two sets of variates. Biometrika 1936;28:321-377.",
+    )
     states: ClassVar[tuple[type[State], ...]] = (StudyMeans, FoldFits, AssociationResult)
 
     def __post_init__(self) -> None:

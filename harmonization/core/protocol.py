@@ -170,6 +170,13 @@ class Analysis(ABC):
     additive : bool
         Whether its sums over a table are, in every round, the sums over each participant's rows alone, added. Then one
         participant's share is known, and can be bounded and hidden in noise.
+    shows_one_site : bool
+        Whether its sums have a place for each site, and so show a single site's even where they are secure: a site's
+        policy must name it.
+    title : str
+        What tables and figures call it; its name if empty.
+    references : tuple of str
+        What a paper that uses it cites.
     """
 
     name: ClassVar[str]
@@ -177,6 +184,9 @@ class Analysis(ABC):
     rows: ClassVar[Literal["participants", "frames"]] = "participants"
     counts_missing: ClassVar[bool] = False
     additive: ClassVar[bool] = False
+    shows_one_site: ClassVar[bool] = False
+    title: ClassVar[str] = ""
+    references: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """Refuse parameters of the wrong kind. Subclasses call it before they look at their values."""

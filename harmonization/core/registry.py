@@ -1,6 +1,11 @@
-"""Every analysis by name: what a study, a site's policy and a message can name. Each enters itself."""
+"""Every analysis by name: what a study, a site's policy and a message can name. Each enters itself.
+
+Studies, policies, the door and the report ask the classes for all that they say of an analysis. One of another package
+is found by its entry point, ``fedbrainlm.analyses``, and is then there as ours are.
+"""
 
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import TypeVar
 
 from harmonization.core.errors import HarmonizationError
@@ -9,6 +14,8 @@ from harmonization.core.protocol import Analysis
 AnyAnalysis = TypeVar("AnyAnalysis", bound=Analysis)
 
 ANALYSES: dict[str, type[Analysis]] = {}
+GROUP = "fedbrainlm.analyses"
+"""Entry points of other packages: each names a module, or a class in one, that enters its analyses."""
 
 
 def register(analysis: type[AnyAnalysis]) -> type[AnyAnalysis]:
@@ -25,6 +32,29 @@ def register(analysis: type[AnyAnalysis]) -> type[AnyAnalysis]:
             f"{analysis.__module__}: analysis '{analysis.name}' is {known.__module__}'s already. Name it otherwise."
         )
     return analysis
+
+
+def load_others() -> None:
+    """Import the analyses of other packages that are installed, which enter themselves.
+
+    Raises
+    ------
+    HarmonizationError
+        If one of them cannot be imported.
+    """
+    for point in entry_points(group=GROUP):
+        try:
+            point.load()
+        except Exception as error:
+            raise HarmonizationError(
+                f"package '{point.dist.name if point.dist else point.value}': its analysis '{point.name}' cannot be "
+                f"loaded ({type(error).__name__}: {error}). Mend the package, or remove it."
+            ) from error
+
+
+def is_ours(name: str) -> bool:
+    """Whether an analysis of that name, if there is one, came with this package."""
+    return name not in ANALYSES or ANALYSES[name].__module__.startswith("harmonization.")
 
 
 def make_analysis(name: str, parameters: Mapping[str, object]) -> Analysis:

@@ -239,6 +239,13 @@ class CovariateEffects(State):
     n: float
 
 
+FOR_MRI = (
+    "Fortin JP, et al. Harmonization of cortical thickness measurements across scanners and sites. "
+    "NeuroImage 2018;167:104-120."
+)
+"""What brought ComBat to images: methods after it cite it, too."""
+
+
 @register
 @dataclass(frozen=True)
 class ComBat(Harmonizer):
@@ -266,6 +273,14 @@ class ComBat(Harmonizer):
     missing: Missing = "refuse"
 
     name: ClassVar[str] = "combat"
+    title: ClassVar[str] = "ComBat"
+    described: ClassVar[str] = "ComBat"
+    study_options: ClassVar[tuple[str, ...]] = ("prior", "mean_only", "reference")
+    references: ClassVar[tuple[str, ...]] = (
+        "Johnson WE, Li C, Rabinovic A. Adjusting batch effects in microarray expression data using empirical "
+        "Bayes methods. Biostatistics 2007;8:118-127.",
+        FOR_MRI,
+    )
     states: ClassVar[tuple[type[State], ...]] = (CovariateEffects, ComBatModel)
     counts_missing: ClassVar[bool] = True
 

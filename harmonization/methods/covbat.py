@@ -24,7 +24,7 @@ from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
 from harmonization.core.registry import register
 from harmonization.methods import combat
-from harmonization.methods.combat import ComBat, ComBatModel, Prior, SiteEffect
+from harmonization.methods.combat import FOR_MRI, ComBat, ComBatModel, Prior, SiteEffect
 from harmonization.methods.harmonizer import Harmonizer
 from harmonization.methods.projection import Basis, Centre, Projection, ProjectionModel
 
@@ -167,6 +167,14 @@ class CovBat(Harmonizer):
     mean_only: bool = False
 
     name: ClassVar[str] = "covbat"
+    title: ClassVar[str] = "CovBat"
+    described: ClassVar[str] = "CovBat"
+    study_options: ClassVar[tuple[str, ...]] = ("prior", "mean_only")
+    references: ClassVar[tuple[str, ...]] = (
+        FOR_MRI,
+        "Chen AA, et al. Mitigating site effects in covariance for machine learning in neuroimaging data. Human "
+        "Brain Mapping 2022;43:1179-1195.",
+    )
     states: ClassVar[tuple[type[State], ...]] = (
         CommonEffects,
         ResidualScale,

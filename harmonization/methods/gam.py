@@ -27,7 +27,7 @@ from harmonization.core.protocol import Array, SiteTable, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.splines import SmoothDesign
 from harmonization.methods import combat
-from harmonization.methods.combat import ComBat, ComBatModel, Prior, SiteEffect
+from harmonization.methods.combat import FOR_MRI, ComBat, ComBatModel, Prior, SiteEffect
 from harmonization.methods.harmonizer import Harmonizer
 
 PENALTIES = tuple(10.0 ** (half / 2) for half in range(-4, 17))
@@ -146,6 +146,15 @@ class ComBatGAM(Harmonizer):
     mean_only: bool = False
 
     name: ClassVar[str] = "combat_gam"
+    title: ClassVar[str] = "ComBat-GAM"
+    described: ClassVar[str] = "ComBat-GAM"
+    study_options: ClassVar[tuple[str, ...]] = ("prior", "mean_only", "smooth")
+    without_covariates: ClassVar[str] = "combat"
+    references: ClassVar[tuple[str, ...]] = (
+        FOR_MRI,
+        "Pomponio R, et al. Harmonization of large MRI datasets for the analysis of brain imaging patterns "
+        "throughout the lifespan. NeuroImage 2020;208:116450.",
+    )
     states: ClassVar[tuple[type[State], ...]] = (GamModel,)
 
     def __post_init__(self) -> None:

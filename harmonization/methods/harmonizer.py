@@ -30,7 +30,27 @@ class Harmonizer(Analysis):
 
     With it a site estimates its own effect from rows that it may learn from, and applies both to any of its rows. A
     site that took no part in the rounds does the same, with the model as it is.
+
+    Attributes
+    ----------
+    described : str
+        What a methods paragraph calls it: ``ComBat``, ``a site-adversarial network``.
+    exact : bool
+        Whether its model equals that of pooled rows.
+    study_options : tuple of str
+        Options that it takes from a study's ``harmonization`` settings of the same name, and ``sites``, the names of
+        all that take part.
+    without_covariates : str
+        Name of the method in its place where there are no covariates to keep, if it needs some.
+    for_studies : bool
+        Whether a study can name it.
     """
+
+    described: ClassVar[str] = ""
+    exact: ClassVar[bool] = True
+    study_options: ClassVar[tuple[str, ...]] = ()
+    without_covariates: ClassVar[str] = ""
+    for_studies: ClassVar[bool] = True
 
     def for_columns(self, names: Sequence[str]) -> Self:
         """Return the same method for a design whose columns have these names."""
@@ -68,6 +88,7 @@ class Unharmonized(Harmonizer):
     """Leaves features as they are: what every method is to be compared with."""
 
     name: ClassVar[str] = "none"
+    described: ClassVar[str] = "nothing"
     states: ClassVar[tuple[type[State], ...]] = (Nothing,)
 
     def initial(self) -> Nothing:

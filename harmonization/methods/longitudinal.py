@@ -157,6 +157,9 @@ class LongitudinalComBat(Harmonizer):
     mean_only: bool = False
 
     name: ClassVar[str] = "combat_longitudinal"
+    title: ClassVar[str] = "longitudinal ComBat"
+    described: ClassVar[str] = "longitudinal ComBat"
+    for_studies: ClassVar[bool] = False
     states: ClassVar[tuple[type[State], ...]] = (VarianceComponents, LongitudinalModel)
 
     def __post_init__(self) -> None:

@@ -165,6 +165,14 @@ class ContentStyle(Harmonizer, FederatedTraining):
     consist: float = 1.0
 
     name: ClassVar[str] = "content_style"
+    title: ClassVar[str] = "content and style"
+    described: ClassVar[str] = "a network of shared content and site-specific style"
+    exact: ClassVar[bool] = False
+    study_options: ClassVar[tuple[str, ...]] = ("prior",)
+    references: ClassVar[tuple[str, ...]] = (
+        "Liu S, Yap PT. Learning multi-site harmonization of magnetic resonance images without traveling human "
+        "phantoms. Communications Engineering 2024;3:6.",
+    )
     inputs: ClassVar[tuple[str, ...]] = ("features", "covariates")
     states: ClassVar[tuple[type[State], ...]] = (Located, ContentTraining, ContentModel)
 

@@ -154,6 +154,15 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
     keep: float = 10.0
 
     name: ClassVar[str] = "site_adversarial"
+    title: ClassVar[str] = "site-adversarial"
+    described: ClassVar[str] = "a site-adversarial network"
+    exact: ClassVar[bool] = False
+    study_options: ClassVar[tuple[str, ...]] = ("sites",)
+    shows_one_site: ClassVar[bool] = True
+    references: ClassVar[tuple[str, ...]] = (
+        "Dinsdale NK, Jenkinson M, Namburete AIL. Deep learning-based unlearning of dataset bias for MRI "
+        "harmonisation and confound removal. NeuroImage 2021;228:117689.",
+    )
     inputs: ClassVar[tuple[str, ...]] = ("features", "covariates")
     states: ClassVar[tuple[type[State], ...]] = (
         InputCentre,

@@ -93,6 +93,7 @@ class SiteNetwork(SiteRecognition):
     weight_decay: float = 0.03
 
     name: ClassVar[str] = "site_network"
+    shows_one_site: ClassVar[bool] = True
     states: ClassVar[tuple[type[State], ...]] = (AdjustedCentres, NetworkTraining, SiteClassificationResult)
 
     def __post_init__(self) -> None:

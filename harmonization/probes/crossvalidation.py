@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, permutations
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from harmonization.core.declared import Declared, Sent, Widths, by_part, everybody, in_parts, named
 from harmonization.core.errors import HarmonizationError, SmallGroupError, TableError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.registry import ANALYSES
 from harmonization.methods.harmonizer import Harmonizer, make_harmonizer
 
 _MOST_NUMBERS = 2**25
@@ -81,6 +82,9 @@ class Progress(State):
         raise NotImplementedError("only `CrossValidation.read_state` knows the kinds of its parts")
 
 
+Target = Literal["number", "category", ""]
+
+
 @dataclass(frozen=True)
 class CrossValidation(Analysis):
     """What every cross-validated analysis shares.
@@ -94,10 +98,18 @@ class CrossValidation(Analysis):
         harmonized as a new one, from all its own rows, but never from its target. The sums without a site show that
         site's by subtraction.
     method : str
-        How sites are made alike, a name of `harmonization.METHODS`.
+        How sites are made alike, a name of `harmonization.methods`.
     options : dict
         Options of the method.
+
+    Attributes
+    ----------
+    predicts : {"number", "category", ""}
+        The targets that a study can have it predict; empty for what is no probe. A probe takes ``bootstrap`` and
+        ``permutations``, too, and its answer has ``r2`` for numbers, ``balanced_accuracy`` for categories.
     """
+
+    predicts: ClassVar[Target] = ""
 
     n_folds: int = 5
     sites: tuple[str, ...] = ()
@@ -430,3 +442,8 @@ def _sum_over(analysis: Analysis, state: State | None, table: SiteTable, rows: N
 
 def _part(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
     return {name.removeprefix(f"{part}/"): values for name, values in arrays.items() if name.startswith(f"{part}/")}
+
+
+def probes_of(target: Target) -> list[str]:
+    """Names of the probes that predict such a target."""
+    return [name for name, known in ANALYSES.items() if issubclass(known, CrossValidation) and known.predicts == target]

@@ -27,6 +27,7 @@ from harmonization.probes.crossvalidation import (
     Centres,
     CrossValidation,
     Fold,
+    Target,
     centres_of,
     check_size,
     deviations,
@@ -185,6 +186,7 @@ class CrossValidatedLogistic(CrossValidation):
     permutations: int = 0
 
     name: ClassVar[str] = "cross_validated_logistic"
+    predicts: ClassVar[Target] = "category"
     states: ClassVar[tuple[type[State], ...]] = (Centres, InnerFits, OuterFits, ClassProbeScores)
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from harmonization.probes.crossvalidation import (
     Centres,
     CrossValidation,
     Fold,
+    Target,
     centres_of,
     check_size,
     deviations,
@@ -137,6 +138,7 @@ class CrossValidatedRidge(CrossValidation):
     permutations: int = 0
 
     name: ClassVar[str] = "cross_validated_ridge"
+    predicts: ClassVar[Target] = "number"
     states: ClassVar[tuple[type[State], ...]] = (Centres, RidgeFits, ProbeScores)
 
     def __post_init__(self) -> None:

@@ -143,6 +143,10 @@ class CrossValidatedPermanova(CrossValidation):
     sizes: tuple[int, ...] = ()
 
     name: ClassVar[str] = "cross_validated_permanova"
+    references: ClassVar[tuple[str, ...]] = (
+        "Anderson MJ. A new method for non-parametric multivariate analysis of variance. Austral Ecology "
+        "2001;26:32-46.",
+    )
     states: ClassVar[tuple[type[State], ...]] = (PermanovaCentre, PermanovaResult)
 
     def __post_init__(self) -> None:

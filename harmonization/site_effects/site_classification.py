@@ -168,6 +168,7 @@ class SiteClassification(SiteRecognition):
     shrinkage: float = 0.2
 
     name: ClassVar[str] = "site_classification"
+    shows_one_site: ClassVar[bool] = True
     states: ClassVar[tuple[type[State], ...]] = (AdjustedCentres, SiteDiscriminants, SiteClassificationResult)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from brainlm.evaluation import MODEL, SCORES
 from cohorts.report.page import Cell, Shown, Table, Title, fill_sections, write_page
+from harmonization import methods
 from server.report.data import RunData
 from server.report.figures import draw, predictor_name, variant_name
 from server.report.methods import methods_paragraph
@@ -334,8 +335,8 @@ def _shows_one_site(study: dict[str, Any]) -> list[str]:
     asked = ("site_classification", "site_network", "leave_one_site_out")
     analyses, harmonization = study["analyses"], study["harmonization"]
     names = [name for name in asked if analyses[name]]
-    methods = (harmonization["method"], *analyses["compare"])
-    names += ["site_adversarial"] if "site_adversarial" in methods else []
+    named = dict.fromkeys((harmonization["method"], *analyses["compare"]))
+    names += [method for method in named if methods()[method].shows_one_site]
     return names + (["reference_site"] if harmonization["reference"] else [])
 
 

@@ -19,17 +19,11 @@ from cohorts.report.style import (
     network_lines,
     widened,
 )
+from harmonization import methods
 from server.report.data import RunData
 from server.summary import PROBE_SCORES, probe_score, site_score
+from study.comparing import CONTROL
 
-_VARIANTS = {
-    "control": "control, no covariates",
-    "combat": "ComBat",
-    "combat_gam": "ComBat-GAM",
-    "covbat": "CovBat",
-    "site_adversarial": "site-adversarial",
-    "content_style": "content and style",
-}
 _PREDICTORS = {
     "parcel_mean": "mean of the parcel",
     "time_interpolation": "interpolation in time",
@@ -212,7 +206,9 @@ def draw(name: str, data: RunData) -> Figure | None:
 
 def variant_name(variant: str) -> str:
     """Name of a variant of a feature set, for people."""
-    return _VARIANTS.get(variant, variant.replace("_", " "))
+    if variant == CONTROL:
+        return "control, no covariates"
+    return (variant in methods() and methods()[variant].title) or variant.replace("_", " ")
 
 
 def predictor_name(predictor: str) -> str:

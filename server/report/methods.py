@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from harmonization import CrossValidatedCCA, CrossValidatedPermanova, methods
 from server.report.data import RunData
 from server.report.people import people_sentences
 
@@ -12,23 +13,8 @@ REFERENCES = {
     "fedavg": "McMahan HB, et al. Communication-efficient learning of deep networks from decentralized data. "
     "AISTATS 2017.",
     "flower": "Beutel DJ, et al. Flower: a friendly federated learning research framework. arXiv:2007.14390.",
-    "combat": "Johnson WE, Li C, Rabinovic A. Adjusting batch effects in microarray expression data using empirical "
-    "Bayes methods. Biostatistics 2007;8:118-127.",
-    "combat_mri": "Fortin JP, et al. Harmonization of cortical thickness measurements across scanners and sites. "
-    "NeuroImage 2018;167:104-120.",
-    "combat_gam": "Pomponio R, et al. Harmonization of large MRI datasets for the analysis of brain imaging patterns "
-    "throughout the lifespan. NeuroImage 2020;208:116450.",
-    "covbat": "Chen AA, et al. Mitigating site effects in covariance for machine learning in neuroimaging data. Human "
-    "Brain Mapping 2022;43:1179-1195.",
-    "unlearning": "Dinsdale NK, Jenkinson M, Namburete AIL. Deep learning-based unlearning of dataset bias for MRI "
-    "harmonisation and confound removal. NeuroImage 2021;228:117689.",
-    "murd": "Liu S, Yap PT. Learning multi-site harmonization of magnetic resonance images without traveling human "
-    "phantoms. Communications Engineering 2024;3:6.",
-    "permanova": "Anderson MJ. A new method for non-parametric multivariate analysis of variance. Austral Ecology "
-    "2001;26:32-46.",
     "secure_sum": "Bonawitz K, et al. Practical secure aggregation for privacy-preserving machine learning. CCS 2017.",
     "dp_sgd": "Abadi M, et al. Deep learning with differential privacy. CCS 2016.",
-    "cca": "Hotelling H. Relations between two sets of variates. Biometrika 1936;28:321-377.",
 }
 _OPTIMIZERS = {"adamw": "AdamW", "sgd": "gradient descent"}
 _SCALINGS = {
@@ -57,20 +43,6 @@ _OUTER = {
     "fedadam": " and an outer step of Adam",
     "fedyogi": " and an outer step of Yogi",
 }
-_METHODS = {
-    "combat": "ComBat",
-    "combat_gam": "ComBat-GAM",
-    "covbat": "CovBat",
-    "site_adversarial": "a site-adversarial network",
-    "content_style": "a network of shared content and site-specific style",
-}
-_METHOD_REFERENCES = {
-    "combat": ("combat", "combat_mri"),
-    "combat_gam": ("combat_mri", "combat_gam"),
-    "covbat": ("combat_mri", "covbat"),
-    "site_adversarial": ("unlearning",),
-    "content_style": ("murd",),
-}
 _PRIORS = {
     "parametric": "parametric empirical Bayes",
     "nonparametric": "non-parametric empirical Bayes",
@@ -83,26 +55,26 @@ def methods_paragraph(data: RunData) -> tuple[str, list[str]]:
     text: list[str] = []
     cited: list[str] = []
 
-    def cite(*keys: str) -> str:
-        cited.extend(key for key in keys if key not in cited)
-        return "[" + ", ".join(str(cited.index(key) + 1) for key in keys) + "]"
+    def cite(*references: str) -> str:
+        cited.extend(reference for reference in references if reference not in cited)
+        return "[" + ", ".join(str(cited.index(reference) + 1) for reference in references) + "]"
 
     text.append(_cohorts(data))
-    text.append(_model(data, cite("brainlm"), cite("mae")))
-    text.append(_federation(data, cite("fedavg"), cite("flower")))
+    text.append(_model(data, cite(REFERENCES["brainlm"]), cite(REFERENCES["mae"])))
+    text.append(_federation(data, cite(REFERENCES["fedavg"]), cite(REFERENCES["flower"])))
     text += _protection(data, cite)
     text.append(_embedding(data))
     method = data.summary["harmonization"]["method"]
     if method != "none" and not _left_out(data, f"harmonization by {method}", "embedding/harmonized/model"):
-        text.append(_harmonization(data, cite(*_METHOD_REFERENCES[method])))
+        text.append(_harmonization(data, cite(*methods()[method].references)))
     text.append(_measures(data))
     if any(data.summary["harmonization"].get("site_effect", {}).values()):
-        text.append(_site_effects(data, cite("permanova")))
+        text.append(_site_effects(data, cite(*CrossValidatedPermanova.references)))
     if data.summary["association"]:
-        text.append(_association(data, cite("cca")))
+        text.append(_association(data, cite(*CrossValidatedCCA.references)))
     versions = ", ".join(f"{name} {number}" for name, number in data.summary["software"].items())
     text.append(f"Software: {versions}.")
-    return " ".join(text), [REFERENCES[key] for key in cited]
+    return " ".join(text), cited
 
 
 def _left_out(data: RunData, *names: str) -> bool:
@@ -204,13 +176,13 @@ def _embedding(data: RunData) -> str:
 
 def _harmonization(data: RunData, references: str) -> str:
     harmonization = data.summary["harmonization"]
-    method = harmonization["method"]
+    method = methods()[harmonization["method"]]
     keep = ", ".join(harmonization["keep"]) or "no covariate"
-    shrunk = f" with {_PRIORS[harmonization['prior']]}" if method in ("combat", "combat_gam", "covbat") else ""
+    shrunk = f" with {_PRIORS[harmonization['prior']]}" if method.exact and "prior" in method.study_options else ""
     reference = f", with {harmonization['reference']} as reference site" if harmonization["reference"] else ""
-    trained = "trained without pooling data" if not shrunk else "from sums over sites that equal the pooled analysis"
+    trained = "from sums over sites that equal the pooled analysis" if method.exact else "trained without pooling data"
     return (
-        f"Before the projection, embeddings were harmonized by {_METHODS[method]} {references}{shrunk}{reference}, "
+        f"Before the projection, embeddings were harmonized by {method.described} {references}{shrunk}{reference}, "
         f"keeping effects of {keep}, {trained}."
     )
 

@@ -49,6 +49,7 @@ from harmonization import (
     add_sums,
     make_analysis,
 )
+from harmonization.core.registry import is_ours
 from tests.support import pooled
 from tests.support.conditioning import assert_as_exact_as_data, tolerance
 from tests.support.people import People, make_people
@@ -181,6 +182,7 @@ def sites_of(people: People) -> tuple[str, ...]:
     return tuple(f"site {number}" for number in range(len(people.rows)))
 
 
+TARGETS = {"number": "number", "category": "classes", "": None}
 CASES = [
     Case(lambda people: CCA(2), pooled.canonical_correlations, in_units(x_weights=-1, x_mean="place"), suits=has_many),
     Case(lambda people: CCA(2, shrinkage=0.1), pooled.canonical_correlations, in_units(x_weights=-1, x_mean="place")),
@@ -304,8 +306,13 @@ CASES = [
         suits=has_large_sites,
     ),
     Case(lambda people: Unharmonized(), None, unchanged, lambda people, analysis, tables: people.features),
+    *(
+        Case(lambda people, kind=kind: kind(), target=TARGETS[getattr(kind, "predicts", "")], suits=has_large_sites)
+        for kind in ANALYSES.values()
+        if not is_ours(kind.name) and kind.rows == "participants"
+    ),
 ]
-"""Every analysis over participants, with the options that change its sums."""
+"""Every analysis over participants, with the options that change its sums; and those of other packages."""
 
 SOMEBODY = make_people([5, 9, 4], 3, 2, 0, 0.0, True)
 

@@ -1,0 +1,185 @@
+"""A method and a probe of another package, one file each, are there like ours, and no file of ours names them."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from harmonization import HarmonizationError
+from harmonization.core.registry import load_others
+
+ROOT = Path(__file__).parents[2]
+METHOD = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from harmonization import Harmonizer, State
+from harmonization.core.declared import everybody
+from harmonization.core.protocol import Array
+from harmonization.core.registry import register
+from harmonization.methods.harmonizer import Effect
+
+
+@dataclass(frozen=True)
+class Middle(State):
+    mean: Array
+
+    done: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Shift(Effect):
+    shift: Array
+
+
+@register
+@dataclass(frozen=True)
+class SiteMeans(Harmonizer):
+    """Brings the mean of every site to the mean of all."""
+
+    name: ClassVar[str] = "site_means"
+    states: ClassVar[tuple[type[State], ...]] = (Middle,)
+    title: ClassVar[str] = "means alone"
+    described: ClassVar[str] = "centring of every site"
+    references: ClassVar[tuple[str, ...]] = ("Doe J. Means of sites. 2020;1:1-2.",)
+
+    def summarize(self, table, state):
+        return {"n": np.array(float(table.n)), "x": table.features.sum(axis=0)}
+
+    def sends(self, widths, state):
+        return {"n": everybody(), "x": everybody(widths.features)}
+
+    def solve(self, total, state):
+        return Middle(total["x"] / total["n"])
+
+    def effect_shapes(self, model, n_features):
+        return {"shift": (n_features,)}
+
+    def estimate(self, model, table):
+        return Shift(table.features.mean(axis=0) - model.mean)
+
+    def apply(self, model, table, effect):
+        return table.features - effect.shift
+'''
+PROBE = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from harmonization import CrossValidatedRidge
+from harmonization.core.registry import register
+
+
+@register
+@dataclass(frozen=True)
+class FirmRidge(CrossValidatedRidge):
+    """Ridge regression of one strong penalty."""
+
+    alphas: tuple[float, ...] = (10.0,)
+
+    name: ClassVar[str] = "firm_ridge"
+    title: ClassVar[str] = "firm ridge"
+'''
+STUDY = """
+from pathlib import Path
+
+
+from base.errors import FedBrainLMError
+from cli.settings_page import settings_page
+from runtime.fab import print_study
+from server.report.data import RunData
+from server.report.methods import methods_paragraph
+from server.report import write_report
+from study.settings import load_study
+from tests.support.federation import STUDY, run_study, simulate_small_cohorts, write_sites
+from tests.support.local_grid import LocalGrid
+
+here = Path.cwd()
+study = {**STUDY, "harmonization": {"method": "site_means"}}
+study["analyses"] = {**STUDY["analyses"], "number_probe": "firm_ridge", "compare": ["combat"]}
+cohorts = simulate_small_cohorts(here / "cohorts")
+try:
+    run_study(here / "refused", LocalGrid(write_sites(here / "unnamed", cohorts, analyses=["*"])), study)
+except FedBrainLMError as error:
+    print("REFUSED", error)
+named = ["*", "site_means", "firm_ridge"]
+run_study(here / "run", LocalGrid(write_sites(here / "sites", cohorts, analyses=named)), study)
+paragraph, references = methods_paragraph(RunData(here / "run"))
+print("METHODS", paragraph, references)
+print("REPORT", write_report(here / "run").read_text())
+print("SETTINGS", settings_page())
+print("APPROVAL")
+print_study(load_study(here / "run" / "study.yaml"))
+"""
+
+
+def in_another_process(plugin: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    folder.mkdir()
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{plugin}:{ROOT}", "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory) -> Path:
+    """A package that is installed: two files, and the entry points that lead to them."""
+    folder = tmp_path_factory.mktemp("plugin")
+    (folder / "site_means.py").write_text(METHOD)
+    (folder / "firm_ridge.py").write_text(PROBE)
+    about = folder / "others-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    points = "[fedbrainlm.analyses]\nsite_means = site_means\nfirm_ridge = firm_ridge:FirmRidge\n"
+    (about / "entry_points.txt").write_text(points)
+    return folder
+
+
+def test_study_policy_and_report_know_them(plugin, tmp_path):
+    ended = in_another_process(plugin, tmp_path / "here", "-c", textwrap.dedent(STUDY))
+
+    said = ended.stdout
+    assert ended.returncode == 0, ended.stderr
+    refused, _, rest = said.partition("METHODS")
+    assert "REFUSED" in refused
+    assert "policy.analysis-not-allowed" in refused  # "*" stands for ours alone
+    paragraph, _, rest = rest.partition("REPORT")
+    assert "harmonized by centring of every site [" in paragraph
+    assert "Doe J. Means of sites. 2020;1:1-2." in paragraph
+    report, _, rest = rest.partition("SETTINGS")
+    assert "centring of every site" in report
+    settings, _, approval = rest.partition("APPROVAL")
+    assert "site_means" in settings
+    assert "firm_ridge" in settings
+    assert "site_means, firm_ridge" in approval or "firm_ridge, site_means" in approval
+
+
+def test_the_common_tests_try_them(plugin, tmp_path):
+    tests = [str(ROOT / "tests/harmonization/test_pooled.py"), "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+
+    ended = in_another_process(plugin, tmp_path / "here", "-m", "pytest", *tests, "-k", "site_means or firm_ridge")
+
+    assert ended.returncode == 0, ended.stdout
+    assert "3 passed" in ended.stdout  # any order of both, and of the method's rows
+
+
+def test_what_cannot_be_loaded_is_named(plugin, tmp_path, monkeypatch):
+    (plugin / "broken.py").write_text("raise ValueError('no such luck')")
+    about = tmp_path / "broken-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[fedbrainlm.analyses]\nmine = broken\n")
+    monkeypatch.syspath_prepend(str(plugin))
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    said = r"package 'broken': its analysis 'mine' cannot be loaded \(ValueError: no such luck\)\. Mend the package"
+    with pytest.raises(HarmonizationError, match=said):
+        load_others()
