@@ -84,7 +84,8 @@ class PooledSite:
         if isinstance(request, TrainRequest):
             share = self.about.n_windows / request.max_windows
             update = {name: (0.1 + self.number) / 50 * share * (1 + v) for name, v in request.part("weights").items()}
-            return join(update=update, tally={"n_windows": np.array(float(self.about.n_windows))})
+            n_windows = np.array(float(self.about.n_windows))
+            return join(update=update, tally={"n_windows": n_windows, "n_losses": n_windows, "loss": n_windows / 2})
         if isinstance(request, EmbedRequest):
             return self._embed(request, study)
         if isinstance(request, HarmonizeRequest):
@@ -184,12 +185,18 @@ def drive(
     while (question := program.ask(state)) is not None:
         sites.pop((silent or {}).get(len(asked), ""), None)
         asked.append((question, state))
-        total: Arrays = {}
-        for name in sorted(sites.keys() & state.sites.keys()):
-            for part, values in sites[name].answer(question.request, program.study).items():
-                total[part] = total[part] + values if part in total else values
-        state = between(program.advance(state, sorted(sites.keys() & state.sites.keys()), total))
+        answering = {name: site for name, site in sites.items() if name in state.sites}
+        state = between(program.advance(state, list(answering), added(answering, question.request, program.study)))
     return asked, state, sites
+
+
+def added(sites: Mapping[str, PooledSite], request: object, study: Study) -> Arrays:
+    """Add what sites answer, in the order of names."""
+    total: Arrays = {}
+    for _, site in sorted(sites.items()):
+        for part, values in site.answer(request, study).items():
+            total[part] = total[part] + values if part in total else values
+    return total
 
 
 def print_questions(folder: str) -> None:
