@@ -22,7 +22,6 @@ from exchange.messages import (
     join,
 )
 from harmonization import Categorical, Continuous, Design, SiteTable, add_sums, make_analysis, make_harmonizer
-from harmonization.core.selection import Selection
 from harmonization.methods.projection import ProjectionModel
 from harmonization.methods.residualization import ResidualizationModel
 from study.program import Program
@@ -113,9 +112,7 @@ class PooledSite:
         for step in request.steps:
             features, arrays = self.features[step.source], request.part(step.result)
             design = Design.from_json(step.covariates).encode(self.people, self.n)
-            if step.transform == "selection":
-                made = Selection.from_arrays(arrays).select(features)
-            elif step.transform == "projection":
+            if step.transform == "projection":
                 made = ProjectionModel.from_arrays(arrays).project(features)
             elif step.transform == "residualization":
                 made = ResidualizationModel.from_arrays(arrays).residualize(features, design)
@@ -169,7 +166,6 @@ def fingerprint(question: Question) -> str:
 
 def drive(
     program: Program,
-    names: Iterable[str] = ATLASES,
     silent: Mapping[int, str] | None = None,
     between: Callable[[State], State] = lambda state: state,
 ) -> tuple[list[tuple[Question, State]], State, dict[str, PooledSite]]:
@@ -180,7 +176,7 @@ def drive(
     tuple
         Each question with the state that asked it, the last state, and the sites.
     """
-    sites = {name: PooledSite(list(ATLASES).index(name), name) for name in names}
+    sites = {name: PooledSite(number, name) for number, name in enumerate(ATLASES)}
     state, asked = between(program.begin({name: site.about for name, site in sites.items()}, WEIGHTS)), []
     while (question := program.ask(state)) is not None:
         sites.pop((silent or {}).get(len(asked), ""), None)
