@@ -91,26 +91,24 @@ class Sums:
         good, and the tasks are made anew for the others and begin again, unless they had not begun.
         """
         if self.optional and len(sites) < study.averaging.quorum:
-            why = f"{len(sites)} sites answered, the quorum is {study.averaging.quorum}."
+            why = f"fewer sites than the quorum of {study.averaging.quorum} answered."
             return state.and_found(not_associated=why)
         left, tasks = state.among(sites), self.tasks(study, state)
         if len(left.sites) < len(state.sites) and (state.solving or self.tasks(study, left) != tasks):
             return left.but(solving={}).holding(states={})
         solving, arrays = dict(state.solving), {}
         for measure, task in tasks.items():
-            answer = _known(measure, task, state)
-            if _is_pending(measure, state):
-                try:
-                    answer = task.analysis.solve(part_of(total, measure.name), answer)
-                except HarmonizationError as error:
-                    if self.strict:
-                        raise
-                    solving[measure.name] = Solved(why=_reason(task, error))
-                    continue
-                solving[measure.name] = Solved(answer.kind, answer.done)
-            if answer is not None:
-                arrays[measure.name] = answer.to_arrays()
-        return left.but(solving=solving).holding(states=join(**arrays))
+            if not _is_pending(measure, state):
+                continue
+            try:
+                answer = task.analysis.solve(part_of(total, measure.name), _known(measure, task, state))
+                solved, held = Solved(answer.kind, answer.done), answer.to_arrays()
+            except HarmonizationError as error:
+                if self.strict:
+                    raise
+                solved, held = Solved(why=_reason(task, error)), {}
+            solving[measure.name], arrays[f"states/{measure.name}"] = solved, held
+        return left.but(solving=solving).holding(**arrays)
 
     def end(self, study: Study, state: State) -> State:
         """Note the numbers of all answers, and why others are missing; go on with the answers."""

@@ -17,7 +17,7 @@ from brainlm import load_checkpoint
 from cli.main import run_command
 from client.door.audit import AuditLog
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
-from exchange.messages import TrainReply, TrainRequest, join
+from exchange.messages import HarmonizeReply, SealedGroup, TrainReply, TrainRequest, join
 from harmonization import (
     ComBat,
     CrossValidatedRidge,
@@ -27,12 +27,16 @@ from harmonization import (
     SiteVariance,
     run_pooled,
 )
+from server.answers import Answers
+from server.app import Run
 from server.errors import QuorumError
 from server.journal import Journal
 from server.report import write_report
-from study.settings import load_study
+from study.program import Program
+from study.settings import Study, load_study
 from tests.support.federation import PLAIN, STUDY, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
+from tests.support.pooled_sites import ATLASES, WEIGHTS, PooledSite, added, read_study
 from tests.support.released import DENSE, PADDED, write_released
 
 
@@ -399,3 +403,37 @@ def test_every_kind_of_model_is_trained_and_embeds(tmp_path, small_cohorts, mode
         beside = found["pretraining"]["baselines"]["gaussian_space_time"]["masked_r2"]
         assert found["pretraining"]["masked_r2_untrained"] == pytest.approx(beside, abs=0.02)
     assert "age" in found["probes"]["embedding"]
+
+
+class PooledRoster:
+    """Sites whose tables lie at hand, of which too few answer about the association."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.members = {name: PooledSite(number, name) for number, name in enumerate(ATLASES)}
+
+    def ask(self, request, reply, expected, stage, round_number, *, bound) -> Answers:
+        if any(name.startswith("association/") for name in expected):
+            raise QuorumError("harmonization: 1 of 5 sites answered, the quorum is 3. bergen: no reply.")
+        total = added(self.members, request, self.study)
+        return Answers(
+            dict.fromkeys(self.members, HarmonizeReply(sealed=[SealedGroup(sites=[], layout={})])), total, masked=True
+        )
+
+    def keep(self, sites) -> None:
+        assert list(sites) == list(self.members)
+
+
+def test_too_few_sites_for_the_association_cost_the_run_nothing_else_and_are_named(tmp_path):
+    study = read_study(tmp_path, analyses={"targets": ["age"], "folds": 3, "permutations": 0, "bootstrap": 0})
+    roster, journal = PooledRoster(study), Journal(tmp_path)
+    run = Run(Program(study), roster, journal)
+    state = run.program.begin({name: site.about for name, site in roster.members.items()}, WEIGHTS)
+
+    for stage in ("measuring", "pretraining", "embedding", "harmonization"):
+        state = run.through(stage, state)
+
+    assert run.program.ask(state) is None
+    assert "embedding.residualized" in state.sizes
+    assert state.findings.not_associated == "fewer sites than the quorum of 3 answered."
+    assert "bergen: no reply" in list(journal.table("notes")["text"])[-1]

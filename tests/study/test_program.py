@@ -1,9 +1,13 @@
 """The order of a study's questions: what follows from the same sums is the same, wherever it is reckoned."""
 
+import builtins
+import io
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -89,6 +93,23 @@ def test_every_state_asks_the_same_once_it_was_written_and_read(whole, study):
     assert end.model_dump_json() == last.model_dump_json()
 
 
+def test_neither_disk_nor_network_nor_clock_is_asked(small, monkeypatch):
+    study, asked = small
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a program is pure")
+
+    for place, name in (
+        *((builtins, "open"), (io, "open"), (os, "open"), (os, "stat")),
+        *((socket, "socket"), (time, "time"), (time, "monotonic")),
+    ):
+        monkeypatch.setattr(place, name, refuse)
+    again = drive(Program(study))[0]
+    monkeypatch.undo()
+
+    assert [fingerprint(question) for question, _ in again] == [fingerprint(question) for question, _ in asked]
+
+
 def test_a_run_that_goes_on_after_a_kept_round_asks_what_it_would_have_asked(whole, study):
     asked, _, _ = whole
     rounds = [(question, state) for question, state in asked if isinstance(question.request, TrainRequest)]
@@ -172,12 +193,13 @@ def test_too_few_sites_for_the_association_cost_nothing_else(whole, study):
     state = Program(study).advance(asked[number][1], ["aalborg"], {})
 
     assert state.stage == DONE
-    assert state.findings.not_associated == "1 sites answered, the quorum is 3."
+    assert state.findings.not_associated == "fewer sites than the quorum of 3 answered."
     assert [one.measure.name for one in state.findings.left_out] == ["association"]
     found = [one for one in last.findings.found if one.measure.of != "association"]
     assert state.findings.found[:-1] == tuple(found)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 def test_an_average_that_is_not_finite_ends_the_study(whole, study):
     (state,) = (state for question, state in whole[0] if question.round_number == 2)
     weights = {f"weights/{name}": np.full_like(values, np.inf) for name, values in WEIGHTS.items()}

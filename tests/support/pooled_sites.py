@@ -22,7 +22,6 @@ from exchange.messages import (
     join,
 )
 from harmonization import Categorical, Continuous, Design, SiteTable, add_sums, make_analysis, make_harmonizer
-from harmonization.core.selection import Selection
 from harmonization.methods.projection import ProjectionModel
 from harmonization.methods.residualization import ResidualizationModel
 from study.program import Program
@@ -84,7 +83,8 @@ class PooledSite:
         if isinstance(request, TrainRequest):
             share = self.about.n_windows / request.max_windows
             update = {name: (0.1 + self.number) / 50 * share * (1 + v) for name, v in request.part("weights").items()}
-            return join(update=update, tally={"n_windows": np.array(float(self.about.n_windows))})
+            n_windows = np.array(float(self.about.n_windows))
+            return join(update=update, tally={"n_windows": n_windows, "n_losses": n_windows, "loss": n_windows / 2})
         if isinstance(request, EmbedRequest):
             return self._embed(request, study)
         if isinstance(request, HarmonizeRequest):
@@ -112,9 +112,7 @@ class PooledSite:
         for step in request.steps:
             features, arrays = self.features[step.source], request.part(step.result)
             design = Design.from_json(step.covariates).encode(self.people, self.n)
-            if step.transform == "selection":
-                made = Selection.from_arrays(arrays).select(features)
-            elif step.transform == "projection":
+            if step.transform == "projection":
                 made = ProjectionModel.from_arrays(arrays).project(features)
             elif step.transform == "residualization":
                 made = ResidualizationModel.from_arrays(arrays).residualize(features, design)
@@ -168,7 +166,6 @@ def fingerprint(question: Question) -> str:
 
 def drive(
     program: Program,
-    names: Iterable[str] = ATLASES,
     silent: Mapping[int, str] | None = None,
     between: Callable[[State], State] = lambda state: state,
 ) -> tuple[list[tuple[Question, State]], State, dict[str, PooledSite]]:
@@ -179,17 +176,23 @@ def drive(
     tuple
         Each question with the state that asked it, the last state, and the sites.
     """
-    sites = {name: PooledSite(list(ATLASES).index(name), name) for name in names}
+    sites = {name: PooledSite(number, name) for number, name in enumerate(ATLASES)}
     state, asked = between(program.begin({name: site.about for name, site in sites.items()}, WEIGHTS)), []
     while (question := program.ask(state)) is not None:
         sites.pop((silent or {}).get(len(asked), ""), None)
         asked.append((question, state))
-        total: Arrays = {}
-        for name in sorted(sites.keys() & state.sites.keys()):
-            for part, values in sites[name].answer(question.request, program.study).items():
-                total[part] = total[part] + values if part in total else values
-        state = between(program.advance(state, sorted(sites.keys() & state.sites.keys()), total))
+        answering = {name: site for name, site in sites.items() if name in state.sites}
+        state = between(program.advance(state, list(answering), added(answering, question.request, program.study)))
     return asked, state, sites
+
+
+def added(sites: Mapping[str, PooledSite], request: object, study: Study) -> Arrays:
+    """Add what sites answer, in the order of names."""
+    total: Arrays = {}
+    for _, site in sorted(sites.items()):
+        for part, values in site.answer(request, study).items():
+            total[part] = total[part] + values if part in total else values
+    return total
 
 
 def print_questions(folder: str) -> None:
