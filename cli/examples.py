@@ -6,6 +6,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "cohort prepare": (
         "fedbrainlm cohort prepare matrices.npz data/lund --atlas schaefer100 --participants participants.tsv --tr 2.0",
         "fedbrainlm cohort prepare derivatives/xcp_d data/bergen --atlas schaefer100 --participants participants.tsv",
+        "fedbrainlm cohort prepare derivatives/fmriprep data/oslo --settings prepare.yaml",
     ),
     "cohort simulate": ("fedbrainlm cohort simulate data --sites 4 --participants 40",),
     "cohort vectors": ("fedbrainlm cohort vectors data/lund genes.parquet --name genes",),

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,9 +32,6 @@ from cohorts.participants import identifying_columns, read_descriptions, write_p
 from cohorts.quality import Quality
 from cohorts.recording import Recording
 from cohorts.sources.kinds import Run
-
-if TYPE_CHECKING:
-    import datasets
 
 _BIDS_VERSION = "1.10.0"
 _MEASURES = ("n_frames", "n_missing_parcels", *(field.name for field in fields(Quality)))
@@ -175,26 +172,6 @@ def export_huggingface(cohort: Cohort, out: str | Path) -> Path:
         (partial / "atlas.json").write_text(cohort.atlas.to_json(), encoding="utf-8")
         (partial / "README.md").write_text(_card(cohort, schema), encoding="utf-8")
     return out
-
-
-def to_datasets(cohort: Cohort) -> "datasets.Dataset":
-    """Return a cohort as a ``datasets.Dataset`` in memory, with the rows of `export_huggingface`.
-
-    Raises
-    ------
-    CohortError
-        If the library ``datasets`` is not installed, or the cohort has no recordings.
-    """
-    try:
-        from datasets import Dataset
-    except ImportError:
-        raise CohortError(
-            "The library 'datasets' is not installed; it is none of FedBrainLM's own. Install it with 'pip install "
-            "datasets', or export to Parquet and read that with pandas."
-        ) from None
-    covariates = _at_visits(cohort)
-    schema = _schema(cohort, covariates)
-    return Dataset(pa.Table.from_batches(_batches(cohort, covariates, schema), schema))
 
 
 def _participants(cohort: Cohort) -> pd.DataFrame:

@@ -148,9 +148,8 @@ def prepare_cohort(
     offered_runs = _by_people(_with_names(source.runs()), pattern, participants)
     runs, n_not_selected = _selected_runs(offered_runs, participants, selected)
     there = read_settings(out / "cohort.yaml", About) if (out / "cohort.yaml").is_file() else None
-    if rules is None and settings.quality:
-        rules = read_settings(settings.quality, QualityRules)
-    rules = rules or (there.rules if there else QualityRules.published())
+    asked = read_settings(settings.quality, QualityRules) if settings.quality else None
+    rules = rules or asked or (there.rules if there else QualityRules.published())
     about = {
         "name": check_identifier(settings.name or (there.name if there else out.name), "cohort name"),
         "preprocessing": source.preprocessing,
@@ -177,7 +176,7 @@ def prepare_cohort(
             cohort.remark(said, look_like_visits(run.participant for run in runs))
             if not isinstance(names, OwnNames):
                 linkage.only(offered | gone).write(cohort.path)
-            if isinstance(settings, tuple(KINDS.values())):
+            if type(settings) in KINDS.values():
                 write_text(cohort.path / "site-only" / "prepare.yaml", settings.to_yaml())
             cohort.judge(rules)
     except OSError as error:

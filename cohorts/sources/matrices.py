@@ -54,16 +54,9 @@ class MatrixSource:
         (version 5 to 7.3), .csv, .tsv or .1D, the last three also packed (.gz), and parcellated series of CIFTI.
     atlas : Atlas
         The atlas of the columns.
-    preprocessing : str
-        Id of the preprocessing, recorded with every result.
-    t_r : float or None
-        Repetition time in seconds of every recording; None if it stands elsewhere.
-    orientation : {"auto", "frames-first", "parcels-first"}
-        How the matrices lie. A table whose header names the parcels shows it by itself.
-    columns : tuple of int or None
-        First and last column to take, counted from 1, where the matrices have more than the atlas's parcels.
-    variable : str
-        Name of the variable in .mat files and a folder's .npz files; empty for the only matrix of numbers in each.
+    preprocessing, t_r, orientation, columns, variable
+        As of `cohorts.settings.MatrixSettings`, columns as the first and the last, from 1. A table whose header names
+        the parcels shows by itself how it lies.
     participants : tuple of str or None
         The ids that names are matched with, as the participants table spells them. A name matches an id also without
         ``sub-``, without leading zeros, and where it stands between other words: ``PITT_0050003_rois_aal`` is

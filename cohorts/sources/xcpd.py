@@ -36,19 +36,13 @@ class XCPDSource:
         The folder with ``dataset_description.json``.
     atlas : Atlas
         The parcels that a reading has. Every one of them must be in the tree's series, by name; series may have more.
-    atlas_name : str
-        The tree's name of the atlas, such as ``4S456Parcels``; may be empty where the tree has one only.
-    space : str
-        Such as ``MNI152NLin6Asym`` or ``fsLR``; may be empty where the tree has one only.
-    tasks, sessions : tuple of str
-        Labels of what to take; everything if empty.
+    atlas_name, space : str
+        The tree's names, such as ``4S456Parcels`` and ``fsLR``; may be empty where it has one only.
     censoring : {"as-is", "interpolate", "drop"}
         What to do about frames of high motion: leave it as XCP-D did, fill them where it dropped them, or drop them
         where it filled them.
-    min_parcel_coverage : float
-        Parcels of which a smaller fraction has data are missing.
-    t_r : float or None
-        Repetition time in seconds, where no sidecar says it; must agree with those that do.
+    tasks, sessions, min_parcel_coverage, t_r
+        As of `cohorts.settings.XCPDSettings`.
 
     Raises
     ------

@@ -15,10 +15,9 @@ def inputs(tmp_path):
     return tmp_path
 
 
-def prepare(inputs, *more: str, participants: str = "p.tsv", tr: str | None = "2") -> int:
-    command = ["cohort", "prepare", str(inputs / "m.npz"), str(inputs / "out"), "--atlas", "schaefer100"]
-    command += ["--participants", str(inputs / participants), "--workers", "0", "--no-report"]
-    return run_command([*command, *(["--tr", tr] if tr else []), *more])
+def prepare(inputs, *more: str) -> int:
+    command = ["cohort", "prepare", str(inputs / "m.npz"), str(inputs / "out"), "--atlas", "schaefer100", "--tr", "2"]
+    return run_command([*command, "--participants", str(inputs / "p.tsv"), "--workers", "0", "--no-report", *more])
 
 
 def test_prepare_then_show(inputs, capsys):

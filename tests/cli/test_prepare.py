@@ -48,10 +48,8 @@ def test_an_fmriprep_tree_becomes_a_cohort_and_a_second_time_nothing_is_read(fmr
     assert "Read now: 0; there already: 6" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("generation", ["0.6", "0.7", "26"])
-@pytest.mark.parametrize("kind", ["nifti", "cifti"])
-def test_xcpd_trees_of_every_generation_become_cohorts(tmp_path, generation, kind):
-    tree = make_xcpd_tree(tmp_path / "xcpd", generation=generation, kind=kind, n_frames=80)
+def test_a_tree_of_xcpd_becomes_a_cohort(tmp_path):
+    tree = make_xcpd_tree(tmp_path / "xcpd", generation="26", kind="cifti", n_frames=80)
     (tmp_path / "atlas.json").write_text(tree.atlas.to_json())
     command = ["cohort", "prepare", str(tree.root), str(tmp_path / "oslo"), "--atlas", str(tmp_path / "atlas.json")]
 
@@ -200,12 +198,11 @@ def test_exports_hold_no_own_id(fmriprep, tmp_path, format_):
     assert not [path for path, data in contents(tmp_path / "out").items() if OWN_ID.search(data + path.encode())]
 
 
-@pytest.mark.parametrize("recordings", [0, 2, 5])
-def test_killed_with_its_processes_at_work_it_goes_on_to_the_same_bytes(fmriprep, tmp_path, recordings):
+def test_killed_with_its_processes_at_work_it_goes_on_to_the_same_bytes(fmriprep, tmp_path):
     out = tmp_path / "b" / "oslo"
     command = of_images(fmriprep, out, "--workers", "2", "--no-report", "--key", str(tmp_path / "key"))
     process = start("fedbrainlm", *command, folder=tmp_path)
-    assert wait_until(lambda: len(list(out.parent.glob(".*/recordings/*.safetensors"))) >= recordings, 60)
+    assert wait_until(lambda: len(list(out.parent.glob(".*/recordings/*.safetensors"))) >= 2, 60)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert wait_until(lambda: not processes_of(tmp_path), 30)

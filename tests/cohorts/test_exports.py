@@ -1,6 +1,5 @@
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from base.errors import FileError
 from cohorts import Cohort, CohortError, Recording, load_atlas
 from cohorts import exports as module
-from cohorts.exports import export_bids, export_huggingface, to_datasets, under_pseudonyms
+from cohorts.exports import export_bids, export_huggingface, under_pseudonyms
 from cohorts.identities import KeyedNames
 from cohorts.participants import ParticipantsTable, read_participants
 from cohorts.sources.matrices import MatrixSource
@@ -158,20 +157,10 @@ def test_hugging_face_reads_the_shards(cohort, tmp_path):
         "parquet", data_files=str(out / "data" / "*.parquet"), split="train", cache_dir=str(tmp_path / "cache")
     )
 
-    in_memory = to_datasets(cohort)
-    assert loaded.features == in_memory.features
     assert loaded.features["age"].dtype == "float64"
-    for rows in (loaded, in_memory):
-        for row, recording in zip(rows.with_format("numpy"), cohort, strict=True):
-            assert row["participant_id"] == recording.participant_id
-            np.testing.assert_array_equal(np.stack(row["signal"]), recording.signal)
-
-
-def test_without_hugging_face_the_remedy_is_said(cohort, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-
-    with pytest.raises(CohortError, match="pip install"):
-        to_datasets(cohort)
+    for row, recording in zip(loaded.with_format("numpy"), cohort, strict=True):
+        assert row["participant_id"] == recording.participant_id
+        np.testing.assert_array_equal(np.stack(row["signal"]), recording.signal)
 
 
 @pytest.mark.parametrize("export", [export_bids, export_huggingface])
