@@ -27,12 +27,6 @@ _REMEDIES = (
 _SECONDS = 20
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    """What survives a loss of power is tested elsewhere, and takes a while."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_bad_input_is_a_sentence_and_leaves_nothing_behind(case: Case, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -88,14 +88,15 @@ def test_whoever_writes_to_the_state_folder_cannot_approve_for_others(tmp_path, 
 
     for forged in (anna, {**anna, "by": "Bo"}, {**anna, "key": bo}, {"by": "Bo", "time": "", "key": bo}):
         path.write_text(json.dumps({**record, "approvers": [anna, forged]}))
-        assert "alone; policy.min_approvers is 2" in refused(approvals)
+        said = refused(approvals)
+        assert "alone; policy.min_approvers is 2" in said or "this is no signature of an app" in said
 
 
 def test_a_key_that_the_policy_no_longer_lists_counts_no_more(tmp_path, people):
     site(tmp_path, approvers=[people["anna"].line]).approve(FAB, "Anna", "small", people["anna"].sign(FAB))
     assert site(tmp_path, approvers=[people["anna"].line]).check(FAB).hash == HASH
 
-    refused(site(tmp_path, approvers=[people["bo"].line]))
+    assert "is approved by Anna alone" in refused(site(tmp_path, approvers=[people["bo"].line]))
     site(tmp_path).approve_unseen("ab" * 32, "Anna")
     assert not site(tmp_path).missing(site(tmp_path).find("ab" * 32))
     assert site(tmp_path, approvers=[people["bo"].line]).missing(site(tmp_path).find("ab" * 32)) == 1
