@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install  ## four simulated hospitals, from recordings to a report (about 2 minutes)
+demo: install  ## four simulated hospitals, from recordings to a report (about 3 minutes)
 	$(BIN)/fedbrainlm demo
 
 # A process of tests for each processor, and one thread in each.
@@ -31,7 +31,7 @@ test-slow: install  ## tests that take minutes: a deployed federation of real pr
 explore: install  ## property tests on ever new examples, until one fails (write it down as an @example) or you stop it
 	@pass=1; while echo "pass $$pass" && $(BIN)/pytest -m 'hypothesis and not slow' --hypothesis-profile explore -x; do pass=$$((pass + 1)); done; exit 1
 
-chaos: install  ## the fault matrix: processes killed, links cut, disks full, strangers at the door (root; an hour)
+chaos: install  ## the fault matrix: processes killed, links cut, disks full, strangers at the door (root; 25 minutes or more)
 	$(BIN)/pytest -m slow tests/chaos tests/integration/test_federation.py
 	@cat runs/chaos.json
 

@@ -1,5 +1,8 @@
 """Fixtures that many tests share."""
 
+import gc
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,20 @@ settings.register_profile("fixed", deadline=None, derandomize=True, suppress_hea
 settings.register_profile("explore", deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("fixed")
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what was imported: Flower has it look through everything for each record that it opens."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Do without what only matters where the power fails, as no test has it do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture

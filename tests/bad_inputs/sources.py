@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,16 +16,17 @@ from tests.support.volumes import SPACE, noise, paint, save_nifti, write_labels
 
 PEOPLE = ("sub-A01", "sub-A02", "sub-A03")
 N_FRAMES = 80
-_PREPARE = ("cohort", "prepare", "source", "result/cohort", "--workers", "0", "--no-report")
-MATRICES = (*_PREPARE, "--atlas", "atlas.tsv", "--participants", "participants.tsv", "--tr", "2")
-IMAGES = (
-    *_PREPARE,
-    *("--atlas-image", "labels.nii.gz", "--atlas-labels", "labels.tsv", "--atlas-space", SPACE),
-)
-NIFTI = (*IMAGES, "--space", SPACE)
-XCPD = (*_PREPARE, "--atlas", "atlas.json")
-
+PARCELS = [f"parcel-{number}" for number in range(8)]
 _templates = TemporaryDirectory()
+
+
+@dataclass(frozen=True)
+class Good:
+    """How a good source is made in a folder, and the options that it is prepared with."""
+
+    make: Callable[[Path], None]
+    options: tuple[str, ...]
+    source: str = "source"
 
 
 def matrices(folder: Path) -> None:
@@ -32,14 +34,14 @@ def matrices(folder: Path) -> None:
     (folder / "source").mkdir()
     for number, name in enumerate(PEOPLE):
         np.save(folder / "source" / f"{name}.npy", signal(number))
-    write_atlas(folder / "atlas.tsv", [f"parcel-{number}" for number in range(8)])
+    write_atlas(folder / "atlas.tsv", PARCELS)
     write_people(folder)
 
 
 def tables(folder: Path) -> None:
     """Write the same as ``.tsv`` with a header of the parcels."""
     matrices(folder)
-    header = "\t".join(f"parcel-{number}" for number in range(8))
+    header = "\t".join(PARCELS)
     for path in sorted((folder / "source").iterdir()):
         np.savetxt(path.with_suffix(".tsv"), np.load(path), delimiter="\t", header=header, comments="", fmt="%.6g")
         path.unlink()
@@ -48,12 +50,9 @@ def tables(folder: Path) -> None:
 def archive(folder: Path) -> None:
     """Write the same as ``source.npz``."""
     matrices(folder)
-    write_archive(folder, {path.stem: np.load(path) for path in sorted((folder / "source").iterdir())})
-    shutil.rmtree(folder / "source")
-
-
-def write_archive(folder: Path, members: dict[str, np.ndarray]) -> None:
+    members = {path.stem: np.load(path) for path in sorted((folder / "source").iterdir())}
     np.savez(folder / "source.npz", **members)
+    shutil.rmtree(folder / "source")
 
 
 def nifti(folder: Path) -> None:
@@ -136,3 +135,18 @@ def change_header(path: Path, **fields: object) -> None:
         header[name] = value
     with opened(path, "wb") as stream:
         stream.write(header.binaryblock + content[348:])
+
+
+_FAST = ("--workers", "0", "--no-report")
+_ATLAS = (*_FAST, "--atlas", "atlas.tsv")
+_PEOPLE = ("--participants", "participants.tsv")
+_LABELS = (*_FAST, "--atlas-image", "labels.nii.gz", "--atlas-labels", "labels.tsv", "--atlas-space", SPACE)
+MATRICES = Good(matrices, (*_ATLAS, *_PEOPLE, "--tr", "2"))
+ALONE = Good(matrices, (*_ATLAS, "--tr", "2"))
+NO_TR = Good(matrices, (*_ATLAS, *_PEOPLE))
+TABLES = Good(tables, MATRICES.options)
+ARCHIVE = Good(archive, MATRICES.options, "source.npz")
+NIFTI = Good(nifti, (*_LABELS, "--space", SPACE))
+NO_SPACE = Good(nifti, _LABELS)
+FMRIPREP = Good(fmriprep, _LABELS)
+XCPD = Good(xcpd, (*_FAST, "--atlas", "atlas.json"))

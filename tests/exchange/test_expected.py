@@ -23,6 +23,7 @@ ROSTER = KeyRoster(
 GROUPS = [Group(parts=["evaluation/small"], sites=[]), Group(parts=["evaluation/large"], sites=["a", "b", "c"])]
 CLEAR = TrainRequest(study="s", model={}, training={}, round_number=1, rounds=1, seed=0, groups=GROUPS)
 SECURE = CLEAR.model_copy(update={"secure": SecureSum(roster=ROSTER.hash, step=1, sites=SITES, bound=0.5)})
+OTHERS = "an answer is masked among other sites than it was asked among."
 EXPECTED = {
     "tally/n": Expected("count", most=100),
     "weights/w": Expected("weights", (6,), "float32"),
@@ -62,8 +63,9 @@ def refuse(reply: TrainReply, request: TrainRequest, site: str = "b") -> str:
 @pytest.mark.parametrize("request_", [CLEAR, SECURE], ids=["clear", "masked"])
 @pytest.mark.parametrize("site", ["a", "e"])
 def test_what_was_asked_for_is_taken(request_, site):
-    check_reply(answer(site, request_), request_, site, EXPECTED)
-    check_reply(answer(site, request_, **{"shown/rows": None}), request_, site, EXPECTED)
+    for change in ({}, {"shown/rows": None}):
+        assert check_reply(answer(site, request_, **change), request_, site, EXPECTED) is None
+    assert "'tally/n' is missing." in refuse(answer(site, request_, **{"tally/n": None}), request_, site)
 
 
 CHANGES: list[dict[str, np.ndarray | None]] = [
@@ -107,12 +109,16 @@ def test_what_was_not_asked_for_is_refused_by_its_name(change, request_):
     ids=lambda change: ", ".join(change),
 )
 def test_numbers_in_the_clear_are_looked_at_too(change):
-    refuse(answer("b", CLEAR, **change), CLEAR)
+    said = refuse(answer("b", CLEAR, **change), CLEAR)
+
+    (name,) = change
+    assert repr(name) in said
+    assert "asked for." in said
 
 
 def test_an_answer_in_the_clear_does_not_pass_for_a_masked_one_nor_the_other_way_round():
-    refuse(answer("a", CLEAR), SECURE, "a")
-    refuse(answer("a", SECURE), CLEAR, "a")
+    assert OTHERS in refuse(answer("a", CLEAR), SECURE, "a")
+    assert "an answer in the clear was asked for, and this one is masked." in refuse(answer("a", SECURE), CLEAR, "a")
 
 
 def test_a_bound_of_updates_is_the_one_that_was_asked_for():
@@ -124,7 +130,7 @@ def test_a_bound_of_updates_is_the_one_that_was_asked_for():
 def test_nobody_can_put_the_others_out_by_naming_them_in_a_sum_of_its_own():
     lied = SECURE.model_copy(update={"groups": [Group(parts=["update"], sites=["c", "d", "e"]), *GROUPS]})
 
-    refuse(answer("c", lied), SECURE, "c")
+    assert OTHERS in refuse(answer("c", lied), SECURE, "c")
 
 
 @pytest.mark.parametrize("sites", [["d"], SITES], ids=["alone", "twice"])
@@ -135,7 +141,9 @@ def test_a_sum_that_nobody_asked_for_takes_no_other_s_place(sites):
     words[-1] = 1
     right = answer("d", SECURE)
     groups = [*right.sealed, SealedGroup(sites=sites, layout=alone.to_json())]
-    refuse(right.model_copy(update={"sealed": groups, "arrays": {**right.arrays, "sealed/1/64": words}}), SECURE, "d")
+    reply = right.model_copy(update={"sealed": groups, "arrays": {**right.arrays, "sealed/1/64": words}})
+
+    assert OTHERS in refuse(reply, SECURE, "d")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +159,9 @@ def test_words_are_as_many_as_their_layout_says(change: Callable[[np.ndarray], n
     right = answer("e", SECURE)
     (name,) = [name for name in right.arrays if name.endswith("/64")]
 
-    refuse(right.model_copy(update={"arrays": {**right.arrays, name: change(right.arrays[name])}}), SECURE, "e")
+    reply = right.model_copy(update={"arrays": {**right.arrays, name: change(right.arrays[name])}})
+
+    assert "is not what its layout says" in refuse(reply, SECURE, "e")
 
 
 _NAMES = st.sampled_from([*EXPECTED, "sealed/0/64", "sealed/0/32", "sealed/9/64", "../x", "", "shown/", "tally/n/"])

@@ -200,7 +200,7 @@ def test_arrays_of_a_request_that_are_not_packed_are_refused():
     unpacked = {name: Array(np.ascontiguousarray(values)) for name, values in ARRAYS.items()}
 
     for arrays in ({}, unpacked, {"safetensors": Array(np.zeros(3))}, {"safetensors": cut}):
-        with pytest.raises(MessageError):
+        with pytest.raises(MessageError, match=r"is damaged|expected 'safetensors'"):
             SummarizeRequest.from_records(RecordDict({"header": header, "arrays": ArrayRecord(arrays)}))
 
 

@@ -5,26 +5,14 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from flwr.cli.build import build_fab_from_files
 from flwr.common.serde import fab_to_proto
 from flwr.proto.control_pb2 import StartRunRequest
 from flwr.supercore.fab import Fab
 
 from base.errors import RunFailedError
 from runtime.control import control, explained, run_outcome, stop_run
+from tests.support.apps import app_of
 from tests.support.programs import free_port
-
-PROJECT = b"""
-[project]
-name = "app"
-version = "1.0.0"
-license = "Apache-2.0"
-[tool.flwr.app]
-publisher = "us"
-[tool.flwr.app.components]
-serverapp = "server:app"
-clientapp = "client:app"
-"""
 
 
 @pytest.fixture
@@ -35,7 +23,7 @@ def connection(address) -> dict[str, object]:
 @pytest.fixture
 def run_id(connection) -> int:
     """A run that nobody executes."""
-    content, _ = build_fab_from_files({"pyproject.toml": PROJECT, "client.py": b"", "server.py": b""})
+    content = app_of("app = None\n")
     fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
     with control(connection) as superlink:
         return superlink.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id

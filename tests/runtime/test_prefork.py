@@ -11,11 +11,13 @@ from itertools import count
 from pathlib import Path
 
 import psutil
+import pytest
 
 from runtime import prefork
 from tests.support.programs import free_port, wait_until
+from tests.test_layering import MAY_IMPORT
 
-OURS = {"brainlm", "cli", "client", "cohorts", "exchange", "harmonization", "server"}
+OURS = set(MAY_IMPORT)
 FORKS = """
 import importlib, importlib.util, json, os, signal, socket, sys
 specification = importlib.util.spec_from_file_location("prefork", sys.argv[1])
@@ -84,9 +86,17 @@ def ask(asked: socket.socket, what: str, path: Path) -> dict[str, object]:
     return json.loads(path.read_text())
 
 
-def test_each_message_is_a_fork_with_torch_in_memory_and_nothing_of_ours(tmp_path):
-    with forks() as (asked, process):
-        first, second = (ask(asked, "ends", tmp_path / name) for name in "ab")
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[socket.socket, psutil.Process]]:
+    """One such process for tests that leave it as it was."""
+    with forks() as made:
+        yield made
+
+
+def test_each_message_is_a_fork_with_torch_in_memory_and_nothing_of_ours(tmp_path, shared):
+    asked, process = shared
+
+    first, second = (ask(asked, "ends", tmp_path / name) for name in "ab")
 
     assert len({first["pid"], second["pid"], process.pid, os.getpid()}) == 4
     assert first["name"] == "flwr-clientapp"
@@ -94,18 +104,18 @@ def test_each_message_is_a_fork_with_torch_in_memory_and_nothing_of_ours(tmp_pat
     assert {name.partition(".")[0] for name in first["modules"]} & OURS == set()  # the approved app brings its own
 
 
-def test_an_app_that_fails_ends_alone_and_is_not_left_behind(tmp_path):
-    with forks() as (asked, process):
-        failed = [ask(asked, what, tmp_path / what)["pid"] for what in ("raises", "exits")]
-        after = (tmp_path / f"after-{number}" for number in count())
+def test_an_app_that_fails_ends_alone_and_is_not_left_behind(tmp_path, shared):
+    asked, process = shared
+    failed = [ask(asked, what, tmp_path / what)["pid"] for what in ("raises", "exits")]
+    after = (tmp_path / f"after-{number}" for number in count())
 
-        def are_gone() -> bool:
-            """Each app that is asked for lets those that have ended go."""
-            ask(asked, "ends", next(after))
-            return not any(map(psutil.pid_exists, failed))
+    def are_gone() -> bool:
+        """Each app that is asked for lets those that have ended go."""
+        ask(asked, "ends", next(after))
+        return not any(map(psutil.pid_exists, failed))
 
-        assert wait_until(are_gone, 60)
-        assert process.is_running()
+    assert wait_until(are_gone, 60)
+    assert process.is_running()
 
 
 def test_an_app_that_the_system_kills_is_said(tmp_path, capfd):

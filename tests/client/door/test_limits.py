@@ -103,7 +103,10 @@ def test_frames_have_no_levels():
     spec = FrameSpec(atlas="a", window={}, holdout=0.1, seed=10**12)
     job = Job(analysis="second_moments", parameters={"n_lags": 2}, table=spec)
 
-    permit_job(Policy(), job, make_analysis("second_moments", {"n_lags": 2}))
+    analysis = make_analysis("second_moments", {"n_lags": 2})
+
+    permit_job(Policy(), job, analysis)
+    assert "n_lags" in refused(lambda: permit_job(Policy(max_components=1), job, analysis))
 
 
 def test_what_takes_too_long_is_ended_whatever_it_does_with_errors():

@@ -128,19 +128,19 @@ def test_windows_line_ends_change_nothing(run):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "says"),
     [
-        {"name": "magic"},
-        {"name": "simple", "fd_threshold": 0.2},
-        {"name": "compcor", "wm_csf": "basic"},
-        {"name": "none", "motion": "basic"},
-        {"motion": "some"},
-        {"name": "scrubbing", "fd_threshold": -1},
-        {"name": "scrubbing", "std_dvars_threshold": float("nan")},
+        ({"name": "magic"}, "'magic' is not known"),
+        ({"name": "simple", "fd_threshold": 0.2}, "has no option fd_threshold"),
+        ({"name": "compcor", "wm_csf": "basic"}, "has no option wm_csf"),
+        ({"name": "none", "motion": "basic"}, "'none' has no option motion"),
+        ({"motion": "some"}, "motion 'some' is not known"),
+        ({"name": "scrubbing", "fd_threshold": -1}, "fd_threshold of -1"),
+        ({"name": "scrubbing", "std_dvars_threshold": float("nan")}, "std_dvars_threshold of nan"),
     ],
 )
-def test_a_strategy_that_does_not_exist_is_refused(wrong):
-    with pytest.raises(CohortError):
+def test_a_strategy_that_does_not_exist_is_refused(wrong, says):
+    with pytest.raises(CohortError, match=says):
         ConfoundStrategy(**wrong)
 
 

@@ -261,11 +261,16 @@ def test_confounds_of_another_length_are_refused(tmp_path, labels):
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"high_pass": 0.1, "low_pass": 0.01}, {"low_pass": 0}, {"min_parcel_coverage": 0}, {"censoring": "scrub"}],
+    ("wrong", "says"),
+    [
+        ({"high_pass": 0.1, "low_pass": 0.01}, "expected a high-pass cutoff above 0 and a low-pass cutoff above it"),
+        ({"low_pass": 0}, "expected a high-pass cutoff above 0 and a low-pass cutoff above it"),
+        ({"min_parcel_coverage": 0}, "Parcel coverage of 0"),
+        ({"censoring": "scrub"}, "Censoring 'scrub'"),
+    ],
 )
-def test_cleaning_that_makes_no_sense_is_refused(wrong):
-    with pytest.raises(CohortError):
+def test_cleaning_that_makes_no_sense_is_refused(wrong, says):
+    with pytest.raises(CohortError, match=says):
         replace(Cleaning(), **wrong)
 
 

@@ -119,21 +119,21 @@ def test_a_broken_table_of_labels_is_refused(tmp_path, reason):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "says"),
     [
-        {},
-        {"atlas": "a424"},
-        {"atlas": "schaefer450"},
-        {"atlas": "schaefer-1100"},
-        {"image": "bad.nii.gz"},
-        {"image": "missing.nii.gz", "labels": "missing.tsv"},
-        {"atlas": "nonsense", "image": "missing.nii.gz"},
-        {"atlas": "schaefer100", "image": "missing.nii.gz"},
+        ({}, "comes without a label image"),
+        ({"atlas": "a424"}, "Atlas 'a424' comes without a label image"),
+        ({"atlas": "schaefer450"}, "Atlas 'schaefer450' is not known; Schaefer has 100 to 1000 parcels"),
+        ({"atlas": "schaefer-1100"}, "Atlas 'schaefer-1100' is not known"),
+        ({"image": "bad.nii.gz"}, "what are its parcels"),
+        ({"image": "missing.nii.gz", "labels": "missing.tsv"}, "no such table of labels"),
+        ({"atlas": "nonsense", "image": "missing.nii.gz"}, "Atlas 'nonsense' is not known"),
+        ({"atlas": "schaefer100", "image": "missing.nii.gz"}, "missing.nii.gz: is not there"),
     ],
 )
-def test_an_atlas_without_what_it_takes_is_refused(tmp_path, monkeypatch, arguments):
+def test_an_atlas_without_what_it_takes_is_refused(tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(AtlasError):
+    with pytest.raises(AtlasError, match=says):
         load_label_image(**arguments, folder=tmp_path)
 
 
