@@ -1,21 +1,28 @@
 """How answers are masked at a site, and added at the coordinator, with masks or without."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import numpy as np
 
-from exchange.messages import SHOWN, Arrays, MessageError, SealedGroup, SumReply, SumRequest
+from exchange.messages import (
+    SHOWN,
+    Arrays,
+    DescribeRequest,
+    MessageError,
+    Reply,
+    SealedGroup,
+    StudyRequest,
+    SumReply,
+    SumRequest,
+)
 from exchange.ring import RingError, Words
 from exchange.secure_sum import Context, Layout, Masker, SecureSumError, check_numbers, open_sum
-
-AnySumReply = TypeVar("AnySumReply", bound=SumReply)
 
 _NOT_ADDED = (SHOWN, "weights/")
 _BITS = {"32": 32, "64": 64}
 
 
-def seal(reply: AnySumReply, request: SumRequest, masker: Masker, *, site: str, run: str, question: str) -> AnySumReply:
+def seal(reply: Reply, request: SumRequest, masker: Masker, *, site: str, run: str, question: str) -> Reply:
     """Mask everything that would be added.
 
     Parameters
@@ -54,7 +61,7 @@ def seal(reply: AnySumReply, request: SumRequest, masker: Masker, *, site: str, 
     return reply.model_copy(update={"arrays": arrays, "sealed": groups})
 
 
-def check_room(reply: SumReply, request: SumRequest, site: str) -> None:
+def check_room(reply: Reply, request: DescribeRequest | SumRequest, site: str) -> None:
     """Refuse an answer with a number that cannot be summed, or that is too large for the sum's ring.
 
     Raises
@@ -70,7 +77,7 @@ def check_room(reply: SumReply, request: SumRequest, site: str) -> None:
             check_numbers(of_group, len(sites), request.secure.bound)
 
 
-def _by_group(reply: SumReply, request: SumRequest, site: str, among: Sequence[str]) -> dict[tuple[str, ...], Arrays]:
+def _by_group(reply: Reply, request: SumRequest, site: str, among: Sequence[str]) -> dict[tuple[str, ...], Arrays]:
     """Arrays of a site's answer that are masked, by the sites that they are masked among."""
     by_group: dict[tuple[str, ...], Arrays] = {}
     for name, values in own_parts(reply, request, site).arrays.items():
@@ -79,7 +86,7 @@ def _by_group(reply: SumReply, request: SumRequest, site: str, among: Sequence[s
     return by_group
 
 
-def own_parts(reply: AnySumReply, request: SumRequest, site: str) -> AnySumReply:
+def own_parts(reply: Reply, request: StudyRequest, site: str) -> Reply:
     """Keep of an answer what the request wants of this site."""
     arrays = {name: values for name, values in reply.arrays.items() if request.sites_of(name, [site])}
     return reply.model_copy(update={"arrays": arrays})

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from exchange.messages import Arrays, MessageError, SumReply, SumRequest
+from exchange.messages import Arrays, DescribeRequest, MessageError, Reply, SumRequest
 from exchange.secure_sum import Layout, SecureSumError
 
 _DTYPES = {"count": ("int64",), "sum": ("float64",), "shown": ("float64", "int64", "bool")}
@@ -54,7 +54,9 @@ class Expected:
         return self.kind == "shown" or bool(np.isfinite(values).all())
 
 
-def check_reply(reply: SumReply, request: SumRequest, site: str, expected: Mapping[str, Expected]) -> None:
+def check_reply(
+    reply: Reply, request: DescribeRequest | SumRequest, site: str, expected: Mapping[str, Expected]
+) -> None:
     """Refuse an answer with an array that was not asked for, that is not as it was asked for, or that is missing.
 
     Parameters
@@ -103,7 +105,7 @@ def _require_names(found: Collection[str], wanted: Collection[str]) -> None:
             raise MessageError(f"'{name}' is missing.")
 
 
-def _check_sealed(reply: SumReply, arrays: Arrays, request: SumRequest, wanted: Mapping[str, Expected]) -> None:
+def _check_sealed(reply: Reply, arrays: Arrays, request: SumRequest, wanted: Mapping[str, Expected]) -> None:
     """Check that the layouts of a masked answer are of what was asked for, and its words as many as they say."""
     assert request.secure is not None
     groups: dict[tuple[str, ...], dict[str, Expected]] = {}

@@ -180,8 +180,8 @@ class SecureSum(BaseModel):
     bound: float = Field(1.0, gt=0, allow_inf_nan=False)
 
 
-class SumRequest(Payload):
-    """A request whose answers the coordinator adds.
+class StudyRequest(Payload):
+    """What a study asks of a site.
 
     Attributes
     ----------
@@ -190,14 +190,40 @@ class SumRequest(Payload):
     run : str
         What the run is called, however often it was killed and resumed; empty for Flower's number of it. Sites keep
         books on it, and it takes nothing back that they wrote: what a run had answered, it had answered.
+    """
+
+    is_round: ClassVar[bool] = False
+    """Whether it asks for a round of training, of which a study has only as many as a site's policy allows."""
+
+    study: Name
+    run: str = Field("", pattern=RUN)
+
+    @property
+    def question(self) -> str:
+        """Hash of all that is asked."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @property
+    def audited(self) -> dict[str, Any]:
+        """What of the question a reader of the site's audit log looks for, beside its hash."""
+        return {}
+
+    def sites_of(self, array: str, sites: Sequence[str]) -> list[str]:
+        """Return those of `sites` that send an array."""
+        return list(sites)
+
+
+class SumRequest(StudyRequest):
+    """A request whose answers the coordinator adds.
+
+    Attributes
+    ----------
     groups : list of Group
         Parts that not all sites send.
     secure : SecureSum or None
         None lets answers leave in the clear.
     """
 
-    study: Name
-    run: str = Field("", pattern=RUN)
     groups: list[Group] = []
     secure: SecureSum | None = None
 
@@ -270,13 +296,11 @@ class SealedGroup(BaseModel):
 # --- describe: may this site take part, and with how much? -----------------------------------------------------------
 
 
-class DescribeRequest(Payload):
+class DescribeRequest(StudyRequest):
     """Everything that the study will ask for, so that a site can refuse at once.
 
     Attributes
     ----------
-    study, run : str
-        Names of the study, and of the run (as in `SumRequest`).
     contract : dict
         What the cohort must be like (`cohorts.contract.CohortContract`).
     window : dict
@@ -314,9 +338,9 @@ class DescribeRequest(Payload):
     """
 
     message: ClassVar[str] = "query.describe"
+    secure: ClassVar[None] = None
+    """Never masked: who takes part is told in the clear."""
 
-    study: Name
-    run: str = Field("", pattern=RUN)
     contract: dict[str, Any]
     window: dict[str, Any]
     analyses: list[str]
@@ -376,6 +400,8 @@ class DescribeReply(Payload):
         Hashes of the rosters of keys that its administrator approved, and that list its key.
     """
 
+    sealed: ClassVar[tuple["SealedGroup", ...]] = ()
+
     site: Name
     n_participants: Some
     n_recordings: Some
@@ -418,6 +444,7 @@ class TrainRequest(SumRequest):
     """
 
     message: ClassVar[str] = "train"
+    is_round: ClassVar[bool] = True
 
     model: dict[str, Any]
     training: dict[str, Any]
@@ -426,6 +453,10 @@ class TrainRequest(SumRequest):
     seed: int
     max_windows: int = Field(1, ge=1)
     max_norm: float | None = Field(None, gt=0)
+
+    @property
+    def audited(self) -> dict[str, Any]:
+        return {"round": self.round_number}
 
     @model_validator(mode="after")
     def _is_a_round_of_the_study(self) -> Self:
@@ -587,6 +618,10 @@ class SummarizeRequest(SumRequest):
     jobs: dict[str, Job] = Field(max_length=_MOST_JOBS)
     noise: dict[str, Any] | None = None
 
+    @property
+    def audited(self) -> dict[str, Any]:
+        return {"analyses": sorted({job.analysis for job in self.jobs.values()})}
+
     @field_validator("jobs")
     @classmethod
     def _have_names_of_their_own(cls, jobs: dict[str, Job]) -> dict[str, Job]:
@@ -662,3 +697,4 @@ class HarmonizeReply(SumReply):
 
 AnySumRequest = TrainRequest | EmbedRequest | SummarizeRequest | HarmonizeRequest
 Request = DescribeRequest | AnySumRequest
+Reply = DescribeReply | SumReply

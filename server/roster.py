@@ -20,10 +20,9 @@ from exchange.messages import (
     DescribeRequest,
     Group,
     MessageError,
-    Payload,
+    Reply,
     Request,
     SecureSum,
-    SumReply,
     audit_head_of,
     size_of,
 )
@@ -37,7 +36,7 @@ from server.replies import replies_to
 from study.question import together
 from study.settings import ProtectionConfig, RoundsConfig
 
-AnyReply = TypeVar("AnyReply", bound=Payload)
+AnyReply = TypeVar("AnyReply", bound=Reply)
 _NO_REPLY = "no reply"
 _POLL_S = 0.5
 _LONGEST_PAUSE_S = 30
@@ -403,8 +402,7 @@ class Roster:
                 continue
             try:
                 answer = kind.from_records(reply.content)
-                if isinstance(answer, SumReply) and not isinstance(request, DescribeRequest):
-                    check_reply(answer, request, name, expected)
+                check_reply(answer, request, name, expected)
             except MessageError as error:
                 self._journal.say(f"{stage}: the answer of {name} was dropped: {error}")
                 outcomes[name] = str(RefusalCode.PROTOCOL)

@@ -5,12 +5,11 @@ handler computes and returns a payload; whatever goes wrong on the way leaves as
 full sentence in the site's own log.
 """
 
-import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 from flwr.app import Context, Error, Message, RecordDict
 
@@ -32,11 +31,9 @@ from exchange.adding import check_room, own_parts, seal
 from exchange.messages import (
     DescribeRequest,
     MessageError,
-    Payload,
-    SummarizeRequest,
+    Reply,
     SumReply,
     SumRequest,
-    TrainRequest,
     part_of,
     size_of,
     with_audit_head,
@@ -86,7 +83,7 @@ class Answer:
 
     Attributes
     ----------
-    payload : Payload
+    payload : Reply
         The answer in the clear.
     n_participants : int
         How many participants of the site took part in it.
@@ -98,7 +95,7 @@ class Answer:
         Rounds of training that it is.
     """
 
-    payload: Payload
+    payload: Reply
     n_participants: int
     releases: tuple[Release, ...] = ()
     spends: tuple[Spend, ...] = ()
@@ -159,14 +156,12 @@ def _answer_once(site: Site, request: DescribeRequest | SumRequest, handle: Call
 
     Nothing is stored that the policy or the ledger does not let out.
     """
-    secure = request.secure if isinstance(request, SumRequest) else None
-    if not isinstance(request, SumRequest) or secure is None:
-        question = _question(request)
+    question = request.question
+    if request.secure is None:
         return _permitted(site, request, handle(), question), question
     _permit_sum(site, request)
     if (kept := site.sums.find(request.run, request)) is not None:
         return _permitted(site, request, _restored(kept), kept.question), kept.question
-    question = request.question
     answered = _permitted(site, request, handle(), question)
     site.sums.keep(request.run, request, _kept(answered, question))
     return answered, question
@@ -174,16 +169,14 @@ def _answer_once(site: Site, request: DescribeRequest | SumRequest, handle: Call
 
 def _permitted(site: Site, request: DescribeRequest | SumRequest, answered: Answer, question: str) -> Answer:
     """Ask the policy about an answer, and enter it into the ledger."""
-    secure = request.secure if isinstance(request, SumRequest) else None
     site.policy.permit_release(
-        answered.n_participants, carries_sums=bool(answered.payload.arrays), in_secure_sum=secure is not None
+        answered.n_participants, carries_sums=bool(answered.payload.arrays), in_secure_sum=request.secure is not None
     )
     _permit_shown(site, answered.payload)
     for release in answered.releases:
         if not release.accounted:
             site.policy.permit_without_noise(release.question.kind)
-    if isinstance(request, SumRequest) and isinstance(answered.payload, SumReply):
-        _permit_numbers(site, request, answered.payload, answered.spends)
+    _permit_numbers(site, request, answered.payload, answered.spends)
     site.ledger.enter(
         study=request.study,
         run=request.run,
@@ -195,7 +188,7 @@ def _permitted(site: Site, request: DescribeRequest | SumRequest, answered: Answ
     return answered
 
 
-def _permit_numbers(site: Site, request: SumRequest, reply: SumReply, spends: tuple[Spend, ...]) -> None:
+def _permit_numbers(site: Site, request: DescribeRequest | SumRequest, reply: Reply, spends: tuple[Spend, ...]) -> None:
     """Refuse an answer with a number that no sum has room for: before it is kept, so that mended data can answer."""
     try:
         check_room(reply, request, site.name)
@@ -258,13 +251,13 @@ def _permit_sum(site: Site, request: SumRequest) -> None:
         raise Refusal(RefusalCode.ROSTER, f"the sum is among {', '.join(secure.sites)}, without this site.")
 
 
-def _release(site: Site, message: Message, request: AnyRequest, answered: Answer, question: str) -> RecordDict:
+def _release(
+    site: Site, message: Message, request: DescribeRequest | SumRequest, answered: Answer, question: str
+) -> RecordDict:
     """Mask what is about to leave, and write it down."""
-    run, payload = request.run, answered.payload
-    secure = request.secure if isinstance(request, SumRequest) else None
-    if isinstance(request, SumRequest) and isinstance(payload, SumReply):
-        payload = _masked(site, request, payload, question)
-    if isinstance(request, TrainRequest):
+    run, secure = request.run, request.secure
+    payload = _masked(site, request, answered.payload, question)
+    if request.is_round:
         site.ledger.note_answered(study=request.study, run=run, question=question)
     spending = site.spending(request.study)
     # An answer in the clear is computed anew for every question, and costs each time.
@@ -277,13 +270,13 @@ def _release(site: Site, message: Message, request: AnyRequest, answered: Answer
         app=app_hash(),
         message=message.metadata.message_type,
         question=question,
-        **_asked(request),
+        **request.audited,
         payload=type(payload).__name__,
         n_participants=answered.n_participants,
         masked=secure is not None,
         attempt=secure.attempt if secure else None,
         among=secure.sites if secure else None,
-        groups=[group.sites for group in payload.sealed] if isinstance(payload, SumReply) else [],
+        groups=[group.sites for group in payload.sealed],
         epsilon=spending.epsilon or None,  # nothing was counted, which is not nothing lost
         bytes=size_of(records),
         items=describe_records(records),
@@ -292,16 +285,7 @@ def _release(site: Site, message: Message, request: AnyRequest, answered: Answer
     return with_audit_head(records, head)
 
 
-def _asked(request: DescribeRequest | SumRequest) -> dict[str, Any]:
-    """What of a question a reader of the audit log looks for."""
-    if isinstance(request, TrainRequest):
-        return {"round": request.round_number}
-    if isinstance(request, SummarizeRequest):
-        return {"analyses": sorted({job.analysis for job in request.jobs.values()})}
-    return {}
-
-
-def _masked(site: Site, request: SumRequest, reply: SumReply, question: str) -> SumReply:
+def _masked(site: Site, request: DescribeRequest | SumRequest, reply: Reply, question: str) -> Reply:
     """Mask what would be added, unless the request is for an answer in the clear."""
     if request.secure is None:
         return own_parts(reply, request, site.name)
@@ -311,19 +295,19 @@ def _masked(site: Site, request: SumRequest, reply: SumReply, question: str) -> 
     return sealed
 
 
-def _told(site: Site, request: DescribeRequest | SumRequest, payload: Payload, release: Release) -> list[Release]:
+def _told(site: Site, request: DescribeRequest | SumRequest, payload: Reply, release: Release) -> list[Release]:
     """What leaves of a release: once for each set of sites that its arrays are masked among, or once in the clear.
 
     By array: the coordinator says who sends which part, and may part what the release takes for one.
     """
-    if not isinstance(request, SumRequest) or request.secure is None:
+    if request.secure is None:
         return [release]
     parts = tuple(f"{part}/" for part in release.parts)
     sets = {tuple(request.sites_of(name, request.secure.sites)) for name in payload.arrays if name.startswith(parts)}
     return [replace(release, sites=sites) for sites in sorted(sets) if site.name in sites]
 
 
-def _permit_shown(site: Site, payload: Payload) -> None:
+def _permit_shown(site: Site, payload: Reply) -> None:
     """Refuse to show of the site itself what its policy keeps."""
     for name in part_of(payload.arrays, "shown"):
         site.policy.permit_sharing(_SHOWN.get(name.partition("/")[0], "embeddings"))
@@ -338,7 +322,7 @@ def _refuse(site: Site, message: Message, asked: DescribeRequest | SumRequest | 
     told = code if site.policy.share_reasons else code.told
     detail = _detail(error)
     try:
-        about = {} if asked is None else {"study": asked.study, "question": _question(asked), **_asked(asked)}
+        about = {} if asked is None else {"study": asked.study, "question": asked.question, **asked.audited}
         site.log.error("%s %s: %s", kind, code, detail, exc_info=error if code is RefusalCode.INTERNAL else None)
         if asked is not None and code.told is RefusalCode.DATA:
             site.ledger.note_refusal(asked.study)
@@ -358,15 +342,6 @@ def _detail(error: Exception) -> str:
         return error.detail if isinstance(error, Refusal) else str(error)
     except Exception:
         return type(error).__name__
-
-
-def _question(asked: DescribeRequest | SumRequest) -> str:
-    """Hash of what was asked."""
-    return (
-        asked.question
-        if isinstance(asked, SumRequest)
-        else hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
-    )
 
 
 def _code_of(error: Exception) -> RefusalCode:

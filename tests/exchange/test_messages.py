@@ -22,6 +22,7 @@ from exchange.messages import (
     SealedGroup,
     SecureSum,
     Step,
+    StudyRequest,
     SummarizeReply,
     SummarizeRequest,
     SumReply,
@@ -97,8 +98,13 @@ def over_the_wire(records: RecordDict) -> RecordDict:
 
 
 def test_every_payload_is_tried_here():
-    kinds = {*Payload.__subclasses__(), *SumRequest.__subclasses__(), *SumReply.__subclasses__()}
-    assert {type(payload) for payload in PAYLOADS} == kinds - {SumRequest, SumReply}
+    kinds = {
+        *Payload.__subclasses__(),
+        *StudyRequest.__subclasses__(),
+        *SumRequest.__subclasses__(),
+        *SumReply.__subclasses__(),
+    }
+    assert {type(payload) for payload in PAYLOADS} == kinds - {StudyRequest, SumRequest, SumReply}
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: type(payload).__name__)

@@ -194,10 +194,11 @@ def test_an_answer_that_was_not_asked_for_is_dropped_and_named_and_the_run_goes_
         {"atlas": "schaefer200", "n_parcels": 200},
         {"n_participants": 0},
         {"n_windows": 0},
+        {"arrays": {"tally/n": np.array(20)}},
     ],
 )
 def test_a_site_that_says_of_itself_what_cannot_be_is_left_out(tmp_path, small_cohorts, journal, request_, changes):
-    """Of another atlas than the study's, or with nobody to add."""
+    """Of another atlas than the study's, with nobody to add, or with arrays that nobody asked for."""
 
     def lie(node: int, message: Message) -> Message | None:
         about = {"site": "bergen", "atlas": "schaefer100", "preprocessing": "x", "software": {}, "n_parcels": 100}
