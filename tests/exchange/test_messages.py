@@ -104,7 +104,8 @@ def test_every_payload_is_tried_here():
         *SumRequest.__subclasses__(),
         *SumReply.__subclasses__(),
     }
-    assert {type(payload) for payload in PAYLOADS} == kinds - {StudyRequest, SumRequest, SumReply}
+    sent = {kind for kind in kinds if kind.__module__ == "exchange.messages"}
+    assert {type(payload) for payload in PAYLOADS} == sent - {StudyRequest, SumRequest, SumReply}
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: type(payload).__name__)
