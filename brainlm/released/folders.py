@@ -81,9 +81,7 @@ def load_model(
     if path.is_dir():
         return read_folder(path, options)[0]
     if options:
-        raise CheckpointError(
-            f"{path}: a checkpoint takes no {' or '.join(options)}. Give them with a folder."
-        )
+        raise CheckpointError(f"{path}: a checkpoint takes no {' or '.join(options)}. Give them with a folder.")
     return load_checkpoint(path)[0].eval()
 
 
