@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from base.errors import InputError, of_the_disk
+from base.errors import FedBrainLMError, of_the_disk
 from base.output import PlainConsole, say
 from runtime.supernode import FLOWER_VERSION
 
@@ -56,10 +56,10 @@ def skipped(what: str, said: str) -> Check:
 
 
 def attempt(what: str, look: Callable[[], Check], *errors: type[Exception]) -> Check:
-    """Look at a thing; what goes wrong on the way in one of these manners is a failure with its message."""
+    """Look at a thing; what goes wrong on the way, or in one of these manners, is a failure with its message."""
     try:
         return look()
-    except (InputError, OSError, *errors) as error:
+    except (FedBrainLMError, OSError, *errors) as error:
         return failed(what, getattr(error, "detail", "") or str(of_the_disk(error) or error))
 
 

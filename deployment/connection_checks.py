@@ -7,7 +7,6 @@ from pathlib import Path
 
 from base.errors import FedBrainLMError
 from base.proxies import Proxy, proxy_to
-from client.errors import ClientError
 from client.keys.joining import authority_path, joined
 from client.keys.nodekey import NodeKey
 from client.site import Site
@@ -47,13 +46,13 @@ def checks(site: Site, settings: Path) -> Iterator[Check]:
     """Yield each check as it is made: a step that fails ends the way."""
     try:
         package = joined(site.state)
-    except ClientError as error:
+    except FedBrainLMError as error:
         yield failed("federation", str(error))
         return
     yield passed("federation", f"{package.federation} at {package.address}")
     try:
         proxy = proxy_to(package.address, site.settings.supernode.proxy)
-    except ClientError as error:
+    except FedBrainLMError as error:
         yield failed("proxy", str(error))
         return
     way = _Way(site, settings, package, proxy)

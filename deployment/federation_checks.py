@@ -12,27 +12,25 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from base.errors import RunFailedError
-from cohorts.errors import CohortError
 from deployment import probes, serving
 from deployment.authority import days_left, read_certificate
 from deployment.checks import Check, attempt, expiry, failed, passed, versions, warned
 from deployment.coordinator import Federation
-from exchange.roster import MIN_SITES, RosterError
+from exchange.roster import MIN_SITES
 
 _DISK_GB = 10
-_FAULTS = (CohortError, RosterError, RunFailedError)
 
 
 def checks(federation: Federation) -> Iterator[Check]:
     """Yield each check as it is made; those that need a running SuperLink are left out where there is none."""
     yield versions()
     for what, look in _AT_REST.items():
-        yield attempt(what, partial(look, federation), *_FAULTS)
+        yield attempt(what, partial(look, federation), RunFailedError)
     if not serving.is_up(federation):
         yield failed("SuperLink", f"does not answer at {federation.superlink}. Use 'fedbrainlm federation start'.")
         return
     for what, look in _AT_WORK.items():
-        yield attempt(what, partial(look, federation), *_FAULTS)
+        yield attempt(what, partial(look, federation), RunFailedError)
 
 
 def _keys(federation: Federation) -> Check:

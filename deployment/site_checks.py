@@ -9,16 +9,12 @@ from pathlib import Path
 
 from base.errors import FedBrainLMError, of_the_disk
 from client.door.participation import objections
-from client.errors import ClientError
 from client.site import Site
-from cohorts.errors import CohortError
 from deployment import connection_checks
 from deployment.checks import Check, attempt, failed, passed, skipped, versions, warned
 from deployment.site_files import at_work
 from exchange.refusals import Refusal
-from exchange.roster import RosterError
 from runtime.fab import build_fab
-from server.errors import ServerError
 from study.fitting import left_out
 from study.settings import load_study
 
@@ -38,14 +34,14 @@ def checks(settings: Path, study: Path | None) -> Iterator[Check]:
     apart = site.settings.supernode.executor == "elsewhere"
     has_recordings = not apart or (settings.parent / site.settings.cohort).is_dir()
     if has_recordings:
-        yield attempt("cohort", partial(_cohort, site), *_FAULTS)
+        yield attempt("cohort", partial(_cohort, site), Refusal)
     else:
         yield skipped("cohort", "not here: the SuperNode has no recordings. Repeat this where the apps run.")
     for what, look in _AT_HOME.items():
-        yield attempt(what, partial(look, site), *_FAULTS)
+        yield attempt(what, partial(look, site), Refusal)
     if has_recordings and study is not None:
-        yield attempt("study", partial(_study, site, study), *_FAULTS)
-        yield attempt("its app", partial(_app, site, study), *_FAULTS)
+        yield attempt("study", partial(_study, site, study), Refusal)
+        yield attempt("its app", partial(_app, site, study), Refusal)
     if apart and has_recordings:
         yield skipped("federation", "no network where the recordings are. Repeat this at the SuperNode.")
     else:
@@ -126,7 +122,6 @@ _AT_HOME: dict[str, Callable[[Site], Check]] = {
     "roster": _roster,
     "approved apps": _apps,
 }
-_FAULTS = (CohortError, ClientError, RosterError, ServerError, Refusal)
 
 
 def _study(site: Site, path: Path) -> Check:

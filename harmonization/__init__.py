@@ -8,15 +8,15 @@ from harmonization.core.errors import DesignError, HarmonizationError, SmallGrou
 from harmonization.core.moments import Moments, SecondMoments
 from harmonization.core.protocol import Analysis, SiteTable, State, add_sums, run_pooled
 from harmonization.core.quantiles import Quantiles
+from harmonization.core.registry import ANALYSES, make_analysis
 from harmonization.estimators.faces import Projector, Residualizer
-from harmonization.estimators.harmonizers import PooledHarmonizer
-from harmonization.methods.combat import ComBat, ComBatHarmonizer, ComBatModel
+from harmonization.estimators.harmonizers import ComBatHarmonizer, PooledHarmonizer
+from harmonization.methods.combat import ComBat, ComBatModel
 from harmonization.methods.covbat import CovBat
 from harmonization.methods.gam import ComBatGAM
-from harmonization.methods.harmonizer import Harmonizer, Unharmonized
+from harmonization.methods.harmonizer import Harmonizer, Unharmonized, make_harmonizer, methods
 from harmonization.methods.longitudinal import LongitudinalComBat
 from harmonization.methods.projection import Projection
-from harmonization.methods.registry import METHODS, make_harmonizer
 from harmonization.methods.residualization import Residualization
 from harmonization.networks.content_style import ContentStyle
 from harmonization.networks.site_adversarial import SiteAdversarial
@@ -31,64 +31,9 @@ from harmonization.site_effects.site_classification import SiteClassification
 from harmonization.site_effects.spread import CovarianceDistance, SiteSpread
 from harmonization.site_effects.variance import SiteVariance
 
-#: Every analysis that can be asked for by name, in a study or a site's policy.
-ANALYSES: dict[str, type[Analysis]] = {
-    analysis.name: analysis
-    for analysis in (
-        CCA,
-        ComBat,
-        ComBatGAM,
-        CovarianceDistance,
-        CovBat,
-        CrossValidatedCCA,
-        CrossValidatedLogistic,
-        CrossValidatedPermanova,
-        ContentStyle,
-        CrossValidatedRidge,
-        LateFusion,
-        LinearRegression,
-        LogisticRegression,
-        LongitudinalComBat,
-        Permanova,
-        Projection,
-        Quantiles,
-        Residualization,
-        RidgeRegression,
-        SecondMoments,
-        SiteAdversarial,
-        SiteClassification,
-        SiteNetwork,
-        SiteSpread,
-        SiteVariance,
-        SoftmaxRegression,
-        TwoTower,
-        Unharmonized,
-    )
-}
-
-
-def make_analysis(name: str, parameters: dict[str, object]) -> Analysis:
-    """Make the analysis of that name.
-
-    Raises
-    ------
-    HarmonizationError
-        If there is none, or a parameter is not one of its own.
-    """
-    if name not in ANALYSES:
-        raise HarmonizationError(f"analysis '{name}' is not known; expected one of {', '.join(sorted(ANALYSES))}.")
-    try:
-        return ANALYSES[name](**parameters)
-    except TypeError:
-        raise HarmonizationError(
-            f"analysis '{name}' does not take {sorted(parameters)}. Use the same version."
-        ) from None
-
-
 __all__ = [
     "ANALYSES",
     "CCA",
-    "METHODS",
     "Analysis",
     "Categorical",
     "ComBat",
@@ -136,5 +81,6 @@ __all__ = [
     "add_sums",
     "make_analysis",
     "make_harmonizer",
+    "methods",
     "run_pooled",
 ]

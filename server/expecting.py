@@ -8,7 +8,7 @@ from brainlm.embedding import feature_sizes
 from brainlm.evaluation import MAX_HORIZON, MODEL, SUMS
 from exchange.expected import Expected
 from exchange.messages import EmbedRequest, HarmonizeRequest, TableSpec, TrainRequest
-from harmonization import METHODS, Design, State, make_harmonizer
+from harmonization import Design, State, make_harmonizer, methods
 from harmonization.core.declared import Declared, Widths
 from harmonization.core.selection import Selection
 from harmonization.methods.projection import ProjectionModel
@@ -83,7 +83,7 @@ def of_harmonization(
     expected: dict[str, Expected] = {}
     for step in request.steps:
         expected[f"tally/{step.result}"] = Expected("count", most=_MOST_PEOPLE)
-        if step.transform in METHODS:
+        if step.transform in methods():
             harmonizer = make_harmonizer(step.transform, step.options)
             for name, shape in harmonizer.effect_shapes(models[step.result], sizes[step.source]).items():
                 expected[f"shown/parameters/{step.result}/{name}"] = Expected("shown", shape)

@@ -1,4 +1,4 @@
-"""What README and guides tell a reader to type is what there is."""
+"""What README and guides point to, and tell a reader to type, is what there is."""
 
 import ast
 import re
@@ -12,8 +12,18 @@ import pytest
 from cli.main import COMMANDS, load
 
 PROJECT = Path(__file__).parents[1]
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+ROOMS = {path.parent.relative_to(PROJECT).parts[0] for path in PROJECT.glob("*/**/__init__.py")} - {".venv"}
+PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")])
+FILE = re.compile(rf"`((?:{'|'.join(sorted(ROOMS | {'benchmarks', 'configs', 'docker'}))})/[\w/.-]+\.\w+)`")
 RUN = "runs/demo/20261122-194952"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_file_that_a_page_names_is_there(page):
+    text = "" if page.name == "CHANGELOG.md" else page.read_text(encoding="utf-8")
+    assert [name for name in FILE.findall(text) if not (PROJECT / name).is_file()] == []
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from flwr.app import Context, Error, Message, RecordDict
 
-from base.errors import SettingsError
+from base.errors import FileError, SettingsError
 from base.settings import read_yaml
 from brainlm.errors import CheckpointError, DivergenceError, ShapeError
 from client.app_files import STUDY
@@ -67,6 +67,7 @@ _CODES: tuple[tuple[type[Exception], RefusalCode], ...] = (
     (SmallGroupError, RefusalCode.GROUP),
     (HarmonizationError, RefusalCode.ANALYSIS_FAILED),
     (CohortError, RefusalCode.SETUP),
+    (FileError, RefusalCode.SETUP),
     (OSError, RefusalCode.SETUP),  # a disk that is full, broken or gone: the site's administrator's to mend
 )
 

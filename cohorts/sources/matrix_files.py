@@ -163,7 +163,7 @@ def read_mat(path: Path, variable: str = "") -> np.ndarray:
 
 
 def _read_mat_7_3(path: Path, variable: str) -> np.ndarray:
-    from cohorts import matlab_hdf5  # with h5py, which takes a fifth of a second
+    from cohorts.sources import matlab_hdf5  # with h5py, which takes a fifth of a second
 
     chosen = _variable(matlab_hdf5.list_variables(path), variable, path.name)
     _check_size(chosen.most_bytes, path.name)

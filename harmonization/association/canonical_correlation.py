@@ -21,6 +21,7 @@ from harmonization.core.checks import check_width
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.errors import HarmonizationError, TableError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 
 ROUNDING = 1e-12
 """Deviation, relative to the values, that is rounding error."""
@@ -85,6 +86,7 @@ class CCAModel(State):
         return (features - self.x_mean) @ self.x_weights, (second - self.y_mean) @ self.y_weights
 
 
+@register
 @dataclass(frozen=True)
 class CCA(Analysis):
     """Canonical correlations of the features and the second view of all sites' participants.

@@ -20,6 +20,7 @@ from harmonization.association.canonical_correlation import (
 from harmonization.core.declared import Declared, Sent, Widths, by_part, everybody
 from harmonization.core.errors import HarmonizationError, SmallGroupError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.methods.combat import solve_within
 
 _FOLDS, _PERMUTATIONS = 40, 41
@@ -98,6 +99,7 @@ class AssociationResult(State):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class CrossValidatedCCA(Analysis):
     """Canonical correlations fitted to some folds and tried on the one left out, with permutations within sites.

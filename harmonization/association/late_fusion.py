@@ -16,8 +16,8 @@ from harmonization.association.canonical_correlation import second_view_of
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.core.symmetric import pack
-from harmonization.networks.training import become
 from harmonization.probes.crossvalidation import (
     Centres,
     CrossValidation,
@@ -118,6 +118,7 @@ class FusionScores(State):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class LateFusion(CrossValidation):
     """Ridge regression of one target on the features, on the second view, and on both by early and by late fusion.
@@ -183,7 +184,7 @@ class LateFusion(CrossValidation):
             return self._fit_views(total, own)
         n, n_width = total["n_width"]
         width, together = int(np.rint(n_width / n)), int(total["together"] > 0)
-        return become(ViewCentres, solve_centres(total), width=width, together=together)
+        return solve_centres(total).become(ViewCentres, width=width, together=together)
 
     def _fit_views(self, total: Sums, centres: ViewCentres) -> ViewFits:
         """Fit either view, and both, for each part left out."""
@@ -199,7 +200,7 @@ class LateFusion(CrossValidation):
             scaled = XX / np.outer(scale, scale), total["Xy"][part] / scale, float(total["yy"][part])
             fit = self._fit_part(*scaled, float(n), centres.width)
             parts.append({**fit, "coef": fit["coef"] / scale, "inverse": fit["inverse"] / np.outer(scale, scale)})
-        return become(ViewFits, centres, **{name: np.stack([part[name] for part in parts]) for name in parts[0]})
+        return centres.become(ViewFits, **{name: np.stack([part[name] for part in parts]) for name in parts[0]})
 
     def _fit_part(self, XX: Array, Xy: Array, yy: float, n: float, width: int) -> Sums:
         """Fields of `ViewFits` that have one entry a part, for one part and scaled views."""
@@ -245,7 +246,7 @@ class LateFusion(CrossValidation):
             [_weights_of_at_least_0(products[:2, :2], products[:2, 2]) for products in total["products"]]
         )
         late = np.einsum("km,kmp->kp", weights, fits.coef[:, :2])
-        return become(Fusions, fits, coef=np.concatenate([fits.coef, late[:, None]], axis=1), weights=weights)
+        return fits.become(Fusions, coef=np.concatenate([fits.coef, late[:, None]], axis=1), weights=weights)
 
     def _summarize_predictions(self, table: SiteTable, folds: list[Fold], fusions: Fusions) -> Sums:
         """Errors of the rows that were left out, by all models."""

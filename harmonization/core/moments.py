@@ -10,6 +10,7 @@ from harmonization.core.checks import check_sizes
 from harmonization.core.declared import Declared, Widths, everybody, of_groups
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Moments(State):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class SecondMoments(Analysis):
     """Sums of products over frames, in one round. A table is one recording, so that no lag reaches into another.

@@ -6,7 +6,7 @@ The same two functions run on pooled tables and in a federation, so both give th
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +124,9 @@ class SiteTable:
         return replace(self, **taken)
 
 
+AnyState = TypeVar("AnyState", bound="State")
+
+
 @dataclass(frozen=True)
 class State:
     """What the coordinator tells the sites after a round: a dataclass of arrays and numbers."""
@@ -144,6 +147,11 @@ class State:
         """Read what `to_arrays` returned."""
         casts: dict[Any, Any] = {"float": float, float: float, "int": int, int: int}
         return cls(**{field.name: casts.get(field.type, np.asarray)(arrays[field.name]) for field in fields(cls)})
+
+    def become(self, kind: type[AnyState], **found: Any) -> AnyState:
+        """Return the next state: what this one knows, and what was found since."""
+        known = {field.name: getattr(self, field.name) for field in fields(kind) if field.name not in found}
+        return kind(**known, **found)
 
 
 class Analysis(ABC):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from harmonization.core.declared import Declared, Widths, everybody, of_groups
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 
 Counts = NDArray[np.int64]
 
@@ -73,6 +74,7 @@ class QuantileModel(State):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class Quantiles(Analysis):
     """Quantiles by inversion of the distribution function: the smallest value x with F(x) >= q.

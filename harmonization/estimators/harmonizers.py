@@ -15,7 +15,8 @@ from harmonization.core import saving
 from harmonization.core.design import Design
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import SiteTable, State, run_pooled
-from harmonization.estimators.columns import Columns, check_rows, participant_codes, split, table_like
+from harmonization.estimators.columns import Columns, check_rows, participant_codes, site_name, split, table_like
+from harmonization.methods.combat import ComBat, Missing, Prior
 from harmonization.methods.harmonizer import Harmonizer
 
 
@@ -138,7 +139,7 @@ class PooledHarmonizer:
         HarmonizationError
             If the file is damaged, or holds another kind of harmonizer.
         """
-        from harmonization.methods.registry import make_harmonizer  # methods import this module for their own faces
+        from harmonization.methods.harmonizer import make_harmonizer  # methods import this module for their own faces
 
         arrays, about = saving.read(path)
         try:
@@ -203,3 +204,39 @@ def _state_type(name: str) -> type[State]:
         found[_qualified(kind)] = kind
         pending.extend(kind.__subclasses__())
     return found[name]
+
+
+class ComBatHarmonizer(PooledHarmonizer):
+    """ComBat on pooled tables, with scikit-learn's manners.
+
+    A pandas table comes back as one, with its columns and index; anything else as an array.
+
+    Parameters
+    ----------
+    prior : {"parametric", "nonparametric", "none"}
+        How a site's effects are shrunk towards those in its other features.
+    mean_only : bool
+        Remove shifts and leave scales.
+    reference : optional
+        Label of the site that all others are made alike to; its own rows stay as they are.
+    missing : {"refuse", "complete", "per_feature"}
+        What to do where features are NaN. "refuse" raises `TableError`. "complete" estimates everything from the rows
+        that have all features, "per_feature" each feature from the rows that have it, as if it were harmonized alone.
+        In both, every value that is there is harmonized, and NaN stays NaN. Covariates may never be missing.
+
+    Examples
+    --------
+    >>> harmonizer = ComBatHarmonizer().fit(X_train, covariates_train, site_train)
+    >>> harmonizer.transform(X_test, covariates_test, site_test)
+    """
+
+    method_type = ComBat
+
+    def __init__(
+        self,
+        prior: Prior = "parametric",
+        mean_only: bool = False,
+        reference: Any = None,
+        missing: Missing = "refuse",
+    ) -> None:
+        super().__init__(ComBat(prior, mean_only, None if reference is None else site_name(reference), missing))

@@ -18,7 +18,7 @@ Where values are missing, each feature has an n, W, V and T of its own, of the r
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -26,9 +26,8 @@ from harmonization.core.centring import centred
 from harmonization.core.declared import Declared, Sent, Shape, Widths, everybody, of_groups
 from harmonization.core.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.core.variation import hardly_varies
-from harmonization.estimators.columns import site_name
-from harmonization.estimators.harmonizers import PooledHarmonizer
 from harmonization.methods.combat_model import ComBatModel as ComBatModel
 from harmonization.methods.combat_model import SiteEffect as SiteEffect
 from harmonization.methods.empirical_bayes import Prior as Prior
@@ -240,6 +239,7 @@ class CovariateEffects(State):
     n: float
 
 
+@register
 @dataclass(frozen=True)
 class ComBat(Harmonizer):
     """ComBat as an analysis of one round, or of two with a reference site; the final state is a `ComBatModel`.
@@ -369,39 +369,3 @@ class ComBat(Harmonizer):
             )
         mean, variance = (total[name] / total["counts"] for name in ("feature_sum", "squares"))
         return ComBatModel(state.coefficients, mean, variance, state.n)
-
-
-class ComBatHarmonizer(PooledHarmonizer):
-    """ComBat on pooled tables, with scikit-learn's manners.
-
-    A pandas table comes back as one, with its columns and index; anything else as an array.
-
-    Parameters
-    ----------
-    prior : {"parametric", "nonparametric", "none"}
-        How a site's effects are shrunk towards those in its other features.
-    mean_only : bool
-        Remove shifts and leave scales.
-    reference : optional
-        Label of the site that all others are made alike to; its own rows stay as they are.
-    missing : {"refuse", "complete", "per_feature"}
-        What to do where features are NaN. "refuse" raises `TableError`. "complete" estimates everything from the rows
-        that have all features, "per_feature" each feature from the rows that have it, as if it were harmonized alone.
-        In both, every value that is there is harmonized, and NaN stays NaN. Covariates may never be missing.
-
-    Examples
-    --------
-    >>> harmonizer = ComBatHarmonizer().fit(X_train, covariates_train, site_train)
-    >>> harmonizer.transform(X_test, covariates_test, site_test)
-    """
-
-    method_type = ComBat
-
-    def __init__(
-        self,
-        prior: Prior = "parametric",
-        mean_only: bool = False,
-        reference: Any = None,
-        missing: Missing = "refuse",
-    ) -> None:
-        super().__init__(ComBat(prior, mean_only, None if reference is None else site_name(reference), missing))

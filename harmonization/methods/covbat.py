@@ -13,8 +13,8 @@ those of the authors' R package on pooled data, but for features that hardly var
 were (`harmonization.methods.combat`).
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.methods import combat
 from harmonization.methods.combat import ComBat, ComBatModel, Prior, SiteEffect
 from harmonization.methods.harmonizer import Harmonizer
 from harmonization.methods.projection import Basis, Centre, Projection, ProjectionModel
-
-AnyState = TypeVar("AnyState", bound="CommonEffects")
 
 _OVERSAMPLING = 10
 """Columns of a sketch beyond the number of participants."""
@@ -147,6 +146,7 @@ class CovBatEffect(SiteEffect):
         return SiteEffect(self.score_gamma, self.score_delta, self.score_unadjusted)
 
 
+@register
 @dataclass(frozen=True)
 class CovBat(Harmonizer):
     """CovBat in five rounds of sums; the final state is a `CovBatModel`.
@@ -212,20 +212,20 @@ class CovBat(Harmonizer):
             effects = combat.solve(total)
             if not (effects.pooled_variance > 0).any():
                 raise HarmonizationError("CovBat needs features that vary inside the sites. Use the method 'none'.")
-            return _next(CommonEffects, effects)
+            return effects.become(CommonEffects)
         if not isinstance(state, ResidualScale):
             mean = total["residual_sum"] / state.n
             variance = (total["residual_squares"] - state.n * mean**2) / (state.n - 1)
             # A feature that varies has a variance: what ComBat leaves of it. Others are 0 throughout.
             sd = np.sqrt(np.where(variance > 0, variance, 1.0))
-            return _next(ResidualScale, state, residual_mean=mean, residual_sd=sd)
+            return state.become(ResidualScale, residual_mean=mean, residual_sd=sd)
         if isinstance(state, ResidualComponents):
             scores = combat.solve(total)
-            return _next(CovBatModel, state, score_mean=scores.grand_mean, score_variance=scores.pooled_variance)
+            return state.become(CovBatModel, score_mean=scores.grand_mean, score_variance=scores.pooled_variance)
         found: Any = _all_components(state).solve(total, state.for_projection())
         if isinstance(found, Basis):
-            return _next(ResidualBasis, state, basis=found.basis)
-        return _next(ResidualComponents, state, components=self._kept(found))
+            return state.become(ResidualBasis, basis=found.basis)
+        return state.become(ResidualComponents, components=self._kept(found))
 
     def effect_shapes(self, model: CovBatModel, n_features: int) -> dict[str, Shape]:
         scores = {f"score_{name}": shape for name, shape in SiteEffect.shapes(len(model.score_mean)).items()}
@@ -270,12 +270,6 @@ class _AllComponents(Projection):
 
 def _all_components(state: ResidualScale) -> _AllComponents:
     return _AllComponents(min(len(state.residual_mean), int(state.n) - 1))
-
-
-def _next(kind: type[AnyState], state: State, **found: Any) -> AnyState:
-    """Return the next state: what the last one knew, and what was found since."""
-    known = {field.name: getattr(state, field.name) for field in fields(kind) if field.name not in found}
-    return kind(**known, **found)
 
 
 def _no_covariates(n: int) -> Array:

@@ -24,6 +24,7 @@ from scipy.linalg import eigh
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.core.splines import SmoothDesign
 from harmonization.methods import combat
 from harmonization.methods.combat import ComBat, ComBatModel, Prior, SiteEffect
@@ -114,6 +115,7 @@ class GamModel(State):
         return expected
 
 
+@register
 @dataclass(frozen=True)
 class ComBatGAM(Harmonizer):
     """ComBat that keeps curved effects, as an analysis of one round; the final state is a `GamModel`.

@@ -1,14 +1,16 @@
 """What every way of making sites alike has in common: rounds that end in a shared model, then work at each site."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from harmonization.core.declared import Declared, Shape, Widths, everybody
+from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.registry import ANALYSES, register
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Nothing(Effect):
     """The model, and the site's effect, of a method that does nothing."""
 
 
+@register
 @dataclass(frozen=True)
 class Unharmonized(Harmonizer):
     """Leaves features as they are: what every method is to be compared with."""
@@ -87,3 +90,26 @@ class Unharmonized(Harmonizer):
 
     def apply(self, model: Nothing, table: SiteTable, effect: Nothing) -> Array:
         return table.features
+
+
+def methods() -> dict[str, type[Harmonizer]]:
+    """Every method that a study can name, and one for repeated visits, by name."""
+    return {name: analysis for name, analysis in ANALYSES.items() if issubclass(analysis, Harmonizer)}
+
+
+def make_harmonizer(name: str, options: Mapping[str, Any]) -> Harmonizer:
+    """Make the method of that name.
+
+    Raises
+    ------
+    HarmonizationError
+        If there is none, or an option is not one of its own.
+    """
+    if not isinstance(name, str) or name not in methods():
+        raise HarmonizationError(f"method '{name}' is not known; expected one of {', '.join(methods())}.")
+    if not isinstance(options, Mapping):
+        raise HarmonizationError(f"options of method '{name}' are {options!r}. Give names with values.")
+    try:
+        return methods()[name](**options)
+    except TypeError:
+        raise HarmonizationError(f"method '{name}' does not take {sorted(options)}. Use the same version.") from None

@@ -38,6 +38,7 @@ from harmonization.core.centring import centred
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import DesignError, HarmonizationError, SmallGroupError, TableError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.core.variation import hardly_varies
 from harmonization.methods.combat import moments_of, solve_within, summarize
 from harmonization.methods.combat_model import SiteEffect, check_columns, only_rounding
@@ -136,6 +137,7 @@ class Visits:
         return weights
 
 
+@register
 @dataclass(frozen=True)
 class LongitudinalComBat(Harmonizer):
     """ComBat with a random intercept for each participant, in two rounds; the final state is a `LongitudinalModel`.

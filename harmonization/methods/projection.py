@@ -10,6 +10,7 @@ from harmonization.core.checks import check_width
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 
 _EXACT_UP_TO = 1024
 """Features up to which the p x p second moment is summed; above, a sketch of it."""
@@ -72,6 +73,7 @@ class ProjectionModel(State):
         return scores
 
 
+@register
 @dataclass(frozen=True)
 class Projection(Analysis):
     """Principal components by eigendecomposition of summed second moments.

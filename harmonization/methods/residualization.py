@@ -17,6 +17,7 @@ from harmonization.core.centring import centred
 from harmonization.core.declared import Declared, Widths
 from harmonization.core.errors import TableError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.core.variation import all_but_equal, vary_less
 from harmonization.methods.combat import ComBatModel, moments_of, solve_within
 from harmonization.methods.projection import Centre
@@ -115,6 +116,7 @@ class SiteCentre:
     still: NDArray[np.bool_]
 
 
+@register
 @dataclass(frozen=True)
 class Residualization(Analysis):
     """Ordinary least squares of features on an intercept, the covariates and, if asked for, the site.

@@ -7,7 +7,8 @@ are shared by all features, as a convolution's are by all places of an image.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +16,34 @@ from numpy.typing import NDArray
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import HarmonizationError, TableError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.core.variation import hardly_varies
 from harmonization.methods import combat
 from harmonization.methods.combat import ComBatModel, Prior, SiteEffect
 from harmonization.methods.harmonizer import Harmonizer
-from harmonization.networks.neural import Layout, Network, Weights, draw_weights, unpack
-from harmonization.networks.training import FederatedTraining, Standard, Training, become
+from harmonization.networks.neural import (
+    Layout,
+    Leaves,
+    Losses,
+    Network,
+    Weights,
+    draw_weights,
+    evaluate,
+    tensor,
+    unpack,
+)
+from harmonization.networks.training import FederatedTraining, Standard, Training
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FREQUENCIES = (1.0, 2.0)
 """Where the characteristic function of a normalised feature is taken."""
 _SHAPE = 2 * len(_FREQUENCIES)
 _ROWS_OF_DOUBT = 20
 """A shape that n rows tell counts n / (n + 20)."""
+_STILL = 1e-9
+"""Rows of this deviation or less differ by rounding alone."""
 _BLOCK = 512
 """Features that are bent at a time, which bounds memory."""
 
@@ -97,6 +114,7 @@ class SiteStyle(SiteEffect):
     content_scale: Array
 
 
+@register
 @dataclass(frozen=True)
 class ContentStyle(Harmonizer, FederatedTraining):
     """A shared content encoder, a style code for each site and feature, and a decoder, by federated averaging.
@@ -163,7 +181,7 @@ class ContentStyle(Harmonizer, FederatedTraining):
     def summarize_inputs(self, table: SiteTable, state: State | None) -> Sums:
         if isinstance(state, Located):
             still, rows = self._hardly_varies(table, state), self._left(table, state)
-            shape = np.where(still[:, None], 0.0, _shape(_normalised(rows, *_location_and_scale(rows))))
+            shape = np.where(still[:, None], 0.0, _shape(tensor(_normalised(rows, *_location_and_scale(rows)))))
             return {"shape": table.n * shape, "shape_n": table.n * (~still).astype(np.float64)}
         if table.n < 2:
             raise TableError("'content_style' needs two participants at a site to know its scale. Leave the site out.")
@@ -221,42 +239,27 @@ class ContentStyle(Harmonizer, FederatedTraining):
     def _hardly_varies(self, table: SiteTable, standard: Located) -> NDArray[np.bool_]:
         return hardly_varies(table.features, standard.pooled_variance, table.design @ standard.coefficients)
 
-    def gradient(self, weights: Weights, rows: SiteTable, training: ContentTraining) -> tuple[float, Weights]:
+    def losses(self, weights: Leaves, rows: SiteTable, training: ContentTraining) -> Losses:
         columns = self._columns(training)
         columns = columns[~np.isnan(rows.features[0, columns])]
         if not len(columns):
-            return 0.0, {name: np.zeros_like(values) for name, values in weights.items()}
-        typical, values = training.typical[columns], rows.features[:, columns]
+            return (tensor(np.zeros(())),)
+        typical, features = tensor(training.typical[columns]), rows.features[:, columns]
         estimating = np.arange(rows.n) % 2 == 0
-        values = _normalised(values, *_location_and_scale(values[estimating]))
-        deviation = _reliability(int(estimating.sum())) * (_shape(values[estimating]) - typical)
-        code = deviation @ weights["code"]
-        encoded = Bend(self._encoder, weights, values, code)
-        content, other_code = encoded.bent, np.roll(code, 1, axis=0)
+        values = tensor(_normalised(features, *_location_and_scale(features[estimating])))
+        code = _reliability(int(estimating.sum())) * (_shape(values[estimating]) - typical) @ weights["code"]
+        other_code = code.roll(1, 0)
 
-        unlike, of_content = _match(content, estimating, typical)
-        written = Bend(self._decoder, weights, content, code)
-        lost = written.bent - values
-        as_another = Bend(self._decoder, weights, content, other_code)
-        found = Bend(self._encoder, weights, as_another.bent, other_code)
-        missed = found.bent - content
+        content = _bend(self._encoder, weights, values, code)
+        unlike = _mismatch(content[estimating], content[~estimating], typical)
+        lost = _bend(self._decoder, weights, content, code) - values
+        as_another = _bend(self._decoder, weights, content, other_code)
+        missed = _bend(self._encoder, weights, as_another, other_code) - content
         loss = self.match * unlike + self.reconstruct * (lost**2).mean() + self.consist * (missed**2).mean()
-
-        of_missed = 2 * self.consist * missed / missed.size
-        of_written = written.back(2 * self.reconstruct * lost / lost.size)
-        of_found = found.back(of_missed)
-        of_another = as_another.back(of_found.values)
-        of_content = self.match * of_content + of_written.values + of_another.values - of_missed
-        of_encoded = encoded.back(of_content)
-        of_code = of_encoded.code + of_written.code + np.roll(of_found.code + of_another.code, -1, axis=0)
-        return float(loss), {
-            **{name: of_encoded.weights[name] + of_found.weights[name] for name in of_encoded.weights},
-            **{name: of_written.weights[name] + of_another.weights[name] for name in of_written.weights},
-            "code": deviation.T @ of_code,
-        }
+        return (loss,)
 
     def finish(self, training: ContentTraining) -> ContentModel:
-        return become(ContentModel, training)
+        return training.become(ContentModel)
 
     @property
     def _encoder(self) -> Network:
@@ -284,7 +287,7 @@ class ContentStyle(Harmonizer, FederatedTraining):
         location, scale = _location_and_scale(rows)
         values = _normalised(rows, location, scale)
         weights = unpack(model.weights, self.layout(model))
-        code = _reliability(table.n) * (_shape(values) - model.typical) @ weights["code"]
+        code = _reliability(table.n) * (_shape(tensor(values)).numpy() - model.typical) @ weights["code"]
         content_location, content_scale = _location_and_scale(self._content(weights, values, code))
         return SiteStyle(
             *(effect.gamma, effect.delta, effect.unadjusted), location, scale, code, content_location, content_scale
@@ -304,61 +307,29 @@ class ContentStyle(Harmonizer, FederatedTraining):
         content = np.empty_like(values)
         for start in range(0, values.shape[1], _BLOCK):
             block = slice(start, start + _BLOCK)
-            content[:, block] = Bend(self._encoder, weights, values[:, block], code[block]).bent
+            content[:, block] = evaluate(partial(_bend, self._encoder), weights, values[:, block], code[block])
         return content
 
 
-@dataclass(frozen=True)
-class BendGradient:
-    """Gradient of a loss with respect to what a bend depends on: weights, values [n, p], code [p, d]."""
-
-    weights: Weights
-    values: Array
-    code: Array
-
-
-class Bend:
+def _bend(network: Network, weights: Leaves, values: "Tensor", code: "Tensor") -> "Tensor":
     """Values [n, p] bent by codes [p, d]: v + s f(v), for a network f of one input and d outputs that all share."""
-
-    def __init__(self, network: Network, weights: Weights, values: Array, code: Array) -> None:
-        self._network, self._weights, self._code = network, weights, code
-        self._layers = network.forward(weights, values.reshape(-1, 1))
-        self._terms = self._layers[-1].reshape(*values.shape, -1)  # [n, p, d]
-        self.bent: Array = values + np.einsum("npd,pd->np", self._terms, code)
-
-    def back(self, gradient: Array) -> BendGradient:
-        """Carry a gradient with respect to the bent values [n, p] back."""
-        of_terms = gradient[:, :, None] * self._code
-        of_weights, of_values = self._network.backward(
-            self._weights, self._layers, of_terms.reshape(-1, self._code.shape[1])
-        )
-        of_code = np.einsum("np,npd->pd", gradient, self._terms)
-        return BendGradient(of_weights, gradient + of_values.reshape(gradient.shape), of_code)
+    terms = network(weights, values.reshape(-1, 1)).reshape(*values.shape, -1)  # [n, p, d]
+    return values + (terms * code).sum(-1)
 
 
-def _match(content: Array, estimating: NDArray[np.bool_], typical: Array) -> tuple[float, Array]:
-    """Loss and gradient [n, p] of content: how much its shape differs from the typical one, mean square.
-
-    Rows that are `estimating` tell location and scale, the others are brought to 0 and 1 by these and tried.
-    """
-    location, scale = _location_and_scale(content[estimating])
-    normalised = _normalised(content, location, scale)
-    tried = normalised[~estimating]
-    difference = _shape(tried) - typical
-    slopes = [function for f in _FREQUENCIES for function in (f * np.cos(f * tried), -f * np.sin(f * tried))]
-    of_normalised = np.zeros_like(content)
-    of_normalised[~estimating] = np.einsum("pf,npf->np", difference, np.stack(slopes, axis=-1))
-    of_normalised *= 2 / (difference.size * len(tried))
-    of_scale, of_location = (of_normalised * normalised).sum(axis=0), of_normalised.sum(axis=0)
-    weight = estimating[:, None] / estimating.sum()
-    gradient = (of_normalised - weight * (of_location + normalised * of_scale)) / scale
-    return float((difference**2).mean()), gradient
+def _mismatch(known: "Tensor", tried: "Tensor", typical: "Tensor") -> "Tensor":
+    """Mean square of what sets the shape of the tried rows apart from the typical one; `known` tell their location."""
+    variance = known.var(0, correction=0)
+    scale = variance.where(variance > _STILL**2, variance.new_ones(())).sqrt()
+    return ((_shape((tried - known.mean(0)) / scale) - typical) ** 2).mean()
 
 
-def _shape(values: Array) -> Array:
+def _shape(values: "Tensor") -> "Tensor":
     """Mean over rows of sine and cosine [p, 4] of normalised features [n, p]."""
-    functions = [function(f * values).mean(axis=0) for f in _FREQUENCIES for function in (np.sin, np.cos)]
-    return np.stack(functions, axis=-1)
+    import torch
+
+    functions = [function(f * values).mean(0) for f in _FREQUENCIES for function in (torch.sin, torch.cos)]
+    return torch.stack(functions, -1)
 
 
 def _reliability(n: int) -> float:
@@ -369,7 +340,7 @@ def _reliability(n: int) -> float:
 def _location_and_scale(rows: Array) -> tuple[Array, Array]:
     """Mean and deviation [p]; a deviation of 1 where rows do not differ by more than rounding."""
     location, scale = rows.mean(axis=0), rows.std(axis=0)
-    return location, np.where(scale > 1e-9, scale, 1.0)
+    return location, np.where(scale > _STILL, scale, 1.0)
 
 
 def _normalised(rows: Array, location: Array, scale: Array) -> Array:

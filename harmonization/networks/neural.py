@@ -1,19 +1,31 @@
-"""Small neural networks: dense layers, their gradients, and the steps that train them.
+"""Small neural networks: dense layers, gradients of their losses, and the steps that train them.
 
 Networks have tanh between layers. A unit of a rectified layer can be active for a single person, and the sum of its
 gradients is then that person's row; a tanh unit is active for everybody.
+
+torch differentiates, in float64. It is imported where it is used: it takes seconds, and statistics need none of it.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import log_softmax
 
 from harmonization.core.protocol import Array
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Weights = dict[str, Array]
 """Name → array. Leading axes, where there are any, hold networks that are trained side by side."""
+Leaves = dict[str, "Tensor"]
+"""The same as tensors, which losses are differentiated by."""
+Losses = tuple["Tensor", ...]
+"""Their sum is minimised, the first is reported."""
 Layout = dict[str, tuple[int, ...]]
 """Name → shape without the leading axes: how weights lie one behind the other in a vector [w]."""
 
@@ -80,50 +92,57 @@ class Network:
             layout[f"{self.name}.{layer}.bias"] = (following,)
         return layout
 
-    def forward(self, weights: Weights, inputs: Array) -> list[Array]:
-        """Return the input [..., n, in], the values of each hidden layer, and the output [..., n, out]."""
-        values = [inputs]
-        last = len(self.sizes) - 2
-        for layer in range(last + 1):
-            weight, bias = weights[f"{self.name}.{layer}.weight"], weights[f"{self.name}.{layer}.bias"]
-            linear = values[-1] @ weight + bias[..., None, :]
-            values.append(linear if layer == last else np.tanh(linear))
-        return values
-
-    def backward(self, weights: Weights, values: list[Array], gradient: Array) -> tuple[Weights, Array]:
-        """Carry the gradient of a loss back through the network.
-
-        Parameters
-        ----------
-        weights : dict
-            As in `forward`.
-        values : list of numpy.ndarray
-            What `forward` returned.
-        gradient : numpy.ndarray
-            [..., n, out], of the loss with respect to the output.
-
-        Returns
-        -------
-        dict
-            Gradients of the weights, summed over the n rows.
-        numpy.ndarray
-            [..., n, in], gradient with respect to the input.
-        """
-        gradients: Weights = {}
-        for layer in reversed(range(len(self.sizes) - 1)):
-            gradients[f"{self.name}.{layer}.weight"] = values[layer].swapaxes(-1, -2) @ gradient
-            gradients[f"{self.name}.{layer}.bias"] = gradient.sum(axis=-2)
-            gradient = gradient @ weights[f"{self.name}.{layer}.weight"].swapaxes(-1, -2)
-            if layer > 0:
-                gradient = gradient * (1 - values[layer] ** 2)
-        return gradients, gradient
+    def __call__(self, weights: Leaves, inputs: Tensor) -> Tensor:
+        """Return the output [..., n, out] for inputs [..., n, in]."""
+        for layer in range(len(self.sizes) - 1):
+            values = inputs.tanh() if layer else inputs
+            inputs = values @ weights[f"{self.name}.{layer}.weight"] + weights[f"{self.name}.{layer}.bias"].unsqueeze(
+                -2
+            )
+        return inputs
 
 
-def softmax_cross_entropy(scores: Array, target: Array) -> tuple[Array, Array]:
-    """Loss of each row [..., n], and its gradient [..., n, C], for scores and one-hot targets [..., n, C]."""
-    logarithms = log_softmax(scores, axis=-1)
-    loss: Array = -(target * logarithms).sum(axis=-1)
-    return loss, np.exp(logarithms) * target.sum(axis=-1, keepdims=True) - target
+def tensor(values: Array) -> Tensor:
+    """Return the same numbers as a tensor, float64."""
+    import torch
+
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def evaluate(function: Callable[..., Tensor], weights: Weights, *inputs: Array) -> Array:
+    """Return what a function of weights and inputs gives, on one thread."""
+    with _one_thread():
+        leaves = {name: tensor(values) for name, values in weights.items()}
+        found: Array = function(leaves, *map(tensor, inputs)).numpy()
+    return found
+
+
+def differentiate(losses: Callable[[Leaves], Losses], weights: Weights) -> tuple[float, Weights]:
+    """Return the first loss, and the gradient of the sum of all losses.
+
+    Weights that no loss depends on have a gradient of 0. On one thread, as sums over several come out differently in
+    their last digits.
+    """
+    import torch
+
+    leaves = {name: tensor(values).requires_grad_() for name, values in weights.items()}
+    with _one_thread():
+        found = losses(leaves)
+        total = torch.stack([*found, *(0 * leaf.sum() for leaf in leaves.values())]).sum()
+        slopes = torch.autograd.grad(total, list(leaves.values()))
+    return found[0].item(), {name: slope.numpy() for name, slope in zip(leaves, slopes, strict=True)}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def adam_step(

@@ -6,19 +6,34 @@ and is taken out first; the adversary is for the rest.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
-from scipy.special import logsumexp
 
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import DesignError, HarmonizationError, TableError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.methods.combat import check_number_of_covariates
 from harmonization.methods.harmonizer import Harmonizer, Nothing
 from harmonization.methods.projection import Basis, Centre, Projection, ProjectionModel
-from harmonization.networks.neural import Layout, Network, Weights, draw_weights, softmax_cross_entropy, unpack
-from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training, become
+from harmonization.networks.neural import (
+    Layout,
+    Leaves,
+    Losses,
+    Network,
+    Weights,
+    draw_weights,
+    evaluate,
+    tensor,
+    unpack,
+)
+from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AnyRows = TypeVar("AnyRows", Array, "Tensor")
 
 _NEGLIGIBLE = 1e-8
 """Covariances and variances below this, in units of the features' own, are rounding errors."""
@@ -90,6 +105,7 @@ class AdversarialModel(Components):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class SiteAdversarial(Harmonizer, FederatedTraining):
     """A correction of features that unlearns the site, by federated SGD.
@@ -201,10 +217,8 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
 
     def _summarize_sites(self, standardized: SiteTable) -> Sums:
         """Sums of the columns at this site, in its place [S, p + q], and their products with the covariates."""
-        if standardized.site not in self.sites:
-            raise TableError("a site is not among those that 'site_adversarial' unlearns. Name all sites.")
         columns = np.concatenate([standardized.features, standardized.design], axis=1)
-        here = np.array([float(name == standardized.site) for name in self.sites])
+        here = np.eye(len(self.sites))[self._place(standardized)]
         return {
             "site_n": here * standardized.n,
             "site_sum": np.outer(here, columns.sum(axis=0)),
@@ -226,25 +240,36 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
         standardized = super().standardize(table, standard)
         return replace(standardized, features=standard.whiten(standardized.features), loadings=None)
 
-    def gradient(self, weights: Weights, rows: SiteTable, training: AdversarialTraining) -> tuple[float, Weights]:
-        correction, classifier = self._correction(training), self._classifier(training)
-        values, change, corrected = self._correct(weights, rows.features, training)
-        seen = np.concatenate([corrected, corrected**2, rows.design], axis=1)
-        answers = classifier.forward(weights, seen)
-        site = np.tile([float(name == rows.site) for name in self.sites], (rows.n, 1))
-        loss, slope = softmax_cross_entropy(answers[-1], site)
-        of_classifier, _ = classifier.backward(weights, answers, slope / rows.n)
+    def losses(self, weights: Leaves, rows: SiteTable, training: AdversarialTraining) -> Losses:
+        change, corrected = self._correct(weights, tensor(rows.features), training)
+        site, kept = self._place(rows), change @ tensor(training.kept)
 
-        _, slope = recognition(answers[-1], site)
-        _, of_seen = classifier.backward(weights, answers, slope / rows.n)
-        k = len(training.spread)
-        of_change = self.reversal * (of_seen[:, :k] + 2 * corrected * of_seen[:, k : 2 * k])
-        of_change += 2 / rows.n * (self.stay * change + self.keep * change @ training.kept @ training.kept.T)
-        of_correction, _ = correction.backward(weights, values, _without(of_change, training.erased))
-        return float(loss.mean()), of_classifier | of_correction
+        recognised = self._answers(weights, corrected.detach(), rows, training).log_softmax(1)[:, site]
+        # The correction learns what the classifier sees, and changes nothing of the classifier.
+        fixed = {name: values.detach() for name, values in weights.items()}
+        answers = self._answers(fixed, corrected, rows, training)
+        others = answers[:, [number for number in range(len(self.sites)) if number != site]]
+        of_recognition = answers.logsumexp(1) - others.logsumexp(1)  # -log(1 - p)
+        of_correction = self.reversal * of_recognition + self.stay * (change**2).sum(1) + self.keep * (kept**2).sum(1)
+        return -recognised.mean(), of_correction.mean()
+
+    def _answers(
+        self, weights: Leaves, corrected: "Tensor", rows: SiteTable, training: AdversarialTraining
+    ) -> "Tensor":
+        """Scores [n, S] of the classifier."""
+        import torch
+
+        seen = torch.cat([corrected, corrected**2, tensor(rows.design)], 1)
+        return self._classifier(training)(weights, seen)
+
+    def _place(self, table: SiteTable) -> int:
+        """Where the table's site stands among all."""
+        if table.site not in self.sites:
+            raise TableError("a site is not among those that 'site_adversarial' unlearns. Name all sites.")
+        return self.sites.index(table.site)
 
     def finish(self, training: AdversarialTraining) -> AdversarialModel:
-        return become(AdversarialModel, training)
+        return training.become(AdversarialModel)
 
     def _correction(self, standard: Components) -> Network:
         k = len(standard.spread)
@@ -254,12 +279,12 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
         seen = 2 * len(standard.spread) + standard.width(1)
         return Network("classifier", (seen, self.classifier_hidden, len(self.sites)))
 
-    def _correct(self, weights: Weights, scores: Array, known: Components) -> tuple[list[Array], Array, Array]:
-        """Values of the correction's network, its change of the scores [n, k], and the scores after it."""
-        left = _without(scores, known.erased)
-        values = self._correction(known).forward(weights, left)
-        change = _without(values[-1], known.erased)
-        return values, change, left + change
+    def _correct(self, weights: Leaves, scores: "Tensor", known: Components) -> tuple["Tensor", "Tensor"]:
+        """The correction's change of the scores [n, k], and the scores after it."""
+        erased = tensor(known.erased)
+        left = _without(scores, erased)
+        change = _without(self._correction(known)(weights, left), erased)
+        return change, left + change
 
     # Harmonization
 
@@ -272,19 +297,11 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
     def apply(self, model: AdversarialModel, table: SiteTable, effect: Nothing) -> Array:
         standardized = super().standardize(table, model).features
         scores = model.whiten(standardized)
-        _, _, corrected = self._correct(unpack(model.weights, self.layout(model)), scores, model)
+        weights = unpack(model.weights, self.layout(model))
+        corrected = evaluate(lambda weights, scores: self._correct(weights, scores, model)[1], weights, scores)
         outside = standardized - (scores * model.spread) @ model.components
         alike = (corrected * model.spread) @ model.components + _without(outside, model.erased_outside)
         return model.restored(alike)
-
-
-def recognition(scores: Array, target: Array) -> tuple[Array, Array]:
-    """Loss -log(1 - p) [n] for being recognised with probability p, and its gradient, by scores and one-hot [n, C]."""
-    others = np.where(target > 0, -np.inf, scores)
-    all_scores, other_scores = logsumexp(scores, axis=1), logsumexp(others, axis=1)
-    right = np.exp((scores * target).sum(axis=1) - all_scores)
-    among_others = np.exp(others - other_scores[:, None])
-    return all_scores - other_scores, right[:, None] * (target - among_others)
 
 
 def _projection_state(standard: Standard) -> Centre | Basis:
@@ -309,9 +326,8 @@ def _solve_sites(total: Sums, standard: Standard) -> Directions:
     left = np.diag(shares) - np.outer(shares, shares) - sites_by_covariates.T @ slopes
     if np.linalg.matrix_rank(left, tol=1e-8 * shares.max(), hermitian=True) < present.sum() - 1:
         raise DesignError("the covariates tell some of the sites from the others without features. Leave one out.")
-    return become(
+    return standard.become(
         Directions,
-        standard,
         of_sites=of_sites - of_covariates @ slopes,
         of_covariates=of_covariates,
         basis=np.empty((p, 0)),
@@ -331,9 +347,8 @@ def _components(projection: ProjectionModel, directions: Directions) -> Componen
             "or fewer sites."
         )
     outside = directions.of_sites - components.T @ (components @ directions.of_sites)
-    return become(
+    return directions.become(
         Components,
-        directions,
         components=components,
         spread=spread,
         erased=erased,
@@ -349,7 +364,6 @@ def _span(columns: Array) -> Array:
     return np.asarray(vectors[:, : max(present - 1, 0)][:, values[: max(present - 1, 0)] > _NEGLIGIBLE])
 
 
-def _without(rows: Array, directions: Array) -> Array:
+def _without(rows: AnyRows, directions: AnyRows) -> AnyRows:
     """Rows [n, k] with orthonormal directions [k, r] projected out."""
-    left: Array = rows - (rows @ directions) @ directions.T
-    return left
+    return rows - (rows @ directions) @ directions.T

@@ -1,16 +1,27 @@
 """Whether a small network recognises the site where a linear classifier does not."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from harmonization.core.declared import Declared, Widths, everybody, network, of_groups
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
-from harmonization.networks.neural import Network, adam_step, draw_weights, pack, unpack
-from harmonization.networks.neural import softmax_cross_entropy as cross_entropy
-from harmonization.networks.training import become
+from harmonization.core.registry import register
+from harmonization.networks.neural import (
+    Leaves,
+    Losses,
+    Network,
+    adam_step,
+    differentiate,
+    draw_weights,
+    evaluate,
+    pack,
+    tensor,
+    unpack,
+)
 from harmonization.probes.crossvalidation import Centres, Fold
 from harmonization.site_effects.site_classification import (
     AdjustedCentres,
@@ -21,6 +32,9 @@ from harmonization.site_effects.site_classification import (
     solve_adjusted_centres,
     summarize_adjusted_centres,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FARTHEST = 5.0
 """Standardised features are cut off here, so that powers of an outlier do not lead the training."""
@@ -49,6 +63,7 @@ class NetworkTraining(AdjustedCentres):
     steps: int
 
 
+@register
 @dataclass(frozen=True)
 class SiteNetwork(SiteRecognition):
     """A network of one hidden layer that recognises the site of people left out, beside the same for permuted labels.
@@ -130,9 +145,8 @@ class SiteNetwork(SiteRecognition):
         layout = self._network(centres).layout
         weights = pack(draw_weights(layout, 0), layout)
         every = np.tile(weights, (len(centres.n), 1 + self.permutations, 1))
-        return become(
+        return centres.become(
             NetworkTraining,
-            centres,
             scale=np.where(deviation > 1e-12 * np.abs(centres.mean), deviation, 1.0),
             left=left,
             weights=every,
@@ -146,11 +160,10 @@ class SiteNetwork(SiteRecognition):
         weight_of_class = 1 / np.maximum(own.target_mean, 1e-12) / own.target_mean.shape[1]
         gradients = np.zeros_like(own.weights)
         for part, fold in enumerate(folds):
-            weights = unpack(own.weights[part], network.layout)
-            values = network.forward(weights, _inputs(table, fold, own, part)[fold.training])
-            labels = labelings[:, fold.training]
-            error = cross_entropy(values[-1], labels)[1] * (labels @ weight_of_class[part])[..., None]
-            gradients[part] = pack(network.backward(weights, values, error)[0], network.layout)
+            inputs, labels = tensor(_inputs(table, fold, own, part)[fold.training]), labelings[:, fold.training]
+            weighted = tensor(labels * (labels @ weight_of_class[part])[..., None])
+            loss = partial(_cross_entropy, network, inputs, weighted)
+            gradients[part] = pack(differentiate(loss, unpack(own.weights[part], network.layout))[1], network.layout)
         return {"gradients": gradients}
 
     def _step(self, total: Sums, own: NetworkTraining) -> NetworkTraining:
@@ -163,9 +176,8 @@ class SiteNetwork(SiteRecognition):
             raise HarmonizationError(
                 f"the training of '{self.name}' is not finite after round {own.steps + 1}. Lower learning_rate."
             )
-        return become(
+        return own.become(
             NetworkTraining,
-            own,
             weights=weights,
             gradient_mean=memory[0],
             gradient_square=memory[1],
@@ -174,7 +186,12 @@ class SiteNetwork(SiteRecognition):
 
     def _scores(self, table: SiteTable, fold: Fold, own: NetworkTraining, part: int) -> Array:
         network = self._network(own)
-        return network.forward(unpack(own.weights[part], network.layout), _inputs(table, fold, own, part))[-1]
+        return evaluate(network, unpack(own.weights[part], network.layout), _inputs(table, fold, own, part))
+
+
+def _cross_entropy(network: Network, inputs: "Tensor", labels: "Tensor", weights: Leaves) -> Losses:
+    """Sum over rows and labelings of the loss, for one-hot labels [1 + B, n, S], each times the weight of its class."""
+    return (-(labels * network(weights, inputs).log_softmax(-1)).sum(),)
 
 
 def _inputs(table: SiteTable, fold: Fold, own: NetworkTraining, part: int) -> Array:

@@ -2,8 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -11,9 +11,22 @@ from harmonization.core.declared import Declared, Widths, everybody, network
 from harmonization.core.errors import HarmonizationError, SmallGroupError, TableError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
 from harmonization.methods.projection import Centre
-from harmonization.networks.neural import Layout, Weights, adam_step, draw_weights, pack, size_of, unpack
+from harmonization.networks.neural import (
+    Layout,
+    Leaves,
+    Losses,
+    Weights,
+    adam_step,
+    differentiate,
+    draw_weights,
+    pack,
+    size_of,
+    unpack,
+)
 
-AnyState = TypeVar("AnyState", bound=State)
+if TYPE_CHECKING:
+    pass
+
 
 _BATCHES = 7
 """Sets the draws of minibatches apart from others that use a site's seed."""
@@ -171,8 +184,12 @@ class FederatedTraining(Analysis):
         """Names and shapes of the weights, for inputs of the widths that `standard` tells."""
 
     @abstractmethod
+    def losses(self, weights: Leaves, rows: SiteTable, training: Any) -> Losses:
+        """Mean losses over rows whose inputs are standardised: their sum is minimised, the first is reported."""
+
     def gradient(self, weights: Weights, rows: SiteTable, training: Any) -> tuple[float, Weights]:
-        """Mean loss over rows whose inputs are standardised, and its gradient with respect to all weights."""
+        """Mean loss over rows whose inputs are standardised, and the gradient with respect to all weights."""
+        return differentiate(lambda leaves: self.losses(leaves, rows, training), weights)
 
     def initial_weights(self, standard: Any) -> Weights:
         """Weights before the first round, the same for everyone."""
@@ -180,7 +197,8 @@ class FederatedTraining(Analysis):
 
     def finish(self, training: Any) -> State:
         """Make the final state of the training after the last round."""
-        return become(Trained, training)
+        trained: Trained = training.become(Trained)
+        return trained
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
         if table.n < table.min_group:
@@ -246,7 +264,7 @@ class FederatedTraining(Analysis):
         memory = np.zeros(size_of(layout) if self.local_steps == 1 else 0)
         weights = pack(self.initial_weights(known), layout)
         own = {"weights": weights, "gradient_mean": memory, "gradient_square": memory, "loss": np.empty(0)}
-        return become(kind, known, **own, **values)
+        return known.become(kind, **own, **values)
 
     def standardize(self, table: SiteTable, standard: Any) -> SiteTable:
         """Table with standardised inputs.
@@ -334,8 +352,3 @@ class FederatedTraining(Analysis):
             loss=np.append(training.loss, float(total["loss"]) / n),
         )
         return self.finish(following) if following.round == self.rounds else following
-
-
-def become(kind: type[AnyState], state: State, **values: Any) -> AnyState:
-    """Make a state of another kind from what this one has, and `values`."""
-    return kind(**{field.name: values.get(field.name, getattr(state, field.name, None)) for field in fields(kind)})

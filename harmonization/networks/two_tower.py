@@ -10,11 +10,11 @@ All others of a batch are of the same site, so that what a site does to both vie
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 from scipy.stats import rankdata
 
 from harmonization.association.canonical_correlation import check_one_row_each, second_view_of
@@ -22,8 +22,12 @@ from harmonization.core.checks import check_width
 from harmonization.core.declared import Declared, Widths, everybody, of_groups
 from harmonization.core.errors import HarmonizationError, SmallGroupError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
-from harmonization.networks.neural import Layout, Weights, unpack
-from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training, become
+from harmonization.core.registry import register
+from harmonization.networks.neural import Layout, Leaves, Losses, evaluate, tensor, unpack
+from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 METRICS = ("top_1", "top_5", "mean_reciprocal_rank")
 """How well held-out partners are found, in the order of the scores."""
@@ -45,7 +49,7 @@ class Aligned(Standard):
         check_width(second, self.width(1), "second views")
         weights = unpack(self.weights, _layout(self, len(self.weights) // int(self.widths.sum())))
         x, y = np.split(self.standardized(np.concatenate([features, second], axis=1)), [p], axis=1)
-        return _normalised(x @ weights["features"])[0], _normalised(y @ weights["second"])[0]
+        return evaluate(partial(_project, "features"), weights, x), evaluate(partial(_project, "second"), weights, y)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class TwoTowerModel(Aligned):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class TwoTower(FederatedTraining):
     """Aligns features and the second view by federated averaging, and finds held-out partners by similarity.
@@ -136,21 +141,15 @@ class TwoTower(FederatedTraining):
     def layout(self, standard: Standard) -> Layout:
         return _layout(standard, min(self.width, *(int(width) for width in standard.widths)))
 
-    def gradient(self, weights: Weights, rows: SiteTable, training: Training) -> tuple[float, Weights]:
-        x, y = rows.features, second_view_of(rows)
-        u, u_length = _normalised(x @ weights["features"])
-        v, v_length = _normalised(y @ weights["second"])
+    def losses(self, weights: Leaves, rows: SiteTable, training: Training) -> Losses:
+        u = _project("features", weights, tensor(rows.features))
+        v = _project("second", weights, tensor(second_view_of(rows)))
         similarity = u @ v.T / self.temperature
-        by_row, by_column = log_softmax(similarity, axis=1), log_softmax(similarity, axis=0)
-        loss = -0.5 * float((np.diag(by_row) + np.diag(by_column)).mean())
-        slope = (0.5 * (np.exp(by_row) + np.exp(by_column)) - np.eye(rows.n)) / (rows.n * self.temperature)
-        return loss, {
-            "features": x.T @ _before_normalising(slope @ v, u, u_length),
-            "second": y.T @ _before_normalising(slope.T @ u, v, v_length),
-        }
+        by_row, by_column = similarity.log_softmax(1), similarity.log_softmax(0)
+        return (-0.5 * (by_row.diagonal() + by_column.diagonal()).mean(),)
 
     def finish(self, training: Training) -> Aligned:
-        return become(Aligned, training)
+        return training.become(Aligned)
 
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
         held_out = self.is_held_out(table)
@@ -195,9 +194,8 @@ class TwoTower(FederatedTraining):
         found = total["found"] / total["n"]
         scores, null = found[0], found[1:]
         unknown = np.full(len(METRICS), np.nan)
-        return become(
+        return model.become(
             TwoTowerModel,
-            model,
             scores=scores,
             chance=total["chance"] / total["n"],
             null=null,
@@ -213,17 +211,11 @@ def _layout(standard: Standard, width: int) -> Layout:
     return {"features": (standard.width(0), width), "second": (standard.width(1), width)}
 
 
-def _normalised(scores: Array) -> tuple[Array, Array]:
-    """Rows of length 1 [n, width], and the lengths [n, 1] that they had; 0 stays 0."""
-    length = np.sqrt((scores**2).sum(axis=1, keepdims=True))
-    length = np.where(length > 0, length, 1.0)
-    return scores / length, length
-
-
-def _before_normalising(gradient: Array, direction: Array, length: Array) -> Array:
-    """Carry a gradient with respect to normalised rows [n, width] back to the rows as they were."""
-    along: Array = (gradient * direction).sum(axis=1, keepdims=True)
-    return (gradient - direction * along) / length
+def _project(view: str, weights: Leaves, rows: "Tensor") -> "Tensor":
+    """Scores [n, width] of a view's rows, of length 1; 0 stays 0."""
+    scores = rows @ weights[view]
+    squares = (scores**2).sum(1, keepdim=True)
+    return scores / squares.where(squares > 0, squares.new_ones(())).sqrt()
 
 
 def _metrics(similarity: Array, axis: int) -> Array:

@@ -21,6 +21,7 @@ from harmonization.core.newton import (
     sums_of_fits,
 )
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.probes.crossvalidation import people_of, target_of
 
 
@@ -141,6 +142,7 @@ class ClassRegression(Analysis):
         return ClassFit(**beginning(np.array([self.strength]), point), steps=0, mean=mean)
 
 
+@register
 @dataclass(frozen=True)
 class LogisticRegression(ClassRegression):
     """Logistic regression of labels 0 and 1 with a penalty on the squared coefficients, scikit-learn's.
@@ -178,6 +180,7 @@ class LogisticRegression(ClassRegression):
         return LogisticModel(coef[1:] - coef[:1], intercept[1:] - intercept[:1])
 
 
+@register
 @dataclass(frozen=True)
 class SoftmaxRegression(ClassRegression):
     """Multinomial logistic regression with a penalty on all squared coefficients, scikit-learn's.

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from harmonization.core.declared import Declared, Sent, Widths, by_part, everybody, in_parts, named
 from harmonization.core.errors import HarmonizationError, SmallGroupError, TableError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
-from harmonization.methods.harmonizer import Harmonizer
-from harmonization.methods.registry import make_harmonizer
+from harmonization.methods.harmonizer import Harmonizer, make_harmonizer
 
 _MOST_NUMBERS = 2**25
 """Numbers that a site may be asked for in one round: 256 MiB."""

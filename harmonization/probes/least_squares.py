@@ -11,6 +11,7 @@ from harmonization.core.checks import check_width
 from harmonization.core.declared import Declared, Widths, everybody, triangle
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.core.symmetric import pack, unpack
 from harmonization.methods.projection import Centre
 from harmonization.probes.crossvalidation import target_of
@@ -118,6 +119,7 @@ class LeastSquares(Analysis):
         return np.asarray((cho_solve(factor, (right.T / scale).T).T / scale), dtype=np.float64)
 
 
+@register
 @dataclass(frozen=True)
 class LinearRegression(LeastSquares):
     """Least squares, scikit-learn's `LinearRegression`. Collinear features are refused."""
@@ -130,6 +132,7 @@ class LinearRegression(LeastSquares):
         return 0.0
 
 
+@register
 @dataclass(frozen=True)
 class RidgeRegression(LeastSquares):
     """Least squares with alpha times the squared coefficients added, scikit-learn's `Ridge`.

@@ -21,6 +21,7 @@ from harmonization.core.newton import (
     sums_of_fits,
 )
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.probes.class_regression import check_strength, one_hot_of, permit_classes
 from harmonization.probes.crossvalidation import (
     Centres,
@@ -133,6 +134,7 @@ class ClassProbeScores(State):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class CrossValidatedLogistic(CrossValidation):
     """Logistic regression of two classes, or softmax regression of more, on people who were held out.

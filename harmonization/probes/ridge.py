@@ -11,6 +11,7 @@ from scipy.linalg import eigh
 from harmonization.core.declared import Declared, Widths, everybody, triangle
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.core.symmetric import pack, unpack
 from harmonization.probes.crossvalidation import (
     Centres,
@@ -102,6 +103,7 @@ class ProbeScores(State):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class CrossValidatedRidge(CrossValidation):
     """Ridge regression of one target on people who were held out, its penalty chosen on the training rows.

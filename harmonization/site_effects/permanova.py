@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 from harmonization.core.declared import Declared, Sent, Widths, by_part, everybody, in_parts, named, of_groups
 from harmonization.core.errors import HarmonizationError, SmallGroupError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.methods.combat import solve_within
 from harmonization.probes.crossvalidation import CrossValidation, Fold
 from harmonization.site_effects.spread import require_sites, seen_features
@@ -56,6 +57,7 @@ class PermanovaResult(State):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class Permanova(Analysis):
     """PERMANOVA on Euclidean distances (Anderson, Austral Ecology 2001), which needs no distance between two people.
@@ -117,6 +119,7 @@ class Permanova(Analysis):
         return _result(total, state) if isinstance(state, PermanovaCentre) else _centre(total)
 
 
+@register
 @dataclass(frozen=True)
 class CrossValidatedPermanova(CrossValidation):
     """The same for people who were held out: each fold's rows, as the others' harmonization makes them alike.

@@ -11,6 +11,7 @@ from scipy.linalg import solve
 from harmonization.core.declared import Declared, Sent, Widths, everybody, in_parts, of_groups
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.methods import combat
 from harmonization.probes.class_regression import one_hot_of
 from harmonization.probes.crossvalidation import Centres, CrossValidation, Fold, deviations, seen_together, target_of
@@ -150,6 +151,7 @@ class SiteRecognition(CrossValidation):
         )
 
 
+@register
 @dataclass(frozen=True)
 class SiteClassification(SiteRecognition):
     """Linear discriminant analysis of the site, with equal priors and a shrunken covariance (Ledoit & Wolf 2004 form).

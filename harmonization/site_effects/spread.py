@@ -12,6 +12,7 @@ from scipy.stats import false_discovery_control
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.errors import HarmonizationError, TableError
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 
 LARGEST_MATRIX = 1024
 """Features up to which a matrix over pairs of them is summed."""
@@ -78,6 +79,7 @@ class SpreadResult(State):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class SiteSpread(Analysis):
     r"""Test of equal variance across sites, feature by feature, and the ratio of the variances.
@@ -206,6 +208,7 @@ class CovarianceDistanceResult(State):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class CovarianceDistance(Analysis):
     r"""Frobenius distance of each site's covariance C_i from the pooled within-site one, C, relative to \|\|C\|\|.

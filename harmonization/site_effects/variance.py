@@ -7,6 +7,7 @@ import numpy as np
 
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.registry import register
 from harmonization.methods.projection import Centre
 from harmonization.site_effects.spread import require_sites
 
@@ -21,6 +22,7 @@ class SiteVarianceResult(State):
     done: ClassVar[bool] = True
 
 
+@register
 @dataclass(frozen=True)
 class SiteVariance(Analysis):
     """Eta squared of the site: sum of n_i (m_i - m)^2 over sum of (y - m)^2, feature by feature."""

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from base.errors import FileError
 from cohorts import Cohort, CohortError, load_atlas
 from cohorts.identities import KeyedNames
 from cohorts.participants import ParticipantsTable
@@ -390,7 +391,7 @@ def test_two_commands_do_not_prepare_one_cohort_at_once(source, tmp_path):
     with (tmp_path / "out" / "cohort.yaml").open():
         descriptor = os.open(tmp_path / "out", os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(CohortError, match="another command"):
+        with pytest.raises(FileError, match="another command"):
             prepare_cohort(source, tmp_path / "out")
         os.close(descriptor)
 

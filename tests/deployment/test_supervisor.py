@@ -7,8 +7,8 @@ import time
 import psutil
 import pytest
 
+from base.errors import FileError
 from base.files import locked
-from cohorts.errors import CohortError
 from deployment import serving
 from deployment.coordinator import Federation, FederationSettings
 from deployment.supervisor import SUPERVISOR, _Program, end_programs, record, running
@@ -76,7 +76,7 @@ def test_a_supervisor_that_does_not_end_is_made_to(federation, monkeypatch):
 
 
 def test_of_two_commands_at_once_one_starts_the_federation(federation):
-    with locked(federation.run), pytest.raises(CohortError, match="another command is changing it"):
+    with locked(federation.run), pytest.raises(FileError, match="another command is changing it"):
         serving.start(federation)
 
 

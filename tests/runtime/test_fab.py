@@ -31,7 +31,7 @@ def test_the_app_carries_what_runs_at_a_site_its_study_and_nothing_else(study):
     names = set(zipfile.ZipFile(BytesIO(fab)).namelist())
 
     folders = {name.split("/")[0] for name in names if "/" in name}
-    assert folders == {"cohorts", "brainlm", "harmonization", "exchange", "client", "server", ".info"}
+    assert folders == {"base", "cohorts", "brainlm", "harmonization", "exchange", "study", "client", "server", ".info"}
     assert {"client/app.py", "server/app.py", "cohorts/atlases/schaefer400.json", "study.yaml"} <= names
     assert len(fab) < 2_000_000  # Flower takes 10 MB
 

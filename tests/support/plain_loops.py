@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harmonization import SiteTable
-from harmonization.methods.combat import ComBatHarmonizer
+from harmonization import ComBatHarmonizer, SiteTable
 from harmonization.probes.crossvalidation import CrossValidation
 from tests.support.sites import Sites
 

@@ -9,13 +9,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from harmonization import (
-    METHODS,
     ComBat,
     CrossValidatedRidge,
     PooledHarmonizer,
     Residualization,
     SiteTable,
     make_harmonizer,
+    methods,
     run_pooled,
 )
 from harmonization.core.variation import all_but_equal, hardly_varies, vary_less
@@ -83,7 +83,7 @@ def every_method() -> list[tuple[str, dict[str, object]]]:
 
 
 def test_every_method_is_tried_here():
-    assert {name for name, _ in every_method()} == set(METHODS) - {"none"}
+    assert {name for name, _ in every_method()} == set(methods()) - {"none"}
 
 
 @pytest.mark.parametrize(("name", "options"), every_method(), ids=str)

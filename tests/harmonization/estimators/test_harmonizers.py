@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import harmonization
 from harmonization import (
     ComBat,
     ComBatHarmonizer,
@@ -18,7 +17,6 @@ from harmonization import (
     run_pooled,
 )
 from harmonization.core import saving
-from harmonization.methods import combat as combat_module
 from tests.support.sites import Sites
 
 METHODS = [
@@ -42,11 +40,6 @@ def frames(sites: Sites) -> tuple[pd.DataFrame, pd.DataFrame]:
     sex = np.where(sites.covariates[:, 1] > 0, "M", "F")
     covariates = pd.DataFrame({"age": sites.covariates[:, 0], "sex": sex, "scanner": scanner})
     return features, covariates
-
-
-def test_both_places_name_the_same_face():
-    assert combat_module.ComBatHarmonizer is harmonization.ComBatHarmonizer
-    assert issubclass(ComBatHarmonizer, PooledHarmonizer)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)

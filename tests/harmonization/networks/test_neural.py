@@ -9,12 +9,16 @@ from harmonization import HarmonizationError, SiteTable, TableError, add_sums, r
 from harmonization.core.errors import SmallGroupError
 from harmonization.networks.neural import (
     Layout,
+    Leaves,
+    Losses,
     Network,
     Weights,
     adam_step,
+    differentiate,
     draw_weights,
+    evaluate,
     pack,
-    softmax_cross_entropy,
+    tensor,
     unpack,
 )
 from harmonization.networks.training import FederatedTraining, Standard, Training
@@ -32,11 +36,9 @@ class Classifier(FederatedTraining):
     def layout(self, standard: Standard) -> Layout:
         return self.network(standard).layout
 
-    def gradient(self, weights: Weights, rows: SiteTable, training: Training) -> tuple[float, Weights]:
-        network = self.network(training)
-        values = network.forward(weights, rows.features)
-        loss, slope = softmax_cross_entropy(values[-1], rows.target)
-        return float(loss.mean()), network.backward(weights, values, slope / rows.n)[0]
+    def losses(self, weights: Leaves, rows: SiteTable, training: Training) -> Losses:
+        scores = self.network(training)(weights, tensor(rows.features))
+        return (torch.nn.functional.cross_entropy(scores, tensor(rows.target)),)
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Decoder(Classifier):
     def network(self, standard: Standard) -> Network:
         return Network("net", (standard.width(0) + standard.width(1), 3))
 
-    def gradient(self, weights: Weights, rows: SiteTable, training: Training) -> tuple[float, Weights]:
-        return super().gradient(weights, replace(rows, features=np.hstack([rows.features, rows.covariates])), training)
+    def losses(self, weights: Leaves, rows: SiteTable, training: Training) -> Losses:
+        return super().losses(weights, replace(rows, features=np.hstack([rows.features, rows.covariates])), training)
 
 
 def table_of(n: int, seed: int = 0, offset: float = 0.0) -> SiteTable:
@@ -64,33 +66,58 @@ def split(table: SiteTable, sizes: tuple[int, ...]) -> list[SiteTable]:
     return [table.take(rows) for rows in np.split(np.arange(table.n), np.cumsum(sizes)[:-1])]
 
 
-def in_torch(network: Network, weights: dict[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-    last = len(network.sizes) - 2
-    for layer in range(last + 1):
-        inputs = inputs @ weights[f"net.{layer}.weight"] + weights[f"net.{layer}.bias"].unsqueeze(-2)
-        inputs = inputs if layer == last else torch.tanh(inputs)
+def in_numpy(network: Network, weights: Weights, inputs: np.ndarray) -> np.ndarray:
+    for layer in range(len(network.sizes) - 1):
+        values = np.tanh(inputs) if layer else inputs
+        inputs = values @ weights[f"net.{layer}.weight"] + weights[f"net.{layer}.bias"][..., None, :]
     return inputs
 
 
 @pytest.mark.parametrize("leading", [(), (2, 3)], ids=["one network", "several side by side"])
-def test_gradients_equal_those_of_torch(leading):
+def test_gradients_are_differences_of_the_loss(leading):
     network = Network("net", (4, 6, 5, 3))
     rng = np.random.default_rng(0)
     weights = {name: rng.normal(size=leading + shape) for name, shape in network.layout.items()}
-    inputs, target = rng.normal(size=(*leading, 7, 4)), np.eye(3)[rng.integers(3, size=(*leading, 7))]
+    inputs = rng.normal(size=(*leading, 7, 4))
 
-    values = network.forward(weights, inputs)
-    loss, slope = softmax_cross_entropy(values[-1], target)
-    gradients, of_inputs = network.backward(weights, values, slope)
+    def losses(leaves: Leaves) -> Losses:
+        return (network(leaves, tensor(inputs)).square().mean(), leaves["net.0.weight"].sum())
 
-    leaves = {name: torch.tensor(value, requires_grad=True) for name, value in weights.items()}
-    x = torch.tensor(inputs, requires_grad=True)
-    expected = -(torch.tensor(target) * torch.log_softmax(in_torch(network, leaves, x), -1)).sum()
-    expected.backward()
-    assert loss.sum() == pytest.approx(expected.item(), rel=1e-12)
-    np.testing.assert_allclose(of_inputs, x.grad, atol=1e-12)
-    for name, value in gradients.items():
-        np.testing.assert_allclose(value, leaves[name].grad, atol=1e-12)
+    def total(name: str, change: np.ndarray) -> float:
+        changed = {name: tensor(value) for name, value in (weights | {name: weights[name] + change}).items()}
+        return sum(loss.item() for loss in losses(changed))
+
+    loss, gradients = differentiate(losses, weights)
+
+    assert loss == pytest.approx(np.square(in_numpy(network, weights, inputs)).mean(), rel=1e-12)
+    for name, gradient in gradients.items():
+        direction = 1e-6 * rng.normal(size=gradient.shape)
+        slope = (total(name, direction) - total(name, -direction)) / 2
+        assert (gradient * direction).sum() == pytest.approx(slope, rel=1e-6)
+
+
+def test_neither_gradients_nor_answers_depend_on_threads():
+    network = Network("net", (300, 400, 3))
+    rng = np.random.default_rng(0)
+    weights, inputs = draw_weights(network.layout, seed=1), rng.normal(size=(500, 300))
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        _, gradients = differentiate(lambda leaves: (network(leaves, tensor(inputs)).square().mean(),), weights)
+        found.append([evaluate(network, weights, inputs), *gradients.values()])
+        assert torch.get_num_threads() == number
+    torch.set_num_threads(threads)
+
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_weights_that_no_loss_depends_on_stay():
+    weights = {"used": np.ones(2), "unused": np.ones((3, 2))}
+
+    _, gradients = differentiate(lambda leaves: (leaves["used"].sum(),), weights)
+
+    np.testing.assert_array_equal(gradients["unused"], np.zeros((3, 2)))
 
 
 def test_adam_equals_that_of_torch():
@@ -147,7 +174,7 @@ def test_one_step_a_round_descends_as_torch_does():
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
     for _ in range(6):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(in_torch(network, leaves, x), torch.tensor(table.target)).backward()
+        torch.nn.functional.cross_entropy(network(leaves, x), torch.tensor(table.target)).backward()
         optimizer.step()
         schedule.step()
 

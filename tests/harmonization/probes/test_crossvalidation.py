@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from harmonization import (
+    ComBatHarmonizer,
     CrossValidatedRidge,
     HarmonizationError,
     SiteTable,
@@ -16,7 +17,6 @@ from harmonization import (
 )
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.protocol import Sums
-from harmonization.methods.combat import ComBatHarmonizer
 from harmonization.probes.crossvalidation import CrossValidation, Fold, people_of
 from tests.support.sites import make_sites
 
