@@ -10,12 +10,14 @@ help:  ## list the targets
 
 install: $(STAMP)  ## make .venv with the exact versions of constraints.txt
 
-# torch goes first and alone, in this spelling: it then satisfies everybody, and nothing pulls a CUDA build.
-$(STAMP): pyproject.toml constraints.txt
+# torch goes first and alone, in this spelling: it then satisfies everybody, and nothing pulls a CUDA build. Its builds
+# for processors and for GPUs are different files under one version, so it alone is not held to a hash.
+$(STAMP): pyproject.toml constraints.txt constraints-dev.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 13) else "Python %d.%d: expected 3.11 or 3.12. Set PYTHON=/path/to/python3.11." % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r constraints.txt -r constraints-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 demo: install  ## four simulated hospitals, from recordings to a report (about 3 minutes)
@@ -40,7 +42,10 @@ benchmark-demo: install  ## time the demo's stages
 
 # ENGINE=docker where that is what you have. podman keeps health checks in Docker's format alone.
 ENGINE ?= $(shell command -v podman || command -v docker)
-BUILD = $(ENGINE) build $(if $(findstring podman,$(ENGINE)),--format docker) $(BUILD_OPTIONS) --file docker/Dockerfile
+# An image has no git: version and commit are told.
+VERSION = $(or $(patsubst v%,%,$(shell git describe --tags --abbrev=0 2>/dev/null)),0.1.0)
+TOLD = --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(shell git rev-parse HEAD 2>/dev/null)
+BUILD = $(ENGINE) build $(if $(findstring podman,$(ENGINE)),--format docker) $(TOLD) $(BUILD_OPTIONS) --file docker/Dockerfile
 images:  ## build the images of coordinator and site; BUILD_OPTIONS="--build-arg PIP_EXTRA_INDEX_URL=" for GPUs
 	$(BUILD) --target coordinator --tag fedbrainlm-coordinator .
 	$(BUILD) --target site --tag fedbrainlm-site .
@@ -60,10 +65,13 @@ format: install  ## format and fix
 settings: install  ## write docs/settings.md from the settings themselves
 	$(BIN)/python -m cli.settings_page
 
-lock: install  ## write constraints.txt from what .venv holds
-	@sed -n '/^#/p' constraints.txt > constraints.tmp
-	@$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' >> constraints.tmp
-	@mv constraints.tmp constraints.txt
+# Pins stay as they are; LOCK_OPTIONS=--upgrade takes the newest that the ranges of pyproject.toml allow.
+LOCK = $(BIN)/uv pip compile --quiet pyproject.toml --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command 'make lock' --no-emit-package torch --no-emit-package fedbrainlm $(LOCK_OPTIONS)
+lock: install  ## write constraints.txt ([federation]) and constraints-dev.txt (what [dev] adds), with hashes
+	$(LOCK) --extra federation --output-file constraints.txt
+	$(LOCK) --extra dev --constraint constraints.txt --output-file constraints-dev.txt \
+		$$(sed -n 's/^\([A-Za-z0-9_.-]*\)==.*/--no-emit-package \1/p' constraints.txt)
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from importlib.util import find_spec
 
 
 class FedBrainLMError(Exception):
@@ -71,6 +72,23 @@ def of_the_disk(error: Exception) -> InputError | None:
         return DiskGoneError(error)
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
         return NoPathError(error)
+    return None
+
+
+class NotInstalledError(InputError):
+    """What was asked for needs Flower, and a base install has none. Install it, and repeat the command."""
+
+    def __init__(self, cause: ModuleNotFoundError) -> None:
+        super().__init__(
+            f"{cause.name} is not installed: studies and federations need what the base install leaves out. "
+            "Install it: pip install 'fedbrainlm[federation]'"
+        )
+
+
+def of_the_installation(error: Exception) -> InputError | None:
+    """The sentence for what a base install lacks; None if an error is another one."""
+    if isinstance(error, ModuleNotFoundError) and find_spec("flwr") is None:
+        return NotInstalledError(error)
     return None
 
 

@@ -5,7 +5,7 @@ from brainlm.config import ModelConfig, TrainingConfig, WindowConfig, load_model
 from brainlm.embedding import embed, functional_connectivity
 from brainlm.errors import BrainLMError
 from brainlm.model import BrainLM, MAEOutput
-from brainlm.released.folders import load_released
+from brainlm.released.folders import load_model
 from brainlm.scaling import Scaling
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "embed",
     "functional_connectivity",
     "load_checkpoint",
+    "load_model",
     "load_model_config",
-    "load_released",
     "save_checkpoint",
 ]

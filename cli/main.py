@@ -17,9 +17,11 @@ from base.errors import (
     RunFailedError,
     StoppedError,
     of_the_disk,
+    of_the_installation,
 )
 from base.output import PlainConsole, say
 from cli.examples import with_examples
+from cli.version import version_and_commit
 
 COMMANDS = {
     "cohort": ("cli.cohort", "app", "A site's recordings: prepare, check and show them."),
@@ -105,9 +107,18 @@ app = typer.Typer(
 )
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        say(f"fedbrainlm {version_and_commit()}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show version and commit.", callback=_show_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options of every command; `run` below reads --debug."""
 
@@ -123,7 +134,7 @@ def run_command(arguments: list[str]) -> int:
         say(f"Stopped. {stopped}", err=True)
         return 130
     except Exception as error:
-        said = of_the_disk(error) or error
+        said = of_the_disk(error) or of_the_installation(error) or error
         if isinstance(said, FedBrainLMError):
             return _fail(console, said, 2, arguments)
         return _fail(console, InternalError(error), 1, arguments)  # a fault of ours: said in a line, too

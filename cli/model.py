@@ -18,7 +18,7 @@ from brainlm.checkpoints import load_checkpoint, save_checkpoint
 from brainlm.model import count_parameters
 from brainlm.provenance import Training, trainings_of
 from brainlm.released.base import ReleasedConfig, ReleasedModel
-from brainlm.released.folders import NOTEBOOK_SCALE, UK_BIOBANK_TR, export_folder, read_folder
+from brainlm.released.folders import NOTEBOOK_SCALE, UK_BIOBANK_TR, export_folder, load_model, read_folder
 from brainlm.released.padded import PaddedConfig
 
 _UNKNOWN = "not known: the checkpoint does not say"
@@ -87,9 +87,9 @@ def info(
     path: Annotated[Path, typer.Argument(help="A checkpoint, or a folder with config.json and weights.")],
 ) -> None:
     """Show what a model is, what it sees, and what it was trained on."""
-    model, about = read_folder(path) if path.is_dir() else load_checkpoint(path)
+    model = load_model(path)
     table = Table(title=Text(printable(path.name)), show_header=False, title_justify="left")
-    for name, value in (*_facts(model).items(), *_history(about)):
+    for name, value in (*_facts(model).items(), *_history(model.about)):
         table.add_row(Text(printable(name)), Text(printable(value)))
     PlainConsole().print(table)
 

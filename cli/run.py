@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -49,6 +49,48 @@ def demo(runs: RUNS = Path("runs")) -> None:
         _run_to_its_end(folder, as_json=False, set_up=lambda: _simulate_hospitals(study, folder))
 
 
+def run_study(
+    study: str | Path,
+    cohorts: Iterable[str | Path],
+    runs: str | Path = "runs",
+    *,
+    at_once: int | None = None,
+    as_json: bool = False,
+) -> Path:
+    """Run a whole study on this machine, one simulated site for each cohort, as `fedbrainlm run --simulate` does.
+
+    Parameters
+    ----------
+    study : str or Path
+        The study's YAML file.
+    cohorts : iterable of str or Path
+        Folders of the cohorts.
+    runs : str or Path
+        Folder that holds the folders of runs.
+    at_once : int, optional
+        Sites that compute at the same time, else one a processor: fewer take less memory.
+    as_json : bool
+        Print a line of JSON for each event on standard output, in place of a table on standard error.
+
+    Returns
+    -------
+    Path
+        The run's folder, with ``summary.json``, ``report.html``, ``metrics.parquet`` and ``checkpoints/``.
+
+    Raises
+    ------
+    FedBrainLMError
+        Before anything starts: with a line for all that is wrong with the study or the cohorts.
+    RunFailedError
+        With the reason, and how to go on.
+    """
+    loaded = load_study(study)
+    opened = open_cohorts(loaded, [Path(folder) for folder in cohorts])
+    with _new_run(Path(runs), loaded, "simulation") as folder:
+        _run_to_its_end(folder, as_json, at_once, set_up=lambda: _write_sites(loaded, opened, folder))
+    return folder
+
+
 def run(
     study: Annotated[Path | None, typer.Argument(help="The study's YAML file; not with --resume.")] = None,
     simulate: Annotated[
@@ -83,18 +125,16 @@ def run(
         return
     if study is None:
         raise InputError("Name a study's YAML file, or a run to go on with: --resume RUN.")
-    loaded = load_study(study)
     if bool(folders) == bool(federation):
         raise InputError("Say where to run: either --simulate COHORT_DIR... or --federation NAME.")
-    if federation:
-        _require_simulation(at_once, "federation")
-        _check_connection(federation)
-        with _new_run(runs, loaded, f"federation:{federation}") as folder:
-            _run_to_its_end(folder, as_json)
+    if not federation:
+        run_study(study, folders, runs, at_once=at_once, as_json=as_json)
         return
-    cohorts = open_cohorts(loaded, folders)
-    with _new_run(runs, loaded, "simulation") as folder:
-        _run_to_its_end(folder, as_json, at_once, set_up=lambda: _write_sites(loaded, cohorts, folder))
+    loaded = load_study(study)
+    _require_simulation(at_once, "federation")
+    _check_connection(federation)
+    with _new_run(runs, loaded, f"federation:{federation}") as folder:
+        _run_to_its_end(folder, as_json)
 
 
 def report(

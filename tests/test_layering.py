@@ -18,6 +18,7 @@ ROOMS = (
     ("runtime",),
     ("deployment",),
     ("cli",),
+    ("fedbrainlm",),
 )
 """Each imports what stands in a line above it, and nothing beside it."""
 MAY_IMPORT = {

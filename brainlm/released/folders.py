@@ -1,4 +1,4 @@
-"""Folders of released checkpoints, in and out: ``config.json`` beside ``model.safetensors`` or ``pytorch_model.bin``.
+"""Models, in and out. Released ones are folders: ``config.json`` beside ``model.safetensors`` or ``pytorch_model.bin``.
 
 Large ones come in pieces (shards), and ``model.safetensors.index.json`` says what stands where. Weights are read and
 nothing else: a file that would have to run code to be read is refused.
@@ -18,7 +18,7 @@ from torch import Tensor
 from base.errors import SettingsError
 from base.files import HEADER, atomic_folder, read_arrays, write_text
 from brainlm.architectures import RELEASED, AnyConfig, AnyModel, build_model, check_model_config
-from brainlm.checkpoints import load_weights
+from brainlm.checkpoints import load_checkpoint, load_weights
 from brainlm.errors import CheckpointError
 from brainlm.released.base import ReleasedConfig, ReleasedModel
 
@@ -40,23 +40,25 @@ _OURS = "fedbrainlm"
 """``model_type`` of our own model."""
 
 
-def load_released(
-    directory: str | Path,
+def load_model(
+    path: str | Path,
     *,
     t_r: float | None = None,
     sort_parcels: bool | None = None,
     signal_scale: float | None = None,
 ) -> AnyModel:
-    """Read a released checkpoint: the dense model of 2023 (``brainlm_mae``) or the padded ViT-MAE (``vit_mae``).
+    """Read a model: a checkpoint of a study, or a folder of a released one.
 
-    Folders that `export_folder` wrote are read, too, with our own model in them as well, where options change nothing.
+    Released are the dense model of 2023 (``brainlm_mae``) and the padded ViT-MAE (``vit_mae``). Folders that
+    `export_folder` wrote are read, too, with our own model in them as well, where options change nothing.
 
     Parameters
     ----------
-    directory : str or Path
-        A folder with ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``.
+    path : str or Path
+        A checkpoint (.safetensors), or a folder with ``config.json`` and ``model.safetensors`` or
+        ``pytorch_model.bin``.
     t_r : float, optional
-        Seconds a frame of what the model was trained on; UK Biobank's 0.735 if not given.
+        Seconds a frame of what a released model was trained on; UK Biobank's 0.735 if not given.
     sort_parcels : bool, optional
         Feed parcels in ascending order of y, as the original notebooks feed the padded ViT; as they come if not given.
     signal_scale : float, optional
@@ -65,15 +67,22 @@ def load_released(
     Returns
     -------
     torch.nn.Module
-        With the call of `brainlm.model.BrainLM`, in evaluation mode.
+        With the call of `brainlm.model.BrainLM`, in evaluation mode; ``about`` holds what was noted about it.
 
     Raises
     ------
     CheckpointError
-        If a file is absent or damaged, the architecture is not known, or settings and weights do not fit.
+        If a file is absent or damaged, the architecture is not known, settings and weights do not fit, or a checkpoint,
+        which has options of its own, is given others.
     """
+    path = Path(path)
     options = {"t_r": t_r, "sort_parcels": sort_parcels, "signal_scale": signal_scale}
-    return read_folder(directory, {name: value for name, value in options.items() if value is not None})[0]
+    options = {name: value for name, value in options.items() if value is not None}
+    if path.is_dir():
+        return read_folder(path, options)[0]
+    if options:
+        raise CheckpointError(f"{path}: a checkpoint takes no {' or '.join(options)}. Give them with a folder.")
+    return load_checkpoint(path)[0].eval()
 
 
 def read_folder(
@@ -84,7 +93,7 @@ def read_folder(
     Parameters
     ----------
     options : dict, optional
-        ``t_r``, ``sort_parcels`` and ``signal_scale`` of `load_released`, where stated.
+        ``t_r``, ``sort_parcels`` and ``signal_scale`` of `load_model`, where stated.
     as_in_notebooks : bool
         Take what the original notebooks do for the options that neither `options` nor the folder states.
     """

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from brainlm import load_checkpoint, load_released, save_checkpoint
+from brainlm import load_checkpoint, load_model, save_checkpoint
 from brainlm.released.folders import NOTEBOOK_SCALE
 from cli.main import run_command
 from tests.support.released import DENSE, PADDED, write_released
@@ -27,7 +27,7 @@ def test_import_then_info_then_export(folder, capsys):
         assert fact in said
 
     assert run_command(["model", "export", checkpoint, back]) == 0
-    first, last = load_released(folder / "released"), load_released(back)
+    first, last = load_model(folder / "released"), load_model(back)
     assert all(torch.equal(value, last.state_dict()[name]) for name, value in first.state_dict().items())
     assert run_command(["model", "info", back]) == 0
     assert "CC-BY-NC-ND" in capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_info_says_what_is_not_known_and_what_a_model_went_on_from(folder, finis
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(folder, capsys, command, said):
-    model = load_released(folder / "released")
+    model = load_model(folder / "released")
     save_checkpoint(folder / "there", model.state_dict(), model.config)
 
     assert run_command(["model", *(word.format(folder) for word in command)]) == 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from base.errors import FileError
-from brainlm import TrainingConfig, load_released
+from brainlm import TrainingConfig, load_model
 from brainlm.checkpoints import load_checkpoint, save_checkpoint
 from brainlm.errors import CheckpointError, ShapeError
 from brainlm.evaluation import evaluate
@@ -43,7 +43,7 @@ def test_the_original_s_outputs_and_gradients_are_reproduced(reference, name):
     expected = np.load(reference / name / "io.npz")
     signal = torch.from_numpy(expected["in_signal"])
     coordinates = torch.from_numpy(expected["in_xyz"]) if name == "dense" else torch.zeros(2, 424, 3)
-    model = load_released(reference / name)
+    model = load_model(reference / name)
 
     output = model(signal, coordinates, torch.from_numpy(expected["in_noise"]))
     output.loss.mean().backward()
@@ -70,7 +70,7 @@ def test_the_original_s_forecast_is_reproduced(reference, tmp_path):
     signal = torch.from_numpy(np.load(reference / "vitmae" / "io.npz")["in_signal"])
 
     with torch.no_grad():
-        output = load_released(tmp_path)(signal, torch.zeros(2, 424, 3))
+        output = load_model(tmp_path)(signal, torch.zeros(2, 424, 3))
 
     assert abs(output.loss.mean().item() - float(expected["out_loss"])) < 1e-6
     np.testing.assert_allclose(output.reconstruction, expected["out_logits"], rtol=0, atol=2e-5)
@@ -254,7 +254,7 @@ def test_fixed_codes_may_be_in_a_file_or_not(content, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     torch.save(state, tmp_path / "pytorch_model.bin")
 
-    loaded = load_released(tmp_path)
+    loaded = load_model(tmp_path)
 
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
 
@@ -271,7 +271,7 @@ def test_a_file_that_would_run_code_is_not_opened(tmp_path, monkeypatch):
     torch.save({"weight": Harmful()}, tmp_path / "pytorch_model.bin")
 
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: .* was not opened"):
-        load_released(tmp_path)
+        load_model(tmp_path)
 
     assert not (tmp_path / "was-run").exists()
 
@@ -299,7 +299,7 @@ def test_faults_of_a_dense_folder_are_named(tmp_path, changes, said):
     (tmp_path / "config.json").write_text(json.dumps({**DENSE, **changes}))
 
     with pytest.raises(CheckpointError, match=said):
-        load_released(tmp_path)
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_faults_of_a_padded_folder_are_named(tmp_path, changes, said):
     (tmp_path / "config.json").write_text(json.dumps({**PADDED, **changes}))
 
     with pytest.raises(CheckpointError, match=said):
-        load_released(tmp_path)
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "mask_ratio", "num_brain_voxels", "num_timepoints_per_voxel"])
@@ -327,30 +327,32 @@ def test_a_missing_setting_is_named(tmp_path, field):
     (tmp_path / "config.json").write_text(json.dumps({name: v for name, v in DENSE.items() if name != field}))
 
     with pytest.raises(CheckpointError, match=rf"config\.json: '{field}' is missing"):
-        load_released(tmp_path)
+        load_model(tmp_path)
 
 
 def test_absent_and_damaged_files_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no config\.json"):
-        load_released(tmp_path / "none")
+        load_model(tmp_path)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_model(tmp_path / "none")
     write_released(tmp_path, DENSE)
     (tmp_path / "model.safetensors").write_bytes(b"junk" * 9)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: is damaged"):
-        load_released(tmp_path)
+        load_model(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
-        load_released(tmp_path)
+        load_model(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"junk" * 9)
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: is damaged"):
-        load_released(tmp_path)
+        load_model(tmp_path)
     (tmp_path / "pytorch_model.bin").unlink()
     torch.save({"model": {"x": torch.zeros(2)}}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="other things than weights"):
-        load_released(tmp_path)
+        load_model(tmp_path)
     for content in ("{", "[]"):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(CheckpointError, match=r"config\.json: "):
-            load_released(tmp_path)
+            load_model(tmp_path)
 
 
 def shard(folder, kind: str = "safetensors", **changes: str) -> None:
@@ -385,17 +387,17 @@ def test_an_index_names_files_of_its_own_folder_alone(tmp_path, file):
     shard(tmp_path / "folder", **{"decoder.mask_token": file})
 
     with pytest.raises(CheckpointError, match=r"index\.json: says that weights lie in .*; expected the name of a"):
-        load_released(tmp_path / "folder")
+        load_model(tmp_path / "folder")
 
 
 def test_shards_that_are_not_there_or_hold_others_are_named(tmp_path):
     write_released(tmp_path, DENSE)
     shard(tmp_path, **{"decoder.other": "model-00002-of-00002.safetensors"})
     with pytest.raises(CheckpointError, match=r"00002\.safetensors: lacks decoder\.other, which the index"):
-        load_released(tmp_path)
+        load_model(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors: no such file\. Download the rest"):
-        load_released(tmp_path)
+        load_model(tmp_path)
 
 
 @KINDS
@@ -403,7 +405,7 @@ def test_places_in_a_sequence_are_no_weights(tmp_path, content):
     state = write_released(tmp_path, content).state_dict()
     save_file({**state, "vit.embeddings.position_ids": torch.arange(9)[None]}, tmp_path / "model.safetensors")
 
-    loaded = load_released(tmp_path)
+    loaded = load_model(tmp_path)
 
     assert all(torch.equal(values, state[name]) for name, values in loaded.state_dict().items())
 
@@ -417,7 +419,7 @@ def test_weights_that_are_no_numbers_to_go_on_from_are_named(tmp_path):
     ):
         save_file({**state, "decoder.mask_token": broken}, tmp_path / "model.safetensors")
         with pytest.raises(CheckpointError, match=said):
-            load_released(tmp_path)
+            load_model(tmp_path)
 
 
 @KINDS
