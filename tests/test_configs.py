@@ -1,8 +1,6 @@
 """What lies in configs/ can be used as it is."""
 
 import re
-import tomllib
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -48,9 +46,3 @@ def test_the_example_of_a_hospital_names_every_setting_and_lets_nothing_out():
 
 def test_the_defaults_are_those_of_the_small_preset():
     assert load_model_config(CONFIGS / "models" / "small.yaml") == ModelConfig()
-
-
-def test_the_app_has_the_version_of_the_package():
-    told = tomllib.loads((CONFIGS / "app.toml").read_text())["project"]
-
-    assert told["version"] == version("fedbrainlm")

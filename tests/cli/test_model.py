@@ -1,3 +1,5 @@
+from importlib.metadata import version
+
 import pytest
 import torch
 
@@ -64,7 +66,7 @@ def test_info_of_our_own_model(folder, finished_run, capsys, monkeypatch):
         "0.3 to 5 s allowed",
         "3 sites, 48 participants, 48 recordings; of each site, 20% of the participants held out",
         "21 participants, 21 recordings, schaefer100, simulated",
-        "fedbrainlm 0.1.0",
+        f"fedbrainlm {version('fedbrainlm')}",
     ):
         assert fact in said
 

@@ -116,7 +116,7 @@ def test_the_report_says_which_run_it_is_of(written):
 
     begun = datetime.fromtimestamp(Journal(written).table("exchanges")["started"].min(), UTC)
     assert f"Run run of study small · {begun:%d %B %Y, %H:%M} to " in page
-    assert "FedBrainLM 0.1.0" in page
+    assert f"FedBrainLM {version('fedbrainlm')}" in page
     run = pd.read_csv(written / "report-tables" / "run.csv").set_index("what")["value"]
     final = written / "checkpoints" / "round-0002.safetensors"
     assert run["SHA-256 of checkpoints/round-0002.safetensors"] == hashlib.sha256(final.read_bytes()).hexdigest()
