@@ -63,6 +63,20 @@ def test_a_room_imports_only_what_stands_above_it(room):
             assert not rooms & (NEVER.get(room, set()) - EXCEPT.get(name.rpartition(".")[0], set())), name
 
 
+STATISTICS = (("core",), ("methods",), ("probes",), ("association", "site_effects"), ("networks",), ("estimators",))
+"""The rooms inside harmonization, in the same order."""
+
+
+@pytest.mark.parametrize("level", range(len(STATISTICS)))
+def test_a_room_of_statistics_imports_only_what_stands_above_it(level):
+    above = {f"harmonization.{room}" for line in STATISTICS[:level] for room in line} | {"harmonization.core"}
+    for room in STATISTICS[level]:
+        for name, path in MODULES.items():
+            if name.startswith(f"harmonization.{room}."):
+                found = {".".join(one.split(".")[:2]) for one in imports(path) if one.startswith("harmonization.")}
+                assert found <= above | {f"harmonization.{room}"}, name
+
+
 def test_no_files_import_each_other_in_a_circle():
     ahead = {name: imports(path) & set(MODULES) - {name} for name, path in MODULES.items()}
     while ready := {name for name, needed in ahead.items() if not needed}:

@@ -189,7 +189,7 @@ class ContentStyle(Harmonizer, FederatedTraining):
     def summarize_inputs(self, table: SiteTable, state: State | None) -> Sums:
         if isinstance(state, Located):
             still, rows = self._hardly_varies(table, state), self._left(table, state)
-            shape = np.where(still[:, None], 0.0, _shape(tensor(_normalised(rows, *_location_and_scale(rows)))))
+            shape = np.where(still[:, None], 0.0, _shape_of(_normalised(rows, *_location_and_scale(rows))))
             return {"shape": table.n * shape, "shape_n": table.n * (~still).astype(np.float64)}
         if table.n < 2:
             raise TableError("'content_style' needs two participants at a site to know its scale. Leave the site out.")
@@ -295,7 +295,7 @@ class ContentStyle(Harmonizer, FederatedTraining):
         location, scale = _location_and_scale(rows)
         values = _normalised(rows, location, scale)
         weights = unpack(model.weights, self.layout(model))
-        code = _reliability(table.n) * (_shape(tensor(values)).numpy() - model.typical) @ weights["code"]
+        code = _reliability(table.n) * (_shape_of(values) - model.typical) @ weights["code"]
         content_location, content_scale = _location_and_scale(self._content(weights, values, code))
         return SiteStyle(
             *(effect.gamma, effect.delta, effect.unadjusted), location, scale, code, content_location, content_scale
@@ -338,6 +338,11 @@ def _shape(values: "Tensor") -> "Tensor":
 
     functions = [function(f * values).mean(0) for f in _FREQUENCIES for function in (torch.sin, torch.cos)]
     return torch.stack(functions, -1)
+
+
+def _shape_of(values: Array) -> Array:
+    """The same of an array."""
+    return evaluate(lambda weights, rows: _shape(rows), {}, values)
 
 
 def _reliability(n: int) -> float:

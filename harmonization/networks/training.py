@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -23,10 +23,6 @@ from harmonization.networks.neural import (
     size_of,
     unpack,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 _BATCHES = 7
 """Sets the draws of minibatches apart from others that use a site's seed."""
