@@ -242,7 +242,7 @@ def main() -> None:
     impose(proxy)
     if proxy is not None:
         print(f"fedbrainlm: the coordinator is reached through {proxy}, as {proxy.named_by} says", flush=True)
-    flower._pull_and_store_message = ApprovedAppsOnly(settings, state)  # type: ignore[assignment]
+    flower._pull_and_store_message = ApprovedAppsOnly(settings, state)  # type: ignore[assignment]  # called so
     executor = SuperExec(settings, state)
     keeper = threading.Thread(target=executor.keep, name="superexec", daemon=True)
     if settings.supernode.executor == "elsewhere":
