@@ -13,7 +13,7 @@ from rich.text import Text
 from base.errors import FedBrainLMError, RunFailedError, of_the_disk
 from base.output import PlainConsole, say
 from exchange.refusals import Refusal
-from runtime.supernode import FLOWER_VERSION
+from runtime.pins import VERSIONS
 
 Verdict = Literal["pass", "warn", "fail", "skip"]
 STRICT = Annotated[bool, typer.Option("--strict", help="Exit code 1 also where something only needs you.")]
@@ -74,11 +74,11 @@ def expiry(what: str, days: int, remedy: str) -> Check:
 
 
 def versions() -> Check:
-    """Judge whether Flower is the version whose inner parts the SuperNode's guard is made for."""
+    """Judge whether Flower is a version whose inner parts the SuperNode's guard is made for."""
     found = version("flwr")
     said = f"FedBrainLM {version('fedbrainlm')}, Flower {found}"
-    if found != FLOWER_VERSION:
-        return failed("versions", f"{said}: this version needs Flower {FLOWER_VERSION}. Use 'make install'.")
+    if found not in VERSIONS:
+        return failed("versions", f"{said}: this version needs Flower {' or '.join(VERSIONS)}. Use 'make install'.")
     return passed("versions", said)
 
 
