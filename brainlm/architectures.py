@@ -12,7 +12,7 @@ from brainlm.config import ModelConfig
 from brainlm.errors import BrainLMError
 from brainlm.masking import count_tokens, masks_of
 from brainlm.model import BrainLM
-from brainlm.released.base import ReleasedConfig, ReleasedModel
+from brainlm.released.base import ReleasedConfig
 from brainlm.released.dense import DenseBrainLM, DenseConfig
 from brainlm.released.padded import PaddedBrainLM, PaddedConfig
 
@@ -22,7 +22,7 @@ AnyConfig = Annotated[
     | Annotated[PaddedConfig, Tag("PaddedConfig")],
     Discriminator(lambda content: _class_of(content).__name__),
 ]
-AnyModel = BrainLM | ReleasedModel
+AnyModel = BrainLM | DenseBrainLM | PaddedBrainLM
 
 RELEASED: dict[str, type[DenseConfig] | type[PaddedConfig]] = {"brainlm_mae": DenseConfig, "vit_mae": PaddedConfig}
 """Architectures of the released checkpoints, by the name in their ``config.json``."""
@@ -72,7 +72,7 @@ def mask_conflicts(config: AnyConfig, n_parcels: int) -> Iterator[str]:
     """Say which masks hide nothing of a window of so many parcels, or all of it: nothing would be learned from it."""
     if isinstance(config, ReleasedConfig):
         with torch.device("meta"):
-            model = build_model(config)
+            model = _build_released(config)
         seen, predicted = model.seen_and_predicted()
         if not (seen and predicted):
             yield (
@@ -122,8 +122,8 @@ def _count(config: AnyConfig) -> int:
 
 def build_model(config: AnyConfig) -> AnyModel:
     """Make a model with fresh weights."""
-    if isinstance(config, DenseConfig):
-        return DenseBrainLM(config)
-    if isinstance(config, PaddedConfig):
-        return PaddedBrainLM(config)
-    return BrainLM(config)
+    return BrainLM(config) if isinstance(config, ModelConfig) else _build_released(config)
+
+
+def _build_released(config: DenseConfig | PaddedConfig) -> DenseBrainLM | PaddedBrainLM:
+    return DenseBrainLM(config) if isinstance(config, DenseConfig) else PaddedBrainLM(config)

@@ -18,7 +18,7 @@ class Chosen(NamedTuple):
 
     Attributes
     ----------
-    index : torch.Tensor
+    rows : torch.Tensor
         [B, M], which token each is, in order. Windows may have different numbers; the last rows then repeat a token.
     there : torch.Tensor
         [B, M] bool, False for such rows.
@@ -34,7 +34,7 @@ class Chosen(NamedTuple):
         [B, S, K] bool, False where none is, since spans have different numbers.
     """
 
-    index: Tensor
+    rows: Tensor
     there: Tensor
     on_grid: Tensor
     from_grid: Tensor
@@ -49,7 +49,7 @@ class Chosen(NamedTuple):
         flat = on_grid.flatten(1)
         count = flat.sum(dim=1, keepdim=True)
         n_rows = max(1, int(count.max()))
-        index = flat.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :n_rows]
+        rows = flat.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :n_rows]
         from_grid = (flat.cumsum(dim=1) - 1).clamp(min=0)
         in_span = on_grid.sum(dim=1)  # [B, S]
         longest = max(1, int(in_span.max()))
@@ -57,18 +57,18 @@ class Chosen(NamedTuple):
         token = by_span * n_spans + torch.arange(n_spans, device=on_grid.device)[:, None]  # [B, S, K]
         rank = (on_grid.cumsum(dim=1) - 1).clamp(min=0) + torch.arange(n_spans, device=on_grid.device) * longest
         return cls(
-            index,
+            rows,
             torch.arange(n_rows, device=on_grid.device) < count,
             on_grid,
             from_grid,
-            rank.flatten(1).gather(1, index),
+            rank.flatten(1).gather(1, rows),
             from_grid.gather(1, token.flatten(1)),
             torch.arange(longest, device=on_grid.device) < in_span[..., None],
         )
 
     def take(self, tokens: Tensor) -> Tensor:
         """Take these out of all tokens [B, N, D] → [B, M, D]."""
-        return take_rows(tokens, self.index)
+        return take_rows(tokens, self.rows)
 
     def put(self, tokens: Tensor) -> Tensor:
         """Put these tokens [B, M, D] in their places on the grid [B, G, S, D]; what is elsewhere means nothing."""

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from brainlm.config import MaskConfig
 from brainlm.errors import ShapeError
-from brainlm.evaluation import Predictor, visible_neighbours
+from brainlm.evaluation import visible_neighbours
 from brainlm.gaussian import GaussianPredictor, SpaceTimeGaussianPredictor
+from brainlm.model import Predictor
 
 
 class ParcelMean:

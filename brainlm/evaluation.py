@@ -224,7 +224,7 @@ def compare(
         for number, participant in enumerate(batch.participants):
             mine = _where(hidden[[number]], visible[[number]])
             behind[participant] = behind.get(participant, False) | mine
-    enough = sum(where.astype(np.int64) for where in behind.values()) >= least
+    enough = np.sum(list(behind.values()), axis=0) >= least
     return {name: of_predictor.only(enough) for name, of_predictor in sums.items()}
 
 
@@ -267,5 +267,6 @@ def reconstruct_example(
 
 def _reconstruct(model: AnyModel, batch: Batch, generator: torch.Generator) -> tuple[Tensor, MAEOutput]:
     mask = choose_mask(model.config.mask, generator=generator)
-    noise = model.draw_noise(mask, *batch.signal.shape[:2], generator).to(batch.signal.device)
+    n_windows, n_parcels, _ = batch.signal.shape
+    noise = model.draw_noise(mask, n_windows, n_parcels, generator).to(batch.signal.device)
     return batch.signal, model(batch.signal, batch.coordinates, noise, batch.valid, mask=mask)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from base.files import read_arrays, save_arrays
 from brainlm.config import TrainingConfig
@@ -72,7 +72,8 @@ def restore_optimizer(
         raise CheckpointError(f"{path}: is of another run.")
     if header["model"] != _describe(model):
         raise CheckpointError(f"{path}: is of a model with other weights.")
-    parameters, states = dict(model.named_parameters()), {}
+    parameters = dict(model.named_parameters())
+    states: dict[nn.Parameter, dict[str, Tensor]] = {}
     for key, values in tensors.items():
         name, _, moment = key.rpartition("/")
         states.setdefault(parameters[name], {})[moment] = values

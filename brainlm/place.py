@@ -22,6 +22,8 @@ class PlaceCode(nn.Module):
         Of the code.
     """
 
+    waves: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("waves", _waves(), persistent=False)

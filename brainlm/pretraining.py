@@ -187,8 +187,8 @@ def _backward(
     for number, part in enumerate(parts):
         part, hidden = part.to(worker.device), noise[: len(part)].to(worker.device)
         noise = noise[len(part) :]
-        waits = isinstance(model, DistributedDataParallel) and number < len(parts) - 1
-        with model.no_sync() if waits else nullcontext():
+        last = number == len(parts) - 1
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
             with autocast(config.precision, worker.device):
                 losses = model(part.signal, part.coordinates, hidden, part.valid, mask=mask, **prior_of(part)).loss
             # DDP divides by the number of processes.
@@ -205,7 +205,7 @@ def _prior_of(model: AnyModel, windows: WindowSet) -> Callable[[Batch], dict[str
     return lambda batch: {"prior": prior.without(map(windows.frames_of, batch.participants))}
 
 
-def _load(windows: WindowSet, places: Iterator[Any], workers: int, device: torch.device) -> DataLoader:
+def _load(windows: WindowSet, places: Iterator[Any], workers: int, device: torch.device) -> DataLoader[Batch]:
     """Iterate over the windows at `places`, read ahead by `workers` processes; 0 reads them here."""
     context = None
     if workers:
@@ -224,7 +224,7 @@ def _load(windows: WindowSet, places: Iterator[Any], workers: int, device: torch
     )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

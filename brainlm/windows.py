@@ -5,7 +5,7 @@ Shapes: B windows, P parcels, T frames of the model.
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby, pairwise
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.signal import resample_poly
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from base.seeding import derive_seed
 from brainlm.config import WindowConfig
@@ -52,14 +52,14 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the tensors to `device`; from pinned memory to a GPU, without waiting for it."""
-        tensors = (self.signal, self.coordinates, self.valid)
-        return Batch(*(tensor.to(device, non_blocking=device.type == "cuda") for tensor in tensors), self.participants)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
 
     def pin_memory(self) -> "Batch":
         """Copy the tensors to memory that a GPU can fetch from by itself."""
-        return Batch(
-            *(t.contiguous().pin_memory() for t in (self.signal, self.coordinates, self.valid)), self.participants
-        )
+        return self._each(lambda tensor: tensor.contiguous().pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(change(self.signal), change(self.coordinates), change(self.valid), self.participants)
 
     def split(self, n: int) -> list["Batch"]:
         """Cut into `n` batches of about equal size, fewer where there are fewer windows."""
@@ -195,7 +195,7 @@ def split_participants(participants: list[str], holdout: float, seed: int) -> tu
     return [p for p in participants if p not in held_out], [p for p in participants if p in held_out]
 
 
-class WindowSet:
+class WindowSet(Dataset[Batch]):
     """The windows of some participants of a cohort.
 
     Parameters

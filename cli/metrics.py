@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from prometheus_client import CollectorRegistry, start_http_server
@@ -23,9 +23,9 @@ from deployment.authority import read_certificate
 from deployment.coordinator import Federation
 from deployment.federation_checks import database_bytes
 from server.errors import JournalError
-from server.journal import Journal
+from server.journal import Journal, Status
 
-_STATUSES = ("starting", "running", "completed", "failed", "stopped")
+_STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 class FederationCollector:
@@ -101,7 +101,7 @@ def _state(journal: Journal) -> tuple[str, list[float]]:
     return now.status, [journal.rounds_done(), now.rounds, now.sites, (answered or [0])[-1], received, sent]
 
 
-def _gauge(name: str, says: str, values: Mapping[str, float], label: str = "") -> Metric:
+def _gauge(name: str, says: str, values: Mapping[str, float], label: str = "") -> GaugeMetricFamily:
     family = GaugeMetricFamily(f"fedbrainlm_{name}", says, labels=[label] if label else [])
     for value_of, value in values.items():
         family.add_metric([value_of] if label else [], value)

@@ -52,7 +52,7 @@ def _option(name: str, same: list[FieldInfo], said: str) -> inspect.Parameter:
     field, kind, default = same[0], same[0].annotation, same[0].default
     words: dict[str, Any] = {"help": said}
     if get_origin(kind) is Literal:
-        kind = Literal[tuple(dict.fromkeys(value for one in same for value in get_args(one.annotation)))]  # type: ignore
+        kind = Literal[tuple(dict.fromkeys(value for one in same for value in get_args(one.annotation)))]
         if any(one.default != default for one in same):
             kind, default = kind | None, None
     elif get_origin(kind) is tuple:

@@ -81,10 +81,10 @@ def write_report(cohort: Cohort, rules: QualityRules) -> None:
 def _settings(source: Path, file: Path | None, kind: str, given: dict[str, Any]) -> Preparation:
     """Read the file of settings, if there is one, and put the options that were given in its place."""
     content = with_paths(read_yaml(file), file.absolute().parent) if file else {}
-    asked = (content.get("kind") or "auto") if kind == "auto" else kind
+    asked: Any = (content.get("kind") or "auto") if kind == "auto" else kind
     if asked != "auto" and asked not in get_args(Kind):
         raise SettingsError(f"{file}: 'kind' is {asked!r}; expected one of {', '.join(get_args(Kind))}. Correct it.")
-    found = kind_of(source) if asked == "auto" else asked
+    found: Kind = kind_of(source) if asked == "auto" else asked
     where = "" if file is None else f"{file}, with the options given" if given else str(file)
     return check_preparation({**content, **given, "kind": found}, found, where)
 

@@ -74,6 +74,6 @@ def _settings(name: str, cohort: Path) -> str:
     """The example of a hospital's settings, with its comments and its safe defaults."""
     text = (PROJECT / "configs" / "sites" / "hospital.yaml").read_text(encoding="utf-8")
     for field, value in (("name", name), ("cohort", str(cohort.resolve()))):
-        line = f"{field}: {json.dumps(value, ensure_ascii=False)}"
-        text = re.sub(rf"^{field}: \S+", lambda _match, line=line: line, text, count=1, flags=re.M)
+        line = f"{field}: {json.dumps(value, ensure_ascii=False)}".replace("\\", r"\\")
+        text = re.sub(rf"^{field}: \S+", line, text, count=1, flags=re.M)
     return text

@@ -38,9 +38,10 @@ def _private() -> None:
 
 audit = typer.Typer(no_args_is_help=True, help="What left the hospital and what it refused, line by line.")
 app.add_typer(audit, name="audit")
-for command in (setting_up.init, setting_up.join, starting.check, starting.start, starting.execute):
-    app.command()(command)
-for command in (approving.show, approving.approve, approving.approved, approving.withdraw):
+for command in (
+    *(setting_up.init, setting_up.join, starting.check, starting.start, starting.execute),
+    *(approving.show, approving.approve, approving.approved, approving.withdraw),
+):
     app.command()(command)
 
 _IN_COLUMNS = ("number", "time", "event")

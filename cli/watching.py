@@ -177,7 +177,7 @@ def _size(n_bytes: float) -> str:
     return f"{n_bytes / 1e6:.1f} MB"
 
 
-def print_summary(summary: dict[str, object]) -> None:
+def print_summary(summary: dict[str, Any]) -> None:
     """Print the headline numbers of a completed run."""
     out = PlainConsole()
     pretraining, harmonization, probes = (summary[name] for name in ("pretraining", "harmonization", "probes"))

@@ -11,6 +11,8 @@ from base.settings import Settings
 from cohorts.cohort import Cohort, Scale
 from cohorts.participants import as_levels
 
+Shortfall = Literal["atlas", "timing", "scaling", "covariates"]
+"""What of a cohort can be wanting."""
 _MOST_SHOWN = 5
 
 
@@ -18,7 +20,7 @@ _MOST_SHOWN = 5
 class Mismatch:
     """One way in which a cohort does not meet the contract: its kind, and a sentence with the remedy."""
 
-    kind: Literal["atlas", "timing", "scaling", "covariates"]
+    kind: Shortfall
     message: str
 
 
@@ -39,13 +41,14 @@ class CohortContract(Settings):
 
     def mismatches(self, cohort: Cohort) -> list[Mismatch]:
         """List how `cohort` falls short; empty if it meets the contract."""
-        said = {"atlas": self._atlas(cohort), "timing": self._timing(cohort), "scaling": self._scaling(cohort)}
         table = cohort.covariates()
-        columns = (self._covariate(cohort.name, name, table.get(name)) for name in self.covariates)
-        return [
-            *(Mismatch(kind, message) for kind, message in said.items() if message),
-            *(Mismatch("covariates", message) for message in columns if message),
+        said: list[tuple[Shortfall, str | None]] = [
+            ("atlas", self._atlas(cohort)),
+            ("timing", self._timing(cohort)),
+            ("scaling", self._scaling(cohort)),
         ]
+        said += [("covariates", self._covariate(cohort.name, name, table.get(name))) for name in self.covariates]
+        return [Mismatch(kind, message) for kind, message in said if message]
 
     def complete(self, covariates: pd.DataFrame, participants: Sequence[str]) -> list[str]:
         """Those of some participants of whom every covariate is known.

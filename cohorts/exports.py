@@ -262,7 +262,7 @@ def _write_atlas(atlas: Atlas, path: Path) -> None:
     if atlas.networks:
         table["network"] = atlas.networks
     table.to_csv(path, sep="\t", index=False, na_rep="n/a", lineterminator="\n")
-    about = {"Name": atlas.title or atlas.name, "Space": atlas.space, "License": atlas.license}
+    about: dict[str, Any] = {"Name": atlas.title or atlas.name, "Space": atlas.space, "License": atlas.license}
     about |= {"ReferencesAndLinks": [atlas.reference] if atlas.reference else [], "SHA256": atlas.content_hash}
     _write_json(path.with_suffix(".json"), {key: value for key, value in about.items() if value})
 
@@ -328,7 +328,7 @@ def _batches(cohort: Cohort, covariates: pd.DataFrame, schema: pa.Schema) -> Ite
     rows: list[dict[str, Any]] = []
     held = 0
     for recording, measures in _recordings(cohort):
-        about = {"recording_id": recording.recording_id, "participant_id": recording.participant_id}
+        about: dict[str, Any] = {"recording_id": recording.recording_id, "participant_id": recording.participant_id}
         about |= {**labels[recording.recording_id], "t_r": recording.t_r, **measures}
         rows.append({**known[recording.recording_id], **about, "recording": recording})
         held += recording.signal.nbytes

@@ -245,8 +245,8 @@ def _pattern(place: int, ids: list[str], names: list[str], n_people: int) -> str
         between = re.escape(ids[0][before[-1].end() : this.start()])
         pattern = rf"(?P<person>.+){between}(?P<session>{session}){after}"
     else:
-        between = re.match(r"[^A-Za-z0-9]*", ids[0][this.end() :])
-        pattern = rf"(?P<session>{session}){re.escape(between.group() if between else '')}(?P<person>.+)"
+        gap = re.match(r"[^A-Za-z0-9]*", ids[0][this.end() :])
+        pattern = rf"(?P<session>{session}){re.escape(gap.group() if gap else '')}(?P<person>.+)"
     found = [PersonPattern(pattern).find(one) for one in ids]
     fits = None not in found and len({one[0] for one in found if one}) == n_people and len(set(found)) == len(ids)
     return pattern if fits else ""

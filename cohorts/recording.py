@@ -179,8 +179,8 @@ def load_recording(path: Path) -> Recording:
         If the file is damaged.
     """
     arrays, facts = _read(path)
-    known = {name: facts[name] for name in (*_LABELS, "t_r", "mean_fd", "tsnr")}
-    return Recording(**known, notices=tuple(facts["notices"].split()), **arrays)
+    known: dict[str, Any] = {name: facts[name] for name in (*_LABELS, "t_r", "mean_fd", "tsnr")}
+    return Recording(**{**known, **arrays}, notices=tuple(facts["notices"].split()))
 
 
 def _read(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

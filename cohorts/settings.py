@@ -236,8 +236,9 @@ class FMRIPrepSettings(_OfTrees, _Images):
         from cohorts.sources.fmriprep import FMRIPrepSource
 
         common = self._common(censoring=self.censoring)
-        selected = {"res": self.res, "tasks": self.task, "sessions": self.session}
-        return FMRIPrepSource(path, strategy=self._strategy(), **selected, **common)
+        return FMRIPrepSource(
+            path, strategy=self._strategy(), res=self.res, tasks=self.task, sessions=self.session, **common
+        )
 
 
 class XCPDSettings(_OfTrees, _InImages):

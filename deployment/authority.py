@@ -50,7 +50,7 @@ class Authority:
 
     def renew(self, host: str, life: timedelta = SERVER_LIFE) -> datetime:
         """Sign the server's key anew; return when that ends. The authority stays, and so do the hospitals' files."""
-        issuer, key = read_certificate(self.ca_certificate), _read_key(self.server_key)
+        issuer, ca_key, key = read_certificate(self.ca_certificate), _read_key(self.ca_key), _read_key(self.server_key)
         # localhost and 127.0.0.1: the edge and the coordinator's own commands reach the SuperLink there.
         names = [_general_name(name) for name in dict.fromkeys((host, "localhost", "127.0.0.1"))]
         builder = _builder(issuer.subject, host, key, life)
@@ -58,9 +58,9 @@ class Authority:
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         builder = builder.add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), critical=False
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
         )
-        certificate = builder.sign(_read_key(self.ca_key), SHA384())
+        certificate = builder.sign(ca_key, SHA384())
         write_text(self.server_certificate, certificate.public_bytes(Encoding.PEM).decode())
         return certificate.not_valid_after_utc
 

@@ -10,9 +10,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from base.errors import FedBrainLMError, of_the_disk
+from base.errors import FedBrainLMError, RunFailedError, of_the_disk
 from base.output import PlainConsole, say
-from runtime.supernode import FLOWER_VERSION
+from exchange.refusals import Refusal
+from runtime.pins import VERSIONS
 
 Verdict = Literal["pass", "warn", "fail", "skip"]
 STRICT = Annotated[bool, typer.Option("--strict", help="Exit code 1 also where something only needs you.")]
@@ -55,11 +56,11 @@ def skipped(what: str, said: str) -> Check:
     return Check(what, "skip", said)
 
 
-def attempt(what: str, look: Callable[[], Check], *errors: type[Exception]) -> Check:
-    """Look at a thing; what goes wrong on the way, or in one of these manners, is a failure with its message."""
+def attempt(what: str, look: Callable[[], Check]) -> Check:
+    """Look at a thing; what goes wrong on the way is a failure with its message."""
     try:
         return look()
-    except (FedBrainLMError, OSError, *errors) as error:
+    except (FedBrainLMError, RunFailedError, Refusal, OSError) as error:
         return failed(what, getattr(error, "detail", "") or str(of_the_disk(error) or error))
 
 
@@ -73,11 +74,11 @@ def expiry(what: str, days: int, remedy: str) -> Check:
 
 
 def versions() -> Check:
-    """Judge whether Flower is the version whose inner parts the SuperNode's guard is made for."""
+    """Judge whether Flower is a version whose inner parts the SuperNode's guard is made for."""
     found = version("flwr")
     said = f"FedBrainLM {version('fedbrainlm')}, Flower {found}"
-    if found != FLOWER_VERSION:
-        return failed("versions", f"{said}: this version needs Flower {FLOWER_VERSION}. Use 'make install'.")
+    if found not in VERSIONS:
+        return failed("versions", f"{said}: this version needs Flower {' or '.join(VERSIONS)}. Use 'make install'.")
     return passed("versions", said)
 
 
@@ -102,7 +103,7 @@ def summary(found: Counter[Verdict]) -> str:
     """Say how many checks passed, and of the others how many ask for what."""
     if found["pass"] == found.total():
         return f"All {found.total()} checks passed."
-    said = {
+    said: dict[Verdict, str] = {
         "pass": "passed",
         "fail": "failed",
         "warn": "needs you" if found["warn"] == 1 else "need you",

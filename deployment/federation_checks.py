@@ -11,7 +11,6 @@ import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from base.errors import RunFailedError
 from deployment import probes, serving
 from deployment.authority import days_left, read_certificate
 from deployment.checks import Check, attempt, expiry, failed, passed, versions, warned
@@ -25,12 +24,12 @@ def checks(federation: Federation) -> Iterator[Check]:
     """Yield each check as it is made; those that need a running SuperLink are left out where there is none."""
     yield versions()
     for what, look in _AT_REST.items():
-        yield attempt(what, partial(look, federation), RunFailedError)
+        yield attempt(what, partial(look, federation))
     if not serving.is_up(federation):
         yield failed("SuperLink", f"does not answer at {federation.superlink}. Use 'fedbrainlm federation start'.")
         return
     for what, look in _AT_WORK.items():
-        yield attempt(what, partial(look, federation), RunFailedError)
+        yield attempt(what, partial(look, federation))
 
 
 def _keys(federation: Federation) -> Check:

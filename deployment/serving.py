@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
-from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
 
 from base.errors import InputError, RunFailedError
 from base.files import locked
@@ -22,7 +21,7 @@ from deployment.authority import days_left, read_certificate
 from deployment.coordinator import Federation, Member
 from deployment.supervisor import SUPERVISOR, end_programs, running
 from runtime.compacting import compact
-from runtime.control import control
+from runtime.control import node_statuses, register_node, unregister_node
 from runtime.flower import answers, environment_of, last_words, wait_until_up
 
 _STOP_S = 40
@@ -179,12 +178,10 @@ def register(federation: Federation, member: Member) -> Member:
     if member.node is not None:
         return member
     site = member.bundle.site
-    request = RegisterNodeRequest(public_key=_pem(member.bundle.supernode_key), name=site)
-    with control(federation.connection) as superlink:
-        node = superlink.RegisterNode(request).node_id
+    node = register_node(federation.connection, _pem(member.bundle.supernode_key), site)
     if not node:
         raise RunFailedError(f"the SuperLink did not register {site}. Its log: {federation.logs / 'superlink.log'}")
-    return federation.keep(replace(member, node=str(node)))
+    return federation.keep(replace(member, node=node))
 
 
 def unregister(federation: Federation, member: Member) -> None:
@@ -196,8 +193,7 @@ def unregister(federation: Federation, member: Member) -> None:
         If it does not answer, or refuses.
     """
     if member.node is not None and nodes(federation).get(member.node) != "unregistered":
-        with control(federation.connection) as superlink:
-            superlink.UnregisterNode(UnregisterNodeRequest(node_id=int(member.node)))
+        unregister_node(federation.connection, member.node)
 
 
 def nodes(federation: Federation) -> dict[str, str]:
@@ -208,8 +204,7 @@ def nodes(federation: Federation) -> dict[str, str]:
     RunFailedError
         If it does not answer.
     """
-    with control(federation.connection) as superlink:
-        return {str(node.node_id): node.status for node in superlink.ListNodes(ListNodesRequest()).nodes_info}
+    return node_statuses(federation.connection)
 
 
 def heartbeats(federation: Federation) -> dict[str, Heartbeat]:

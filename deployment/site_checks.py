@@ -13,7 +13,6 @@ from client.site import Site
 from deployment import connection_checks
 from deployment.checks import Check, attempt, failed, passed, skipped, versions, warned
 from deployment.site_files import at_work
-from exchange.refusals import Refusal
 from runtime.fab import build_fab
 from study.fitting import left_out
 from study.settings import load_study
@@ -34,14 +33,14 @@ def checks(settings: Path, study: Path | None) -> Iterator[Check]:
     apart = site.settings.supernode.executor == "elsewhere"
     has_recordings = not apart or (settings.parent / site.settings.cohort).is_dir()
     if has_recordings:
-        yield attempt("cohort", partial(_cohort, site), Refusal)
+        yield attempt("cohort", partial(_cohort, site))
     else:
         yield skipped("cohort", "not here: the SuperNode has no recordings. Repeat this where the apps run.")
     for what, look in _AT_HOME.items():
-        yield attempt(what, partial(look, site), Refusal)
+        yield attempt(what, partial(look, site))
     if has_recordings and study is not None:
-        yield attempt("study", partial(_study, site, study), Refusal)
-        yield attempt("its app", partial(_app, site, study), Refusal)
+        yield attempt("study", partial(_study, site, study))
+        yield attempt("its app", partial(_app, site, study))
     if apart and has_recordings:
         yield skipped("federation", "no network where the recordings are. Repeat this at the SuperNode.")
     else:

@@ -5,7 +5,7 @@ A site computes only with a roster that its own administrator approved, and so n
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -91,7 +91,7 @@ class KeyRoster(BaseModel):
         return self
 
     @classmethod
-    def from_bundles(cls, name: str, bundles: list[Mapping[str, Any]]) -> Self:
+    def from_bundles(cls, name: str, bundles: Sequence[Mapping[str, Any]]) -> Self:
         """Make a roster of the ``site``, ``public_key`` and ``fingerprint`` that ``fedbrainlm site key`` wrote.
 
         Raises
@@ -181,7 +181,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _site_of(bundle: Mapping[str, Any]) -> SiteKey:
     name = bundle.get("site")
     try:
-        site = SiteKey(name=name, public_key=bundle.get("public_key"))  # type: ignore[arg-type]  # checked there
+        site = SiteKey(name=name, public_key=bundle.get("public_key"))
     except ValidationError as error:
         raise RosterError(f"key bundle of {name}: {explain(error, SiteKey)}. Ask the site for a right one.") from None
     if bundle.get("fingerprint") != site.fingerprint:

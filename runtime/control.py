@@ -10,7 +10,13 @@ from typing import Any
 import click
 from flwr.cli.flower_config import parse_superlink_connection
 from flwr.cli.utils import flwr_cli_exc_handler, init_http_client_from_connection
-from flwr.proto.control_pb2 import ListRunsRequest, StopRunRequest
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
 from flwr.supercore.control import ControlHttpClient
 
 from base.errors import RunFailedError
@@ -86,6 +92,30 @@ def stop_run(connection: Mapping[str, Any], run_id: int) -> None:
     """
     with control(connection) as superlink:
         superlink.StopRun(StopRunRequest(run_id=run_id))
+
+
+def register_node(connection: Mapping[str, Any], key: bytes, name: str) -> str:
+    """Let the SuperLink know a SuperNode by its public key (PEM); return its number, or nothing if it was not taken.
+
+    Raises
+    ------
+    RunFailedError
+        If the SuperLink does not answer, or refuses.
+    """
+    with control(connection) as superlink:
+        return str(superlink.RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id or "")
+
+
+def unregister_node(connection: Mapping[str, Any], node: str) -> None:
+    """Let the SuperLink forget a SuperNode; errors as of `register_node`."""
+    with control(connection) as superlink:
+        superlink.UnregisterNode(UnregisterNodeRequest(node_id=int(node)))
+
+
+def node_statuses(connection: Mapping[str, Any]) -> dict[str, str]:
+    """Return number → status of each SuperNode that the SuperLink knows or knew; errors as of `register_node`."""
+    with control(connection) as superlink:
+        return {str(node.node_id): node.status for node in superlink.ListNodes(ListNodesRequest()).nodes_info}
 
 
 def explained(said: str) -> str:

@@ -74,7 +74,7 @@ def run_superexec(forks: socket.socket) -> None:
         forks.send(json.dumps(arguments).encode())
         return LaunchResult.accepted()
 
-    SubprocessExecutor.launch = launch  # type: ignore[method-assign, assignment]
+    SubprocessExecutor.launch = launch  # type: ignore[method-assign, assignment]  # for this process
     threading.Thread(target=_end_with, args=(forks,), daemon=True).start()
     flower_superexec()
 

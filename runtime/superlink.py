@@ -84,7 +84,8 @@ def _passes(error: BaseException | None) -> bool:
 def install() -> None:
     """Wrap what is Flower's, for this process."""
     event.listen(Engine, "handle_error", _note)
-    sql_mixin.SQLITE_PRAGMAS = (*sql_mixin.SQLITE_PRAGMAS, ("cache_size", f"-{_CACHE_KB}"))
+    # One more than the tuple of Flower's eight may hold by its type.
+    sql_mixin.SQLITE_PRAGMAS = (*sql_mixin.SQLITE_PRAGMAS, ("cache_size", f"-{_CACHE_KB}"))  # type: ignore[assignment]
     flower.http_error_translator = have_try_again
     for handlers in (fleet_handlers, runtime_handlers):
         for name in ("pull_messages", "push_object"):

@@ -1,8 +1,7 @@
 """The site's SuperNode, which runs approved apps and no others.
 
 Flower's SuperNode fetches whatever app a run names and executes it. Here one private function of Flower is wrapped: the
-one that takes a message in. What of Flower this rests on is in this file and in ``runtime/prefork.py``, and
-``tests/runtime/test_supernode.py`` holds the source of each by its hash, so that an upgrade cannot change it unseen.
+one that takes a message in. What of Flower this rests on stands in ``runtime/pins.py``.
 
 Run as ``python -m runtime.supernode SITE.yaml``, as ``fedbrainlm site start`` does.
 """
@@ -47,8 +46,6 @@ from exchange.refusals import Refusal, RefusalCode
 from runtime import relay
 from runtime.executor import SuperExec, flower_home, secret_path, socket_path
 
-FLOWER_VERSION = "1.41.0"
-"""The version whose private functions are wrapped."""
 _EXPECTING_S, _SOON_S = 120.0, 0.5
 """For so long after an answer the next question is looked for so often; Flower's own pause is 3 s."""
 _LAST_WAIT_S = 10.0
@@ -242,7 +239,7 @@ def main() -> None:
     impose(proxy)
     if proxy is not None:
         print(f"fedbrainlm: the coordinator is reached through {proxy}, as {proxy.named_by} says", flush=True)
-    flower._pull_and_store_message = ApprovedAppsOnly(settings, state)  # type: ignore[assignment]
+    flower._pull_and_store_message = ApprovedAppsOnly(settings, state)  # type: ignore[assignment]  # called so
     executor = SuperExec(settings, state)
     keeper = threading.Thread(target=executor.keep, name="superexec", daemon=True)
     if settings.supernode.executor == "elsewhere":

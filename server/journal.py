@@ -30,7 +30,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -103,7 +103,7 @@ class Progress:
         Why it failed.
     """
 
-    status: str
+    status: Status
     stage: str
     round_number: int
     rounds: int
@@ -213,7 +213,7 @@ class Journal:
         attempt: Attempt | None = None,
     ) -> int:
         """Write that a question went out, and which attempt at an answer it is; return the exchange's id."""
-        place = (None,) * 5
+        place: tuple[Any, ...] = (None,) * 5
         if attempt is not None:
             among = json.dumps(attempt.sites)
             place = (attempt.number, attempt.question, attempt.step, attempt.attempt, among)
@@ -236,7 +236,7 @@ class Journal:
                 "ORDER BY id DESC LIMIT 1"
             ).fetchone()
         if last is not None and last[:3] == (stage, number, question):
-            return Attempt(*last[:5], tuple(json.loads(last[5])))
+            return Attempt(stage, number, question, last[3], last[4], tuple(json.loads(last[5])))
         return Attempt(stage, number, question, 1 if last is None else last[3] + 1, 1, sites)
 
     def last_round(self) -> int:
@@ -340,7 +340,7 @@ class Journal:
         with self._connected() as database:
             (last,) = database.execute("SELECT MAX(round) FROM exchanges WHERE ended IS NOT NULL").fetchone()
         return Progress(
-            status=facts.get("status", "starting"),
+            status=next((status for status in get_args(Status) if status == facts.get("status")), "starting"),
             stage=facts.get("stage", ""),
             round_number=int(last or 0),
             rounds=int(facts.get("rounds", 0)),

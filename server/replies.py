@@ -8,7 +8,6 @@ from queue import Empty, SimpleQueue
 import httpx
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
-from flwr.supercore.run import RunNotRunningException
 
 from exchange.refusals import RefusalCode
 
@@ -91,13 +90,16 @@ class _Looks:
         while not self.over.wait(pause):
             try:
                 replies = list(self._grid.pull_messages([message_id]))
-            except (httpx.HTTPError, RunNotRunningException) as error:
+            except httpx.HTTPError as error:
                 self.found.put(error)
                 return
             except Exception:  # raised by what the site sent, and that site's alone; or the grid was closed meanwhile
                 if self.over.is_set():
                     return
                 replies = [Message(Error(RefusalCode.PROTOCOL.number), reply_to=message)]
+            except BaseException as error:  # Flower's own, once the run was stopped
+                self.found.put(error)
+                return
             if replies:
                 self._hand_over(replies)
                 return

@@ -3,11 +3,11 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from cohorts import load_atlas
@@ -73,7 +73,7 @@ class Roster:
         self._limits = limits
         self._protection = protection
         self._keys = ""  # hash of the roster of keys that all members approved
-        self._introduction = DescribeRequest.model_construct()  # what a node is asked before it is known
+        self._introduction: DescribeRequest  # what a node is asked before it is known
         self._known: set[int] = set()  # nodes that were asked
         self._asked: Counter[str] = Counter()  # questions by stage
         self._names: dict[str, str] = {}  # sites by the numbers of their nodes, where the coordinator registered them
@@ -199,7 +199,9 @@ class Roster:
         give_up, pause, waited_for = None, _POLL_S, ""
         while True:
             missing = {site: self.members[site].node for site in attempt.sites if site not in answers}
-            outcomes |= self._exchange(asked, kind, missing, attempt.stage, round_number, answers, expected, attempt)
+            outcomes |= self._exchange(
+                asked, kind.from_records, missing, attempt.stage, round_number, answers, expected, attempt
+            )
             if len(answers) >= self._limits.quorum:
                 break
             give_up = give_up or time.monotonic() + self._limits.quorum_deadline_s
@@ -343,7 +345,7 @@ class Roster:
         """Ask nodes what they are."""
         names: dict[str, int | None] = {self._names.get(str(node), f"node {node}"): node for node in nodes}
         answers: dict[str, DescribeReply] = {}
-        outcomes = self._exchange(self._introduction, DescribeReply, names, "describe", None, answers, {})
+        outcomes = self._exchange(self._introduction, DescribeReply.from_records, names, "describe", None, answers, {})
         self._known |= set(nodes)
         atlases = {name: load_atlas(name).n_parcels for name in self._introduction.contract["atlases"]}
         for name, about in list(answers.items()):
@@ -366,7 +368,7 @@ class Roster:
     def _exchange(
         self,
         request: Request,
-        kind: type[AnyReply],
+        read: Callable[[RecordDict], AnyReply],
         nodes: Mapping[str, int | None],
         stage: str,
         round_number: int | None,
@@ -401,7 +403,7 @@ class Roster:
                 outcomes[name] = _said(reply)
                 continue
             try:
-                answer = kind.from_records(reply.content)
+                answer = read(reply.content)
                 check_reply(answer, request, name, expected)
             except MessageError as error:
                 self._journal.say(f"{stage}: the answer of {name} was dropped: {error}")

@@ -23,30 +23,33 @@ def tracking(journal: Journal) -> Iterator[Callable[[], None]]:
     loggers = {"tensorboard": _tensorboard, **({"mlflow": _mlflow} if find_spec("mlflow") else {})}
     logs: dict[str, tuple[_Log, Callable[[], Any]]] = {}
     for name, begin in loggers.items():
-        _tried(journal, name, logs, lambda name=name, begin=begin: logs.update({name: begin(journal)}))
+        with _left_out_where_it_fails(journal, name, logs):
+            logs[name] = begin(journal)
     seen = 0
 
     def update() -> None:
         nonlocal seen
-        rows = journal.table("metrics").iloc[seen:] if logs else ()
+        if not logs:
+            return
+        rows = journal.table("metrics").iloc[seen:]
         seen += len(rows)
         for name, (log, _) in list(logs.items()):
-            _tried(journal, name, logs, lambda log=log: [_log_row(log, row) for row in rows.itertuples()])
+            with _left_out_where_it_fails(journal, name, logs):
+                for row in rows.itertuples():
+                    log(f"{row.name}/{row.site}", row.value, row.round)
 
     try:
         yield update
     finally:
         for name, (_, close) in list(logs.items()):
-            _tried(journal, name, logs, close)
+            with _left_out_where_it_fails(journal, name, logs):
+                close()
 
 
-def _log_row(log: _Log, row: Any) -> None:
-    log(f"{row.name}/{row.site}", row.value, row.round)
-
-
-def _tried(journal: Journal, name: str, logs: dict[str, Any], act: Callable[[], Any]) -> None:
+@contextmanager
+def _left_out_where_it_fails(journal: Journal, name: str, logs: dict[str, Any]) -> Iterator[None]:
     try:
-        act()
+        yield
     except Exception as error:  # whatever an optional program makes of its server or its disk
         logs.pop(name, None)
         journal.say(f"{name} is left out: {type(error).__name__}: {error}")

@@ -137,7 +137,7 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: Mapp
         uncertainty = {"bootstrap": analyses.bootstrap, "permutations": permutations}
         tasks[of("probe", target)] = Task(probe(**folds, **uncertainty), about)
         if analyses.leave_one_site_out and variant.name != CONTROL and len(sites) >= _FEWEST_TO_LEAVE_OUT:
-            tasks[of("new-site", target)] = Task(probe(sites=tuple(sites), **harmonized), about)
+            tasks[of("new-site", target)] = Task(probe(**{"sites": tuple(sites), **harmonized}), about)
     return tasks
 
 

@@ -33,7 +33,9 @@ from harmonization.methods.combat import Prior
 from harmonization.probes.crossvalidation import probes_of
 
 if TYPE_CHECKING:
-    Method = NumberProbe = CategoryProbe = str
+    Method = str
+    NumberProbe = str
+    CategoryProbe = str
 else:
     Method = Literal[tuple(name for name, method in methods().items() if method.for_studies)]
     """Ways of making sites alike."""
@@ -385,7 +387,11 @@ class Study(Settings):
             Names of the sites that take part.
         """
         settings = self.harmonization
-        known = {"prior": settings.prior, "mean_only": settings.mean_only, "reference": settings.reference}
+        known: dict[str, Any] = {
+            "prior": settings.prior,
+            "mean_only": settings.mean_only,
+            "reference": settings.reference,
+        }
         known |= {"smooth": self._smooth_columns(design), "sites": sites}
         return {name: known[name] for name in methods()[method].study_options}
 
@@ -631,11 +637,11 @@ def _misfits(study: Study) -> Iterator[str]:
                 check_atlas(load_settings(study.start)[1], load_atlas(atlas), "cohort.atlases", other)
             except CheckpointError as error:
                 yield str(error)
-    for atlas in map(load_atlas, study.cohort.atlases):
-        yield from (f"model: {said}" for said in mask_conflicts(study.model, atlas.n_parcels))
-        if isinstance(study.model, ReleasedConfig) and atlas.n_parcels != study.model.num_brain_voxels:
+    for loaded in map(load_atlas, study.cohort.atlases):
+        yield from (f"model: {said}" for said in mask_conflicts(study.model, loaded.n_parcels))
+        if isinstance(study.model, ReleasedConfig) and loaded.n_parcels != study.model.num_brain_voxels:
             yield (
-                f"cohort.atlases: {atlas.name} has {atlas.n_parcels} parcels; the released model was made for "
+                f"cohort.atlases: {loaded.name} has {loaded.n_parcels} parcels; the released model was made for "
                 f"{study.model.num_brain_voxels}. Name an atlas of as many."
             )
 

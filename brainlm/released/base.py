@@ -7,7 +7,7 @@ in and out unchanged.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -117,6 +117,9 @@ class ReleasedModel(nn.Module, ABC):
 
     rebuilt: ClassVar[tuple[str, ...]] = ()
     """Endings of names of fixed codes that a file may leave out or hold: they are made from the sizes."""
+
+    vit: "ViT[Any]"
+    decoder: "Decoder"
 
     def __init__(self, config: ReleasedConfig) -> None:
         super().__init__()
@@ -305,13 +308,49 @@ def with_mask_tokens(visible: Tensor, mask_token: Tensor, order: Tensor) -> Tens
     return take_rows(shuffled, order.argsort(dim=1))
 
 
-def make_vit(config: ReleasedConfig, embeddings: nn.Module, block: Callable[..., nn.Module]) -> nn.ModuleDict:
-    """Make the encoder under its original names; `block` takes width, heads, the perceptron's width and the config."""
-    width = config.hidden_size
-    blocks = nn.ModuleList(
-        block(width, config.num_attention_heads, config.intermediate_size, config)
-        for _ in range(config.num_hidden_layers)
-    )
-    encoder = nn.ModuleDict({"layer": blocks})
-    norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-    return nn.ModuleDict({"embeddings": embeddings, "encoder": encoder, "layernorm": norm})
+class Dense(nn.Module):
+    """A linear layer under the name that files have for it."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inputs, width)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.dense(values)
+
+
+class Layers(nn.Module):
+    """Blocks under the name that files have for them; `block` takes width, heads, the perceptron's width and config."""
+
+    def __init__(self, config: ReleasedConfig, block: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            block(config.hidden_size, config.num_attention_heads, config.intermediate_size, config)
+            for _ in range(config.num_hidden_layers)
+        )
+
+
+Embeddings = TypeVar("Embeddings", bound=nn.Module)
+
+
+class ViT(nn.Module, Generic[Embeddings]):
+    """The encoder under its original names."""
+
+    def __init__(self, config: ReleasedConfig, embeddings: Embeddings, block: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.encoder = Layers(config, block)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Encode embedded tokens [B, M, D]."""
+        for block in self.encoder.layer:
+            tokens = block(tokens)
+        return self.layernorm(tokens)
+
+
+class Decoder(nn.Module):
+    """Blocks over all tokens, and a head that predicts what is in each."""
+
+    decoder_layers: nn.ModuleList
+    mask_token: nn.Parameter

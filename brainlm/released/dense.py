@@ -22,11 +22,13 @@ from brainlm.attention import take_rows
 from brainlm.config import MaskConfig
 from brainlm.released.base import (
     ACTIVATIONS,
+    Decoder,
+    Dense,
     Prediction,
     ReleasedConfig,
     ReleasedModel,
     SelfAttention,
-    make_vit,
+    ViT,
     split_by_noise,
     with_mask_tokens,
 )
@@ -117,13 +119,13 @@ class PostNormBlock(nn.Module):
                 "output": ResidualNorm(width, width, config),
             }
         )
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, hidden)})
+        self.intermediate = Dense(width, hidden)
         self.output = ResidualNorm(hidden, width, config)
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = self.attention["output"](self.attention["self"](tokens), tokens)
-        return self.output(self.activation(self.intermediate["dense"](tokens)), tokens)
+        return self.output(self.activation(self.intermediate(tokens)), tokens)
 
 
 class DenseEmbeddings(nn.Module):
@@ -136,7 +138,7 @@ class DenseEmbeddings(nn.Module):
         self.xyz_embedding_projection = nn.Linear(3, config.hidden_size)
 
 
-class DenseDecoder(nn.Module):
+class DenseDecoder(Decoder):
     """Blocks over all tokens, and the head that predicts a token's frames."""
 
     def __init__(self, config: DenseConfig) -> None:
@@ -175,16 +177,19 @@ class DenseBrainLM(ReleasedModel):
     """
 
     config: DenseConfig
+    vit: ViT[DenseEmbeddings]
+    decoder: DenseDecoder
+    time_code: Tensor
     rebuilt = (".pos_embedding.pe",)
 
     def __init__(self, config: DenseConfig) -> None:
         super().__init__(config)
-        self.vit = make_vit(config, DenseEmbeddings(config), PostNormBlock)
+        self.vit = ViT(config, DenseEmbeddings(config), PostNormBlock)
         self.decoder = DenseDecoder(config)
         self.time_dropout = nn.Dropout(_TIME_DROPOUT)
         self.register_buffer("time_code", _time_code(config.window.n_patches, config.hidden_size), persistent=False)
         self.apply(_initialise)
-        for token in (self.vit["embeddings"].cls_token, self.decoder.mask_token):
+        for token in (self.vit.embeddings.cls_token, self.decoder.mask_token):
             nn.init.normal_(token, std=config.initializer_range)
 
     @property
@@ -222,7 +227,7 @@ class DenseBrainLM(ReleasedModel):
 
     def _tokens(self, signal: Tensor, coordinates: Tensor) -> Tensor:
         """Embed the windows' patches → [B, N, D]."""
-        embeddings = self.vit["embeddings"]
+        embeddings = self.vit.embeddings
         patches = signal.unflatten(2, (-1, self.config.window.patch_frames)).flatten(1, 2)
         tokens = embeddings.signal_embedding_projection(patches)
         return self._timed(tokens, embeddings.xyz_embedding_projection(coordinates))
@@ -234,11 +239,8 @@ class DenseBrainLM(ReleasedModel):
 
     def _encode(self, tokens: Tensor) -> Tensor:
         """[B, M, D] → [B, M + 1, D], CLS first."""
-        cls = self.vit["embeddings"].cls_token.to(tokens).expand(len(tokens), -1, -1)
-        tokens = torch.cat([cls, tokens], dim=1)
-        for block in self.vit["encoder"]["layer"]:
-            tokens = block(tokens)
-        return self.vit["layernorm"](tokens)
+        cls = self.vit.embeddings.cls_token.to(tokens).expand(len(tokens), -1, -1)
+        return self.vit(torch.cat([cls, tokens], dim=1))
 
 
 def _time_code(n_patches: int, width: int) -> Tensor:

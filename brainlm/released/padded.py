@@ -21,11 +21,13 @@ from brainlm.attention import take_rows
 from brainlm.config import MaskConfig
 from brainlm.released.base import (
     ACTIVATIONS,
+    Decoder,
+    Dense,
     Prediction,
     ReleasedConfig,
     ReleasedModel,
     SelfAttention,
-    make_vit,
+    ViT,
     split_by_noise,
     with_mask_tokens,
 )
@@ -125,11 +127,9 @@ class PreNormBlock(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, config: PaddedConfig) -> None:
         super().__init__()
         attention = SelfAttention(width, heads, bias=config.qkv_bias, dropout=config.attention_probs_dropout_prob)
-        self.attention = nn.ModuleDict(
-            {"attention": attention, "output": nn.ModuleDict({"dense": nn.Linear(width, width)})}
-        )
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, hidden)})
-        self.output = nn.ModuleDict({"dense": nn.Linear(hidden, width)})
+        self.attention = nn.ModuleDict({"attention": attention, "output": Dense(width, width)})
+        self.intermediate = Dense(width, hidden)
+        self.output = Dense(hidden, width)
         self.layernorm_before = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.layernorm_after = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -137,9 +137,9 @@ class PreNormBlock(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         mixed = self.attention["attention"](self.layernorm_before(tokens))
-        tokens = tokens + self.dropout(self.attention["output"]["dense"](mixed))
-        hidden = self.activation(self.intermediate["dense"](self.layernorm_after(tokens)))
-        return tokens + self.dropout(self.output["dense"](hidden))
+        tokens = tokens + self.dropout(self.attention["output"](mixed))
+        hidden = self.activation(self.intermediate(self.layernorm_after(tokens)))
+        return tokens + self.dropout(self.output(hidden))
 
 
 class PaddedEmbeddings(nn.Module):
@@ -154,7 +154,7 @@ class PaddedEmbeddings(nn.Module):
         self.patch_embeddings = nn.ModuleDict({"projection": projection})
 
 
-class PaddedDecoder(nn.Module):
+class PaddedDecoder(Decoder):
     """Blocks over all tokens, and the head that predicts a patch's pixels."""
 
     def __init__(self, config: PaddedConfig) -> None:
@@ -188,11 +188,13 @@ class PaddedBrainLM(ReleasedModel):
     """
 
     config: PaddedConfig
+    vit: ViT[PaddedEmbeddings]
+    decoder: PaddedDecoder
     rebuilt = ("embeddings.position_embeddings", "decoder.decoder_pos_embed")
 
     def __init__(self, config: PaddedConfig) -> None:
         super().__init__(config)
-        self.vit = make_vit(config, PaddedEmbeddings(config), PreNormBlock)
+        self.vit = ViT(config, PaddedEmbeddings(config), PreNormBlock)
         self.decoder = PaddedDecoder(config)
         self.side = config.image_size // config.patch_size
         n_parcels, n_frames = config.num_brain_voxels, config.window.n_frames
@@ -255,18 +257,15 @@ class PaddedBrainLM(ReleasedModel):
             end = self.last.first * self.config.patch_size
             image[:, :, end - self.last.n_zeroed : end] = 0
         channels = image[:, None].expand(-1, self.config.num_channels, -1, -1)
-        embeddings = self.vit["embeddings"]
+        embeddings = self.vit.embeddings
         tokens = embeddings.patch_embeddings["projection"](channels).flatten(2).transpose(1, 2)
         return tokens + embeddings.position_embeddings[:, 1:].to(tokens)
 
     def _encode(self, tokens: Tensor) -> Tensor:
         """[B, M, D] → [B, M + 1, D], CLS first."""
-        embeddings = self.vit["embeddings"]
+        embeddings = self.vit.embeddings
         cls = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).to(tokens)
-        tokens = torch.cat([cls.expand(len(tokens), -1, -1), tokens], dim=1)
-        for block in self.vit["encoder"]["layer"]:
-            tokens = block(tokens)
-        return self.vit["layernorm"](tokens)
+        return self.vit(torch.cat([cls.expand(len(tokens), -1, -1), tokens], dim=1))
 
     def _image(self, patches: Tensor) -> Tensor:
         """Put patches [B, N, patch_size²] together and cut the padding → [B, P, T]."""
@@ -283,10 +282,11 @@ class PaddedBrainLM(ReleasedModel):
                 nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        projection = self.vit["embeddings"].patch_embeddings["projection"]
+        (projection,) = (module for module in self.modules() if isinstance(module, nn.Conv2d))
         nn.init.xavier_uniform_(projection.weight.flatten(1))
-        nn.init.zeros_(projection.bias)
-        for token in (self.vit["embeddings"].cls_token, self.decoder.mask_token):
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
+        for token in (self.vit.embeddings.cls_token, self.decoder.mask_token):
             nn.init.normal_(token, std=std)
 
 

@@ -16,7 +16,7 @@ from cohorts.notices import NOTICES
 from cohorts.quality import QualityRules
 from cohorts.report import figures
 from cohorts.report.group import MEASURES, Group, read_group, with_lengths, worth_a_look
-from cohorts.report.page import Cell, Shown, Table, embedded, fill_sections, write_page
+from cohorts.report.page import Cell, Rows, Shown, Table, embedded, fill_sections, write_page
 from cohorts.report.style import STYLE
 from cohorts.report.wording import MOST_LEVELS, column_summary, rules_sentence, seconds_of
 
@@ -167,7 +167,7 @@ class _Report:
         quarantined = self.cohort.quarantined
         counts = quarantined["code"].value_counts()
         example = quarantined.groupby("code")["message"].first()
-        rows = [
+        rows: Rows = [
             [code, int(count), example[code]] for code, count in sorted(counts.items(), key=lambda c: (-c[1], c[0]))
         ]
         return Table(["reason", "recordings", "for example, and what to do"], rows)
@@ -178,7 +178,7 @@ class _Report:
 
     def _notices_table(self) -> Table:
         """What was noticed of recordings, with their counts."""
-        rows = [
+        rows: Rows = [
             [NOTICES.get(code, code), Shown(count, f"{count} of {len(self.table)}")]
             for code, count in self.cohort.notices.items()
         ]
@@ -186,7 +186,7 @@ class _Report:
 
     def _demographics_table(self) -> Table:
         """What is known of the participants, column by column."""
-        rows: list[list[Cell]] = []
+        rows: Rows = []
         for name, values in self.people.items():
             known = values.dropna()
             row: list[Cell] = [str(name), len(known)]
@@ -203,7 +203,7 @@ class _Report:
     def _rules_table(self) -> Table:
         """Every threshold, by its name in a file of rules."""
         rules = self.rules.model_dump()
-        rows = [[name, Shown(value, "none" if value is None else f"{value:g}")] for name, value in rules.items()]
+        rows: Rows = [[name, Shown(value, "none" if value is None else f"{value:g}")] for name, value in rules.items()]
         return Table(["setting", "threshold"], rows, "configs/quality.yaml says where the published ones come from.")
 
     def _measures_table(self) -> Table:
@@ -243,7 +243,7 @@ class _Report:
         if self.table.empty or not np.isfinite(self.group.qc_fc).any():
             return Table([], [])
         found = figures.qc_fc_numbers(self.group.qc_fc, self.group.distance, self.group.n_qc_fc)
-        rows = [
+        rows: Rows = [
             ["median size of the correlation", found["median"]],
             [
                 "pairs with p < 0.05, uncorrected (5% by chance)",

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
@@ -115,7 +117,7 @@ def recording(
     n_acquired = max(len(signal), framewise_displacement.size, censored.size)
     frames = acquired_frames(len(signal), censored)
     figure = Figure(figsize=(8, 3.9))
-    left, right = figure.subfigures(1, 2, width_ratios=(1.75, 1))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.75, 1))[0]
     motion, changes, carpet = left.subplots(3, 1, sharex=True, height_ratios=(1, 1, 3.6))
     seconds = np.arange(n_acquired) * t_r
     _motion(motion, seconds, framewise_displacement, censored, rules.fd_threshold)
@@ -147,16 +149,18 @@ def _histogram(axes: Axes, values: np.ndarray, measure: Measure, limit: float | 
         if measure.unit == "%":
             low, high = max(0, low), min(100, high)
     bins = np.linspace(low, high, min(30, max(8, round(2 * math.sqrt(values.size)))) + 1)
-    counts, _, bars = axes.hist(values, bins=bins, color=_BLUE, alpha=0.75)
-    axes.set(xlabel=measure.unit, ylabel="recordings" if axes.get_subplotspec().is_first_col() else "")
+    highest = np.histogram(values, bins)[0].max()
+    axes.hist(values, bins=bins.tolist(), color=_BLUE, alpha=0.75)
+    place = axes.get_subplotspec()
+    axes.set(xlabel=measure.unit, ylabel="recordings" if place is not None and place.is_first_col() else "")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     if values.size <= 200:
-        axes.plot(values, np.full(values.size, -0.04 * counts.max()), "|", color="0.3", markersize=5, alpha=0.6)
-        axes.set_ylim(bottom=-0.09 * counts.max())
+        axes.plot(values, np.full(values.size, -0.04 * highest), "|", color="0.3", markersize=5, alpha=0.6)
+        axes.set_ylim(bottom=-0.09 * highest)
     if limit is None:
         return
-    for bar, left, right in zip(bars, bins[:-1], bins[1:], strict=True):
+    for bar, left, right in zip(axes.patches, bins[:-1], bins[1:], strict=True):
         if (left + right) / 2 > limit if measure.worse == "high" else (left + right) / 2 < limit:
             bar.set_color(_BEYOND)
     _mark_threshold(axes, limit, low, high, measure)
@@ -165,7 +169,7 @@ def _histogram(axes: Axes, values: np.ndarray, measure: Measure, limit: float | 
 def _mark_threshold(axes: Axes, limit: float, low: float, high: float, measure: Measure) -> None:
     """A line at the threshold, or a word on where it lies if it would flatten the distribution."""
     said = f"{'at most' if measure.worse == 'high' else 'at least'} {limit:g}{'%' if measure.unit == '%' else ''}"
-    style = {"color": _BEYOND, "fontsize": 7.5, "va": "top"}
+    style: dict[str, Any] = {"color": _BEYOND, "fontsize": 7.5, "va": "top"}
     if limit - high > 1.5 * (high - low):
         axes.text(1, 0.98, f"{said} →", ha="right", transform=axes.transAxes, **style)
     elif low - limit > 1.5 * (high - low):
@@ -173,17 +177,17 @@ def _mark_threshold(axes: Axes, limit: float, low: float, high: float, measure: 
     else:
         axes.axvline(limit, color=_BEYOND, linestyle="--", linewidth=1.2)
         side = "right" if limit > sum(axes.get_xlim()) / 2 else "left"
-        away = {"xytext": (-3 if side == "right" else 3, 0), "textcoords": "offset points"}
+        away: dict[str, Any] = {"xytext": (-3 if side == "right" else 3, 0), "textcoords": "offset points"}
         axes.annotate(said, (limit, 0.98), xycoords=("data", "axes fraction"), ha=side, **away, **style)
 
 
 def _over_distance(axes: Axes, distance: np.ndarray, values: np.ndarray) -> None:
     """Density of pairs over distance in mm, with the median and the quartiles of each stretch."""
     shown = np.quantile(values, (0.0005, 0.9995))
-    _, _, _, image = axes.hist2d(
+    counts, _, _, image = axes.hist2d(
         distance, values, bins=60, range=((0, distance.max()), shown), cmap="Greys", cmin=1, rasterized=True
     )
-    image.set_clim(0, np.nanquantile(image.get_array().filled(np.nan), 0.98))
+    image.set_clim(0, np.nanquantile(counts, 0.98))
     edges = np.unique(np.quantile(distance, np.linspace(0, 1, 21)))
     stretch = np.clip(np.searchsorted(edges, distance, side="right") - 1, 0, max(len(edges) - 2, 0))
     parts = pd.DataFrame({"x": distance, "y": values}).groupby(stretch)
@@ -193,7 +197,7 @@ def _over_distance(axes: Axes, distance: np.ndarray, values: np.ndarray) -> None
     axes.set_xlabel("distance of centroids, mm")
 
 
-def _matrix(axes: Axes, matrix: np.ndarray, networks: Sequence[str] | None, names: bool = True):
+def _matrix(axes: Axes, matrix: np.ndarray, networks: Sequence[str] | None, names: bool = True) -> AxesImage:
     """Correlations in the order of the networks, with lines between them."""
     order = by_network(networks, len(matrix))
     off_diagonal = matrix[np.triu_indices(len(matrix), 1)]

@@ -9,8 +9,8 @@ import pandas as pd
 from scipy.spatial.distance import pdist, squareform
 
 from cohorts.atlas import Atlas
-from cohorts.cohort import Recording
 from cohorts.quality import QualityRules, connectivity, fisher_z
+from cohorts.recording import Recording
 from cohorts.report.page import Shown
 
 MOST_READ = 1000

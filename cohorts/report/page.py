@@ -37,6 +37,7 @@ _LONG_WORD = 14
 
 Cell = str | int | float | Shown | None
 """Text, a number, or None for what is not known."""
+Rows = list[list[Cell]]
 Title = str | tuple[str, str]
 """Title of a column; (group, title) where neighbours stand under a common title."""
 

@@ -219,18 +219,20 @@ def repetition_time(
         `given` differ by more than 1 %.
     """
     source, stated = _stated_time(sidecars)
-    if stated is None and given is None:
-        raise RecordingError(
-            "no-tr",
-            f"{name}: no sidecar states its RepetitionTime{_untrusted(header)}; expected the seconds between two "
-            "volumes, which are never guessed. Give --tr SECONDS, or add it to the JSON sidecar of the run.",
-        )
-    if stated is not None and not _is_time(stated):
+    if stated is None:
+        if given is None:
+            raise RecordingError(
+                "no-tr",
+                f"{name}: no sidecar states its RepetitionTime{_untrusted(header)}; expected the seconds between two "
+                "volumes, which are never guessed. Give --tr SECONDS, or add it to the JSON sidecar of the run.",
+            )
+        return float(given)
+    if not _is_time(stated):
         raise RecordingError(
             "no-tr", f"{source}: states {stated!r:.20} as RepetitionTime; expected seconds, above 0. Correct it."
         )
-    t_r = float(given if stated is None else stated)
-    if stated is not None and t_r > LONGEST_T_R:
+    t_r = float(stated)
+    if t_r > LONGEST_T_R:
         raise RecordingError(
             "tr-milliseconds",
             f"{source}: says a repetition time of {t_r:g} s; expected seconds, at most {LONGEST_T_R:g}. If these are "

@@ -57,18 +57,18 @@ def _open_ptseries(path: Path) -> tuple[nib.Cifti2Image, ParcelsAxis]:
     try:
         with warnings.catch_warnings(action="ignore"):  # what they are about is checked below
             image = nib.load(path)
-        is_cifti = isinstance(image, nib.Cifti2Image)
-        axes = [image.header.get_axis(number) for number in range(image.ndim)] if is_cifti else []
+        cifti = image if isinstance(image, nib.Cifti2Image) else None
+        axes = [] if cifti is None else [cifti.header.get_axis(number) for number in range(cifti.ndim)]
         size = path.stat().st_size
     except _ERRORS:
         raise _no_cifti(path) from None
-    if [type(axis) for axis in axes] != [SeriesAxis, ParcelsAxis]:
+    if cifti is None or [type(axis) for axis in axes] != [SeriesAxis, ParcelsAxis]:
         raise RecordingError(
             "not-ptseries",
             f"{path.name}: is not a parcellated series; expected a CIFTI-2 file of frames by parcels. "
             "Export it with XCP-D, or with wb_command -cifti-parcellate.",
         )
-    declared = math.prod(image.shape) * image.get_data_dtype().itemsize
+    declared = math.prod(cifti.shape) * cifti.get_data_dtype().itemsize
     if declared > MAX_RUN_BYTES:
         raise RecordingError(
             "too-large",
@@ -78,9 +78,9 @@ def _open_ptseries(path: Path) -> tuple[nib.Cifti2Image, ParcelsAxis]:
         raise RecordingError(
             "truncated", f"{path.name}: is shorter than its header says; expected {declared} bytes. Copy it again."
         )
-    if image.shape != (axes[0].size, len(axes[1])):
+    if cifti.shape != (axes[0].size, len(axes[1])):
         raise _no_cifti(path)
-    return image, axes[1]
+    return cifti, axes[1]
 
 
 def _no_cifti(path: Path) -> RecordingError:

@@ -4,6 +4,7 @@ import warnings
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,7 +91,7 @@ class ConfoundStrategy:
                 raise CohortError(f"{option} of {self.options[option]}: expected a number from 0 on.")
 
     @property
-    def options(self) -> dict[str, str | float]:
+    def options(self) -> dict[str, Any]:
         """What differs from nilearn's defaults."""
         given = {name: getattr(self, name) for name in sorted(_OPTIONS["scrubbing"])}
         return {name: value for name, value in given.items() if value is not None}

@@ -93,8 +93,8 @@ class FMRIPrepSource(ImageSource):
 
     def _selected(self, tree: Tree) -> dict[Path, BIDSName]:
         """The preprocessed BOLD images of the asked tasks and sessions."""
-        found = {path: tree.files[path] for path in tree.select("bold", _IMAGE, desc=self._desc)}
-        images = {path: name for path, name in found.items() if "sub" in name.entities}
+        selected = {path: tree.files[path] for path in tree.select("bold", _IMAGE, desc=self._desc)}
+        images = {path: name for path, name in selected.items() if "sub" in name.entities}
         if not images:
             raise CohortError(f"{self.root}: holds no sub-*_desc-{self._desc}_bold.nii.gz; {self._instead(tree)}")
         for entity, wanted in (("task", self.tasks), ("ses", self.sessions)):
@@ -111,7 +111,7 @@ class FMRIPrepSource(ImageSource):
             return []
         there = {name.run for name in images.values()}
         others = [path for desc in {self._desc, _PREPROCESSED} for path in tree.select("bold", _IMAGE, desc=desc)]
-        runs = {}
+        runs: dict[str, Run] = {}
         for path in sorted(others):
             name = tree.files[path]
             whole = _PART.sub("", name.run)  # of which single echoes may be there besides

@@ -124,7 +124,7 @@ def read_frames(path: Path, header: Header) -> Iterator[np.ndarray]:
     n_frames = header.get_data_shape()[3]
     frame_bytes = 8 * math.prod(map(int, header.get_data_shape()[:3]))
     step = max(1, _BLOCK_BYTES // frame_bytes)
-    with _faults_of(path), ImageOpener(path) as stream:
+    with _faults_of(path), ImageOpener(str(path)) as stream:
         numbers = ArrayProxy(stream, header)
         for start in range(0, n_frames, step):
             block = np.asanyarray(numbers[..., start : start + step])
@@ -149,7 +149,7 @@ def read_volume(path: Path, header: Header) -> np.ndarray:
         raise RecordingError(
             "too-large", f"{path.name}: has {' x '.join(map(str, shape))} voxels; expected at most {_MAX_VOXELS:,}."
         )
-    with _faults_of(path), ImageOpener(path) as stream:
+    with _faults_of(path), ImageOpener(str(path)) as stream:
         volume = np.asanyarray(ArrayProxy(stream, header)[...])
         _read_to_end(stream)
     return volume
@@ -181,7 +181,7 @@ def _parse(path: Path) -> Header:
     try:
         if path.stat().st_size == 0:
             raise RecordingError("empty-file", f"{path.name}: is empty; expected a NIfTI image. Copy it again.")
-        with ImageOpener(path) as stream:
+        with ImageOpener(str(path)) as stream:
             block = stream.read(nib.Nifti2Header.sizeof_hdr)
     except FileNotFoundError:
         raise RecordingError(

@@ -208,8 +208,8 @@ def parcellate(
             "with signal; expected a run and a brain mask that cover the brain. Check its space, orientation and mask.",
         )
     n_frames = len(means.signals)
-    judged = confounds is not None and confounds.censored.size > 0 and cleaning.censoring != "none"
-    censored = confounds.censored if judged else np.zeros(n_frames, bool)
+    moved = np.empty(0, bool) if confounds is None or cleaning.censoring == "none" else confounds.censored
+    censored = moved if moved.size else np.zeros(n_frames, bool)
     regressors = None if confounds is None else confounds.regressors
     signals = np.asfortranarray(means.signals[:, covered])
     cleaned = clean_signals(signals, censored, cleaning, name=bold.name, t_r=t_r, regressors=regressors)
@@ -220,7 +220,7 @@ def parcellate(
         t_r=t_r,
         tsnr=temporal_snr(signals[~censored]),
         framewise_displacement=np.empty(0, np.float32) if confounds is None else confounds.framewise_displacement,
-        censored=censored if judged else np.empty(0, bool),
+        censored=moved,
         notices=notices,
     )
 

@@ -92,8 +92,6 @@ def load_label_image(
         return _schaefer(atlas, folder, fetch)
     path = Path(image)
     table = None if labels is None else _read_labels_table(Path(labels))
-    if atlas is None and table is None:
-        raise AtlasError(f"{path.name}: what are its parcels? Name its atlas, or give a table of its labels.")
     own = None if atlas is None else load_atlas(atlas)
     named = re.search(r"(?:^|_)(?:space|tpl)-([A-Za-z0-9]+)", path.name)
     return _assemble(path, own, table, space or (named.group(1) if named else ""))
@@ -209,16 +207,16 @@ def _schaefer(atlas: str | Path | None, folder: str | Path | None, fetch: bool) 
 
 
 def _assemble(path: Path, atlas: Atlas | None, table: pd.DataFrame | None, space: str) -> LabelImage:
-    """Unite image, atlas and table of labels, and check that they belong together."""
+    """Unite image, atlas and table of labels, one of which may be missing, and check that they belong together."""
+    if table is not None:
+        values = table["index"].to_numpy() if atlas is None else _values_by_name(path, atlas, table)
+    elif atlas is not None:
+        values = np.arange(1, atlas.n_parcels + 1)
+    else:
+        raise AtlasError(f"{path.name}: what are its parcels? Name its atlas, or give a table of its labels.")
     numbers, affine = read_labels(path)
     present = np.unique(numbers)
     present = present[present > 0]
-    if table is None:
-        values = np.arange(1, atlas.n_parcels + 1)
-    elif atlas is None:
-        values = table["index"].to_numpy()
-    else:
-        values = _values_by_name(path, atlas, table)
     if set(values) != set(present):
         raise AtlasError(_difference(path, values, present, "its table" if atlas is None else atlas.name))
     places = apply_affine(affine, ndimage.center_of_mass(numbers > 0, numbers, values))

@@ -211,7 +211,7 @@ class Analysis(ABC):
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters, JSON-able."""
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+        return asdict(self)  # type: ignore[call-overload, no-any-return]  # subclasses are dataclasses
 
     def read_state(self, kind: str, arrays: Mapping[str, NDArray[Any]]) -> State:
         """Rebuild a state from its kind and its arrays."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from brainlm.evaluation import MODEL, SCORES
-from cohorts.report.page import Cell, Shown, Table, Title, fill_sections, write_page
+from cohorts.report.page import Cell, Rows, Shown, Table, Title, fill_sections, write_page
 from harmonization import methods
 from server.report.data import RunData
 from server.report.figures import draw, predictor_name, variant_name
@@ -13,7 +13,6 @@ from server.report.methods import methods_paragraph
 from server.report.people import people_table
 from server.summary import PROBE_SCORES, probe_score, remarks_on, site_score
 
-Rows = list[list[Cell]]
 _PARCELS = 10
 """Parcels that the page lists."""
 _NO = ""
@@ -94,8 +93,13 @@ def _headlines(data: RunData) -> list[tuple[str, str, str]]:
 
 
 def _best_baseline(data: RunData) -> str:
-    rows = _baselines(data).rows[1:]
-    return f"; {rows[0][0]}: {_number(rows[0][1])}" if rows else ""
+    best = next(iter(_best_first(data.summary["pretraining"])), None)
+    return "" if best is None else f"; {predictor_name(best[0])}: {_number(best[1]['masked_r2'])}"
+
+
+def _best_first(pretraining: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Scores of the predictors that the model is compared with."""
+    return sorted(pretraining.get("baselines", {}).items(), key=lambda named: -_or_lowest(named[1]["masked_r2"]))
 
 
 def _sites(data: RunData) -> Table:
@@ -120,10 +124,8 @@ def _baselines(data: RunData) -> Table:
     pretraining = data.summary["pretraining"]
     if "baselines" not in pretraining:
         return Table([], [])
-    others = sorted(pretraining["baselines"].items(), key=lambda named: -_or_lowest(named[1]["masked_r2"]))
-    rows: Rows = [
-        [predictor_name(name), *(scores[score] for score in SCORES)] for name, scores in [(MODEL, pretraining), *others]
-    ]
+    shown = [(MODEL, pretraining), *_best_first(pretraining)]
+    rows: Rows = [[predictor_name(name), *(scores[score] for score in SCORES)] for name, scores in shown]
     note = (
         "All predict the same hidden values, and none is left out. MSE and MAE are in units of the scaled signal, r is "
         "Pearson's; a prediction that is the same everywhere has none."

@@ -117,7 +117,7 @@ def reconstruction(data: RunData) -> Figure | None:
     seconds = np.arange(example.signal.shape[1]) * window["t_r"]
     hidden, atlas = example.mask > 0, data.atlas_of(example.site)
     figure = Figure(figsize=(8, 5.2))
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.15))[:, 0]
     carpets = (example.signal, np.where(hidden, np.nan, example.signal), example.reconstruction)
     _carpets(top, carpets, seconds, atlas.networks)
     half_hidden = np.argsort(np.abs(hidden.mean(axis=1) - 0.5), kind="stable")
@@ -234,7 +234,7 @@ def _curves(axes: Axes, data: RunData, name: str) -> None:
             linewidth=2 if everything else 1,
             marker="." if len(line) < 30 else None,
         )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
 
 
 def _style_of(number: int) -> tuple[str, str, str]:

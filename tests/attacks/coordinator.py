@@ -5,9 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.supercore.task_identity import TaskIdentity
 
 from base.settings import check_settings
 from brainlm import ModelConfig
@@ -34,6 +31,7 @@ from exchange.messages import (
 from exchange.refusals import RefusalCode
 from tests.support.federation import STUDY
 from tests.support.local_grid import write_site
+from tests.support.wire import be_in_run, over_the_wire
 
 RUN = 77
 WIDTH = 6
@@ -127,11 +125,11 @@ class Coordinator:
 
     def send(self, site: str, records: RecordDict, kind: str, run: int = RUN, message_id: str = "") -> Message:
         """Send whatever it is, as bytes both ways. Every message meets a process without memory, but for the disk."""
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run, 0, 0
-        sent = _as_on_the_wire(Message(records, dst_node_id=1, message_type=kind))
+        be_in_run(run)
+        sent = over_the_wire(Message(records, dst_node_id=1, message_type=kind))
         sent.metadata.__dict__["_message_id"] = message_id or sent.object_id  # as Flower does
         context = Context(run, 1, {"site-config": str(self.sites[site])}, RecordDict(), {})
-        return _as_on_the_wire(client_app(sent, context))
+        return over_the_wire(client_app(sent, context))
 
     def ask(self, site: str, request: SumRequest, run: int = RUN) -> SumReply | RefusalCode:
         """Ask one site; return its answer, or the code of its refusal."""
@@ -158,7 +156,3 @@ class Coordinator:
 
     def audit_of(self, site: str) -> list[dict]:
         return list(load_site(self.sites[site]).audit.read())
-
-
-def _as_on_the_wire(message: Message) -> Message:
-    return message_from_proto(ProtoMessage.FromString(message_to_proto(message).SerializeToString()))

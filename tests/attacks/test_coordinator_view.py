@@ -10,7 +10,6 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 import pytest
-from flwr.common.serde import message_to_proto
 from scipy.stats import chisquare
 
 from client.site import load_site
@@ -19,6 +18,7 @@ from exchange.messages import DescribeRequest, EmbedRequest, HarmonizeRequest, S
 from exchange.refusals import Refusal, RefusalCode
 from exchange.ring import encode
 from tests.attacks.coordinator import SUMS, Coordinator, features_of, write_careful_sites
+from tests.support.wire import as_bytes
 
 WIDE = 3000
 """Features of a site: enough words for a chi-square over their bytes."""
@@ -111,7 +111,7 @@ def test_all_messages_but_one_are_uniform_together(tmp_path, four_cohorts):
 
 def test_no_byte_of_a_run_holds_an_id_or_a_path(finished_run):
     """All replies of a study, as they are on the wire: headers, names of arrays, metadata and arrays."""
-    wire = b"\n".join(message_to_proto(message).SerializeToString() for message in finished_run.grid.received)
+    wire = b"\n".join(as_bytes(message) for message in finished_run.grid.received)
     assert len(wire) > 1e5
     for path in finished_run.sites:
         site = load_site(path)
@@ -151,7 +151,7 @@ def test_no_error_of_a_handler_crosses_with_its_text(coordinator, monkeypatch, h
 
         monkeypatch.setattr(f"client.{handler}", fail)
         reply = coordinator.send("aalborg", request.to_records(), request.message)
-        wire = message_to_proto(reply).SerializeToString()
+        wire = as_bytes(reply)
         assert reply.error.reason in list(RefusalCode)
         assert b"sub-0042" not in wire
         assert b"patients" not in wire

@@ -3,10 +3,9 @@ import io
 
 import pytest
 import yaml
-from flwr.cli.build import build_fab_from_disk
 
 from cli.main import run_command
-from runtime.fab import stage_app
+from runtime.fab import pack_fab, stage_app
 from study.settings import load_study
 from tests.support.apps import Signer
 from tests.support.federation import STUDY
@@ -37,7 +36,7 @@ def other_fab(site) -> None:
     """Make an app of ours whose code is another than this installation's."""
     folder = stage_app(site.parent / "app", load_study(site.parent / "study.yaml"))
     (folder / "client" / "app.py").write_text("app = None\n")
-    (site.parent / "other.fab").write_bytes(build_fab_from_disk(folder))
+    (site.parent / "other.fab").write_bytes(pack_fab(folder))
 
 
 def test_what_is_built_is_approved_listed_and_withdrawn(site, capsys):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from base.settings import check_settings
 from brainlm import ModelConfig, TrainingConfig
@@ -34,6 +33,7 @@ from harmonization.core.design import KNOWN, Categorical
 from tests.support.cohorts import read_recordings, with_gaps
 from tests.support.federation import STUDY
 from tests.support.local_grid import write_site
+from tests.support.wire import be_in_run
 
 MODEL = check_settings(STUDY["model"], ModelConfig, "model")
 
@@ -55,7 +55,7 @@ def features(context, small_cohorts) -> np.ndarray:
 
 
 def ask(context: Context, request: Payload) -> RecordDict | Error:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 0, 0
+    be_in_run(7)
     reply = app(Message(request.to_records(), dst_node_id=1, message_type=request.message), context)
     return reply.error if reply.has_error() else reply.content
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from base.seeding import derive_seed
 from brainlm import WindowConfig
@@ -17,6 +16,7 @@ from client.site import find_site
 from cohorts import Cohort, Recording
 from exchange.messages import FrameSpec, Job, SummarizeReply, SummarizeRequest, TableSpec
 from tests.support.local_grid import write_site
+from tests.support.wire import be_in_run
 
 WINDOW = WindowConfig(t_r=2.0, n_frames=20, patch_frames=10)
 SPEC = FrameSpec(atlas="schaefer100", window=WINDOW.model_dump(mode="json"), holdout=0.25, seed=3)
@@ -45,7 +45,7 @@ def context(tmp_path, cohort) -> Context:
 
 
 def ask(context: Context, table: FrameSpec | TableSpec, analysis: str, **parameters: object) -> RecordDict | Error:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 0, 0
+    be_in_run(7)
     request = SummarizeRequest(study="s", jobs={"j": Job(analysis=analysis, parameters=parameters, table=table)})
     reply = app(Message(request.to_records(), dst_node_id=1, message_type=request.message), context)
     return reply.error if reply.has_error() else reply.content

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from base.settings import check_settings
 from brainlm import ModelConfig, TrainingConfig
@@ -21,6 +20,7 @@ from client.site import load_site
 from exchange.messages import SecureSum, TrainRequest, join
 from tests.support.federation import STUDY
 from tests.support.local_grid import write_site
+from tests.support.wire import be_in_run
 
 MODEL = check_settings(STUDY["model"], ModelConfig, "model")
 PRIVACY = PrivacyConfig(noise_multiplier=1.0, clip=1.0)
@@ -53,7 +53,7 @@ def request_of(site: Path, number: int) -> TrainRequest:
 
 
 def train(site: Path, number: int, run: int = 7, **changes: object) -> RecordDict | Error:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run, 0, 0
+    be_in_run(run)
     request = request_of(site, number).model_copy(update=changes)
     message = Message(request.to_records(), dst_node_id=1, message_type="train")
     reply = app(message, Context(run, 1, {"site-config": str(site)}, RecordDict(), {}))

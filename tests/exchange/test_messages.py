@@ -3,9 +3,6 @@ import json
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.supercore.task_identity import TaskIdentity
 
 from exchange.messages import (
     DescribeReply,
@@ -35,6 +32,7 @@ from exchange.messages import (
     size_of,
     with_audit_head,
 )
+from tests.support.wire import be_in_run, over_the_wire
 
 ARRAYS = join(
     weights={"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.float32([1.5])},
@@ -91,10 +89,10 @@ PAYLOADS: list[Payload] = [
 ]
 
 
-def over_the_wire(records: RecordDict) -> RecordDict:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
+def as_sent(records: RecordDict) -> RecordDict:
+    be_in_run(1)
     message = Message(records, dst_node_id=1, message_type="train")
-    return message_from_proto(ProtoMessage.FromString(message_to_proto(message).SerializeToString())).content
+    return over_the_wire(message).content
 
 
 def test_every_payload_is_tried_here():
@@ -110,7 +108,7 @@ def test_every_payload_is_tried_here():
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: type(payload).__name__)
 def test_payloads_come_back_the_same(payload):
-    back = type(payload).from_records(over_the_wire(payload.to_records()))
+    back = type(payload).from_records(as_sent(payload.to_records()))
 
     assert back.model_dump() == payload.model_dump()
     assert back.arrays.keys() == payload.arrays.keys()
@@ -171,7 +169,7 @@ def test_the_head_of_the_audit_log_travels_beside_the_payload():
     records = PAYLOADS[3].to_records()
     size = size_of(records)
 
-    back = over_the_wire(with_audit_head(records, "ab" * 32))
+    back = as_sent(with_audit_head(records, "ab" * 32))
 
     assert audit_head_of(back) == "ab" * 32
     assert audit_head_of(PAYLOADS[3].to_records()) == ""
@@ -197,7 +195,7 @@ def test_size_counts_arrays_and_header():
 def test_a_request_is_one_array_on_the_wire_however_many_it_has(arrays):
     request = SummarizeRequest(arrays=arrays, study="s", jobs={})
 
-    assert len(over_the_wire(request.to_records())["arrays"]) == 1
+    assert len(as_sent(request.to_records())["arrays"]) == 1
 
 
 def test_arrays_of_a_request_that_are_not_packed_are_refused():

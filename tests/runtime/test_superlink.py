@@ -15,17 +15,12 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
 from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 from flwr.proto.node_pb2 import Node
-from flwr.supercore import sql_mixin
-from flwr.supercore.corestate.sql_corestate import SqlCoreState
-from flwr.supercore.error.http import http_error_translator
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.retry import RetryInvoker, http_retry
 from flwr.supercore.sql_mixin import SqlMixin
 from flwr.superlink import main as flower
-from flwr.superlink.cli.flower_superlink import _run_superlink_http_api, flower_superlink
-from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -34,23 +29,7 @@ from sqlalchemy.exc import OperationalError
 
 from runtime import superlink
 from tests.support.programs import wait_until
-from tests.support.sources import changed
 
-SOURCES = {
-    http_error_translator: "63e39a121204a42b",
-    flower._get_middleware: "acdbc2dce1520f8f",
-    flower.create_app: "ee966b630c8ba8b5",
-    flower_superlink: "398ce9c85755e9ee",
-    _run_superlink_http_api: "eb0d78b85f999576",
-    sql_mixin._set_sqlite_pragmas: "6cf87a44250ef3c4",
-    SqlCoreState.store_object: "903590e226814f4a",
-    fleet_handlers.pull_messages: "5f1d8861a9eb1465",
-    fleet_handlers.push_object: "df7e96f1188e0a40",
-    runtime_handlers.pull_messages: "8c998d6d197c09e4",
-    runtime_handlers.push_object: "b2f9c8ea398e9778",
-    http_retry.make_simple_http_retry_invoker: "49e12326a4b17e26",
-}
-"""Start of the SHA-256 of the source of everything that `runtime.superlink` wraps, calls or rests on."""
 RUN = 77
 
 
@@ -129,10 +108,6 @@ def test_other_faults_are_answered_as_flower_does(address, database):
     with pytest.raises(httpx.HTTPStatusError) as answer:
         register(address)
     assert answer.value.response.status_code == 500
-
-
-def test_flower_is_the_one_that_was_read():
-    assert changed(SOURCES) == {}
 
 
 def test_a_connection_keeps_two_megabytes_of_the_database(wrapped):

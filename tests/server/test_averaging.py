@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from flwr.supercore.task_identity import TaskIdentity
 
 from brainlm.evaluation import MODEL
 from exchange.adding import add_replies
@@ -9,11 +8,12 @@ from server.answers import Answers
 from server.averaging import averaged, measure_reconstruction
 from server.journal import Journal
 from study.settings import RoundsConfig
+from tests.support.wire import be_in_run
 
 
 @pytest.fixture(autouse=True)
 def identity():
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
+    be_in_run(1)
 
 
 def reply(seed: int, n_windows: int, value: float | None = None) -> TrainReply:

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from flwr.supercore.task_identity import TaskIdentity
 
 from brainlm.evaluation import MODEL, ReconstructionSums
 from cohorts import load_atlas
@@ -9,6 +8,7 @@ from exchange.messages import EmbedReply, EmbedRequest, Group, join
 from server.reconstruction import read_reconstruction, summarize_reconstruction, sums_of, write_reconstruction
 from study.settings import Study
 from tests.support.federation import STUDY
+from tests.support.wire import be_in_run
 
 
 def sums(seed: int, n_parcels: int) -> ReconstructionSums:
@@ -21,7 +21,7 @@ def sums(seed: int, n_parcels: int) -> ReconstructionSums:
 
 
 def reply(seed: int, atlas: str) -> EmbedReply:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
+    be_in_run(1)
     n_parcels = load_atlas(atlas).n_parcels
     predictors = {f"{atlas}/{name}": sums(seed + number, n_parcels).to_arrays() for number, name in enumerate(NAMES)}
     return EmbedReply(arrays=join(baselines=join(**predictors)))

@@ -8,21 +8,16 @@ from queue import SimpleQueue
 import httpx
 import pytest
 from flwr.app import Message, RecordDict
-from flwr.supercore.inflatable.inflatable_utils import pull_objects
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid.http_grid import HttpGrid
 
 from exchange.refusals import RefusalCode
 from server.replies import replies_to
 from tests.support.local_grid import LocalGrid
 from tests.support.programs import wait_until
-from tests.support.sources import changed
+from tests.support.wire import be_in_run
 
 SLOW = 6
 """A node whose reply arrives little by little."""
 LONG_S = 600
-SOURCES = {HttpGrid.pull_messages: "67a5266a5a2ed515", pull_objects: "31bb2de46b450e6a"}
-"""Start of the SHA-256 of the source of what `server.replies` rests on."""
 
 
 class Wire(LocalGrid):
@@ -50,7 +45,7 @@ def wire():
 
 
 def questions(*nodes: int) -> list[Message]:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 77, 0, 0
+    be_in_run(77)
     return [Message(RecordDict(), dst_node_id=node, message_type="query") for node in nodes]
 
 
@@ -123,8 +118,3 @@ def test_a_message_that_was_not_sent_is_not_waited_for(wire):
     push = wire.push_messages
     wire.push_messages = lambda messages: ["", *push(messages)[1:]]
     assert senders(replies_to(wire, questions(4, 5), LONG_S)) == {5}
-
-
-def test_flower_is_the_one_that_was_read():
-    """Threads of ours share its grid, whose pull is over when a reply is whole or the grid is closed."""
-    assert changed(SOURCES) == {}

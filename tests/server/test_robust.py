@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 from flwr.serverapp.strategy import Krum
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -10,6 +9,7 @@ from exchange.messages import Arrays
 from server.errors import QuorumError
 from server.robust import as_reply, robust_centre
 from study.settings import RoundsConfig
+from tests.support.wire import be_in_run
 
 SHAPES = {"b.weight": (4, 3), "a.bias": (3,), "c": ()}
 RULES = ["median", "trimmed_mean", "krum", "multi_krum", "bulyan"]
@@ -32,7 +32,7 @@ SITES = [
 
 @pytest.fixture(autouse=True, scope="module")
 def identity():
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
+    be_in_run(1)
 
 
 def rounds_config(rule: str, f: int = 1) -> RoundsConfig:

@@ -3,7 +3,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 from flwr.app import Error, Message
-from flwr.common.serde import message_from_proto, message_to_proto
 
 from exchange.expected import Expected
 from exchange.messages import DescribeReply, DescribeRequest, HarmonizeReply, HarmonizeRequest, Step
@@ -14,6 +13,7 @@ from server.roster import Roster
 from study.settings import ProtectionConfig, RoundsConfig, load_study
 from tests.support.federation import STUDY, write_sites
 from tests.support.local_grid import LocalGrid
+from tests.support.wire import over_the_wire
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ class Repeating(LocalGrid):
             yield reply
             if reply.content["header"]["kind"] == "HarmonizeReply":
                 again = HarmonizeReply(arrays={"tally/b": np.array(99)}).to_records()
-                changed = message_from_proto(message_to_proto(reply))
+                changed = over_the_wire(reply)
                 changed.content = again
                 yield changed
 

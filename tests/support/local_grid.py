@@ -7,14 +7,12 @@ from uuid import uuid4
 import yaml
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app as client_app
 from client.door.policy import SHOWS_ONE_SITE
+from tests.support.wire import be_in_run, over_the_wire
 
 
 class LocalGrid(Grid):
@@ -37,7 +35,7 @@ class LocalGrid(Grid):
         self.sent: list[Message] = []
         self.received: list[Message] = []
         self._replies: dict[str, Message] = {}
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 77, 0, 0
+        be_in_run(77)
 
     def set_run(self, run: Run) -> None:
         raise AssertionError("not used")
@@ -86,10 +84,6 @@ class LocalGrid(Grid):
             return client_app(message, context)
         except Exception as error:  # what Flower does: the text goes to the server
             return Message(Error(code=2, reason=str(error)), reply_to=message)
-
-
-def over_the_wire(message: Message) -> Message:
-    return message_from_proto(ProtoMessage.FromString(message_to_proto(message).SerializeToString()))
 
 
 def write_site(folder: Path, name: str, cohort: Path, **policy: object) -> Path:

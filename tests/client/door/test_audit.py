@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.cli.build import build_fab_from_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
 from client.door.audit import AuditLog, app_hash, describe_records
 from client.errors import AuditError
 from exchange.messages import SealedGroup, TrainReply
-from runtime.fab import PROJECT, stage_app
+from runtime.fab import PROJECT, pack_fab, stage_app
 from study.settings import load_study
 
 N_LINES = 9
@@ -278,7 +277,7 @@ def test_every_array_is_described_by_what_crosses_the_wire():
 
 
 def test_the_hash_of_an_app_is_of_all_its_files(tmp_path):
-    fab = build_fab_from_disk(stage_app(tmp_path / "staged", load_study(PROJECT / "configs" / "studies" / "demo.yaml")))
+    fab = pack_fab(stage_app(tmp_path / "staged", load_study(PROJECT / "configs" / "studies" / "demo.yaml")))
     zipfile.ZipFile(BytesIO(fab)).extractall(tmp_path / "installed")
 
     shutil.rmtree(tmp_path / "installed" / ".info")  # as Flower does

@@ -3,7 +3,6 @@
 import pytest
 import yaml
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
 from client.door.participation import objections
@@ -14,6 +13,7 @@ from study.settings import load_study
 from tests.support.cohorts import with_gaps
 from tests.support.federation import STUDY, run_study, write_sites
 from tests.support.local_grid import LocalGrid, write_site
+from tests.support.wire import be_in_run
 
 MANY_COLUMNS = {
     "analyses": {**STUDY["analyses"], "targets": ["sex"]},
@@ -28,7 +28,7 @@ def opening(folder, changes: dict[str, object]) -> DescribeRequest:
 
 
 def answered(site: Site, request: DescribeRequest) -> Error | None:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 0, 0
+    be_in_run(7)
     context = Context(7, 1, {"site-config": str(site.state.parent / "site.yaml")}, RecordDict(), {})
     reply = app(Message(request.to_records(), dst_node_id=1, message_type=request.message), context)
     return reply.error if reply.has_error() else None

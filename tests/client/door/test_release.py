@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 import client
 import runtime
@@ -34,6 +33,7 @@ from exchange.ring import RingError, RingOverflowError
 from exchange.secure_sum import SecureSumError
 from harmonization.core.errors import HarmonizationError
 from tests.support.local_grid import write_site
+from tests.support.wire import be_in_run
 
 CONTENT = HarmonizeRequest(study="s", steps=[Step(source="a", result="b", transform="combat")]).to_records()
 SECRET = "/data/patients/sub-0042 aged 33"
@@ -45,7 +45,7 @@ def site(tmp_path, small_cohorts) -> Path:
 
 
 def ask(site: Path, handle, content: RecordDict | None = None) -> Message:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 0, 0
+    be_in_run(7)
     message = Message(content or CONTENT, dst_node_id=1, message_type="query.harmonize")
     return answer(message, Context(7, 1, {"site-config": str(site)}, RecordDict(), {}), HarmonizeRequest, handle)
 
