@@ -322,6 +322,7 @@ def test_the_methods_paragraph_states_the_run_s_own_numbers(written):
     assert "keeping effects of age, sex" in text
     cited = {int(number) for group in re.findall(r"\[([\d, ]+)\]", text) for number in group.split(",")}
     assert cited == set(range(1, len(references) + 1))
+    assert all(re.search(r"\b(19|20)\d\d\b|arXiv:\d", reference) for reference in references)
 
 
 def test_names_are_escaped(run_folder):
