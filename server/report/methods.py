@@ -145,15 +145,17 @@ def _federation(data: RunData, fedavg: str, flower: str) -> str:
 def _protection(data: RunData, cite: Callable[..., str]) -> list[str]:
     privacy, text = data.summary["privacy"], []
     if privacy["secure_sums"]:
+        cited = cite(REFERENCES["secure_sum"])
         text.append(
             "All that was added over the sites, model updates included, was masked with pairwise keys, so that a "
-            f"coordinator that follows the protocol reads only sums over three or more of them {cite(REFERENCES['secure_sum'])}."
+            f"coordinator that follows the protocol reads only sums over three or more of them {cited}."
         )
     if (training := privacy["differential_privacy"]) is not None:
         goal = "noise multiplier" if training["epsilon"] is None else "ε"
         value = training["noise_multiplier"] if training["epsilon"] is None else training["epsilon"]
+        cited = cite(REFERENCES["dp_sgd"])
         text.append(
-            f"Training was differentially private with the participant as the unit {cite(REFERENCES['dp_sgd'])} ({goal} {value:g}, "
+            f"Training was differentially private with the participant as the unit {cited} ({goal} {value:g}, "
             f"δ {training['delta']:g}, gradients clipped to {training['clip']:g}): in every step each was drawn with "
             "probability batch size over participants, at most 1."
         )
