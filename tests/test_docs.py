@@ -11,11 +11,12 @@ import pytest
 
 from cli.main import COMMANDS, load
 from harmonization import ANALYSES
+from tests.test_layering import MAY_IMPORT
 
 PROJECT = Path(__file__).parents[1]
-ROOMS = {path.parent.relative_to(PROJECT).parts[0] for path in PROJECT.glob("*/**/__init__.py")} - {".venv"}
+FOLDERS = {*MAY_IMPORT, "benchmarks", "configs", "docker", "tests"}
 PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")])
-FILE = re.compile(rf"`((?:{'|'.join(sorted(ROOMS | {'benchmarks', 'configs', 'docker'}))})/[\w/.-]+\.\w+)`")
+FILE = re.compile(rf"`((?:{'|'.join(sorted(FOLDERS))})/[\w/.-]+\.\w+)`")
 RUN = "runs/demo/20261122-194952"
 
 
