@@ -76,15 +76,6 @@ class CovariateConfig(Settings):
         if self.levels and (self.center, self.scale) != (0, 1):
             yield "levels are of a category, center and scale of a number. Leave one of the two out."
 
-    def probe_of(self, target: str) -> str:
-        """Name of the probe that predicts a target."""
-        analyses = self.analyses
-        return analyses.number_probe if isinstance(self.coding(target), Continuous) else analyses.category_probe
-
-    @property
-    def _predicts_numbers(self) -> bool:
-        return any(isinstance(self.coding(target), Continuous) for target in self.analyses.targets)
-
     def coding(self, name: str) -> Covariate:
         """Return the covariate's coding."""
         return Categorical(name, self.levels) if self.levels else Continuous(name, self.center, self.scale)
