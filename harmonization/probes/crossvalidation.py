@@ -98,7 +98,7 @@ class CrossValidation(Analysis):
         harmonized as a new one, from all its own rows, but never from its target. The sums without a site show that
         site's by subtraction.
     method : str
-        How sites are made alike, a name of `harmonization.methods`.
+        How sites are made alike, a name of `harmonization.harmonizers`.
     options : dict
         Options of the method.
 
