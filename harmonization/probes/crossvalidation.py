@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, permutations
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Progress(State):
-    """Where a cross-validation stands.
+    """Where a cross-validation stands. `CrossValidation.read_state` reads it, since it knows the kinds of its parts.
 
     Attributes
     ----------
@@ -76,10 +76,6 @@ class Progress(State):
             if state is not None
             for name, values in state.to_arrays().items()
         }
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        raise NotImplementedError("only `CrossValidation.read_state` knows the kinds of its parts")
 
 
 Target = Literal["number", "category", ""]
