@@ -24,13 +24,13 @@ from harmonization import (
     Projection,
     SiteClassification,
     SiteTable,
+    harmonizers,
     make_harmonizer,
-    methods,
     run_pooled,
 )
 from harmonization.core.design import KNOWN
 
-COMPARED = [method for method in methods() if method != "combat_longitudinal"]  # nobody comes twice
+COMPARED = [method for method in harmonizers() if method != "combat_longitudinal"]  # nobody comes twice
 AGE_BOUNDS = (-2.5, 2.5)
 """Public bounds of age as coded, for the method that gives it a curve."""
 SIZES = (70, 50, 90, 60)

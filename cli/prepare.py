@@ -19,7 +19,7 @@ from cohorts.identities import KeyedNames, OwnNames
 from cohorts.participants import ParticipantsTable
 from cohorts.preparation import PreparationReport, prepare_cohort
 from cohorts.quality import QualityRules
-from cohorts.settings import KINDS, Preparation, check_preparation, with_paths
+from cohorts.settings import KINDS, SourceSettings, check_preparation, with_paths
 from cohorts.sources.derivatives import Kind, kind_of
 
 
@@ -78,7 +78,7 @@ def write_report(cohort: Cohort, rules: QualityRules) -> None:
     say(f"Quality report: {write_quality_report(cohort, cohort.path / 'site-only' / 'quality.html', rules=rules)}")
 
 
-def _settings(source: Path, file: Path | None, kind: str, given: dict[str, Any]) -> Preparation:
+def _settings(source: Path, file: Path | None, kind: str, given: dict[str, Any]) -> SourceSettings:
     """Read the file of settings, if there is one, and put the options that were given in its place."""
     content = with_paths(read_yaml(file), file.absolute().parent) if file else {}
     asked: Any = (content.get("kind") or "auto") if kind == "auto" else kind

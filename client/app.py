@@ -49,7 +49,7 @@ from exchange.messages import (
     join,
 )
 from exchange.refusals import Refusal, RefusalCode
-from harmonization import ANALYSES, SiteTable, make_harmonizer, methods
+from harmonization import ANALYSES, SiteTable, harmonizers, make_harmonizer
 from harmonization.core.protocol import Array
 from harmonization.core.selection import Selection
 from harmonization.methods.harmonizer import Effect
@@ -211,7 +211,7 @@ def _transform(site: Site, source: FeatureSet, step: Step, model: Arrays) -> tup
         changed = ProjectionModel.from_arrays(model).project(features)
     elif step.transform == "residualization":
         changed = ResidualizationModel.from_arrays(model).residualize(features, design)
-    elif step.transform in methods():
+    elif step.transform in harmonizers():
         harmonizer = make_harmonizer(step.transform, step.options)
         table = SiteTable(features, design, site=site.name, seed=site.private_seed(step.result))
         solved = harmonizer.read_state(step.model, model)

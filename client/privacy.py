@@ -130,8 +130,8 @@ def train_privately(
 ) -> tuple[TrainingOutcome, Spend]:
     """Train `model` in place for one round, as `brainlm.pretraining.train_round` does, but privately.
 
-    Draws, masks and noise are new in every call
-    and come from the operating system, not from the study's seed, which others know. ``config.workers`` is not used.
+    Draws, masks and noise are new in every call and come from the operating system, not from the study's seed, which
+    others know. ``config.workers`` is not used.
 
     Parameters
     ----------
@@ -165,15 +165,14 @@ def train_privately(
     n_participants = len(windows.participants)
     check_privacy(model.config, config, n_participants=n_participants, devices=devices)
     assert config.privacy is not None
+    first_step, steps = (round_number - 1) * config.steps_per_round, rounds * config.steps_per_round
     rate = sample_rate(config.batch_size, n_participants)
-    noise_multiplier = ledger.noise_multiplier(config.privacy, rate, rounds * config.steps_per_round)
-    spend = Spend(noise_multiplier, rate, config.steps_per_round)
+    spend = Spend(ledger.noise_multiplier(config.privacy, rate, steps), rate, config.steps_per_round)
     ledger.permit(spend)
 
     model.to(device).train()
     optimizer = optimizer or make_optimizer(model, config)
-    first_step, steps = (round_number - 1) * config.steps_per_round, rounds * config.steps_per_round
-    secret = random_bytes(32).hex()
+    secret, deviation = random_bytes(32).hex(), spend.noise_multiplier * config.privacy.clip
     with ClippedSum(model, windows, config) as clipped:
         for step in range(first_step, first_step + config.steps_per_round):
             for group in optimizer.param_groups:
@@ -181,9 +180,7 @@ def train_privately(
             draws = Draws(secret, step, steps)
             total = clipped.of(draws.participants(windows.participants, rate), draws)
             for parameter, values in zip(clipped.parameters, total, strict=True):
-                noise = draw_normal(values.numel(), random_bytes).view(values.shape).to(values)
-                noisy = values + noise_multiplier * config.privacy.clip * noise
-                parameter.grad = noisy / (rate * n_participants)
+                parameter.grad = _with_noise(values, deviation, random_bytes) / (rate * n_participants)
             optimizer.step()
             model.after_step()
     if not all(bool(values.isfinite().all()) for values in model.state_dict().values()):
@@ -193,6 +190,12 @@ def train_privately(
             "privacy."
         )
     return TrainingOutcome(math.nan, windows.n_windows, config.steps_per_round), spend
+
+
+def _with_noise(values: Tensor, deviation: float, random_bytes: RandomBytes) -> Tensor:
+    """Add normal noise of that standard deviation."""
+    noise: Tensor = draw_normal(values.numel(), random_bytes).view(values.shape).to(values)
+    return values + deviation * noise
 
 
 @dataclass(frozen=True)

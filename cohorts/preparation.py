@@ -150,22 +150,12 @@ def prepare_cohort(
     there = read_settings(out / "cohort.yaml", About) if (out / "cohort.yaml").is_file() else None
     asked = read_settings(settings.quality, QualityRules) if settings.quality else None
     rules = rules or asked or (there.rules if there else QualityRules.published())
-    about = {
-        "name": check_identifier(settings.name or (there.name if there else out.name), "cohort name"),
-        "preprocessing": source.preprocessing,
-        "scaling": settings.scaling if isinstance(settings, MatrixSettings) else "raw",
-        "options": _options(source, names) | _people_options(pattern, participants),
-        "pseudonyms": names.check_word,
-    }
+    options = _options(source, names) | _people_options(pattern, participants)
+    about = _about(settings.name or (there.name if there else out.name), source, settings, options, names)
     try:
         with _workplace(out, source, about, rules) as cohort:
             jobs = _jobs(runs, selected, names, lacking, pattern)
-            pending = [job for job in jobs if cohort.fingerprint_of(job.identity.recording_id) != job.fingerprint]
-            if pending:
-                cohort.begin_changes()
-            for done, outcome in enumerate(_outcomes(pending, _Common(source, cohort.path, rules), workers), start=1):
-                _record(cohort, outcome, names)
-                progress(len(jobs) - len(pending) + done, len(jobs))
+            n_done = _read_new(cohort, jobs, _Common(source, cohort.path, rules), names, workers, progress)
             linkage = Linkage.read(cohort.path).extended(names, (job.run for job in jobs))
             offered = {job.identity.recording_id for job in jobs}
             gone = _forget(cohort, offered, selected, names)
@@ -186,9 +176,9 @@ def prepare_cohort(
         ) from error
     cohort = Cohort.open(out)
     n_participants = cohort.recordings["participant_id"].nunique()
-    n_unchanged = len(jobs) - len(pending)
+    n_unchanged = len(jobs) - n_done
     return PreparationReport(
-        out, len(cohort), n_participants, len(pending), n_unchanged, n_not_selected, len(gone), cohort.quarantined
+        out, len(cohort), n_participants, n_done, n_unchanged, n_not_selected, len(gone), cohort.quarantined
     )
 
 
@@ -300,6 +290,17 @@ def _options(source: Any, names: Names) -> dict[str, Any]:
         elif isinstance(value, tuple):
             found[option.name] = list(value)
     return found
+
+
+def _about(name: str, source: Source, settings: Preparation, options: dict[str, Any], names: Names) -> dict[str, Any]:
+    """What a cohort says of itself, and must go on to say when it is prepared again."""
+    return {
+        "name": check_identifier(name, "cohort name"),
+        "preprocessing": source.preprocessing,
+        "scaling": settings.scaling if isinstance(settings, MatrixSettings) else "raw",
+        "options": options,
+        "pseudonyms": names.check_word,
+    }
 
 
 @contextmanager
@@ -462,6 +463,19 @@ def _file_fingerprint(path: Path) -> str:
     except OSError as error:
         return f"unreadable:{error.errno}"
     return digest.hexdigest()
+
+
+def _read_new(
+    cohort: Cohort, jobs: list[_Job], common: _Common, names: Names, workers: int, progress: Callable[[int, int], None]
+) -> int:
+    """Read the runs that are new or changed into the cohort; return how many these were."""
+    pending = [job for job in jobs if cohort.fingerprint_of(job.identity.recording_id) != job.fingerprint]
+    if pending:
+        cohort.begin_changes()
+    for done, outcome in enumerate(_outcomes(pending, common, workers), start=len(jobs) - len(pending) + 1):
+        _record(cohort, outcome, names)
+        progress(done, len(jobs))
+    return len(pending)
 
 
 def _outcomes(jobs: list[_Job], common: _Common, workers: int) -> Iterator[_Outcome]:

@@ -6,6 +6,7 @@ what is said of a field here is the option's help.
 
 import os
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -32,8 +33,6 @@ _OF_THE_TABLE = ("missing_value", "top_coded", "ranges", "participant_column")
 class Preparation(Settings):
     """How recordings of any source become a cohort."""
 
-    parcels: ClassVar[str] = ""
-    """Field that says what the columns are where `atlas` does not."""
     kind: Kind | None = None
     """What the source is; found out if not given."""
     atlas: str = ""
@@ -76,8 +75,6 @@ class Preparation(Settings):
         if self.tr is not None and not 0 < self.tr <= LONGEST_T_R:
             remedy = f"If it is in milliseconds, give {self.tr / 1000:g}." if self.tr > LONGEST_T_R else "Correct it."
             yield f"--tr {self.tr:g}: expected seconds, above 0 and at most {LONGEST_T_R:g}. {remedy}"
-        if type(self) in KINDS.values() and not (self.atlas or getattr(self, self.parcels, None)):
-            yield f"--atlas is missing. {docstrings_of(Preparation)['atlas']}"
 
     @property
     def pattern(self) -> PersonPattern | None:
@@ -109,6 +106,20 @@ class Preparation(Settings):
             return None
         return tuple(people.scans or people.participants["participant_id"])
 
+
+class SourceSettings(Preparation):
+    """How recordings of one kind of source become a cohort."""
+
+    parcels: ClassVar[str] = ""
+    """Field that says what the columns are where `atlas` does not."""
+
+    def conflicts(self) -> Iterator[str]:
+        """Sentences on fields that do not go together, each with the remedy."""
+        yield from super().conflicts()
+        if not (self.atlas or getattr(self, self.parcels, None)):
+            yield f"--atlas is missing. {docstrings_of(Preparation)['atlas']}"
+
+    @abstractmethod
     def open(self, path: Path, people: ParticipantsTable | None = None) -> Source:
         """Open a source of this kind.
 
@@ -117,7 +128,6 @@ class Preparation(Settings):
         CohortError
             If there is none, or its atlas cannot be found.
         """
-        raise NotImplementedError
 
     def to_yaml(self) -> str:
         """Return what differs from the defaults as a file of settings, with whole paths."""
@@ -126,7 +136,7 @@ class Preparation(Settings):
         return yaml.safe_dump(with_paths({"kind": kind, **given}, Path.cwd()), sort_keys=False)
 
 
-class _InImages(Preparation):
+class _InImages(SourceSettings):
     """Parcels of a label image."""
 
     space: str = ""
@@ -139,7 +149,7 @@ class _InImages(Preparation):
     """NIfTI: table of the label image's labels."""
 
 
-class _OfTrees(Preparation):
+class _OfTrees(SourceSettings):
     """Part of a tree of derivatives."""
 
     task: tuple[str, ...] = ()
@@ -148,7 +158,7 @@ class _OfTrees(Preparation):
     """Trees: only runs of this session."""
 
 
-class _Described(Preparation):
+class _Described(SourceSettings):
     """Files that do not say how they came to be."""
 
     preprocessing: str = "unspecified"
@@ -331,7 +341,7 @@ class MatrixSettings(_Described):
         )
 
 
-KINDS: dict[Kind, type[Preparation]] = {
+KINDS: dict[Kind, type[SourceSettings]] = {
     "fmriprep": FMRIPrepSettings,
     "nifti": NiftiSettings,
     "xcpd": XCPDSettings,
@@ -340,7 +350,7 @@ KINDS: dict[Kind, type[Preparation]] = {
 """Kind of a source → its settings."""
 
 
-def check_preparation(content: dict[str, Any], kind: Kind, source: str = "") -> Preparation:
+def check_preparation(content: dict[str, Any], kind: Kind, source: str = "") -> SourceSettings:
     """Check the settings of a source of a kind.
 
     Parameters

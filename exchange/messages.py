@@ -645,7 +645,7 @@ class Step(BaseModel):
     source, result : str
         Feature sets: the one to read, and the one to write.
     transform : str
-        What to apply: ``selection``, ``projection``, ``residualization``, or a name of `harmonization.methods`.
+        What to apply: ``selection``, ``projection``, ``residualization``, or a name of `harmonization.harmonizers`.
     options : dict
         Options of a method.
     model : str

@@ -14,7 +14,7 @@ from harmonization.estimators.harmonizers import ComBatHarmonizer, PooledHarmoni
 from harmonization.methods.combat import ComBat, ComBatModel
 from harmonization.methods.covbat import CovBat
 from harmonization.methods.gam import ComBatGAM
-from harmonization.methods.harmonizer import Harmonizer, Unharmonized, make_harmonizer, methods
+from harmonization.methods.harmonizer import Harmonizer, Unharmonized, harmonizers, make_harmonizer
 from harmonization.methods.longitudinal import LongitudinalComBat
 from harmonization.methods.projection import Projection
 from harmonization.methods.residualization import Residualization
@@ -79,9 +79,9 @@ __all__ = [
     "TwoTower",
     "Unharmonized",
     "add_sums",
+    "harmonizers",
     "make_analysis",
     "make_harmonizer",
-    "methods",
     "run_pooled",
 ]
 

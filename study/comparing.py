@@ -39,7 +39,7 @@ class Variant:
     name : str
         ``raw``, ``harmonized``, ``control``, or the name of a method to compare with.
     method : str
-        Of `harmonization.methods`.
+        Of `harmonization.harmonizers`.
     options : dict
         The method's.
     covariates : list of dict

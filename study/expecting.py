@@ -8,7 +8,7 @@ from brainlm.embedding import feature_sizes
 from brainlm.evaluation import MAX_HORIZON, MODEL, SUMS
 from exchange.expected import Expected
 from exchange.messages import EmbedRequest, HarmonizeRequest, TableSpec, TrainRequest
-from harmonization import Design, State, make_harmonizer, methods
+from harmonization import Design, State, harmonizers, make_harmonizer
 from harmonization.core.declared import Declared, Widths
 from harmonization.core.selection import Selection
 from harmonization.methods.projection import ProjectionModel
@@ -79,7 +79,7 @@ def of_harmonization(request: HarmonizeRequest, sizes: Mapping[str, int]) -> dic
     expected: dict[str, Expected] = {}
     for step in request.steps:
         expected[f"tally/{step.result}"] = Expected("count", most=_MOST_PEOPLE)
-        if step.transform in methods():
+        if step.transform in harmonizers():
             harmonizer = make_harmonizer(step.transform, step.options)
             model = harmonizer.read_state(step.model, request.part(step.result))
             for name, shape in harmonizer.effect_shapes(model, sizes[step.source]).items():

@@ -23,11 +23,13 @@ class Rounds:
 
     name = PRETRAINING
 
-    def ask(self, study: Study, state: State) -> Question | None:
-        """Ask for a round of training; None after the last."""
+    def is_over(self, study: Study, state: State) -> bool:
+        """Whether the last round is done."""
+        return state.round_number >= study.averaging.rounds
+
+    def ask(self, study: Study, state: State) -> Question:
+        """Ask for a round of training."""
         number = state.round_number + 1
-        if number > study.averaging.rounds:
-            return None
         parts = ("weights", "scaling", *(["moments"] if study.starts_from_linear_prediction else []))
         request = TrainRequest(
             arrays=_parts(state, *parts),
@@ -90,10 +92,12 @@ class Embedding:
 
     name = EMBEDDING
 
-    def ask(self, study: Study, state: State) -> Question | None:
+    def is_over(self, study: Study, state: State) -> bool:
+        """Whether the sites have embedded them."""
+        return bool(state.sizes)
+
+    def ask(self, study: Study, state: State) -> Question:
         """Ask once."""
-        if state.sizes:
-            return None
         request = EmbedRequest(
             arrays=_parts(state, "weights", "scaling", "moments"),
             study=study.study,

@@ -30,7 +30,7 @@ STAGES: tuple[Sums | Rounds | Embedding, ...] = (
     Sums("final", HARMONIZATION, harmonizing.final_tasks, harmonizing.with_recipe),
     Sums("association", HARMONIZATION, harmonizing.association_tasks, harmonizing.with_association, optional=True),
 )
-"""Each asks until it has nothing more to ask. What it then has solved, the sites apply before the next one begins."""
+"""Each asks until it is over. What it then has solved, the sites apply before the next one begins."""
 DONE = "done"
 _STAGES = {stage.name: stage for stage in STAGES}
 _NEXT = dict(zip(_STAGES, [*list(_STAGES)[1:], DONE], strict=True))
@@ -97,7 +97,7 @@ class Program:
 
     def _settled(self, state: State) -> State:
         """Pass over stages that have nothing more to ask."""
-        while not state.steps and state.stage != DONE and _STAGES[state.stage].ask(self.study, state) is None:
+        while not state.steps and state.stage != DONE and _STAGES[state.stage].is_over(self.study, state):
             state = _STAGES[state.stage].end(self.study, state).but(stage=_NEXT[state.stage])
         return state
 

@@ -26,7 +26,7 @@ from cohorts import load_atlas
 from cohorts.contract import CohortContract
 from exchange.messages import DescribeRequest
 from exchange.roster import MIN_SITES
-from harmonization import CovarianceDistance, CrossValidatedPermanova, SiteSpread, SiteVariance, methods
+from harmonization import CovarianceDistance, CrossValidatedPermanova, SiteSpread, SiteVariance, harmonizers
 from harmonization.core.design import KNOWN, Categorical, Continuous, Covariate, Design
 from harmonization.core.quantiles import DIGITS
 from harmonization.methods.combat import Prior
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     NumberProbe = str
     CategoryProbe = str
 else:
-    Method = Literal[tuple(name for name, method in methods().items() if method.for_studies)]
+    Method = Literal[tuple(name for name, method in harmonizers().items() if method.for_studies)]
     """Ways of making sites alike."""
     NumberProbe, CategoryProbe = Literal[tuple(probes_of("number"))], Literal[tuple(probes_of("category"))]
 SITE_MEASURES = tuple(
@@ -51,7 +51,7 @@ LARGEST = 1e12
 
 def blind_method(method: str) -> str:
     """Name the method of the negative control: without covariates there may be nothing for the same one to fit."""
-    return methods()[method].without_covariates or method
+    return harmonizers()[method].without_covariates or method
 
 
 class CovariateConfig(Settings):
@@ -368,9 +368,9 @@ class Study(Settings):
             if name not in harmonization.keep or (coded and not isinstance(self.coding(name), Continuous)):
                 yield f"harmonization.smooth: '{name}' is no number in harmonization.keep. Add it there."
         for method in dict.fromkeys((harmonization.method, *self.analyses.compare)):
-            if "smooth" in methods()[method].study_options and not harmonization.smooth:
+            if "smooth" in harmonizers()[method].study_options and not harmonization.smooth:
                 yield f"method {method} needs harmonization.smooth. Name a number and the bounds of its values."
-        taking = [name for name, method in methods().items() if "reference" in method.study_options]
+        taking = [name for name, method in harmonizers().items() if "reference" in method.study_options]
         if harmonization.reference is not None and harmonization.method not in taking:
             yield f"harmonization.reference is an option of method {' and '.join(taking)} alone. Leave it out."
         if harmonization.reference is not None and self.analyses.leave_one_site_out:
@@ -393,7 +393,7 @@ class Study(Settings):
             "reference": settings.reference,
         }
         known |= {"smooth": self._smooth_columns(design), "sites": sites}
-        return {name: known[name] for name in methods()[method].study_options}
+        return {name: known[name] for name in harmonizers()[method].study_options}
 
     def _smooth_columns(self, design: Design) -> list[tuple[int, float, float]]:
         """Place in a design of each number with a curve, and the bounds of its values as coded."""

@@ -64,11 +64,13 @@ class Sums:
     strict: bool = False
     optional: bool = False
 
-    def ask(self, study: Study, state: State) -> Question | None:
-        """Ask for the sums of each task's next round; None once all are done, or without hope."""
+    def is_over(self, study: Study, state: State) -> bool:
+        """Whether every task is done, or without hope."""
+        return not any(_is_pending(measure, state) for measure in self.tasks(study, state))
+
+    def ask(self, study: Study, state: State) -> Question:
+        """Ask for the sums of the next round of each task that is not done."""
         tasks = {measure: task for measure, task in self.tasks(study, state).items() if _is_pending(measure, state)}
-        if not tasks:
-            return None
         known = {measure: _known(measure, task, state) for measure, task in tasks.items()}
         arrays = {measure.name: answer.to_arrays() for measure, answer in known.items() if answer is not None}
         noise = None

@@ -6,7 +6,6 @@ from client.door.disclosure import permit_declared, permit_sums
 from client.door.ledger import Release, question_of_job
 from client.door.limits import permit_job
 from client.door.noise import add_with_noise, summarize_with_noise
-from client.door.policy import SHOWS_ONE_SITE
 from client.door.release import Answer
 from client.door.spending import Spend
 from client.features import FeatureStore, Table, find_table
@@ -43,7 +42,7 @@ def summarize(site: Site, request: SummarizeRequest) -> Answer:
 
 def _permit_rows(job: Job, analysis: Analysis) -> None:
     """Refuse an analysis of other rows or targets than its own, or of frames that only some recordings have."""
-    if isinstance(job.table, TableSpec) and job.table.target == "site" and analysis.name not in SHOWS_ONE_SITE:
+    if isinstance(job.table, TableSpec) and job.table.target == "site" and not analysis.shows_one_site:
         # One column a site: products with any other column would be one site's own sums.
         raise Refusal(RefusalCode.PROTOCOL, f"analysis '{job.analysis}' has no use for the site as a target.")
     if analysis.rows != ("frames" if isinstance(job.table, FrameSpec) else "participants"):

@@ -78,11 +78,6 @@ class Approvals:
         self._folder = state / "code"
         self._audit = audit
 
-    @property
-    def need_signatures(self) -> bool:
-        """Whether an approval is a signature, or somebody's word on this machine."""
-        return bool(self._keys)
-
     def approve(self, fab: bytes, by: str, study: str, signature: str | None = None) -> ApprovedApp:
         """Add somebody's approval of an app.
 

@@ -4,6 +4,7 @@ Studies, policies, the door and the report ask the classes for all that they say
 is found by its entry point, ``fedbrainlm.analyses``, and is then there as ours are.
 """
 
+import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import TypeVar
@@ -44,7 +45,8 @@ def load_others() -> None:
     """
     for point in entry_points(group=GROUP):
         try:
-            point.load()
+            if point.module not in sys.modules:  # else it is what imports us, and is about to enter them itself
+                point.load()
         except Exception as error:
             raise HarmonizationError(
                 f"package '{point.dist.name if point.dist else point.value}': its analysis '{point.name}' cannot be "

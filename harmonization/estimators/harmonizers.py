@@ -17,7 +17,7 @@ from harmonization.core.errors import HarmonizationError
 from harmonization.core.protocol import SiteTable, State, run_pooled
 from harmonization.estimators.columns import Columns, check_rows, participant_codes, site_name, split, table_like
 from harmonization.methods.combat import ComBat, Missing, Prior
-from harmonization.methods.harmonizer import Harmonizer
+from harmonization.methods.harmonizer import Harmonizer, make_harmonizer
 
 
 class PooledHarmonizer:
@@ -139,8 +139,6 @@ class PooledHarmonizer:
         HarmonizationError
             If the file is damaged, or holds another kind of harmonizer.
         """
-        from harmonization.methods.harmonizer import make_harmonizer  # methods import this module for their own faces
-
         arrays, about = saving.read(path)
         try:
             method = make_harmonizer(about["method"], about["parameters"])

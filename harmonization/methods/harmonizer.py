@@ -113,7 +113,7 @@ class Unharmonized(Harmonizer):
         return table.features
 
 
-def methods() -> dict[str, type[Harmonizer]]:
+def harmonizers() -> dict[str, type[Harmonizer]]:
     """Every method that a study can name, and one for repeated visits, by name."""
     return {name: analysis for name, analysis in ANALYSES.items() if issubclass(analysis, Harmonizer)}
 
@@ -126,11 +126,12 @@ def make_harmonizer(name: str, options: Mapping[str, Any]) -> Harmonizer:
     HarmonizationError
         If there is none, or an option is not one of its own.
     """
-    if not isinstance(name, str) or name not in methods():
-        raise HarmonizationError(f"method '{name}' is not known; expected one of {', '.join(methods())}.")
+    known = harmonizers()
+    if not isinstance(name, str) or name not in known:
+        raise HarmonizationError(f"method '{name}' is not known; expected one of {', '.join(known)}.")
     if not isinstance(options, Mapping):
         raise HarmonizationError(f"options of method '{name}' are {options!r}. Give names with values.")
     try:
-        return methods()[name](**options)
+        return known[name](**options)
     except TypeError:
         raise HarmonizationError(f"method '{name}' does not take {sorted(options)}. Use the same version.") from None

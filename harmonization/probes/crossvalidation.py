@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, permutations
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Progress(State):
-    """Where a cross-validation stands.
+    """Where a cross-validation stands. `CrossValidation.read_state` reads it, since it knows the kinds of its parts.
 
     Attributes
     ----------
@@ -77,10 +77,6 @@ class Progress(State):
             for name, values in state.to_arrays().items()
         }
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        raise NotImplementedError("only `CrossValidation.read_state` knows the kinds of its parts")
-
 
 Target = Literal["number", "category", ""]
 
@@ -98,7 +94,7 @@ class CrossValidation(Analysis):
         harmonized as a new one, from all its own rows, but never from its target. The sums without a site show that
         site's by subtraction.
     method : str
-        How sites are made alike, a name of `harmonization.methods`.
+        How sites are made alike, a name of `harmonization.harmonizers`.
     options : dict
         Options of the method.
 

@@ -215,7 +215,7 @@ class CrossValidatedLogistic(CrossValidation):
         if isinstance(own, OuterFits):
             given = self._permuted(table)
             if own.active.any():
-                return self._summarize_outer(table, folds, own, given)
+                return self._summarize_outer(folds, own, given)
             return self._summarize_scores(table, folds, own, given)
         if isinstance(own, InnerFits):
             return self._summarize_inner(table, folds, own)
@@ -287,7 +287,7 @@ class CrossValidatedLogistic(CrossValidation):
             sent.append({**sums, "validation": validation})
         return {name: np.concatenate([sums[name] for sums in sent]) for name in sent[0]}
 
-    def _summarize_outer(self, table: SiteTable, folds: list[Fold], fits: OuterFits, given: Array) -> Sums:
+    def _summarize_outer(self, folds: list[Fold], fits: OuterFits, given: Array) -> Sums:
         """Newton's sums of the active fits."""
         size, sent = len(given), []
         for index, some in _groups_of(fits, size):

@@ -6,7 +6,7 @@ from typing import Any
 
 from brainlm.evaluation import MODEL, SCORES
 from cohorts.report.page import Cell, Rows, Shown, Table, Title, fill_sections, write_page
-from harmonization import methods
+from harmonization import harmonizers
 from server.report.data import RunData
 from server.report.figures import draw, predictor_name, variant_name
 from server.report.methods import methods_paragraph
@@ -338,7 +338,7 @@ def _shows_one_site(study: dict[str, Any]) -> list[str]:
     analyses, harmonization = study["analyses"], study["harmonization"]
     names = [name for name in asked if analyses[name]]
     named = dict.fromkeys((harmonization["method"], *analyses["compare"]))
-    names += [method for method in named if methods()[method].shows_one_site]
+    names += [method for method in named if harmonizers()[method].shows_one_site]
     return names + (["reference_site"] if harmonization["reference"] else [])
 
 

@@ -19,7 +19,7 @@ from cohorts.report.style import (
     network_lines,
     widened,
 )
-from harmonization import methods
+from harmonization import harmonizers
 from server.report.data import RunData
 from server.summary import PROBE_SCORES, probe_score, site_score
 from study.comparing import CONTROL
@@ -208,7 +208,8 @@ def variant_name(variant: str) -> str:
     """Name of a variant of a feature set, for people."""
     if variant == CONTROL:
         return "control, no covariates"
-    return (variant in methods() and methods()[variant].title) or variant.replace("_", " ")
+    method = harmonizers().get(variant)
+    return (method and method.title) or variant.replace("_", " ")
 
 
 def predictor_name(predictor: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from harmonization import CrossValidatedCCA, CrossValidatedPermanova, methods
+from harmonization import CrossValidatedCCA, CrossValidatedPermanova, harmonizers
 from server.report.data import RunData
 from server.report.people import people_sentences
 
@@ -66,7 +66,7 @@ def methods_paragraph(data: RunData) -> tuple[str, list[str]]:
     text.append(_embedding(data))
     method = data.summary["harmonization"]["method"]
     if method != "none" and not _left_out(data, f"harmonization by {method}", "embedding/harmonized/model"):
-        text.append(_harmonization(data, cite(*methods()[method].references)))
+        text.append(_harmonization(data, cite(*harmonizers()[method].references)))
     text.append(_measures(data))
     if any(data.summary["harmonization"].get("site_effect", {}).values()):
         text.append(_site_effects(data, cite(*CrossValidatedPermanova.references)))
@@ -178,7 +178,7 @@ def _embedding(data: RunData) -> str:
 
 def _harmonization(data: RunData, references: str) -> str:
     harmonization = data.summary["harmonization"]
-    method = methods()[harmonization["method"]]
+    method = harmonizers()[harmonization["method"]]
     keep = ", ".join(harmonization["keep"]) or "no covariate"
     shrunk = f" with {_PRIORS[harmonization['prior']]}" if method.exact and "prior" in method.study_options else ""
     reference = f", with {harmonization['reference']} as reference site" if harmonization["reference"] else ""

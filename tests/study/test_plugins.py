@@ -171,6 +171,14 @@ def test_the_common_tests_try_them(plugin, tmp_path):
     assert "3 passed" in ended.stdout  # any order of both, and of the method's rows
 
 
+def test_they_may_be_imported_before_us(plugin, tmp_path):
+    code = "import firm_ridge; from harmonization import ANALYSES; print({'firm_ridge', 'site_means'} - {*ANALYSES})"
+
+    ended = in_another_process(plugin, tmp_path / "here", "-c", code)
+
+    assert ended.stdout == "set()\n", ended.stderr
+
+
 def test_what_cannot_be_loaded_is_named(plugin, tmp_path, monkeypatch):
     (plugin / "broken.py").write_text("raise ValueError('no such luck')")
     about = tmp_path / "broken-1.0.dist-info"

@@ -14,8 +14,8 @@ from harmonization import (
     PooledHarmonizer,
     Residualization,
     SiteTable,
+    harmonizers,
     make_harmonizer,
-    methods,
     run_pooled,
 )
 from harmonization.core.variation import all_but_equal, hardly_varies, vary_less
@@ -83,7 +83,7 @@ def every_method() -> list[tuple[str, dict[str, object]]]:
 
 
 def test_every_method_is_tried_here():
-    assert {name for name, _ in every_method()} == set(methods()) - {"none"}
+    assert {name for name, _ in every_method()} == set(harmonizers()) - {"none"}
 
 
 @pytest.mark.parametrize(("name", "options"), every_method(), ids=str)

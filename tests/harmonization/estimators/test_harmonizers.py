@@ -97,7 +97,9 @@ def test_refuses_files_of_other_versions(five_sites, tmp_path):
         saving.write(path, arrays, {**about, **change})
         with pytest.raises(HarmonizationError, match=r"version|not known|expected one of"):
             ComBatHarmonizer.load(path)
-    for broken in ([], {**about, "sites": [["0", "os.system"]]}, {**about, "features": 3}):
+    unfit = "harmonization.probes.crossvalidation.Progress"  # which cannot be told from its arrays alone
+    sites = [{**about, "sites": [["0", kind]]} for kind in ("os.system", unfit)]
+    for broken in ([], *sites, {**about, "features": 3}):
         saving.write(path, arrays, broken)
         with pytest.raises(HarmonizationError, match="another version"):
             ComBatHarmonizer.load(path)
