@@ -33,7 +33,7 @@ from cohorts.persons import PersonPattern, look_like_visits
 from cohorts.processes import in_processes
 from cohorts.quality import QualityRules, check_signal
 from cohorts.recording import Recording, check_identifier, check_recording, save_recording
-from cohorts.settings import KINDS, MatrixSettings, Preparation
+from cohorts.settings import MatrixSettings, Preparation, SourceSettings
 from cohorts.sources.kinds import Reading, Run, Source
 
 _HEAD = 65_536
@@ -166,7 +166,7 @@ def prepare_cohort(
             cohort.remark(said, look_like_visits(run.participant for run in runs))
             if not isinstance(names, OwnNames):
                 linkage.only(offered | gone).write(cohort.path)
-            if type(settings) in KINDS.values():
+            if isinstance(settings, SourceSettings):
                 write_text(cohort.path / "site-only" / "prepare.yaml", settings.to_yaml())
             cohort.judge(rules)
     except OSError as error:
