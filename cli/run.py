@@ -25,7 +25,7 @@ from cli.ending import end_noted, how_to_go_on, note_stopping, settle
 from cli.options import RUNS
 from cli.watch import AS_JSON, find_run
 from cli.watching import end_of, print_absences, print_event, print_summary, watching
-from client.door.policy import EVERYTHING, SHOWS_ONE_SITE
+from client.door.policy import EVERYTHING, every_analysis
 from client.keys.keyring import agree
 from client.process import private_files
 from client.site import SIMULATED_SITES, load_site
@@ -356,7 +356,7 @@ def _write_site(study: Study, cohort: Cohort, folder: Path) -> None:
         "state": "state",
         "policy": {
             "studies": [EVERYTHING],
-            "analyses": [EVERYTHING, *sorted(SHOWS_ONE_SITE)],
+            "analyses": every_analysis(),
             "vectors": [EVERYTHING],
             "min_participants": 2,
             "min_group": 1,
