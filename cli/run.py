@@ -37,7 +37,7 @@ from runtime.fab import PROJECT, pack_fab, stage_app
 from runtime.flower import Simulation, connections, flwr_run, simulation_superlink
 from runtime.postmortem import Postmortem
 from server.journal import WHERE, Journal
-from server.keeping import keep_study
+from server.keeping import hold_study, keep_study
 from server.report import write_report
 from study.settings import Study, load_study
 
@@ -168,6 +168,7 @@ def _resume(folder: Path, as_json: bool, at_once: int | None) -> None:
     if journal.is_worked_on:
         raise InputError(f"{folder}: the run is still going on. See 'fedbrainlm watch {folder}'.")
     _require_simulation(at_once, facts[WHERE])
+    hold_study(journal)
     _require_cohorts(folder)
     with journal.at_work("command"):
         journal.note(status="starting", stage="", reason="", stopped="")
