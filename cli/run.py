@@ -84,6 +84,10 @@ def run_study(
     RunFailedError
         With the reason, and how to go on.
     """
+    if isinstance(cohorts, str | Path):  # whose letters would be taken for folders
+        raise InputError(f"cohorts is {str(cohorts)!r}; expected a list of folders. Put it into one.")
+    if at_once is not None and at_once < 1:
+        raise InputError(f"at_once is {at_once}; expected 1 site or more. Correct it, or leave it out.")
     loaded = load_study(study)
     opened = open_cohorts(loaded, [Path(folder) for folder in cohorts])
     with _new_run(Path(runs), loaded, "simulation") as folder:
