@@ -303,8 +303,12 @@ def read_arrays(
         As `save_arrays` was given it; None in a file that another program wrote.
     """
     with open_arrays(path, **how) as file:
-        header = json.loads((file.metadata() or {}).get(key, "null"))
-        return {name: file.get_tensor(name) for name in file.keys() if names is None or name in names}, header  # noqa: SIM118
+        try:
+            header = json.loads((file.metadata() or {}).get(key, "null"))
+            arrays = {name: file.get_tensor(name) for name in file.keys() if names is None or name in names}  # noqa: SIM118
+        except (AttributeError, RecursionError, TypeError):  # a type that numpy has not, a header nested without end
+            raise ValueError from None
+        return arrays, header
 
 
 def _what_else(path: Path) -> str:

@@ -81,7 +81,8 @@ def write_report(cohort: Cohort, rules: QualityRules) -> None:
 def _settings(source: Path, file: Path | None, kind: str, given: dict[str, Any]) -> SourceSettings:
     """Read the file of settings, if there is one, and put the options that were given in its place."""
     content = with_paths(read_yaml(file), file.absolute().parent) if file else {}
-    asked: Any = (content.get("kind") or "auto") if kind == "auto" else kind
+    stated = "auto" if content.get("kind") is None else content["kind"]
+    asked: Any = stated if kind == "auto" else kind
     if asked != "auto" and asked not in get_args(Kind):
         raise SettingsError(f"{file}: 'kind' is {asked!r}; expected one of {', '.join(get_args(Kind))}. Correct it.")
     found: Kind = kind_of(source) if asked == "auto" else asked

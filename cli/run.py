@@ -25,7 +25,7 @@ from cli.ending import end_noted, how_to_go_on, note_stopping, settle
 from cli.options import RUNS
 from cli.watch import AS_JSON, find_run
 from cli.watching import end_of, print_absences, print_event, print_summary, watching
-from client.door.policy import EVERYTHING, SHOWS_ONE_SITE
+from client.door.policy import EVERYTHING, every_analysis
 from client.keys.keyring import agree
 from client.process import private_files
 from client.site import SIMULATED_SITES, load_site
@@ -37,7 +37,7 @@ from runtime.fab import PROJECT, pack_fab, stage_app
 from runtime.flower import Simulation, connections, flwr_run, simulation_superlink
 from runtime.postmortem import Postmortem
 from server.journal import WHERE, Journal
-from server.keeping import keep_study
+from server.keeping import hold_study, keep_study
 from server.report import write_report
 from study.settings import Study, load_study
 
@@ -84,6 +84,10 @@ def run_study(
     RunFailedError
         With the reason, and how to go on.
     """
+    if isinstance(cohorts, str | Path):  # whose letters would be taken for folders
+        raise InputError(f"cohorts is {str(cohorts)!r}; expected a list of folders. Put it into one.")
+    if at_once is not None and at_once < 1:
+        raise InputError(f"at_once is {at_once}; expected 1 site or more. Correct it, or leave it out.")
     loaded = load_study(study)
     opened = open_cohorts(loaded, [Path(folder) for folder in cohorts])
     with _new_run(Path(runs), loaded, "simulation") as folder:
@@ -168,6 +172,7 @@ def _resume(folder: Path, as_json: bool, at_once: int | None) -> None:
     if journal.is_worked_on:
         raise InputError(f"{folder}: the run is still going on. See 'fedbrainlm watch {folder}'.")
     _require_simulation(at_once, facts[WHERE])
+    hold_study(journal)
     _require_cohorts(folder)
     with journal.at_work("command"):
         journal.note(status="starting", stage="", reason="", stopped="")
@@ -356,7 +361,7 @@ def _write_site(study: Study, cohort: Cohort, folder: Path) -> None:
         "state": "state",
         "policy": {
             "studies": [EVERYTHING],
-            "analyses": [EVERYTHING, *sorted(SHOWS_ONE_SITE)],
+            "analyses": every_analysis(),
             "vectors": [EVERYTHING],
             "min_participants": 2,
             "min_group": 1,

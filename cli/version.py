@@ -1,5 +1,6 @@
 """Which FedBrainLM this is: the version that a tag gave it, and the commit that it was made of."""
 
+import os
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,8 @@ def _commit() -> str:
     if not (_PROJECT / ".git").exists():
         return COMMIT.read_text(encoding="utf-8").strip().removeprefix("g")[:12] if COMMIT.is_file() else ""
     try:
-        return subprocess.run(_DESCRIBE, capture_output=True, text=True, check=True).stdout.strip()
+        # A hook of another repository, for one, says by these which it is of.
+        own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        return subprocess.run(_DESCRIBE, capture_output=True, text=True, check=True, env=own).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git here, or a repository that is somebody else's
         return ""

@@ -161,7 +161,9 @@ def _from_table(path: Path) -> Atlas:
 def _checked(
     about: dict[str, Any], labels: list[str], coordinates: list[list[float]], networks: list[str] | None
 ) -> Atlas:
-    places = np.asarray(coordinates, dtype=np.float64)
+    name, places = about["name"], np.asarray(coordinates, dtype=np.float64)
+    if not isinstance(name, str) or not 0 < len(name) <= 200 or "/" in name or not name.isprintable():
+        raise AtlasError(f"atlas name {str(name)[:60]!r}: expected 1 to 200 signs, none of them '/'. Rename it.")
     if len(set(labels)) != len(labels) or places.shape != (len(labels), 3) or not np.isfinite(places).all():
         raise ValueError
     places.setflags(write=False)

@@ -160,7 +160,7 @@ class Cohort:
         write_text(path / "atlas.json", atlas.to_json())
         content = About(
             format=FORMAT,
-            name=check_identifier(name or path.name, "cohort name"),
+            name=check_identifier(name or path.absolute().name, "cohort name"),
             atlas=atlas.name,
             atlas_sha256=atlas.content_hash,
             preprocessing=preprocessing,
@@ -189,7 +189,7 @@ class Cohort:
             If the folder is no cohort, or lost a recording that its index names.
         """
         path = Path(path)
-        if path.with_name(f".{path.name}.partial").is_dir() and not path.exists():
+        if not path.exists() and path.with_name(f".{path.name}.partial").is_dir():
             raise CohortError(
                 f"{path}: is in the making, or a command that made it was stopped. Give that command again: it goes on."
             )

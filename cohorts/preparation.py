@@ -151,7 +151,7 @@ def prepare_cohort(
     asked = read_settings(settings.quality, QualityRules) if settings.quality else None
     rules = rules or asked or (there.rules if there else QualityRules.published())
     options = _options(source, names) | _people_options(pattern, participants)
-    about = _about(settings.name or (there.name if there else out.name), source, settings, options, names)
+    about = _about(settings.name or (there.name if there else out.absolute().name), source, settings, options, names)
     try:
         with _workplace(out, source, about, rules) as cohort:
             jobs = _jobs(runs, selected, names, lacking, pattern)
@@ -315,6 +315,8 @@ def _workplace(out: Path, source: Source, about: dict[str, Any], rules: QualityR
             _clear_temporary(out)
             yield cohort
         return
+    if not out.name:  # "." would lose its place under whoever stands in it
+        raise CohortError(f"{out}: is where the command stands; expected a new folder. Name it from outside of it.")
     partial = out.with_name(f".{out.name}.partial")
     if partial.is_symlink():  # what it leads to would be emptied
         raise CohortError(f"{partial}: is a link; expected a folder that this command makes itself. Remove it.")

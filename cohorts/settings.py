@@ -24,7 +24,7 @@ from cohorts.errors import CohortError
 from cohorts.participants import MissingRule, ParticipantsTable, load_participants
 from cohorts.persons import PersonPattern
 from cohorts.sources.derivatives import Kind
-from cohorts.sources.kinds import LONGEST_T_R, Source
+from cohorts.sources.kinds import Source, check_given_t_r
 
 _OF_THE_TABLE = ("missing_value", "top_coded", "ranges", "participant_column")
 """Fields that have a meaning for a participants table only."""
@@ -72,9 +72,7 @@ class Preparation(Settings):
             yield from _faults_of(PersonPattern, self.participant_pattern)
             if self.participant_column:
                 yield "--participant-pattern and --participant-column: both say whose an id is. Give one of them."
-        if self.tr is not None and not 0 < self.tr <= LONGEST_T_R:
-            remedy = f"If it is in milliseconds, give {self.tr / 1000:g}." if self.tr > LONGEST_T_R else "Correct it."
-            yield f"--tr {self.tr:g}: expected seconds, above 0 and at most {LONGEST_T_R:g}. {remedy}"
+        yield from _faults_of(check_given_t_r, self.tr)
 
     @property
     def pattern(self) -> PersonPattern | None:

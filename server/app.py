@@ -19,6 +19,7 @@ from server.answers import Answers
 from server.averaging import Checkpoints, averaged, measure_reconstruction, measure_training
 from server.errors import JournalError, QuorumError
 from server.journal import Journal
+from server.keeping import hold_study
 from server.reconstruction import write_reconstruction
 from server.roster import Roster
 from server.shown import keep_shown
@@ -54,6 +55,7 @@ def main(grid: Grid, context: Context) -> None:
             flower_run=str(context.run_id),
         )
         try:
+            hold_study(journal)
             findings = run_study(study, roster, journal)
         except Exception as error:
             _fail(study, roster, journal, error)

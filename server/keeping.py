@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 
 from base.files import atomic_path, write_text
+from server.errors import ServerError
+from server.journal import Journal
 from study.settings import Study
 
 
@@ -27,6 +29,25 @@ def keep_study(study: Study, folder: Path) -> None:
     )
     cohort = study.cohort.model_copy(update={"atlases": atlases})
     write_text(folder / "study.yaml", study.model_copy(update={"start": start, "cohort": cohort}).to_yaml())
+
+
+def hold_study(journal: Journal) -> None:
+    """Note what a run's study is when it begins, so that it is one study from its first question to its last.
+
+    Raises
+    ------
+    ServerError
+        If it was changed since: rounds of two studies are no training of either.
+    """
+    folder, sealed = journal.folder, journal.files()
+    needed = (folder / "study.yaml", *sorted((folder / "inputs").rglob("*")))
+    for path in filter(Path.is_file, needed):  # one that is gone is missed where it is read
+        if path.relative_to(folder).as_posix() not in sealed:
+            journal.seal(path)
+        elif not journal.is_whole(path):
+            raise ServerError(
+                f"{path}: is another than when the run began. Restore it, or begin another run with the changed study."
+            )
 
 
 def _kept(source: Path, folder: Path, kind: str) -> str:

@@ -36,7 +36,9 @@ class Measure:
 
     @property
     def name(self) -> str:
-        return "/".join(filter(None, (self.of, self.variant, self.kind, self.target)))
+        # A column may be called "sex/age": that must be no part of what is about "sex".
+        target = self.target.replace("%", "%25").replace("/", "%2F")
+        return "/".join(filter(None, (self.of, self.variant, self.kind, target)))
 
     @property
     def called(self) -> str:

@@ -8,7 +8,8 @@ from brainlm.config import PrivacyConfig
 from client.door.ledger import EVALUATION, LACKING
 from client.door.policy import Policy
 from exchange.messages import DescribeRequest
-from exchange.refusals import Refusal
+from exchange.refusals import Refusal, RefusalCode
+from harmonization.core.registry import ANALYSES, TAKEN
 
 
 def policy_objections(policy: Policy, request: DescribeRequest) -> Iterator[Refusal]:
@@ -17,6 +18,7 @@ def policy_objections(policy: Policy, request: DescribeRequest) -> Iterator[Refu
     checks: list[Callable[[], None]] = [
         partial(policy.permit, request.study),
         *(partial(policy.permit, request.study, [analysis]) for analysis in request.analyses),
+        *(partial(_require_known, analysis) for analysis in request.analyses),
         partial(policy.permit, request.study, recipe=request.recipe),
         *(partial(policy.permit_column, name) for name in request.columns),
         partial(policy.permit_rounds, request.rounds),
@@ -36,6 +38,15 @@ def policy_objections(policy: Policy, request: DescribeRequest) -> Iterator[Refu
             yield refusal
             if check is checks[0]:  # of a study that is not named, everything else is refused, too
                 return
+
+
+def _require_known(analysis: str) -> None:
+    """Refuse what is not installed here, and would fail after training."""
+    if analysis not in ANALYSES and analysis not in TAKEN:
+        raise Refusal(
+            RefusalCode.PROTOCOL,
+            f"analysis '{analysis}' is not known here. Install the package that it comes from, or the same version.",
+        )
 
 
 def privacy_of(request: DescribeRequest) -> PrivacyConfig | None:

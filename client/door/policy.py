@@ -24,6 +24,11 @@ def must_be_named(analysis: str) -> bool:
     return analysis in SHOWS_ONE_SITE or not is_ours(analysis)
 
 
+def every_analysis() -> list[str]:
+    """Name all that `Policy.analyses` can allow."""
+    return [EVERYTHING, *sorted(filter(must_be_named, SHOWS_ONE_SITE | ANALYSES.keys()))]
+
+
 class Policy(Settings):
     """The hospital's limits. The defaults refuse every study until the administrator names one."""
 

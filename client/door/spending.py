@@ -171,7 +171,7 @@ class PrivacyLedger:
             file = json.loads(self.path.read_text(encoding="utf-8"))
             if file["sha256"] == _digest(file["ledger"]):
                 return _Content.model_validate(file["ledger"])
-        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        except (OSError, ValueError, KeyError, RecursionError, TypeError, ValidationError):
             pass
         raise Refusal(
             RefusalCode.SETUP,

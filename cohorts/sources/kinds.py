@@ -104,6 +104,19 @@ class Source(Protocol):
         ...
 
 
+def check_given_t_r(t_r: float | None) -> None:
+    """Check the repetition time that somebody gives for all runs of a source.
+
+    Raises
+    ------
+    CohortError
+        If it cannot be one in seconds.
+    """
+    if t_r is not None and not 0 < t_r <= LONGEST_T_R:
+        remedy = f"If it is in milliseconds, give {t_r / 1000:g}." if t_r > LONGEST_T_R else "Correct it."
+        raise CohortError(f"--tr {t_r:g}: expected seconds, above 0 and at most {LONGEST_T_R:g}. {remedy}")
+
+
 def in_order(runs: Iterable[Run]) -> list[Run]:
     """Sort runs by their names.
 

@@ -18,7 +18,7 @@ from cohorts.quality import orient
 from cohorts.recording import check_identifier
 from cohorts.sources.cifti import read_ptseries
 from cohorts.sources.formats import MATRIX_SUFFIXES, SEPARATORS, TEXT, UNREAD, first_unread, suffix_of, unread
-from cohorts.sources.kinds import Reading, Run
+from cohorts.sources.kinds import Reading, Run, check_given_t_r
 from cohorts.sources.matrix_files import (
     BROKEN_ARCHIVE,
     Table,
@@ -71,6 +71,14 @@ class MatrixSource:
     columns: tuple[int, int] | None = None
     variable: str = ""
     participants: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_given_t_r(self.t_r)
+        if self.columns and not 1 <= self.columns[0] <= self.columns[1]:
+            raise CohortError(
+                f"columns {self.columns[0]}-{self.columns[1]}: expected the first and the last one, counted from 1. "
+                "Correct them."
+            )
 
     def runs(self) -> list[Run]:
         """List the recordings in order of their names. `participant` is empty where the name fits no known id.

@@ -34,7 +34,7 @@ from cohorts.sources.images import (
     read_volume,
     require_frames,
 )
-from cohorts.sources.kinds import Reading
+from cohorts.sources.kinds import Reading, check_given_t_r
 from cohorts.sources.volumes import LabelImage, read_labels
 
 Censoring = Literal["interpolate", "drop", "none"]
@@ -121,6 +121,9 @@ class ImageSource:
     space: str = ""
     allow_space: str = ""
     t_r: float | None = None
+
+    def __post_init__(self) -> None:
+        check_given_t_r(self.t_r)
 
     @property
     def atlas(self) -> Atlas:

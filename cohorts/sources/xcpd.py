@@ -15,7 +15,7 @@ from cohorts.errors import CohortError, RecordingError
 from cohorts.sources.bids import BIDSName, Tree, generated_by, parse_name, repetition_time, run_of
 from cohorts.sources.censoring import interpolate_censored
 from cohorts.sources.cifti import read_ptseries
-from cohorts.sources.kinds import Reading, Run
+from cohorts.sources.kinds import Reading, Run, check_given_t_r
 from cohorts.tables import read_numbers
 
 Censoring = Literal["as-is", "interpolate", "drop"]
@@ -61,6 +61,7 @@ class XCPDSource:
     t_r: float | None = None
 
     def __post_init__(self) -> None:
+        check_given_t_r(self.t_r)
         series = _all_series(Tree(self.root))
         if not series:
             raise CohortError(

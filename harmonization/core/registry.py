@@ -4,6 +4,7 @@ Studies, policies, the door and the report ask the classes for all that they say
 is found by its entry point, ``fedbrainlm.analyses``, and is then there as ours are.
 """
 
+import re
 import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -17,6 +18,16 @@ AnyAnalysis = TypeVar("AnyAnalysis", bound=Analysis)
 ANALYSES: dict[str, type[Analysis]] = {}
 GROUP = "fedbrainlm.analyses"
 """Entry points of other packages: each names a module, or a class in one, that enters its analyses."""
+NAME = "[a-z_]{1,64}"
+"""What an analysis may be called, in studies, in policies and on the wire."""
+TAKEN = frozenset(
+    {
+        *("pretraining", "embedding", "evaluation", "lacking", "leave_one_site_out", "reference_site", "selection"),
+        *("raw", "harmonized", "control", "components", "shared", "projected", "residualized"),
+    }
+)
+"""What policies, transforms and feature sets call other things: an analysis of such a name would be taken for those."""
+_OURS: dict[str, type[Analysis]] = {}
 
 
 def register(analysis: type[AnyAnalysis]) -> type[AnyAnalysis]:
@@ -25,8 +36,16 @@ def register(analysis: type[AnyAnalysis]) -> type[AnyAnalysis]:
     Raises
     ------
     HarmonizationError
-        If another has that name.
+        If another has that name, it is none, or the class leaves something out.
     """
+    name = getattr(analysis, "name", None)
+    if not isinstance(name, str) or not re.fullmatch(NAME, name) or name in TAKEN:
+        raise HarmonizationError(
+            f"{analysis.__module__}: an analysis is called {name!r}; expected 1 to 64 letters a-z and '_', and none of "
+            f"{', '.join(sorted(TAKEN))}. Name it otherwise."
+        )
+    if lacking := sorted(getattr(analysis, "__abstractmethods__", ())):
+        raise HarmonizationError(f"{analysis.__module__}: analysis '{name}' lacks {', '.join(lacking)}. Write them.")
     known = ANALYSES.setdefault(analysis.name, analysis)
     if known is not analysis:
         raise HarmonizationError(
@@ -43,11 +62,13 @@ def load_others() -> None:
     HarmonizationError
         If one of them cannot be imported.
     """
+    _OURS.update({} if _OURS else ANALYSES)
     for point in entry_points(group=GROUP):
+        if getattr(getattr(sys.modules.get(point.module), "__spec__", None), "_initializing", False):
+            continue  # who imports it first comes by here, and its analyses enter themselves after that
         try:
-            if point.module not in sys.modules:  # else it is what imports us, and is about to enter them itself
-                point.load()
-        except Exception as error:
+            point.load()
+        except (Exception, SystemExit) as error:
             raise HarmonizationError(
                 f"package '{point.dist.name if point.dist else point.value}': its analysis '{point.name}' cannot be "
                 f"loaded ({type(error).__name__}: {error}). Mend the package, or remove it."
@@ -55,8 +76,8 @@ def load_others() -> None:
 
 
 def is_ours(name: str) -> bool:
-    """Whether an analysis of that name, if there is one, came with this package."""
-    return name not in ANALYSES or ANALYSES[name].__module__.startswith("harmonization.")
+    """Whether an analysis of that name, if there is one, came with this package: whatever it says of itself."""
+    return ANALYSES.get(name) is _OURS.get(name)
 
 
 def make_analysis(name: str, parameters: Mapping[str, object]) -> Analysis:

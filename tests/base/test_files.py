@@ -119,3 +119,15 @@ def test_a_file_of_another_program_has_no_header(tmp_path):
     save_file({"x": np.ones(2)}, tmp_path / "x", metadata={"fedbrainlm": "{no JSON"})
     with pytest.raises(FileError, match="is damaged"):
         read_arrays(tmp_path / "x")
+    save_file({"x": np.ones(2)}, tmp_path / "x", metadata={"fedbrainlm": "[" * 100_000})
+    with pytest.raises(FileError, match="is damaged"):
+        read_arrays(tmp_path / "x")
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float8_e4m3fn])
+def test_numbers_that_numpy_has_not_are_refused_by_a_sentence(tmp_path, kind):
+    save_arrays(tmp_path / "x", {"x": torch.ones(2).to(kind)}, framework="pt")
+
+    assert read_arrays(tmp_path / "x", framework="pt")[0]["x"].dtype == kind
+    with pytest.raises(FileError, match="is damaged, or no safetensors file"):
+        read_arrays(tmp_path / "x")

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from base.errors import RunFailedError
+from base.errors import InputError, RunFailedError
 from cli.at_hand import open_cohorts
 from cli.main import run_command
-from cli.run import _finish
+from cli.run import _finish, run_study
 from cohorts.simulation import SimulatedSite, simulate_cohorts
 from runtime.control import Outcome
 from server.journal import Journal
@@ -118,6 +118,22 @@ def test_cohorts_of_another_length_and_tr_meet_the_contract(tmp_path, study, sma
     cohorts = open_cohorts(load_study(study), [*small_cohorts, fast])
 
     assert [cohort.name for cohort in cohorts] == ["aalborg", "bergen", "coimbra", "fast"]
+
+
+@pytest.mark.parametrize(
+    ("cohorts", "at_once", "said"),
+    [
+        ("data/oslo", None, "cohorts is 'data/oslo'; expected a list of folders"),
+        (Path("data/oslo"), None, "cohorts is 'data/oslo'; expected a list of folders"),
+        ([], 0, "at_once is 0; expected 1 site or more"),
+        ([], -1, "at_once is -1; expected 1 site or more"),
+        ([], 1, "0 cohorts were given"),
+    ],
+)
+def test_what_python_gives_is_checked_as_what_a_command_is_given(tmp_path, study, cohorts, at_once, said):
+    with pytest.raises(InputError, match=said):
+        run_study(study, cohorts, tmp_path / "runs", at_once=at_once)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_federation_that_cannot_be_reached_is_a_failed_run(capsys, tmp_path, study, monkeypatch):

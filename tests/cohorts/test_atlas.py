@@ -118,3 +118,11 @@ def test_unknown_names_and_files_are_refused(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"parcels": 3}))
     with pytest.raises(AtlasError, match="is not an atlas table"):
         load_atlas(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("name", ["a/b", "../../x", "", "two\nlines", 3, "a" * 201])
+def test_a_name_that_is_no_part_of_a_path_is_refused(tmp_path, name):
+    table = json.loads(load_atlas("schaefer100").to_json())
+    (tmp_path / "x.json").write_text(json.dumps({**table, "name": name}))
+    with pytest.raises(AtlasError, match="expected 1 to 200 signs, none of them '/'"):
+        load_atlas(tmp_path / "x.json")

@@ -125,6 +125,15 @@ def test_refuses_what_does_not_fit(tmp_path, broken, code):
     assert len(Cohort.open(tmp_path / "c")) == 1
 
 
+def test_one_opens_from_within_and_the_root_is_none(tmp_path, monkeypatch):
+    Cohort.create(tmp_path / "here", atlas=load_atlas("schaefer100"))
+    monkeypatch.chdir(tmp_path / "here")
+
+    assert Cohort.open(".").name == "here"
+    with pytest.raises(CohortError, match=r"^/: is not a cohort"):
+        Cohort.open("/")
+
+
 def test_where_a_disk_may_not_be_mounted_that_is_asked_first(tmp_path):
     for folder, said in ((tmp_path, "is empty"), (tmp_path / "gone", "is not there")):
         with pytest.raises(CohortError, match=f"{said}; expected a cohort's folder.*whether its disk is mounted"):

@@ -396,6 +396,20 @@ def test_a_link_in_the_place_of_the_folder_in_the_making_is_refused(source, tmp_
     assert contents(tmp_path / "mine") == {"precious.txt": b"keep"}
 
 
+def test_one_goes_on_from_within_but_does_not_begin_there(source, tmp_path, monkeypatch):
+    prepare_cohort(source, tmp_path / "cohort")
+    before = contents(tmp_path / "cohort")
+    monkeypatch.chdir(tmp_path / "cohort")
+    assert prepare_cohort(source, ".").n_done == 0
+    assert contents(tmp_path / "cohort") == before
+
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for settings in (Preparation(), Preparation(name="other")):
+        with pytest.raises(CohortError, match=r"^\.: is where the command stands; expected a new folder\."):
+            prepare_cohort(source, ".", settings)
+
+
 def test_a_place_below_a_file_is_refused_by_its_own_name_and_no_key_is_drawn(source, tmp_path):
     (tmp_path / "file").write_text("")
 

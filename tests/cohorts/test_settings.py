@@ -101,6 +101,8 @@ def test_all_faults_are_told_at_once_by_the_names_of_options(folder, capsys):
     ("content", "said"),
     [
         ("kind: bids", "'kind' is 'bids'; expected one of fmriprep, xcpd, nifti, matrices"),
+        ("kind: false", "'kind' is False; expected one of fmriprep, xcpd, nifti, matrices"),
+        ("kind: ''", "'kind' is ''; expected one of fmriprep, xcpd, nifti, matrices"),
         ("- a", "expected 'name: value' lines"),
         ("orientation: up", "'orientation' is 'up'; expected one of auto, frames-first, parcels-first"),
         ("kind: xcpd\ncensoring: none", "'censoring' is 'none'; expected one of as-is, interpolate, drop"),

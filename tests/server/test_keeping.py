@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import yaml
+from flwr.app import Message
 
 from base.errors import InputError
 from base.settings import check_settings
@@ -14,9 +15,12 @@ from brainlm.pretraining import initial_model
 from cli.run import _new_run, _resume
 from cohorts import load_atlas
 from runtime.fab import build_fab
+from server.errors import QuorumError, ServerError
 from server.journal import Journal
+from server.keeping import hold_study
 from study.settings import load_study
-from tests.support.federation import STUDY
+from tests.support.federation import STUDY, run_study, write_sites
+from tests.support.local_grid import LocalGrid
 
 
 @pytest.fixture
@@ -82,3 +86,38 @@ def test_recordings_that_a_simulation_goes_on_with_are_missed_at_once(tmp_path, 
     with pytest.raises(InputError, match=f"recordings of site bergen cannot be read.*{tmp_path / 'gone'}"):
         _resume(folder, as_json=False, at_once=None)
     assert Journal(folder).progress().status == "stopped"
+
+
+def test_a_run_goes_on_with_the_study_that_it_began_with_alone(tmp_path, outside):
+    with _new_run(tmp_path / "runs", load_study(outside / "study.yaml"), "federation:nordic") as folder:
+        hold_study(journal := Journal(folder))
+        journal.note(status="stopped", reason="stopped by the user")
+
+    kept = ("study.yaml", "inputs/start/begun.safetensors", "inputs/atlas-0/atlas.json")
+    for path in (folder / name for name in kept):
+        before = path.read_bytes()
+        path.write_bytes(before + b"\n")
+        with pytest.raises(ServerError, match=f"{path}: is another than when the run began"):
+            _resume(folder, as_json=False, at_once=None)
+        path.write_bytes(before)
+    hold_study(journal)
+    assert journal.progress().status == "stopped"
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "fedadam"}, {"rounds": 1}, {"deadline_s": 61}])
+def test_the_server_goes_on_with_no_other_study(tmp_path, small_cohorts, change):
+    """Which would be refused by some optimizers, go on mixed with others, and begin anew with the rest."""
+    sites = write_sites(tmp_path / "s", small_cohorts)
+
+    def silent_once_described(_: int, asked: Message) -> bool | None:
+        return None if asked.metadata.message_type.endswith("describe") else False
+
+    with pytest.raises(QuorumError):
+        run_study(tmp_path / "run", LocalGrid(sites, silent_once_described))
+
+    grid = LocalGrid(sites)
+    with pytest.raises(ServerError, match="begin another run with the changed study"):
+        run_study(tmp_path / "run", grid, {**STUDY, "averaging": {**STUDY["averaging"], **change}})
+
+    assert not grid.sent
+    assert "is another than when the run began" in Journal(tmp_path / "run").facts()["reason"]

@@ -7,9 +7,18 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from harmonization import HarmonizationError
-from harmonization.core.registry import load_others
+from client.door.describing import policy_objections
+from client.door.ledger import EMBEDDING, EVALUATION, LACKING, PRETRAINING
+from client.door.policy import Policy, every_analysis, must_be_named
+from exchange.messages import Job, TableSpec
+from exchange.refusals import Refusal, RefusalCode
+from harmonization import CrossValidatedRidge, HarmonizationError, Harmonizer
+from harmonization.core import registry
+from study.comparing import CONTROL, HARMONIZED, RAW
+from study.harmonizing import PROJECTED
+from tests.support.pooled_sites import read_study
 
 ROOT = Path(__file__).parents[2]
 METHOD = '''
@@ -90,6 +99,9 @@ from pathlib import Path
 
 from base.errors import FedBrainLMError
 from cli.settings_page import settings_page
+from cli.run import _write_site
+from client.site import load_site
+from cohorts import Cohort
 from runtime.fab import print_study
 from server.report.data import RunData
 from server.report.methods import methods_paragraph
@@ -106,6 +118,8 @@ try:
     run_study(here / "refused", LocalGrid(write_sites(here / "unnamed", cohorts, analyses=["*"])), study)
 except FedBrainLMError as error:
     print("REFUSED", error)
+_write_site(load_study(here / "refused" / "study.yaml"), Cohort.open(cohorts[0]), here / "simulated")
+load_site(here / "simulated" / "site.yaml").policy.permit("small", ["site_means", "firm_ridge"])  # all is at hand
 named = ["*", "site_means", "firm_ridge"]
 run_study(here / "run", LocalGrid(write_sites(here / "sites", cohorts, analyses=named)), study)
 paragraph, references = methods_paragraph(RunData(here / "run"))
@@ -171,16 +185,72 @@ def test_the_common_tests_try_them(plugin, tmp_path):
     assert "3 passed" in ended.stdout  # any order of both, and of the method's rows
 
 
-def test_they_may_be_imported_before_us(plugin, tmp_path):
-    code = "import firm_ridge; from harmonization import ANALYSES; print({'firm_ridge', 'site_means'} - {*ANALYSES})"
+@pytest.mark.parametrize("first", ["site_means", "firm_ridge", "harmonization.core.registry", "study.settings"])
+def test_they_are_there_and_others_whatever_is_imported_first(plugin, tmp_path, first):
+    ask = (
+        "from harmonization.core.registry import is_ours; print(*map(is_ours, ['combat', 'site_means', 'firm_ridge']))"
+    )
 
-    ended = in_another_process(plugin, tmp_path / "here", "-c", code)
+    ended = in_another_process(plugin, tmp_path / "here", "-c", f"import {first}; {ask}")
 
-    assert ended.stdout == "set()\n", ended.stderr
+    assert ended.stdout == "True False False\n", ended.stderr
 
 
-def test_what_cannot_be_loaded_is_named(plugin, tmp_path, monkeypatch):
-    (plugin / "broken.py").write_text("raise ValueError('no such luck')")
+def test_one_that_claims_a_module_of_ours_is_another_s_all_the_same(monkeypatch):
+    monkeypatch.setattr(registry, "ANALYSES", dict(registry.ANALYSES))
+    liar = type("Liar", (CrossValidatedRidge,), {"name": "liar", "__module__": "harmonization.probes.liar"})
+
+    assert not registry.is_ours(registry.register(liar).name)
+    assert must_be_named("liar")
+    with pytest.raises(Refusal, match=r"'liar' is not in policy\.analyses"):
+        Policy(studies=("*",)).permit("any", ["liar"])
+
+
+@pytest.mark.parametrize("name", [*sorted(registry.TAKEN), "*", "ridge2", "a/b", "a.b", "", "Ridge", 3, None, "a" * 65])
+def test_a_name_that_means_something_else_or_cannot_travel_is_refused(name):
+    with pytest.raises(HarmonizationError, match="expected 1 to 64 letters a-z and '_'"):
+        registry.register(type("Other", (CrossValidatedRidge,), {"name": name}))
+
+
+def test_the_names_that_are_taken_are_those_of_policies_transforms_and_feature_sets():
+    others = {RAW, HARMONIZED, CONTROL, PROJECTED, *("residualized", "components", "shared", "selection")}
+    kinds = {question.kind for question in (PRETRAINING, EVALUATION, EMBEDDING, LACKING)}
+
+    assert others | kinds | {"leave_one_site_out", "reference_site"} == registry.TAKEN
+    for name in registry.ANALYSES:
+        assert Job(analysis=name, parameters={}, table=TableSpec(features="embedding")).analysis == name
+    with pytest.raises(ValidationError):
+        Job(analysis="ridge2", parameters={}, table=TableSpec(features="embedding"))
+
+
+def test_an_unfinished_class_is_refused():
+    with pytest.raises(HarmonizationError, match="analysis 'half' lacks apply, effect_shapes, estimate, sends"):
+        registry.register(type("Half", (Harmonizer,), {"name": "half"}))
+
+
+def test_what_a_site_has_not_installed_is_refused_before_training(tmp_path):
+    asked = read_study(tmp_path).introduction()
+    without = asked.model_copy(update={"analyses": [*asked.analyses, "not_here"]})
+
+    for named in ([], ["not_here"]):
+        may = {"studies": ("*",), "analyses": (*every_analysis(), *named), "vectors": ("*",), "columns": ("*",)}
+        policy = Policy(**may, secure_sum_required=False)
+        assert not list(policy_objections(policy, asked))
+        (refusal,) = policy_objections(policy, without)
+        assert refusal.code is RefusalCode.PROTOCOL
+        assert "analysis 'not_here' is not known here. Install the package that it comes from" in str(refusal)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("raise ValueError('no such luck')", r"ValueError: no such luck\)\. Mend the package"),
+        ("import sys; sys.exit('bye')", r"SystemExit: bye\)\. Mend"),
+        ("import not_there", r"ModuleNotFoundError: No module named 'not_there'\)\. Mend"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(plugin, tmp_path, monkeypatch, content, said):
+    (plugin / "broken.py").write_text(content)
     about = tmp_path / "broken-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
@@ -188,6 +258,5 @@ def test_what_cannot_be_loaded_is_named(plugin, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(plugin))
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    said = r"package 'broken': its analysis 'mine' cannot be loaded \(ValueError: no such luck\)\. Mend the package"
-    with pytest.raises(HarmonizationError, match=said):
-        load_others()
+    with pytest.raises(HarmonizationError, match=rf"package 'broken': its analysis 'mine' cannot be loaded \({said}"):
+        registry.load_others()

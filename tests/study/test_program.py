@@ -173,6 +173,21 @@ def test_a_site_that_falls_silent_is_in_no_later_question_and_these_are_determin
     assert "bergen" not in last.sites
 
 
+@pytest.mark.parametrize("targets", [["sex", "sex/age"], ["sex/age", "sex"]])
+def test_a_target_whose_name_begins_like_another_s_is_another_measure(tmp_path, targets):
+    analyses = {"targets": targets, "folds": 3, "permutations": 0, "bootstrap": 0, "category_permutations": 0}
+    about = {"association": None, "covariates": {"sex/age": {"center": 50, "scale": 20}}}
+
+    _, last, _ = drive(Program(read_study(tmp_path, analyses=analyses, **about)))
+
+    probes = {one.measure.target: one for one in last.findings.found if one.measure.kind == "probe"}
+    assert probes.keys() == set(targets)
+    assert probes["sex/age"].measure.called == "probe/sex/age"
+    assert "r2" in probes["sex/age"].numbers
+    assert "balanced_accuracy" in probes["sex"].numbers
+    assert len({Measure("probe", target=name).name for name in ("a/b", "a%2Fb", "a%252Fb", "a")}) == 4
+
+
 def test_a_site_that_misses_a_round_is_asked_again(whole, study):
     program = Program(study)
     number = number_of(whole[0], lambda question, _: question.round_number == 1)

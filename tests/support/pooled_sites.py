@@ -68,6 +68,7 @@ class PooledSite:
         self.atlas, self.n_parcels = ATLASES[name]
         rng = np.random.default_rng(number)
         self.people = {"age": rng.uniform(20, 80, self.n), "sex": np.where(rng.random(self.n) < 0.5, "F", "M")}
+        self.people["sex/age"] = self.people["age"]
         self.frames = [rng.normal(size=(40, self.n_parcels)) for _ in range(2)]
         self.features = {"vectors.genes": rng.normal(size=(self.n, 6)) + self.people["age"][:, None] / 50}
         self.models: dict[str, Arrays] = {}
