@@ -31,7 +31,7 @@ STUDY = {
         "decoder_heads": 2,
     },
     "training": {"batch_size": 4, "steps_per_round": 3, "warmup_steps": 2, "precision": "float32"},
-    "averaging": {"rounds": 2, "quorum": 3, "deadline_s": 60, "start_deadline_s": 30, "quorum_deadline_s": 0},
+    "averaging": {"rounds": 2, "quorum": 3, "deadline_s": 60, "start_deadline_s": 120, "quorum_deadline_s": 0},
     "analyses": {"targets": ["age"], "folds": 3, "permutations": 10},
 }
 PLAIN = {**STUDY, "averaging": {**STUDY["averaging"], "quorum": 2}, "privacy": {"secure_sums": False}}
