@@ -24,7 +24,7 @@ from brainlm.config import MaskConfig, ModelConfig
 from brainlm.errors import ShapeError
 from brainlm.masking import choose_mask, draw_noise, predicted_in_training, split_tokens
 from brainlm.objectives import LatentPrediction
-from brainlm.patches import Patches, cut
+from brainlm.patches import Patches, check_noise, cut
 from brainlm.place import PlaceCode
 
 
@@ -192,7 +192,7 @@ class BrainLM(nn.Module):
         signal = signal.to(self.predict.weight.dtype)
         patches = cut(signal, coordinates, valid, self.config)
         noise = self.draw_noise(mask, len(signal), signal.shape[1]).to(signal.device) if noise is None else noise
-        patches.check_noise(noise)
+        check_noise(noise, len(signal), patches.n_tokens)
         split = split_tokens(noise, mask, patches.n_spans, patches.tokens_valid())
         seen, unseen = (grid.unflatten(1, patches.grid) for grid in split.masks(patches.n_tokens))
         if self.training:
