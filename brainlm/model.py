@@ -193,8 +193,9 @@ class BrainLM(nn.Module):
         patches = cut(signal, coordinates, valid, self.config)
         noise = self.draw_noise(mask, len(signal), signal.shape[1]).to(signal.device) if noise is None else noise
         check_noise(noise, len(signal), patches.n_tokens)
-        split = split_tokens(noise, mask, patches.n_spans, patches.tokens_valid())
-        seen, unseen = (grid.unflatten(1, patches.grid) for grid in split.masks(patches.n_tokens))
+        seen, unseen, order = split_tokens(noise, mask, patches.n_spans, patches.tokens_valid())
+        latent_valid = seen.gather(1, order)
+        seen, unseen = (tokens.unflatten(1, patches.grid) for tokens in (seen, unseen))
         if self.training:
             unseen = unseen & predicted_in_training(mask, self.config.decode_every, noise).unflatten(1, patches.grid)
         visible, hidden = Chosen.of(seen), Chosen.of(unseen)
@@ -208,9 +209,7 @@ class BrainLM(nn.Module):
             # The signal is still predicted, so that it can be scored, but what is learned of it teaches nothing else.
             states = states.detach()
         loss, predicted, scored = self._score(patches, hidden, states, first_guess)
-        latent = take_rows(visible.put(context.values).flatten(1, 2), split.visible)
-        if split.visible_valid is not None:
-            latent = latent * split.visible_valid[..., None]
+        latent = take_rows(visible.put(context.values).flatten(1, 2), order) * latent_valid[..., None]
         return MAEOutput(loss + latent_loss, torch.where(scored, predicted, signal), scored.to(signal), latent)
 
     def encode(self, signal: Tensor, coordinates: Tensor, valid: Tensor | None = None) -> Tensor:
