@@ -68,13 +68,7 @@ def sync(path: Path) -> None:
 
 
 def require_apart(source: Path, out: Path) -> None:
-    """Refuse to write into what is read from.
-
-    Raises
-    ------
-    FileError
-        If one lies in the other, by way of links or not.
-    """
+    """Refuse, by a FileError, to write into what is read from, by way of links or not."""
     inner, outer = (Path(os.path.realpath(path)) for path in (out, source))
     if inner == outer or outer in inner.parents or inner in outer.parents:
         raise FileError(
@@ -198,13 +192,7 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a file.
-
-    Raises
-    ------
-    OSError
-        As `open_regular`.
-    """
+    """Return the content of a file, which is opened by `open_regular`."""
     with open_regular(path) as file:
         return file.read()
 

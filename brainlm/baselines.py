@@ -21,7 +21,6 @@ class ParcelMean:
     """The mean of the parcel's visible values in the window; 0, the mean of a recording, where none is visible."""
 
     def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
-        """Predict [B, P, T]."""
         shown = signal.masked_fill(~visible, 0)
         mean = shown.sum(dim=2, keepdim=True) / visible.sum(dim=2, keepdim=True).clamp(min=1)
         return mean.expand_as(signal)
@@ -31,7 +30,6 @@ class TimeInterpolation:
     """A straight line between the visible frames before and after; the nearest one at the edges; 0 if there is none."""
 
     def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
-        """Predict [B, P, T]."""
         n_frames = signal.shape[2]
         before, after = visible_neighbours(visible)
         left = torch.where(before >= 0, before, after)
@@ -135,7 +133,7 @@ def var_coefficients(moment0: np.ndarray, moment1: np.ndarray, ridge: float = 0.
 def make_baselines(
     mask: MaskConfig, n_parcels: int, moments: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, Predictor]:
-    """Make the predictors to read a model beside.
+    """Make the predictors to read a model beside, by name.
 
     Parameters
     ----------
@@ -146,11 +144,6 @@ def make_baselines(
     moments : mapping, optional
         Second moments of training participants: ``covariance`` [P, P], ``autocovariance`` [L], and ``following``
         [P, P], the mean of ``x[t + 1] x[t]'``. What needs absent ones is left out.
-
-    Returns
-    -------
-    dict
-        Name → predictor.
 
     Raises
     ------

@@ -47,12 +47,7 @@ def masks_of(mask: MaskConfig) -> list[MaskConfig]:
 def count_tokens(mask: MaskConfig, n_parcels: int, n_patches: int, decode_every: int = 1) -> tuple[int, int]:
     """Count the tokens of a whole window that a mask of one kind leaves visible, and those that training predicts.
 
-    Parameters
-    ----------
-    n_parcels, n_patches : int
-        Parcels (or groups of parcels that share a token), P, and patches a parcel, S.
-    decode_every : int
-        Of the tokens hidden at random, training predicts every n-th.
+    The window has P times S tokens; of those hidden at random, training predicts every n-th (`decode_every`).
     """
     noise = draw_noise(mask, (1, n_parcels, n_patches), torch.Generator().manual_seed(0))
     visible, hidden, _ = split_tokens(noise, mask, n_patches, None)
@@ -71,17 +66,7 @@ def predicted_in_training(mask: MaskConfig, n: int, noise: Tensor) -> Tensor:
 
 
 def draw_noise(mask: MaskConfig, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
-    """Draw the noise [B, N] in [0, 1) that hides tokens after `mask`.
-
-    Parameters
-    ----------
-    mask : MaskConfig
-        Kind of the mask.
-    shape : tuple of int
-        Windows, parcels and patches a parcel: B, P, S.
-    generator : torch.Generator, optional
-        Source of the numbers; torch's own if not given.
-    """
+    """Draw the noise [B, N] in [0, 1) that hides tokens after a mask of one kind; the `shape` is B, P, S."""
     n_windows, n_parcels, n_patches = shape
     if mask.kind == "parcel":
         noise = torch.rand(n_windows, n_parcels, 1, generator=generator)

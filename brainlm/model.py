@@ -59,13 +59,7 @@ class MAEOutput(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """From patches to tokens that know of each other.
-
-    Parameters
-    ----------
-    config : ModelConfig
-        Sizes and window.
-    """
+    """From patches to tokens that know of each other."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -88,13 +82,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the encoder's tokens to a state for every hidden one.
-
-    Parameters
-    ----------
-    config : ModelConfig
-        Sizes and window.
-    """
+    """From the encoder's tokens to a state for every hidden one."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -126,11 +114,6 @@ class Decoder(nn.Module):
 
 class BrainLM(nn.Module):
     """The masked autoencoder.
-
-    Parameters
-    ----------
-    config : ModelConfig
-        Sizes, window and mask.
 
     Attributes
     ----------
@@ -213,13 +196,7 @@ class BrainLM(nn.Module):
         return MAEOutput(loss + latent_loss, torch.where(scored, predicted, signal), scored.to(signal), latent)
 
     def encode(self, signal: Tensor, coordinates: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Encode windows with nothing hidden and average their tokens.
-
-        Returns
-        -------
-        torch.Tensor
-            [B, D], the mean over the tokens of the parcels that are there.
-        """
+        """Encode windows with nothing hidden and average the tokens of the parcels that are there → [B, D]."""
         patches = cut(signal.to(self.predict.weight.dtype), coordinates, valid, self.config)
         if not bool(patches.parcels_valid().any(dim=1).all()):
             raise ShapeError("a window has no parcel that is there; expected one at least.")

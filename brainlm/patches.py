@@ -155,19 +155,9 @@ def reading(n_frames: int, new_frames: int) -> Tensor:
 
 
 def group_parcels(coordinates: Tensor, n_members: int) -> Tensor:
-    """Group parcels with their neighbours: halve the set along its longest axis until groups are full.
+    """Group parcels [P, 3] with their neighbours, M each: halve the set along its longest axis until groups are full.
 
-    Parameters
-    ----------
-    coordinates : torch.Tensor
-        [P, 3].
-    n_members : int
-        Parcels a group, M.
-
-    Returns
-    -------
-    torch.Tensor
-        [G * M], indices of parcels group by group; P where the last group is not full.
+    Indices of the parcels come group by group, [G * M]; P where the last group is not full.
     """
     points = coordinates.double().cpu().numpy()
     order = _halve(points, np.arange(len(points)), n_members)

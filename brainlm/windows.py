@@ -308,14 +308,9 @@ class WindowSet(Dataset[Batch]):
         return [self._read(recording) for recording in self._recordings[participant]]
 
     def segments(self, batch_size: int, recording_id: str | None = None) -> Iterator[Batch]:
-        """Iterate over every non-overlapping window once, in order of length, participant, recording and time.
+        """Iterate over every non-overlapping window once, of all recordings or of one, `batch_size` or fewer at a time.
 
-        Parameters
-        ----------
-        batch_size : int
-            Windows a batch, at most.
-        recording_id : str, optional
-            Only this recording's windows.
+        They come in order of length, participant, recording and time.
         """
         for part in self.in_parts(self._places(recording_id), batch_size):
             yield self[part]

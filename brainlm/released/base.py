@@ -163,13 +163,7 @@ class ReleasedModel(nn.Module, ABC):
         """Nothing follows the weights of these models."""
 
     def encode(self, signal: Tensor, coordinates: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Encode windows with nothing hidden and average their tokens, without CLS.
-
-        Returns
-        -------
-        torch.Tensor
-            [B, D].
-        """
+        """Encode windows with nothing hidden and average their tokens, without CLS → [B, D]."""
         self._check(signal, coordinates, valid)
         prepared, places, order = self._prepared(signal, coordinates, valid)
         if valid is not None and order is not None:
