@@ -31,64 +31,33 @@ UNWRITABLE = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EPERM
 GONE = (errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO, errno.ESTALE)
 
 
-def _why(cause: OSError) -> str:
-    return os.strerror(cause.errno or 0)
-
-
-class UnwritableError(InputError):
-    """The disk is full or read-only, or a folder is somebody else's. Make room, and repeat the command."""
-
-    def __init__(self, cause: OSError) -> None:
-        what = cause.filename2 or cause.filename or "Output"
-        super().__init__(
-            f"{what}: cannot be written ({_why(cause)}). Make room or choose another place, and repeat the command."
-        )
-
-
-class DiskGoneError(InputError):
-    """A disk is broken or no longer mounted. See to it, and repeat the command."""
-
-    def __init__(self, cause: OSError) -> None:
-        super().__init__(
-            f"{cause.filename or 'A file'}: cannot be used ({_why(cause)}). See whether its disk is "
-            "mounted and whole, and repeat the command."
-        )
-
-
-class NoPathError(InputError):
-    """What was given as a path cannot be one. Correct it, and repeat the command."""
-
-    def __init__(self, cause: OSError) -> None:
-        super().__init__(
-            f"{cause.filename or 'A path'}: cannot be a path ({_why(cause)}). Correct it, and repeat the command."
-        )
-
-
 def of_the_disk(error: Exception) -> InputError | None:
     """The sentence for a fault of a disk; None if an error is another one."""
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return UnwritableError(error)
-    if isinstance(error, OSError) and error.errno in GONE:
-        return DiskGoneError(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        return NoPathError(error)
-    return None
-
-
-class NotInstalledError(InputError):
-    """What was asked for needs Flower, and a base install has none. Install it, and repeat the command."""
-
-    def __init__(self, cause: ModuleNotFoundError) -> None:
-        super().__init__(
-            f"{cause.name} is not installed: studies and federations need what the base install leaves out. "
-            "Install it: pip install 'fedbrainlm[federation]'"
+    if not isinstance(error, OSError):
+        return None
+    named, why = error.filename, os.strerror(error.errno or 0)
+    if error.errno in UNWRITABLE:
+        return InputError(
+            f"{error.filename2 or named or 'Output'}: cannot be written ({why}). Make room or choose another place, "
+            "and repeat the command."
         )
+    if error.errno in GONE:
+        return InputError(
+            f"{named or 'A file'}: cannot be used ({why}). See whether its disk is mounted and whole, and repeat the "
+            "command."
+        )
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return InputError(f"{named or 'A path'}: cannot be a path ({why}). Correct it, and repeat the command.")
+    return None
 
 
 def of_the_installation(error: Exception) -> InputError | None:
     """The sentence for what a base install lacks; None if an error is another one."""
     if isinstance(error, ModuleNotFoundError) and find_spec("flwr") is None:
-        return NotInstalledError(error)
+        return InputError(
+            f"{error.name} is not installed: studies and federations need what the base install leaves out. "
+            "Install it: pip install 'fedbrainlm[federation]'"
+        )
     return None
 
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -68,13 +68,7 @@ def sync(path: Path) -> None:
 
 
 def require_apart(source: Path, out: Path) -> None:
-    """Refuse to write into what is read from.
-
-    Raises
-    ------
-    FileError
-        If one lies in the other, by way of links or not.
-    """
+    """Refuse, by a FileError, to write into what is read from, by way of links or not."""
     inner, outer = (Path(os.path.realpath(path)) for path in (out, source))
     if inner == outer or outer in inner.parents or inner in outer.parents:
         raise FileError(
@@ -107,21 +101,30 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _placed(temporary: Path, path: Path, place: Callable[[Path, Path], None]) -> Iterator[Path]:
+    """Yield `temporary`, synced to disk and put into place if the block succeeds; nothing is left of it if not."""
+    try:
+        with naming(path):
+            yield temporary
+            sync(temporary)
+            place(temporary, path)
+            sync(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it into place, synced to disk, if the block succeeds.
 
     A reader sees the old file or the new one, never a part. If the block raises, nothing changes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming(path):
-            yield temporary
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _placed(path.with_name(f".{path.name}.{os.getpid()}.tmp"), path, os.replace) as temporary:
+        yield temporary
 
 
 @contextmanager
@@ -140,15 +143,31 @@ def new_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(descriptor)
-    temporary = Path(name)
+    with _placed(Path(name), path, os.link) as temporary:  # unlike a rename, a link fails if the name is taken
+        yield temporary
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; rename it to `path` if the block succeeds, delete it if not.
+
+    A folder that a killed command left under the temporary name is cleared first.
+
+    Raises
+    ------
+    FileError
+        If `path` exists, or cannot be made.
+    """
+    if path.exists():
+        raise FileError(f"{path}: exists already; expected a new folder. Choose another, or remove it.")
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        with naming(path):
-            yield temporary
-            sync(temporary)
-            os.link(temporary, path)  # unlike a rename, fails if the name is taken
-            sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be made ({error.strerror}). Choose another place.") from None
+    with _placed(partial, path, os.rename) as folder:
+        yield folder
 
 
 def write_text(path: Path, text: str) -> None:
@@ -173,13 +192,7 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a file.
-
-    Raises
-    ------
-    OSError
-        As `open_regular`.
-    """
+    """Return the content of a file, which is opened by `open_regular`."""
     with open_regular(path) as file:
         return file.read()
 
@@ -317,32 +330,3 @@ def _what_else(path: Path) -> str:
         if _PICKLE.match(file.read(4)):
             return "holds a pickle, which is not read since it can run code; expected safetensors"
     return "is damaged, or no safetensors file"
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`; rename it to `path` if the block succeeds, delete it if not.
-
-    A folder that a killed command left under the temporary name is cleared first.
-
-    Raises
-    ------
-    FileError
-        If `path` exists, or cannot be made.
-    """
-    if path.exists():
-        raise FileError(f"{path}: exists already; expected a new folder. Choose another, or remove it.")
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be made ({error.strerror}). Choose another place.") from None
-    try:
-        with naming(path):
-            yield partial
-            sync(partial)
-            os.rename(partial, path)
-            sync(path.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

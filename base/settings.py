@@ -74,13 +74,7 @@ def _holds_truth(value: Any) -> bool:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping.
-
-    Raises
-    ------
-    SettingsError
-        If the file is absent, or is none that `parse_yaml` reads.
-    """
+    """Read a YAML file as `parse_yaml` does; a SettingsError says that there is none, too."""
     try:
         content = read_bytes(path)
     except FileNotFoundError:

@@ -33,27 +33,13 @@ _DEPTHS = ("depth", "decoder_depth", "num_hidden_layers", "decoder_num_hidden_la
 
 
 def check_model_config(content: dict[str, Any], source: str) -> AnyConfig:
-    """Read a model's settings; those without an ``architecture`` are our own model's.
-
-    Raises
-    ------
-    BrainLMError
-        If the architecture is not known.
-    cohorts.errors.SettingsError
-        If a setting is wrong; `source` names the file.
-    """
+    """Read a model's settings, in errors called `source`; those without an ``architecture`` are our own model's."""
     check_architecture(content, source)
     return check_settings(content, _class_of(content), source)
 
 
 def check_architecture(content: dict[str, Any], source: str) -> None:
-    """Refuse a model's settings of another architecture than ours and the released ones.
-
-    Raises
-    ------
-    BrainLMError
-        `source` names the file.
-    """
+    """Refuse, by a BrainLMError, a model's settings of another architecture than ours and the released ones."""
     if "architecture" in content and str(content["architecture"]) not in RELEASED:
         raise BrainLMError(
             f"{source}: architecture {content['architecture']!r} is not known; expected one of "

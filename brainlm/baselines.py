@@ -3,7 +3,8 @@
 Shapes: B windows, P parcels, T frames. All take `predict(signal, visible, valid)` (`brainlm.evaluation.Predictor`).
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ class ParcelMean:
     """The mean of the parcel's visible values in the window; 0, the mean of a recording, where none is visible."""
 
     def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
-        """Predict [B, P, T]."""
         shown = signal.masked_fill(~visible, 0)
         mean = shown.sum(dim=2, keepdim=True) / visible.sum(dim=2, keepdim=True).clamp(min=1)
         return mean.expand_as(signal)
@@ -30,7 +30,6 @@ class TimeInterpolation:
     """A straight line between the visible frames before and after; the nearest one at the edges; 0 if there is none."""
 
     def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
-        """Predict [B, P, T]."""
         n_frames = signal.shape[2]
         before, after = visible_neighbours(visible)
         left = torch.where(before >= 0, before, after)
@@ -134,7 +133,7 @@ def var_coefficients(moment0: np.ndarray, moment1: np.ndarray, ridge: float = 0.
 def make_baselines(
     mask: MaskConfig, n_parcels: int, moments: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, Predictor]:
-    """Make the predictors to read a model beside.
+    """Make the predictors to read a model beside, by name.
 
     Parameters
     ----------
@@ -145,11 +144,6 @@ def make_baselines(
     moments : mapping, optional
         Second moments of training participants: ``covariance`` [P, P], ``autocovariance`` [L], and ``following``
         [P, P], the mean of ``x[t + 1] x[t]'``. What needs absent ones is left out.
-
-    Returns
-    -------
-    dict
-        Name → predictor.
 
     Raises
     ------
@@ -163,44 +157,31 @@ def make_baselines(
                 f"moments: {name} has shape {list(known[name].shape)}; expected {[n_parcels, n_parcels]}. "
                 "Use moments of the same atlas."
             )
-    baselines: dict[str, Predictor] = {"parcel_mean": ParcelMean(), "time_interpolation": TimeInterpolation()}
-    if mask.kind == "future":
-        baselines.update(_forecasters(known))
-    if "covariance" in known:
-        baselines["gaussian"] = GaussianPredictor(known["covariance"])
-    if {"covariance", "autocovariance"} <= known.keys():
-        baselines["gaussian_space_time"] = SpaceTimeGaussianPredictor(known["covariance"], known["autocovariance"])
-    return baselines
+    return {name: make(known) for name, make in _makers(mask, known).items()}
 
 
 def baseline_names(mask: MaskConfig, moments: Collection[str] = ()) -> list[str]:
-    """Name the predictors that `make_baselines` makes, without making them.
+    """Name the predictors that `make_baselines` makes of moments of these names, without making them."""
+    return list(_makers(mask, moments))
 
-    Parameters
-    ----------
-    mask : MaskConfig
-        As there.
-    moments : collection of str
-        Names of the moments that are known; of the autocovariance, with those beside it that are measured with it.
-    """
-    known = set(moments)
-    names = ["parcel_mean", "time_interpolation"]
+
+def _makers(mask: MaskConfig, known: Collection[str]) -> dict[str, Callable[[Mapping[str, np.ndarray]], Predictor]]:
+    """What makes each predictor of the moments, where those that it needs are known."""
+    makers: dict[str, Callable[[Mapping[str, np.ndarray]], Predictor]] = {
+        "parcel_mean": lambda moments: ParcelMean(),
+        "time_interpolation": lambda moments: TimeInterpolation(),
+    }
     if mask.kind == "future":
-        names.append("persistence")
-        if {"covariance", "following"} <= known:
-            names += ["ar1", "var1"]
-        elif "autocovariance" in known:
-            names.append("ar1")
-    names += ["gaussian"] if "covariance" in known else []
-    return names + (["gaussian_space_time"] if {"covariance", "autocovariance"} <= known else [])
-
-
-def _forecasters(moments: Mapping[str, np.ndarray]) -> dict[str, Predictor]:
-    found: dict[str, Predictor] = {"persistence": Persistence()}
-    if {"covariance", "following"} <= moments.keys():
-        covariance, following = moments["covariance"], moments["following"]
-        found["ar1"] = AR1(ar_coefficients(np.diagonal(covariance), np.diagonal(following)))
-        found["var1"] = VAR1(var_coefficients(covariance, following))
-    elif len(moments.get("autocovariance", ())) > 1:
-        found["ar1"] = AR1(ar_coefficients(*moments["autocovariance"][:2, None]))
-    return found
+        makers["persistence"] = lambda moments: Persistence()
+        if {"covariance", "following"} <= set(known):
+            own = itemgetter("covariance", "following")
+            makers["ar1"] = lambda moments: AR1(ar_coefficients(*map(np.diagonal, own(moments))))
+            makers["var1"] = lambda moments: VAR1(var_coefficients(*own(moments)))
+        elif "autocovariance" in known:  # of windows of one frame, it has no second entry
+            makers["ar1"] = lambda moments: AR1(ar_coefficients(*np.pad(moments["autocovariance"], (0, 1))[:2, None]))
+    if "covariance" in known:
+        makers["gaussian"] = lambda moments: GaussianPredictor(moments["covariance"])
+        if "autocovariance" in known:
+            both = itemgetter("covariance", "autocovariance")
+            makers["gaussian_space_time"] = lambda moments: SpaceTimeGaussianPredictor(*both(moments))
+    return makers

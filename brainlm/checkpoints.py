@@ -37,24 +37,20 @@ def load_checkpoint(path: str | Path) -> tuple[AnyModel, dict[str, Any]]:
     """
     path = Path(path)
     config, about = load_settings(path)
-    state, _ = read_arrays(path, framework="pt", error=CheckpointError)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # making a model draws weights; the caller's random numbers stay as they were
-        model = build_model(config)
-    load_weights(model, state, str(path))
+    model = blank_model(config)
+    load_weights(model, read_arrays(path, framework="pt", error=CheckpointError)[0], str(path))
     model.about = about
     return model, about
 
 
-def load_settings(path: str | Path) -> tuple[AnyConfig, dict[str, Any]]:
-    """Read a checkpoint's settings and what was noted about it, but not its weights.
+def blank_model(config: AnyConfig) -> AnyModel:
+    """Make a model whose weights are to be read; it draws some, and the caller's random numbers stay as they were."""
+    with torch.random.fork_rng(devices=[]):
+        return build_model(config)
 
-    Raises
-    ------
-    CheckpointError
-        If the file is absent, damaged, or not one of BrainLM's.
-    """
+
+def load_settings(path: str | Path) -> tuple[AnyConfig, dict[str, Any]]:
+    """Read a checkpoint's settings and what was noted about it, but not its weights; errors as of `load_checkpoint`."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint. Check the path.")
@@ -66,13 +62,7 @@ def load_settings(path: str | Path) -> tuple[AnyConfig, dict[str, Any]]:
 
 
 def load_weights(model: AnyModel, state: Mapping[str, Tensor], source: str) -> None:
-    """Put weights into a model; every one must be there, of its shape, finite, and no other.
-
-    Raises
-    ------
-    CheckpointError
-        Listing the weights that do not fit, or are no numbers to go on from.
-    """
+    """Put weights into a model; a CheckpointError lists those that are absent, unknown, misshapen or not finite."""
     expected, given = ({name: tuple(w.shape) for name, w in one.items()} for one in (model.state_dict(), state))
     _check_shapes(expected, given, source)
     check_numbers(state, source)
@@ -80,13 +70,7 @@ def load_weights(model: AnyModel, state: Mapping[str, Tensor], source: str) -> N
 
 
 def check_checkpoint(path: str | Path) -> None:
-    """Refuse a checkpoint whose weights are no numbers to train from; they are read one by one, and no model is made.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is absent or damaged, or as `check_numbers`.
-    """
+    """Refuse a checkpoint that cannot be loaded and trained from; weights are read one by one, and no model is made."""
     config, _ = load_settings(path)
     with open_arrays(Path(path), framework="pt", error=CheckpointError) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

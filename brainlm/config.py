@@ -207,11 +207,5 @@ class TrainingConfig(Settings):
 
 
 def load_model_config(path: str | Path) -> ModelConfig:
-    """Read a model's YAML file.
-
-    Raises
-    ------
-    cohorts.errors.SettingsError
-        If the file or a setting in it is wrong.
-    """
+    """Read a model's YAML file."""
     return read_settings(Path(path), ModelConfig)

@@ -74,13 +74,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(recipe_id: str) -> Recipe:
-    """Return the recipe of that id.
-
-    Raises
-    ------
-    BrainLMError
-        If there is none.
-    """
+    """Return the recipe of that id; a BrainLMError says which there are."""
     if recipe_id not in RECIPES:
         raise BrainLMError(f"recipe '{recipe_id}' is not known; expected one of {', '.join(sorted(RECIPES))}.")
     return RECIPES[recipe_id]

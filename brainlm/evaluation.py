@@ -97,13 +97,7 @@ class ReconstructionSums:
         return scores(self.parcels)["masked_r2"]
 
     def by_network(self, networks: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """Sums [len(SUMS)] of each network, in order of names.
-
-        Parameters
-        ----------
-        networks : tuple of str
-            One a parcel (`cohorts.Atlas.networks`).
-        """
+        """Sums [len(SUMS)] of each network, in order of names; one is named a parcel (`cohorts.Atlas.networks`)."""
         of_parcel = np.array(networks)
         return {name: self.parcels[:, of_parcel == name].sum(axis=1) for name in sorted(set(networks))}
 
@@ -138,15 +132,7 @@ def scores(sums: np.ndarray) -> dict[str, np.ndarray]:
 def visible_neighbours(visible: Tensor) -> tuple[Tensor, Tensor]:
     """Find the last visible frame up to each frame, and the next one from it on, of the same parcel.
 
-    Parameters
-    ----------
-    visible : torch.Tensor
-        [B, P, T] bool.
-
-    Returns
-    -------
-    tuple of torch.Tensor
-        Frames [B, P, T]; -1 where none is before, and T where none is after.
+    Of `visible` [B, P, T] bool, the frames [B, P, T] of both; -1 where none is before, and T where none is after.
     """
     n_frames = visible.shape[2]
     frame = torch.arange(n_frames, device=visible.device)
@@ -215,7 +201,7 @@ def compare(
     behind: dict[str, np.ndarray] = {}  # participant → where their values were hidden: parcels, then horizons
     for batch in windows.segments(batch_size):
         moved = batch.to(device)
-        signal, output = _reconstruct(model, moved, generator)
+        signal, output = moved.signal, _reconstruct(model, moved, generator)
         hidden = output.mask.bool()
         visible = ~hidden & moved.valid[..., None]
         sums[MODEL] += ReconstructionSums.of(signal, output.reconstruction, hidden, visible)
@@ -260,13 +246,14 @@ def reconstruct_example(
     """
     model.to(torch.device(device)).eval()
     generator = torch.Generator().manual_seed(derive_seed(seed, "evaluation"))
-    signal, output = _reconstruct(model, next(windows.segments(1)).to(torch.device(device)), generator)
-    shown = {"signal": signal, "reconstruction": output.reconstruction, "mask": output.mask}
+    batch = next(windows.segments(1)).to(torch.device(device))
+    output = _reconstruct(model, batch, generator)
+    shown = {"signal": batch.signal, "reconstruction": output.reconstruction, "mask": output.mask}
     return {name: values[0].float().cpu().numpy() for name, values in shown.items()}
 
 
-def _reconstruct(model: AnyModel, batch: Batch, generator: torch.Generator) -> tuple[Tensor, MAEOutput]:
+def _reconstruct(model: AnyModel, batch: Batch, generator: torch.Generator) -> MAEOutput:
     mask = choose_mask(model.config.mask, generator=generator)
     n_windows, n_parcels, _ = batch.signal.shape
     noise = model.draw_noise(mask, n_windows, n_parcels, generator).to(batch.signal.device)
-    return batch.signal, model(batch.signal, batch.coordinates, noise, batch.valid, mask=mask)
+    return model(batch.signal, batch.coordinates, noise, batch.valid, mask=mask)

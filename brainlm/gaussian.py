@@ -38,34 +38,34 @@ class GaussianPredictor:
 
     @torch.no_grad()
     def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
-        """Predict every value, hidden or not.
-
-        Parameters
-        ----------
-        signal : torch.Tensor
-            [B, P, T], scaled, of mean about zero. What is not visible has no influence.
-        visible : torch.Tensor
-            [B, P, T] bool.
-        valid : torch.Tensor
-            [B, P] bool, False for missing parcels.
+        """Predict every value, hidden or not; arguments as of `brainlm.model.Predictor`.
 
         Returns
         -------
         torch.Tensor
-            [B, P, T] of the signal's type, float32 at least; zero where nothing of a frame is visible.
+            [B, P, T] of the signal's type, float32 at least; zero where nothing of a frame is visible. What is not
+            visible has no influence.
         """
-        _check_parcels(self.covariance, signal)
-        signal = _at_least_float32(signal)
+        if self.covariance.shape[-1] != signal.shape[1]:
+            raise ShapeError(
+                f"the covariance is of {self.covariance.shape[-1]} parcels, the windows of {signal.shape[1]}. Use "
+                "moments of the same atlas."
+            )
+        signal = signal if signal.dtype == torch.float64 else signal.float()
         with torch.autocast(signal.device.type, enabled=False):
-            covariance = self.covariance.to(signal)
-            weights = torch.zeros_like(signal)
-            for runs in find_runs(visible & valid[..., None]):
-                factor = torch.linalg.cholesky(runs.among(covariance) + self.noise * _identity(runs.n_parcels, signal))
-                runs.put(torch.cholesky_solve(runs.take(signal), factor), weights)
-            return covariance @ weights
+            return self._predict(signal, visible & valid[..., None])
+
+    def _predict(self, signal: Tensor, seen: Tensor) -> Tensor:
+        covariance = self.covariance.to(signal)
+        weights = torch.zeros_like(signal)
+        for runs in find_runs(seen):
+            noise = self.noise * torch.eye(runs.n_parcels, dtype=signal.dtype, device=signal.device)
+            factor = torch.linalg.cholesky(runs.among(covariance) + noise)
+            runs.put(torch.cholesky_solve(runs.take(signal), factor), weights)
+        return covariance @ weights
 
 
-class SpaceTimeGaussianPredictor:
+class SpaceTimeGaussianPredictor(GaussianPredictor):
     """Predict hidden values from all visible ones of the window.
 
     The covariance of values of parcels p, q in frames s, t is ``C[p, q] R[s, t]`` (Bonilla, Chai & Williams, Multi-task
@@ -76,13 +76,11 @@ class SpaceTimeGaussianPredictor:
 
     Parameters
     ----------
-    covariance : numpy.ndarray or torch.Tensor
-        [P, P], as for `GaussianPredictor`.
+    covariance, ridge
+        As for `GaussianPredictor`.
     autocovariance : numpy.ndarray or torch.Tensor
         [K], mean product of a parcel's values 0, 1, … frames apart. It is divided by the first, tapered, and zero for
         longer lags.
-    ridge : float
-        As for `GaussianPredictor`.
     iterations : int
         Steps of the conjugate gradients.
     """
@@ -94,8 +92,7 @@ class SpaceTimeGaussianPredictor:
         ridge: float = 0.1,
         iterations: int = 8,
     ) -> None:
-        self.covariance = semidefinite(covariance)
-        self.noise = ridge * _mean_variance(self.covariance)
+        super().__init__(covariance, ridge)
         self.iterations = iterations
         lagged = torch.as_tensor(autocovariance, dtype=torch.float64).cpu()
         lags = torch.arange(len(lagged), dtype=torch.float64)
@@ -110,15 +107,6 @@ class SpaceTimeGaussianPredictor:
             by_lag[: len(self._correlation)] = self._correlation[:n_frames]
             self._temporal[n_frames] = semidefinite(by_lag[(lags[:, None] - lags).abs()])
         return self._temporal[n_frames]
-
-    @torch.no_grad()
-    def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
-        """Predict every value, hidden or not; arguments and result as of `GaussianPredictor.predict`."""
-        _check_parcels(self.covariance, signal)
-        signal = _at_least_float32(signal)
-        seen = visible & valid[..., None]
-        with torch.autocast(signal.device.type, enabled=False):
-            return self._predict(signal, seen)
 
     def _predict(self, signal: Tensor, seen: Tensor) -> Tensor:
         covariance = self.covariance.to(signal)
@@ -244,14 +232,6 @@ class _RunSolver:
         self.runs.put(self.space @ (modes * self.scale) @ self.time.T, into)
 
 
-def _check_parcels(covariance: Tensor, signal: Tensor) -> None:
-    if covariance.shape[-1] != signal.shape[1]:
-        raise ShapeError(
-            f"the covariance is of {covariance.shape[-1]} parcels, the windows of {signal.shape[1]}. Use moments of "
-            "the same atlas."
-        )
-
-
 def semidefinite(matrix: np.ndarray | Tensor) -> Tensor:
     """Nearest positive semidefinite matrices, float64: symmetric, negative eigenvalues zero (Higham 1988)."""
     symmetric = torch.as_tensor(matrix, dtype=torch.float64).cpu()
@@ -268,14 +248,6 @@ def _mean_variance(covariance: Tensor) -> float:
     """Mean variance of the parcels that have one."""
     variances = covariance.diagonal(dim1=-2, dim2=-1)
     return float(variances[variances > 0].mean()) if bool((variances > 0).any()) else 1.0
-
-
-def _identity(size: int, like: Tensor) -> Tensor:
-    return torch.eye(size, dtype=like.dtype, device=like.device)
-
-
-def _at_least_float32(signal: Tensor) -> Tensor:
-    return signal if signal.dtype == torch.float64 else signal.float()
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:

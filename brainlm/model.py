@@ -24,7 +24,7 @@ from brainlm.config import MaskConfig, ModelConfig
 from brainlm.errors import ShapeError
 from brainlm.masking import choose_mask, draw_noise, predicted_in_training, split_tokens
 from brainlm.objectives import LatentPrediction
-from brainlm.patches import Patches, cut
+from brainlm.patches import Patches, check_noise, cut
 from brainlm.place import PlaceCode
 
 
@@ -59,13 +59,7 @@ class MAEOutput(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """From patches to tokens that know of each other.
-
-    Parameters
-    ----------
-    config : ModelConfig
-        Sizes and window.
-    """
+    """From patches to tokens that know of each other."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -88,13 +82,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the encoder's tokens to a state for every hidden one.
-
-    Parameters
-    ----------
-    config : ModelConfig
-        Sizes and window.
-    """
+    """From the encoder's tokens to a state for every hidden one."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -126,11 +114,6 @@ class Decoder(nn.Module):
 
 class BrainLM(nn.Module):
     """The masked autoencoder.
-
-    Parameters
-    ----------
-    config : ModelConfig
-        Sizes, window and mask.
 
     Attributes
     ----------
@@ -192,9 +175,10 @@ class BrainLM(nn.Module):
         signal = signal.to(self.predict.weight.dtype)
         patches = cut(signal, coordinates, valid, self.config)
         noise = self.draw_noise(mask, len(signal), signal.shape[1]).to(signal.device) if noise is None else noise
-        patches.check_noise(noise)
-        split = split_tokens(noise, mask, patches.n_spans, patches.tokens_valid())
-        seen, unseen = (grid.unflatten(1, patches.grid) for grid in split.masks(patches.n_tokens))
+        check_noise(noise, len(signal), patches.n_tokens)
+        seen, unseen, order = split_tokens(noise, mask, patches.n_spans, patches.tokens_valid())
+        latent_valid = seen.gather(1, order)
+        seen, unseen = (tokens.unflatten(1, patches.grid) for tokens in (seen, unseen))
         if self.training:
             unseen = unseen & predicted_in_training(mask, self.config.decode_every, noise).unflatten(1, patches.grid)
         visible, hidden = Chosen.of(seen), Chosen.of(unseen)
@@ -208,19 +192,11 @@ class BrainLM(nn.Module):
             # The signal is still predicted, so that it can be scored, but what is learned of it teaches nothing else.
             states = states.detach()
         loss, predicted, scored = self._score(patches, hidden, states, first_guess)
-        latent = take_rows(visible.put(context.values).flatten(1, 2), split.visible)
-        if split.visible_valid is not None:
-            latent = latent * split.visible_valid[..., None]
+        latent = take_rows(visible.put(context.values).flatten(1, 2), order) * latent_valid[..., None]
         return MAEOutput(loss + latent_loss, torch.where(scored, predicted, signal), scored.to(signal), latent)
 
     def encode(self, signal: Tensor, coordinates: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Encode windows with nothing hidden and average their tokens.
-
-        Returns
-        -------
-        torch.Tensor
-            [B, D], the mean over the tokens of the parcels that are there.
-        """
+        """Encode windows with nothing hidden and average the tokens of the parcels that are there → [B, D]."""
         patches = cut(signal.to(self.predict.weight.dtype), coordinates, valid, self.config)
         if not bool(patches.parcels_valid().any(dim=1).all()):
             raise ShapeError("a window has no parcel that is there; expected one at least.")

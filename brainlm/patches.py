@@ -75,11 +75,6 @@ class Patches:
             return torch.ones(len(self.signal), *self.grid, dtype=torch.bool, device=self.signal.device)
         return valid[..., None].expand(-1, -1, self.n_spans)
 
-    def check_noise(self, noise: Tensor) -> None:
-        """Raise ShapeError unless `noise` is [B, N]."""
-        if noise.shape != (len(self.signal), self.n_tokens):
-            raise ShapeError(f"noise has shape {list(noise.shape)}; expected {[len(self.signal), self.n_tokens]}.")
-
     def recut(self, signal: Tensor) -> Tensor:
         """Cut another signal [B, P, T] of the same windows as `inputs` is cut → [B, N, M * patch_frames]."""
         return _cut(signal, self.order, self.n_members, self.n_spans, self.resize)
@@ -160,19 +155,9 @@ def reading(n_frames: int, new_frames: int) -> Tensor:
 
 
 def group_parcels(coordinates: Tensor, n_members: int) -> Tensor:
-    """Group parcels with their neighbours: halve the set along its longest axis until groups are full.
+    """Group parcels [P, 3] with their neighbours, M each: halve the set along its longest axis until groups are full.
 
-    Parameters
-    ----------
-    coordinates : torch.Tensor
-        [P, 3].
-    n_members : int
-        Parcels a group, M.
-
-    Returns
-    -------
-    torch.Tensor
-        [G * M], indices of parcels group by group; P where the last group is not full.
+    Indices of the parcels come group by group, [G * M]; P where the last group is not full.
     """
     points = coordinates.double().cpu().numpy()
     order = _halve(points, np.arange(len(points)), n_members)
@@ -211,7 +196,18 @@ def _check_shapes(signal: Tensor, coordinates: Tensor, valid: Tensor | None, win
         frames = f"{window.n_frames}"
     if not fits:
         raise ShapeError(f"signal has shape {list(signal.shape)}; expected [windows, parcels, {frames} frames].")
+    check_parcels(signal, coordinates, valid)
+
+
+def check_parcels(signal: Tensor, coordinates: Tensor, valid: Tensor | None) -> None:
+    """Raise ShapeError unless `coordinates` are [B, P, 3] and `valid`, if it is given, [B, P] bool."""
     if coordinates.shape != (*signal.shape[:2], 3):
         raise ShapeError(f"coordinates have shape {list(coordinates.shape)}; expected {[*signal.shape[:2], 3]}.")
     if valid is not None and (valid.shape != signal.shape[:2] or valid.dtype != torch.bool):
         raise ShapeError(f"valid is {valid.dtype} {list(valid.shape)}; expected torch.bool {list(signal.shape[:2])}.")
+
+
+def check_noise(noise: Tensor, n_windows: int, n_tokens: int) -> None:
+    """Raise ShapeError unless `noise` is [B, N]."""
+    if noise.shape != (n_windows, n_tokens):
+        raise ShapeError(f"noise has shape {list(noise.shape)}; expected {[n_windows, n_tokens]}.")

@@ -15,11 +15,6 @@ class PlaceCode(nn.Module):
     Each wave has a direction and a length of its own; directions cover the half sphere evenly (Fibonacci lattice),
     lengths go from half a parcel's width to the whole head. Fine waves tell neighbours apart, which coarse ones cannot
     (Tancik et al., Fourier Features, NeurIPS 2020).
-
-    Parameters
-    ----------
-    width : int
-        Of the code.
     """
 
     waves: Tensor

@@ -217,15 +217,10 @@ def _load(windows: WindowSet, places: Iterator[Any], workers: int, device: torch
         batch_size=None,
         sampler=places,
         num_workers=workers,
-        collate_fn=_as_it_is,
         multiprocessing_context=context,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # of its own, or it would draw from the caller's
     )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 @contextmanager

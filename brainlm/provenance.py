@@ -86,13 +86,7 @@ class Membership:
 
 
 def trainings_of(about: Mapping[str, Any]) -> list[Training]:
-    """Read the studies that trained a model, the last one first, from what `load_checkpoint` returns beside it.
-
-    Raises
-    ------
-    CheckpointError
-        If it is not as FedBrainLM writes it.
-    """
+    """Read the studies that trained a model, the last one first, from what `load_checkpoint` returns beside it."""
     found: list[Training] = []
     while isinstance(about, Mapping) and "study" in about:
         try:
@@ -134,10 +128,9 @@ def check_cohort(model: AnyModel, cohort: Cohort, *, other_atlas: bool, remedy: 
             f"cohort {cohort.name}: its recordings were stored as {cohort.scaling}, and the model scales by medians in "
             "their own units. Prepare them as they were before z-scoring."
         )
-    if not other_atlas or isinstance(model, ReleasedModel):
-        check_atlas(
-            model.about, cohort.atlas, f"cohort {cohort.name}", "" if isinstance(model, ReleasedModel) else remedy
-        )
+    released = isinstance(model, ReleasedModel)
+    if released or not other_atlas:
+        check_atlas(model.about, cohort.atlas, f"cohort {cohort.name}", "" if released else remedy)
 
 
 def check_atlas(about: Mapping[str, Any], atlas: Atlas, source: str, remedy: str = "") -> None:
@@ -146,14 +139,9 @@ def check_atlas(about: Mapping[str, Any], atlas: Atlas, source: str, remedy: str
     Parameters
     ----------
     source : str
-        Begins the message.
+        Begins the message of the CheckpointError, which names both atlases.
     remedy : str
         How to ask for it all the same, if that can be.
-
-    Raises
-    ------
-    CheckpointError
-        Naming both atlases.
     """
     known = atlases_of(about)
     if not known or {atlas.content_hash, atlas.former_hash} & set(known.values()):

@@ -74,6 +74,10 @@ class Batch:
         return len(self.participants)
 
 
+def _ratio(t_r: float, new_t_r: float) -> Fraction:
+    return Fraction(t_r / new_t_r).limit_denominator(100)
+
+
 def resample(signal: np.ndarray, t_r: float, new_t_r: float) -> np.ndarray:
     """Resample [T, P] from one TR to another, band-limited (polyphase filter, no aliasing).
 
@@ -88,11 +92,6 @@ def resample(signal: np.ndarray, t_r: float, new_t_r: float) -> np.ndarray:
     if ratio == 1:
         return signal
     return resample_poly(signal, ratio.numerator, ratio.denominator, axis=0, padtype="line")
-
-
-def resampled_frames(n_frames: int, t_r: float, new_t_r: float) -> int:
-    """Count the frames that `resample` returns."""
-    return math.ceil(n_frames * _ratio(t_r, new_t_r))
 
 
 def prepare(recording: Recording, window: WindowConfig, scale: Scaling | None = None) -> np.ndarray:
@@ -132,7 +131,7 @@ def prepare(recording: Recording, window: WindowConfig, scale: Scaling | None = 
 
 def kept_frames(n_frames: int, t_r: float, window: WindowConfig) -> int:
     """Count the frames that `prepare` makes of a recording."""
-    return n_frames if window.temporal == "adaptive" else resampled_frames(n_frames, t_r, window.t_r)
+    return n_frames if window.temporal == "adaptive" else math.ceil(n_frames * _ratio(t_r, window.t_r))
 
 
 def usable_recordings(cohort: Cohort, window: WindowConfig) -> dict[str, list[str]]:
@@ -151,7 +150,7 @@ class Lengths:
     Attributes
     ----------
     usable : dict
-        As `usable_recordings` returns it.
+        As of `usable_recordings`.
     too_short : dict
         Recording → seconds, of those that are not.
     n_left_out : int
@@ -234,13 +233,12 @@ class WindowSet(Dataset[Batch]):
         index = cohort.recordings.set_index("recording_id")
         self._n_frames: dict[str, int] = {}
         self._length: dict[str, int] = {}  # frames of a window
-        for recording in (name for names in self._recordings.values() for name in names):
-            t_r = float(index.at[recording, "t_r"])
-            self._n_frames[recording] = kept_frames(int(index.at[recording, "n_frames"]), t_r, window)
-            self._length[recording] = window.frames_of(t_r)
         groups: dict[int, dict[str, list[str]]] = {}
         for participant, recordings in self._recordings.items():
             for recording in recordings:
+                t_r = float(index.at[recording, "t_r"])
+                self._n_frames[recording] = kept_frames(int(index.at[recording, "n_frames"]), t_r, window)
+                self._length[recording] = window.frames_of(t_r)
                 groups.setdefault(self._length[recording], {}).setdefault(participant, []).append(recording)
         self._by_length = [groups[length] for length in sorted(groups)]
         self._n_windows = {recording: n // self._length[recording] for recording, n in self._n_frames.items()}
@@ -267,7 +265,7 @@ class WindowSet(Dataset[Batch]):
         batch is every non-overlapping window once. Where windows have different numbers of frames, those of a batch
         have the same, drawn as often as participants have it.
         """
-        return self._batch(self.draw(n, rng))
+        return self[self.draw(n, rng)]
 
     def draw(self, n: int, rng: np.random.Generator) -> list[Place]:
         """Draw the places of `n` windows as `sample` does, without reading them."""
@@ -297,10 +295,6 @@ class WindowSet(Dataset[Batch]):
             for start in range(0, len(same), n):
                 yield same[start : start + n]
 
-    def __getitem__(self, places: list[Place]) -> Batch:
-        """Read the windows at `places`."""
-        return self._batch(places)
-
     def __getstate__(self) -> dict[str, Any]:
         """Travel to other processes without what is prepared: each of them prepares what it reads."""
         return {**self.__dict__, "_prepared": OrderedDict()}
@@ -314,17 +308,12 @@ class WindowSet(Dataset[Batch]):
         return [self._read(recording) for recording in self._recordings[participant]]
 
     def segments(self, batch_size: int, recording_id: str | None = None) -> Iterator[Batch]:
-        """Iterate over every non-overlapping window once, in order of length, participant, recording and time.
+        """Iterate over every non-overlapping window once, of all recordings or of one, `batch_size` or fewer at a time.
 
-        Parameters
-        ----------
-        batch_size : int
-            Windows a batch, at most.
-        recording_id : str, optional
-            Only this recording's windows.
+        They come in order of length, participant, recording and time.
         """
         for part in self.in_parts(self._places(recording_id), batch_size):
-            yield self._batch(part)
+            yield self[part]
 
     def _places(self, recording_id: str | None = None) -> list[Place]:
         """Where every non-overlapping window lies, of all recordings or of one."""
@@ -339,7 +328,8 @@ class WindowSet(Dataset[Batch]):
     def _length_at(self, place: Place) -> int:
         return self._length[place[1]]
 
-    def _batch(self, places: list[Place]) -> Batch:
+    def __getitem__(self, places: list[Place]) -> Batch:
+        """Read the windows at `places`."""
         signals, valid = [], []
         for _, recording, start in places:
             signal, coverage = self._read(recording)
@@ -374,7 +364,3 @@ class WindowSet(Dataset[Batch]):
         while excess > 0 and len(self._prepared) > 1:
             _, (dropped, _) = self._prepared.popitem(last=False)
             excess -= dropped.nbytes
-
-
-def _ratio(t_r: float, new_t_r: float) -> Fraction:
-    return Fraction(t_r / new_t_r).limit_denominator(100)

@@ -21,7 +21,8 @@ from cohorts.participants import as_levels, identifying_columns
 from exchange.roster import MIN_SITES
 from harmonization import Categorical
 from harmonization.core.design import KNOWN
-from study.settings import LARGEST, CohortConfig, Study
+from study.sections import LARGEST, CohortConfig
+from study.settings import Study
 
 _SECONDS_A_PATCH = 16
 """One or two slow waves of the BOLD signal."""

@@ -28,7 +28,8 @@ from server.reconstruction import sums_of
 from server.robust import WEIGHT, as_reply, robust_centre
 from study.outer import remembers
 from study.pretraining import PRETRAINING
-from study.settings import RoundsConfig, Study
+from study.sections import RoundsConfig
+from study.settings import Study
 from study.state import State
 
 _SOFTWARE = ("fedbrainlm", "torch")

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Kr
 
 from exchange.messages import Arrays
 from server.errors import QuorumError
-from study.settings import RoundsConfig
+from study.sections import RoundsConfig
 
 WEIGHT = "num-examples"
 """Key of the weight of a site's reply."""

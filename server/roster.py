@@ -34,7 +34,7 @@ from server.errors import QuorumError, ServerError
 from server.journal import Attempt, Journal
 from server.replies import replies_to
 from study.question import together
-from study.settings import ProtectionConfig, RoundsConfig
+from study.sections import ProtectionConfig, RoundsConfig
 
 AnyReply = TypeVar("AnyReply", bound=Reply)
 _NO_REPLY = "no reply"

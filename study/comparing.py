@@ -95,6 +95,11 @@ def variants_of(study: Study, sites: Collection[str]) -> list[Variant]:
     return variants + [variant(other, other) for other in others if other not in ("none", method)]
 
 
+def table_of(study: Study, features: str, **more: Any) -> TableSpec:
+    """Table of a feature set, of the participants of whom all is known that the study asks for."""
+    return TableSpec(features=features, complete=study.complete.to_json(), **more)
+
+
 def held_out_measures(study: Study, features: str, variant: Variant, sites: Mapping[str, int]) -> dict[Measure, Task]:
     """Tasks that measure site and targets on held-out participants.
 
@@ -107,12 +112,7 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: Mapp
         Name of each site → its participants, as it said.
     """
     analyses = study.analyses
-    table = TableSpec(
-        features=features,
-        through=f"{features}.components",
-        covariates=variant.covariates,
-        complete=study.complete.to_json(),
-    )
+    table = table_of(study, features, through=f"{features}.components", covariates=variant.covariates)
     harmonized: dict[str, Any] = {"method": variant.method, "options": variant.options}
     folds = {"n_folds": analyses.folds, **harmonized}
     by_site = table.model_copy(update={"target": "site", "levels": list(sites)})
@@ -143,7 +143,7 @@ def held_out_measures(study: Study, features: str, variant: Variant, sites: Mapp
 
 def site_measures(study: Study, features: str, variant: Variant) -> dict[Measure, Task]:
     """Tasks that measure the site over all participants, once the variant is on the sites' disks."""
-    table = TableSpec(features=variant.features(features), complete=study.complete.to_json())
+    table = table_of(study, variant.features(features))
     seen = table.model_copy(update={"through": f"{features}.components"})
     tasks = {
         "site_variance": Task(SiteVariance(), table),

@@ -10,14 +10,22 @@ from typing import Any
 import numpy as np
 
 from brainlm.embedding import find_recipe
-from exchange.messages import Arrays, HarmonizeReply, HarmonizeRequest, Step, TableSpec, join, part_of
+from exchange.messages import Arrays, HarmonizeReply, HarmonizeRequest, Step, join, part_of
 from harmonization import Projection, Residualization
 from harmonization import State as Model
 from harmonization.core.selection import Selection
 from harmonization.methods.projection import ProjectionModel
 from harmonization.methods.residualization import ResidualizationModel
 from study.associating import ASSOCIATION, tasks_of_views
-from study.comparing import FEWEST_TO_COMPARE, HARMONIZED, RAW, held_out_measures, site_measures, variants_of
+from study.comparing import (
+    FEWEST_TO_COMPARE,
+    HARMONIZED,
+    RAW,
+    held_out_measures,
+    site_measures,
+    table_of,
+    variants_of,
+)
 from study.expecting import of_harmonization, size_after
 from study.question import Question
 from study.settings import Study
@@ -70,11 +78,7 @@ def component_tasks(study: Study, state: State) -> Tasks:
     if study.association:
         vectors = vectors_of(study)
         most[vectors] = _view_components(study, state, state.sizes[vectors])
-    complete = study.complete.to_json()
-    return {
-        Measure("components", name): Task(Projection(k), TableSpec(features=name, complete=complete))
-        for name, k in most.items()
-    }
+    return {Measure("components", name): Task(Projection(k), table_of(study, name)) for name, k in most.items()}
 
 
 def with_components(study: Study, state: State, answers: dict[Measure, Any]) -> State:
@@ -100,8 +104,7 @@ def held_out_tasks(study: Study, state: State) -> Tasks:
         for variant in variants_of(study, state.sites):
             tasks |= held_out_measures(study, features, variant, sites)
             if variant.name != RAW:
-                complete = study.complete.to_json()
-                table = TableSpec(features=features, covariates=variant.covariates, complete=complete)
+                table = table_of(study, features, covariates=variant.covariates)
                 tasks[Measure("model", features, variant.name)] = Task(variant.harmonizer, table)
     return tasks
 
@@ -141,7 +144,7 @@ def final_tasks(study: Study, state: State) -> Tasks:
     final = _final(study, state)
     if final not in state.sizes:
         return tasks
-    table = TableSpec(features=final, complete=study.complete.to_json())
+    table = table_of(study, final)
     tasks[_PROJECTION] = Task(Projection(_most(study, state, state.sizes["embedding"])), table)
     if study.harmonization.order == "separate":
         removed = table.model_copy(update={"covariates": study.design(study.residualized).to_json()})
@@ -185,12 +188,12 @@ def association_tasks(study: Study, state: State) -> Tasks:
     final, components = _final(study, state), f"{vectors_of(study)}.components"
     if not {final, "embedding.components", components} <= state.sizes.keys():
         return {}
-    table = TableSpec(
-        features=final,
+    table = table_of(
+        study,
+        final,
         through="embedding.components",
         n_loadings=_view_components(study, state, state.sizes["embedding"]),
         covariates=study.design(study.residualized).to_json(),
-        complete=study.complete.to_json(),
         second=components,
     )
     return tasks_of_views(study, table)

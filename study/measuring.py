@@ -64,14 +64,10 @@ def keep_moments(study: Study, state: State, answers: dict[Measure, Any]) -> Sta
 
 def _by_atlas(study: Study, state: State, analysis: Analysis, window: WindowConfig) -> Tasks:
     """Return a task for each atlas that enough sites share."""
-
-    def frames(atlas: str) -> FrameSpec:
-        return FrameSpec(
-            atlas=atlas,
-            window=window.model_dump(mode="json"),
-            holdout=study.training.holdout,
-            seed=study.seed,
-        )
-
+    sums = {"window": window.model_dump(mode="json"), "holdout": study.training.holdout, "seed": study.seed}
     groups = by_atlas(state.sites, secure=study.privacy.secure_sums)
-    return {Measure(of=atlas): Task(analysis, frames(atlas), tuple(sites)) for atlas, sites in groups.items() if sites}
+    return {
+        Measure(of=atlas): Task(analysis, FrameSpec(atlas=atlas, **sums), tuple(sites))
+        for atlas, sites in groups.items()
+        if sites
+    }

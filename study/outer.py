@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from exchange.messages import Arrays, join, part_of
-from study.settings import RoundsConfig
+from study.sections import RoundsConfig
 
 
 def remembers(config: RoundsConfig) -> bool:

@@ -79,7 +79,7 @@ class Sums:
         request = SummarizeRequest(
             arrays=join(**arrays),
             study=study.study,
-            jobs={measure.name: _job(task, known[measure]) for measure, task in tasks.items()},
+            jobs={m.name: _job(t, known[m]) for m, t in tasks.items()},
             groups=[Group(parts=[m.name], sites=list(t.sites)) for m, t in tasks.items() if t.sites is not None],
             noise=noise.model_dump(mode="json") if noise else None,
         )
@@ -152,12 +152,8 @@ def _reason(task: Task, error: HarmonizationError) -> str:
 
 
 def _job(task: Task, known: Answer | None) -> Job:
-    return Job(
-        analysis=task.analysis.name,
-        parameters=task.analysis.parameters(),
-        table=task.table,
-        state=None if known is None else known.kind,
-    )
+    analysis, state = task.analysis, None if known is None else known.kind
+    return Job(analysis=analysis.name, parameters=analysis.parameters(), table=task.table, state=state)
 
 
 def _widths(table: TableSpec | FrameSpec, state: State) -> Widths:

@@ -6,8 +6,9 @@ in and out unchanged.
 """
 
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from brainlm.attention import take_rows
 from brainlm.config import MaskConfig, WindowConfig
 from brainlm.errors import ShapeError
 from brainlm.model import MAEOutput
+from brainlm.patches import check_noise, check_parcels
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -42,6 +44,8 @@ class ReleasedConfig(Settings, ABC):
     """The signal is divided by it before it enters, and the reconstruction multiplied by it."""
     num_brain_voxels: int = Field(424, ge=1)
     """Parcels."""
+    patch_size: int = Field(ge=1)
+    num_channels: int = Field(3, ge=1)
     mask_ratio: float = Field(ge=0, lt=1)
     """Fraction hidden."""
     hidden_size: int = Field(ge=1)
@@ -94,24 +98,6 @@ class ReleasedConfig(Settings, ABC):
         return {"model_type": self.architecture, **fields, "num_timepoints_per_voxel": self.window.n_frames}
 
 
-class Prediction(NamedTuple):
-    """What an architecture makes of prepared windows.
-
-    Attributes
-    ----------
-    values : torch.Tensor
-        [B, P, T], the prediction of every value.
-    hidden : torch.Tensor
-        [B, P, T] bool, True where the encoder did not see a value.
-    latent : torch.Tensor
-        [B, N_visible + 1, D], CLS first.
-    """
-
-    values: Tensor
-    hidden: Tensor
-    latent: Tensor
-
-
 class ReleasedModel(nn.Module, ABC):
     """A released architecture with the call of `brainlm.model.BrainLM`."""
 
@@ -135,16 +121,10 @@ class ReleasedModel(nn.Module, ABC):
         *,
         mask: MaskConfig | None = None,
     ) -> MAEOutput:
-        """Hide part of each window and reconstruct all of it.
+        """Hide part of each window and reconstruct all of it: the call of `brainlm.model.BrainLM`, and its errors.
 
         Parameters
         ----------
-        signal : torch.Tensor
-            [B, P, T], scaled.
-        coordinates : torch.Tensor
-            [B, P, 3], parcel centroids in millimetres.
-        noise : torch.Tensor, optional
-            [B, N]; the tokens of smallest noise stay visible. Drawn after the config if not given.
         valid : torch.Tensor, optional
             [B, P] bool, False for missing parcels. The released models know none: a missing parcel enters as zeros,
             the mean of a z-scored signal, and is not scored.
@@ -158,17 +138,11 @@ class ReleasedModel(nn.Module, ABC):
             the CLS token. `loss` is in the model's units (after `signal_scale`) and weighted so that its mean over
             the batch is the original's loss: the error over all hidden values of the batch, also where windows hide
             different numbers of them.
-
-        Raises
-        ------
-        ShapeError
-            If a shape does not fit the model.
         """
         self._check(signal, coordinates, valid)
         if noise is None:
             noise = self.draw_noise(self.config.mask, *signal.shape[:2]).to(signal.device)
-        if noise.shape != (len(signal), self.n_tokens):
-            raise ShapeError(f"noise has shape {list(noise.shape)}; expected {[len(signal), self.n_tokens]}.")
+        check_noise(noise, len(signal), self.n_tokens)
         prepared, places, order = self._prepared(signal, coordinates, valid)
         values, hidden, latent = self._predict(prepared, places, noise)
         if order is not None:
@@ -183,24 +157,18 @@ class ReleasedModel(nn.Module, ABC):
     @property
     def blocks(self) -> list[nn.Module]:
         """The transformer's blocks, which hold most of what a step must remember."""
-        return [*self.vit.encoder.layer, *self.decoder.decoder_layers]
+        return [*self.vit.encoder["layer"].children(), *self.decoder.decoder_layers]
 
     def after_step(self) -> None:
         """Nothing follows the weights of these models."""
 
     def encode(self, signal: Tensor, coordinates: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Encode windows with nothing hidden and average their tokens, without CLS.
-
-        Returns
-        -------
-        torch.Tensor
-            [B, D].
-        """
+        """Encode windows with nothing hidden and average their tokens, without CLS → [B, D]."""
         self._check(signal, coordinates, valid)
         prepared, places, order = self._prepared(signal, coordinates, valid)
         if valid is not None and order is not None:
             valid = valid.gather(1, order)
-        return self._mean_of_tokens(self._encode_all(prepared, places), valid)
+        return self._mean_of_tokens(self._encode(self._tokens(prepared, places, whole=True)), valid)
 
     @property
     @abstractmethod
@@ -216,19 +184,41 @@ class ReleasedModel(nn.Module, ABC):
         """Count the tokens of a window that the encoder sees, and those that it does not and that are scored."""
         return self.n_visible, self.n_tokens - self.n_visible
 
-    @abstractmethod
     def draw_noise(
         self, mask: MaskConfig, n_windows: int, n_parcels: int, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw the noise [B, N] that hides tokens after the config, whose mask `mask` is."""
+        return torch.rand(n_windows, self.n_tokens, generator=generator)
+
+    def _predict(self, signal: Tensor, coordinates: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict every value [B, P, T]; say as bool where the encoder saw none; return its tokens, CLS first."""
+        order = noise.argsort(dim=1, stable=True)
+        visible = order[:, : self.n_visible]
+        latent = self._encode(take_rows(self._tokens(signal, coordinates), visible))
+
+        embedded = self.decoder.decoder_embed(latent)  # [B, N_visible + 1, E]
+        masked = self.decoder.mask_token.to(embedded).expand(len(embedded), self.n_tokens - self.n_visible, -1)
+        tokens = take_rows(torch.cat([embedded[:, 1:], masked], dim=1), order.argsort(dim=1))
+        predicted = self.decoder(torch.cat([embedded[:, :1], self._placed(tokens, coordinates)], dim=1))
+        hidden = torch.ones_like(noise, dtype=torch.bool).scatter(1, visible, False)
+        return self._on_frames(predicted), self._on_frames(hidden[..., None].expand_as(predicted)), latent
 
     @abstractmethod
-    def _predict(self, signal: Tensor, coordinates: Tensor, noise: Tensor) -> Prediction:
-        """Encode what stays visible and predict every value."""
+    def _tokens(self, signal: Tensor, coordinates: Tensor, *, whole: bool = False) -> Tensor:
+        """Embed windows, of which nothing is to be hidden if `whole` → [B, N, D]."""
+
+    def _placed(self, tokens: Tensor, coordinates: Tensor) -> Tensor:
+        """Tell the decoder's tokens [B, N, E] where they are, if it does not know by their order."""
+        return tokens
 
     @abstractmethod
-    def _encode_all(self, signal: Tensor, coordinates: Tensor) -> Tensor:
-        """Encode with nothing hidden → [B, N + 1, D]."""
+    def _on_frames(self, tokens: Tensor) -> Tensor:
+        """Put the values of tokens [B, N, values of a token] in their places → [B, P, T]."""
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        """[B, M, D] → [B, M + 1, D], CLS first."""
+        cls = self.vit.embeddings.cls().to(tokens).expand(len(tokens), -1, -1)
+        return self.vit(torch.cat([cls, tokens], dim=1))
 
     def _mean_of_tokens(self, latent: Tensor, valid: Tensor | None) -> Tensor:
         """Mean over the tokens but CLS; `valid` is in the model's order of parcels."""
@@ -256,12 +246,7 @@ class ReleasedModel(nn.Module, ABC):
                 f"signal has shape {list(signal.shape)}; expected [windows, {expected[0]} parcels, "
                 f"{expected[1]} frames], which this released model was made for."
             )
-        if coordinates.shape != (*signal.shape[:2], 3):
-            raise ShapeError(f"coordinates have shape {list(coordinates.shape)}; expected {[*signal.shape[:2], 3]}.")
-        if valid is not None and (valid.shape != signal.shape[:2] or valid.dtype != torch.bool):
-            raise ShapeError(
-                f"valid is {valid.dtype} {list(valid.shape)}; expected torch.bool {list(signal.shape[:2])}."
-            )
+        check_parcels(signal, coordinates, valid)
 
 
 class SelfAttention(nn.Module):
@@ -287,70 +272,66 @@ class SelfAttention(nn.Module):
         return mixed
 
 
-def split_by_noise(noise: Tensor, n_visible: int) -> tuple[Tensor, Tensor]:
-    """Order tokens by noise.
-
-    Returns
-    -------
-    order, hidden : torch.Tensor
-        Token indices [B, N] in ascending order of noise, of which the first `n_visible` stay visible, and [B, N]
-        bool, True where a token does not.
-    """
-    order = noise.argsort(dim=1, stable=True)
-    hidden = torch.ones_like(noise, dtype=torch.bool).scatter(1, order[:, :n_visible], False)
-    return order, hidden
+def dense(inputs: int, width: int) -> nn.Sequential:
+    """Make a linear layer under the name that files have for it."""
+    return nn.Sequential(OrderedDict(dense=nn.Linear(inputs, width)))
 
 
-def with_mask_tokens(visible: Tensor, mask_token: Tensor, order: Tensor) -> Tensor:
-    """Put encoded tokens [B, N_visible, E] back in their places, the mask token [1, 1, E] elsewhere → [B, N, E]."""
-    n_hidden = order.shape[1] - visible.shape[1]
-    shuffled = torch.cat([visible, mask_token.to(visible).expand(len(visible), n_hidden, -1)], dim=1)
-    return take_rows(shuffled, order.argsort(dim=1))
+class Embeddings(nn.Module, ABC):
+    """What makes tokens of windows, and the token that stands before them."""
 
-
-class Dense(nn.Module):
-    """A linear layer under the name that files have for it."""
-
-    def __init__(self, inputs: int, width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(inputs, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
 
-    def forward(self, values: Tensor) -> Tensor:
-        return self.dense(values)
-
-
-class Layers(nn.Module):
-    """Blocks under the name that files have for them; `block` takes width, heads, the perceptron's width and config."""
-
-    def __init__(self, config: ReleasedConfig, block: Callable[..., nn.Module]) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(
-            block(config.hidden_size, config.num_attention_heads, config.intermediate_size, config)
-            for _ in range(config.num_hidden_layers)
-        )
+    def cls(self) -> Tensor:
+        """CLS as the encoder sees it, [1, 1, D]."""
+        return self.cls_token
 
 
-Embeddings = TypeVar("Embeddings", bound=nn.Module)
+AnyEmbeddings = TypeVar("AnyEmbeddings", bound=Embeddings)
+Block = Callable[..., nn.Module]
+"""Makes a block of a width, a number of heads, the perceptron's width and the settings."""
 
 
-class ViT(nn.Module, Generic[Embeddings]):
+class ViT(nn.Module, Generic[AnyEmbeddings]):
     """The encoder under its original names."""
 
-    def __init__(self, config: ReleasedConfig, embeddings: Embeddings, block: Callable[..., nn.Module]) -> None:
+    def __init__(self, config: ReleasedConfig, embeddings: AnyEmbeddings, block: Block) -> None:
         super().__init__()
         self.embeddings = embeddings
-        self.encoder = Layers(config, block)
+        sizes = config.hidden_size, config.num_attention_heads, config.intermediate_size
+        layers = nn.ModuleList(block(*sizes, config) for _ in range(config.num_hidden_layers))
+        self.encoder = nn.ModuleDict({"layer": layers})
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode embedded tokens [B, M, D]."""
-        for block in self.encoder.layer:
+        for block in self.encoder["layer"].children():
             tokens = block(tokens)
         return self.layernorm(tokens)
 
 
-class Decoder(nn.Module):
-    """Blocks over all tokens, and a head that predicts what is in each."""
+class Decoder(nn.Module, ABC):
+    """Blocks over all tokens, and a head that predicts what is in each: [B, N + 1, E] → [B, N, values of a token]."""
 
-    decoder_layers: nn.ModuleList
-    mask_token: nn.Parameter
+    def __init__(self, config: ReleasedConfig, block: Block) -> None:
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.decoder_embed = nn.Linear(config.hidden_size, width)
+        self._add_places(config)
+        sizes = width, config.decoder_num_attention_heads, config.decoder_intermediate_size
+        self.decoder_layers = nn.ModuleList(block(*sizes, config) for _ in range(config.decoder_num_hidden_layers))
+        self.decoder_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.decoder_pred = nn.Linear(width, config.patch_size**2 * config.num_channels)
+
+    @abstractmethod
+    def _add_places(self, config: Any) -> None:
+        """Make what says where a token is: before the blocks, since fresh weights are drawn in this order."""
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Let tokens know of each other, [B, N + 1, E] → [B, N + 1, E]."""
+        for block in self.decoder_layers:
+            tokens = block(tokens)
+        return self.decoder_norm(tokens)

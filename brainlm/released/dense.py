@@ -18,19 +18,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from base.errors import SettingsError
-from brainlm.attention import take_rows
-from brainlm.config import MaskConfig
 from brainlm.released.base import (
     ACTIVATIONS,
     Decoder,
-    Dense,
-    Prediction,
+    Embeddings,
     ReleasedConfig,
     ReleasedModel,
     SelfAttention,
     ViT,
-    split_by_noise,
-    with_mask_tokens,
+    dense,
 )
 
 _TIME_DROPOUT = 0.1
@@ -53,8 +49,7 @@ class DenseConfig(ReleasedConfig):
     segment_means_seq_len: int = 64
     """The release computes exact attention only where these two are equal."""
     patch_size: int = Field(16, ge=1)
-    num_channels: int = Field(3, ge=1)
-    """Size of the head `decoder.decoder_pred`, which files hold and nothing uses."""
+    """With `num_channels` the size of the head `decoder.decoder_pred`, which files hold and nothing uses."""
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
@@ -119,7 +114,7 @@ class PostNormBlock(nn.Module):
                 "output": ResidualNorm(width, width, config),
             }
         )
-        self.intermediate = Dense(width, hidden)
+        self.intermediate = dense(width, hidden)
         self.output = ResidualNorm(hidden, width, config)
         self.activation = ACTIVATIONS[config.hidden_act]
 
@@ -128,53 +123,37 @@ class PostNormBlock(nn.Module):
         return self.output(self.activation(self.intermediate(tokens)), tokens)
 
 
-class DenseEmbeddings(nn.Module):
+class DenseEmbeddings(Embeddings):
     """Tokens of the windows, with where and when they are."""
 
     def __init__(self, config: DenseConfig) -> None:
-        super().__init__()
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        super().__init__(config.hidden_size)
         self.signal_embedding_projection = nn.Linear(config.window.patch_frames, config.hidden_size)
         self.xyz_embedding_projection = nn.Linear(3, config.hidden_size)
 
 
 class DenseDecoder(Decoder):
-    """Blocks over all tokens, and the head that predicts a token's frames."""
+    """The head predicts a token's frames."""
 
     def __init__(self, config: DenseConfig) -> None:
-        super().__init__()
+        # `decoder_pred` is left over from the image model that the release extends: never used or trained.
+        super().__init__(config, PostNormBlock)
         width = config.decoder_hidden_size
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.decoder_embed = nn.Linear(config.hidden_size, width)
-        self.decoder_xyz_projection = nn.Linear(3, width)
-        self.decoder_layers = nn.ModuleList(
-            PostNormBlock(width, config.decoder_num_attention_heads, config.decoder_intermediate_size, config)
-            for _ in range(config.decoder_num_hidden_layers)
-        )
-        self.decoder_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        # Left over from the image model that the release extends: never used or trained, but part of every file.
-        self.decoder_pred = nn.Linear(width, config.patch_size**2 * config.num_channels)
         self.decoder_pred1 = nn.Linear(width, width // 2)
         self.decoder_pred2 = nn.Linear(width // 2, config.window.patch_frames)
         self.ends_with_tanh = config.use_tanh_decoder
 
-    def predict(self, tokens: Tensor) -> Tensor:
-        """[B, N + 1, E] → [B, N, patch_frames]."""
-        for block in self.decoder_layers:
-            tokens = block(tokens)
-        hidden = F.leaky_relu(self.decoder_pred1(self.decoder_norm(tokens)), 0.1)
+    def _add_places(self, config: DenseConfig) -> None:
+        self.decoder_xyz_projection = nn.Linear(3, config.decoder_hidden_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = F.leaky_relu(self.decoder_pred1(self.decode(tokens)), 0.1)
         predicted = self.decoder_pred2(hidden)[:, 1:]
         return predicted.tanh() if self.ends_with_tanh else predicted
 
 
 class DenseBrainLM(ReleasedModel):
-    """The dense release.
-
-    Parameters
-    ----------
-    config : DenseConfig
-        Sizes, window, mask and loss.
-    """
+    """The dense release."""
 
     config: DenseConfig
     vit: ViT[DenseEmbeddings]
@@ -196,24 +175,8 @@ class DenseBrainLM(ReleasedModel):
     def n_tokens(self) -> int:
         return self.config.num_brain_voxels * self.config.window.n_patches
 
-    def draw_noise(
-        self, mask: MaskConfig, n_windows: int, n_parcels: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        return torch.rand(n_windows, n_parcels * self.config.window.n_patches, generator=generator)
-
-    def _predict(self, signal: Tensor, coordinates: Tensor, noise: Tensor) -> Prediction:
-        order, hidden = split_by_noise(noise, self.n_visible)
-        latent = self._encode(take_rows(self._tokens(signal, coordinates), order[:, : self.n_visible]))
-
-        embedded = self.decoder.decoder_embed(latent)  # [B, N_visible + 1, E]
-        tokens = with_mask_tokens(embedded[:, 1:], self.decoder.mask_token, order)
-        tokens = self._timed(tokens, self.decoder.decoder_xyz_projection(coordinates))
-        predicted = self.decoder.predict(torch.cat([embedded[:, :1], tokens], dim=1))  # [B, N, patch_frames]
-        hidden_values = hidden[..., None].expand_as(predicted)
-        return Prediction(predicted.reshape(signal.shape), hidden_values.reshape(signal.shape), latent)
-
-    def _encode_all(self, signal: Tensor, coordinates: Tensor) -> Tensor:
-        return self._encode(self._tokens(signal, coordinates))
+    def _on_frames(self, tokens: Tensor) -> Tensor:
+        return tokens.reshape(len(tokens), self.config.num_brain_voxels, -1)
 
     def _mean_of_tokens(self, latent: Tensor, valid: Tensor | None) -> Tensor:
         """Mean over the tokens of the parcels that are there."""
@@ -225,22 +188,19 @@ class DenseBrainLM(ReleasedModel):
     def _error(self, difference: Tensor) -> Tensor:
         return difference.square() if self.config.loss_fn == "mse" else difference.abs()
 
-    def _tokens(self, signal: Tensor, coordinates: Tensor) -> Tensor:
-        """Embed the windows' patches → [B, N, D]."""
+    def _tokens(self, signal: Tensor, coordinates: Tensor, *, whole: bool = False) -> Tensor:
         embeddings = self.vit.embeddings
         patches = signal.unflatten(2, (-1, self.config.window.patch_frames)).flatten(1, 2)
         tokens = embeddings.signal_embedding_projection(patches)
         return self._timed(tokens, embeddings.xyz_embedding_projection(coordinates))
 
+    def _placed(self, tokens: Tensor, coordinates: Tensor) -> Tensor:
+        return self._timed(tokens, self.decoder.decoder_xyz_projection(coordinates))
+
     def _timed(self, tokens: Tensor, places: Tensor) -> Tensor:
         """Add codes of place [B, P, width] and of time to tokens [B, P * patches, width]."""
         placed = tokens.unflatten(1, (places.shape[1], -1)) + places[:, :, None]
         return self.time_dropout((placed + self.time_code).flatten(1, 2))
-
-    def _encode(self, tokens: Tensor) -> Tensor:
-        """[B, M, D] → [B, M + 1, D], CLS first."""
-        cls = self.vit.embeddings.cls_token.to(tokens).expand(len(tokens), -1, -1)
-        return self.vit(torch.cat([cls, tokens], dim=1))
 
 
 def _time_code(n_patches: int, width: int) -> Tensor:

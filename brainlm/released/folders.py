@@ -17,8 +17,8 @@ from torch import Tensor
 
 from base.errors import SettingsError
 from base.files import HEADER, atomic_folder, read_arrays, write_text
-from brainlm.architectures import RELEASED, AnyConfig, AnyModel, build_model, check_model_config
-from brainlm.checkpoints import load_checkpoint, load_weights
+from brainlm.architectures import RELEASED, AnyConfig, AnyModel, check_model_config
+from brainlm.checkpoints import blank_model, load_checkpoint, load_weights
 from brainlm.errors import CheckpointError
 from brainlm.released.base import ReleasedConfig, ReleasedModel
 
@@ -98,7 +98,11 @@ def read_folder(
         Take what the original notebooks do for the options that neither `options` nor the folder states.
     """
     directory = Path(directory)
-    content = _read_config(directory)
+    if not (directory / _CONFIG).is_file():
+        raise CheckpointError(
+            f"{directory}: holds no {_CONFIG}. Name a folder with {_CONFIG} and {_SAFETENSORS} or {_BIN}."
+        )
+    content = _read_json(directory / _CONFIG)
     note = content.get(HEADER)
     note = note if isinstance(note, dict) else {}
     usual = _NOTEBOOKS.get(str(content.get("model_type")), {}) if as_in_notebooks else {}
@@ -108,8 +112,7 @@ def read_folder(
     path = _weights_path(directory)
     files = {path: None} if path.suffix != ".json" else _shards(path)
     state = _read_all(files)
-    with torch.random.fork_rng(devices=[]):  # making a model draws weights
-        model = build_model(config)
+    model = blank_model(config)
     load_weights(model, _with_fixed_codes(model, state), str(path))
     model.about = note["about"] if isinstance(note.get("about"), dict) else _origin(directory, sorted(files))
     return model.eval(), model.about
@@ -137,15 +140,6 @@ def export_folder(directory: str | Path, model: AnyModel, about: dict[str, Any])
     with atomic_folder(directory) as partial:
         write_text(partial / _CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")
         save_file(tensors, partial / _SAFETENSORS, metadata={"format": "pt"})  # what other readers ask for
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / _CONFIG
-    if not path.is_file():
-        raise CheckpointError(
-            f"{directory}: holds no {_CONFIG}. Name a folder with {_CONFIG} and {_SAFETENSORS} or {_BIN}."
-        )
-    return _read_json(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -271,6 +265,5 @@ def _sha256(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()

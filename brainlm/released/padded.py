@@ -17,19 +17,16 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from brainlm.attention import take_rows
 from brainlm.config import MaskConfig
 from brainlm.released.base import (
     ACTIVATIONS,
     Decoder,
-    Dense,
-    Prediction,
+    Embeddings,
     ReleasedConfig,
     ReleasedModel,
     SelfAttention,
     ViT,
-    split_by_noise,
-    with_mask_tokens,
+    dense,
 )
 
 _PADDING = -1.0
@@ -47,8 +44,6 @@ class PaddedConfig(ReleasedConfig):
     architecture: Literal["vit_mae"] = "vit_mae"
     image_size: int = Field(ge=1)
     """Side of the padded image: 432 with patches of 16, 434 with patches of 14."""
-    patch_size: int = Field(ge=1)
-    num_channels: int = Field(3, ge=1)
     qkv_bias: bool = True
     attention_probs_dropout_prob: float = Field(0.0, ge=0, lt=1)
     norm_pix_loss: Literal[False] = False
@@ -97,10 +92,6 @@ class Frame(NamedTuple):
     n_parcels: int
     n_frames: int
 
-    def crop(self, image: Tensor) -> Tensor:
-        """[B, side, side] → [B, P, T]."""
-        return image[:, self.top : self.top + self.n_parcels, self.left : self.left + self.n_frames]
-
 
 class LastFrames(NamedTuple):
     """What forecasting hides, in columns of patches and in frames.
@@ -127,9 +118,9 @@ class PreNormBlock(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, config: PaddedConfig) -> None:
         super().__init__()
         attention = SelfAttention(width, heads, bias=config.qkv_bias, dropout=config.attention_probs_dropout_prob)
-        self.attention = nn.ModuleDict({"attention": attention, "output": Dense(width, width)})
-        self.intermediate = Dense(width, hidden)
-        self.output = Dense(hidden, width)
+        self.attention = nn.ModuleDict({"attention": attention, "output": dense(width, width)})
+        self.intermediate = dense(width, hidden)
+        self.output = dense(hidden, width)
         self.layernorm_before = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.layernorm_after = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -142,50 +133,38 @@ class PreNormBlock(nn.Module):
         return tokens + self.dropout(self.output(hidden))
 
 
-class PaddedEmbeddings(nn.Module):
+class PaddedEmbeddings(Embeddings):
     """Tokens of the image's patches, with where they are."""
 
     def __init__(self, config: PaddedConfig) -> None:
-        super().__init__()
+        super().__init__(config.hidden_size)
         side = config.image_size // config.patch_size
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.position_embeddings = nn.Parameter(position_code(side, config.hidden_size), requires_grad=False)
         projection = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
         self.patch_embeddings = nn.ModuleDict({"projection": projection})
 
+    def cls(self) -> Tensor:
+        return self.cls_token + self.position_embeddings[:, :1]
+
 
 class PaddedDecoder(Decoder):
-    """Blocks over all tokens, and the head that predicts a patch's pixels."""
+    """The head predicts a patch's pixels, the mean of their channels."""
 
     def __init__(self, config: PaddedConfig) -> None:
-        super().__init__()
-        width, side = config.decoder_hidden_size, config.image_size // config.patch_size
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.decoder_pos_embed = nn.Parameter(position_code(side, width), requires_grad=False)
-        self.decoder_embed = nn.Linear(config.hidden_size, width)
-        self.decoder_layers = nn.ModuleList(
-            PreNormBlock(width, config.decoder_num_attention_heads, config.decoder_intermediate_size, config)
-            for _ in range(config.decoder_num_hidden_layers)
-        )
-        self.decoder_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.decoder_pred = nn.Linear(width, config.patch_size**2 * config.num_channels)
+        super().__init__(config, PreNormBlock)
+        self.n_channels = config.num_channels
 
-    def predict(self, tokens: Tensor) -> Tensor:
-        """[B, N + 1, E] → [B, N, patch_size² * channels]."""
-        tokens = tokens + self.decoder_pos_embed.to(tokens)
-        for block in self.decoder_layers:
-            tokens = block(tokens)
-        return self.decoder_pred(self.decoder_norm(tokens))[:, 1:]
+    def _add_places(self, config: PaddedConfig) -> None:
+        side, width = config.image_size // config.patch_size, config.decoder_hidden_size
+        self.decoder_pos_embed = nn.Parameter(position_code(side, width), requires_grad=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        pixels = self.decoder_pred(self.decode(tokens + self.decoder_pos_embed.to(tokens)))[:, 1:]
+        return pixels.float().unflatten(2, (-1, self.n_channels)).mean(dim=3)
 
 
 class PaddedBrainLM(ReleasedModel):
-    """The padded release. Its loss is the squared error whatever `loss_fn` a file names, as in the original.
-
-    Parameters
-    ----------
-    config : PaddedConfig
-        Sizes, window and mask.
-    """
+    """The padded release. Its loss is the squared error whatever `loss_fn` a file names, as in the original."""
 
     config: PaddedConfig
     vit: ViT[PaddedEmbeddings]
@@ -207,6 +186,10 @@ class PaddedBrainLM(ReleasedModel):
     def n_tokens(self) -> int:
         return self.side**2
 
+    @property
+    def n_visible(self) -> int:
+        return super().n_visible if self.last is None else self.side * (self.side - self.last.end + self.last.first)
+
     def seen_and_predicted(self) -> tuple[int, int]:
         """As of the base; where the last frames are hidden, frames are counted, since padding is always visible."""
         if self.last is None:
@@ -225,31 +208,18 @@ class PaddedBrainLM(ReleasedModel):
         noise[:, :, self.last.first : self.last.end] = 1
         return noise.flatten(1)
 
-    def _predict(self, signal: Tensor, coordinates: Tensor, noise: Tensor) -> Prediction:
+    def _predict(self, signal: Tensor, coordinates: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Predict every value; where the config says to forecast, it decides what is hidden, not `noise`."""
-        if self.last is None:
-            n_visible = self.n_visible
-        else:
+        if self.last is not None:
             noise = self.draw_noise(self.config.mask, len(signal), signal.shape[1]).to(signal.device)
-            n_visible = self.n_tokens - int(noise[0].sum())
-        order, hidden_tokens = split_by_noise(noise, n_visible)
-        latent = self._encode(take_rows(self._tokens(signal), order[:, :n_visible]))
-
-        embedded = self.decoder.decoder_embed(latent)  # [B, N_visible + 1, E]
-        tokens = with_mask_tokens(embedded[:, 1:], self.decoder.mask_token, order)
-        pixels = self.decoder.predict(torch.cat([embedded[:, :1], tokens], dim=1))
-        pixels = pixels.float().unflatten(2, (-1, self.config.num_channels)).mean(dim=3)  # [B, N, patch_size²]
-        hidden = self._image(hidden_tokens[..., None].expand_as(pixels))
+        values, hidden, latent = super()._predict(signal, coordinates, noise)
         if self.last is not None and self.last.n_scored is not None:
             hidden = torch.zeros_like(hidden)
             hidden[:, :, self.frame.n_frames - self.last.n_scored :] = True
-        return Prediction(self._image(pixels), hidden, latent)
+        return values, hidden, latent
 
-    def _encode_all(self, signal: Tensor, coordinates: Tensor) -> Tensor:
-        return self._encode(self._tokens(signal, whole=True))
-
-    def _tokens(self, signal: Tensor, *, whole: bool = False) -> Tensor:
-        """Pad the windows and embed their patches → [B, N, D]; `whole` keeps frames that forecasting zeroes."""
+    def _tokens(self, signal: Tensor, coordinates: Tensor, *, whole: bool = False) -> Tensor:
+        """Pad the windows and embed their patches; `whole` keeps frames that forecasting zeroes."""
         size, frame = self.config.image_size, self.frame
         right, bottom = size - frame.left - frame.n_frames, size - frame.top - frame.n_parcels
         image = F.pad(signal, (frame.left, right, frame.top, bottom), value=_PADDING)
@@ -261,18 +231,12 @@ class PaddedBrainLM(ReleasedModel):
         tokens = embeddings.patch_embeddings["projection"](channels).flatten(2).transpose(1, 2)
         return tokens + embeddings.position_embeddings[:, 1:].to(tokens)
 
-    def _encode(self, tokens: Tensor) -> Tensor:
-        """[B, M, D] → [B, M + 1, D], CLS first."""
-        embeddings = self.vit.embeddings
-        cls = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).to(tokens)
-        return self.vit(torch.cat([cls.expand(len(tokens), -1, -1), tokens], dim=1))
-
-    def _image(self, patches: Tensor) -> Tensor:
-        """Put patches [B, N, patch_size²] together and cut the padding → [B, P, T]."""
-        size = self.config.patch_size
-        squares = patches.unflatten(2, (size, size)).unflatten(1, (self.side, self.side))  # [B, G, G, row, column]
-        image = squares.transpose(2, 3).reshape(len(patches), self.config.image_size, self.config.image_size)
-        return self.frame.crop(image)
+    def _on_frames(self, tokens: Tensor) -> Tensor:
+        """Put patches [B, N, patch_size²] together and cut the padding."""
+        size, frame = self.config.patch_size, self.frame
+        squares = tokens.unflatten(2, (size, size)).unflatten(1, (self.side, self.side))  # [B, G, G, row, column]
+        image = squares.transpose(2, 3).reshape(len(tokens), self.config.image_size, self.config.image_size)
+        return image[:, frame.top : frame.top + frame.n_parcels, frame.left : frame.left + frame.n_frames]
 
     def _initialise(self) -> None:
         """Draw fresh weights: normal, as in He et al.; the patch projection like a linear layer."""

@@ -20,7 +20,8 @@ from server.errors import ServerError
 from server.journal import Journal
 from server.roster import Roster
 from study.expecting import of_sums
-from study.settings import ProtectionConfig, RoundsConfig, load_study
+from study.sections import ProtectionConfig, RoundsConfig
+from study.settings import load_study
 from tests.attacks.coordinator import MODEL, SUMS, Coordinator, features_of
 from tests.support.federation import STUDY
 from tests.support.local_grid import LocalGrid

@@ -11,7 +11,7 @@ from brainlm.masking import choose_mask, draw_noise, split_tokens
 def hidden(mask: MaskConfig, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
     """Which tokens are hidden, [B, P, S]."""
     noise = draw_noise(mask, shape, torch.Generator().manual_seed(seed))
-    _, unseen = split_tokens(noise, mask, shape[2], None).masks(shape[1] * shape[2])
+    _, unseen, _ = split_tokens(noise, mask, shape[2], None)
     return unseen.unflatten(1, shape[1:])
 
 

@@ -12,10 +12,10 @@ from brainlm.pretraining import initial_model, train_round
 from brainlm.scaling import Scaling
 from brainlm.windows import (
     WindowSet,
+    kept_frames,
     lengths_of,
     prepare,
     resample,
-    resampled_frames,
     split_participants,
     usable_recordings,
 )
@@ -27,7 +27,7 @@ from tests.support.cohorts import with_gaps
 @pytest.mark.parametrize(("t_r", "new_t_r"), [(0.72, 2.0), (1.5, 2.0), (2.5, 2.0), (3.0, 2.0), (2.0, 2.0)])
 def test_resampling_keeps_slow_waves_in_place(t_r, new_t_r):
     frames = int(400 / t_r)
-    time, new_time = np.arange(frames) * t_r, np.arange(resampled_frames(frames, t_r, new_t_r)) * new_t_r
+    time, new_time = np.arange(frames) * t_r, np.arange(kept_frames(frames, t_r, WindowConfig(t_r=new_t_r))) * new_t_r
     wave = np.cos(2 * np.pi * 0.03 * time + 1)
 
     answer = resample(wave[:, None], t_r, new_t_r)[:, 0]

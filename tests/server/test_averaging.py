@@ -7,7 +7,7 @@ from exchange.messages import TrainReply, TrainRequest, join
 from server.answers import Answers
 from server.averaging import averaged, measure_reconstruction
 from server.journal import Journal
-from study.settings import RoundsConfig
+from study.sections import RoundsConfig
 from tests.support.wire import be_in_run
 
 

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from exchange.messages import Arrays
 from server.errors import QuorumError
 from server.robust import as_reply, robust_centre
-from study.settings import RoundsConfig
+from study.sections import RoundsConfig
 from tests.support.wire import be_in_run
 
 SHAPES = {"b.weight": (4, 3), "a.bias": (3,), "c": ()}

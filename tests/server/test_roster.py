@@ -10,7 +10,8 @@ from exchange.refusals import RefusalCode
 from server.errors import QuorumError
 from server.journal import Journal
 from server.roster import Roster
-from study.settings import ProtectionConfig, RoundsConfig, load_study
+from study.sections import ProtectionConfig, RoundsConfig
+from study.settings import load_study
 from tests.support.federation import STUDY, write_sites
 from tests.support.local_grid import LocalGrid
 from tests.support.wire import over_the_wire

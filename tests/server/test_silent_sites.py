@@ -32,7 +32,7 @@ from server.errors import QuorumError
 from server.journal import Journal
 from server.roster import Roster
 from study.question import evaluation_groups
-from study.settings import ProtectionConfig, RoundsConfig
+from study.sections import ProtectionConfig, RoundsConfig
 from tests.support.local_grid import LocalGrid
 
 NAMES = ["aalborg", "bergen", "coimbra", "delft", "espoo", "fulda", "ghent", "hobro"]

@@ -5,7 +5,8 @@ import yaml
 from client.door.policy import SHOWS_ONE_SITE
 from harmonization import make_harmonizer
 from study.comparing import CONTROL, HARMONIZED, RAW, held_out_measures, site_measures, variants_of
-from study.settings import Method, load_study
+from study.sections import Method
+from study.settings import load_study
 from tests.support.federation import STUDY
 
 SITES = {"a": 20, "b": 30, "c": 25}

@@ -6,7 +6,7 @@ from safetensors.numpy import load_file
 from base.files import save_arrays
 from exchange.messages import Arrays
 from study.outer import outer_step, remembers
-from study.settings import RoundsConfig
+from study.sections import RoundsConfig
 
 SHAPES = {"b.weight": (4, 3), "a.bias": (3,), "c": ()}
 EVERY = [
