@@ -70,35 +70,24 @@ _FEW = 6
 
 @dataclass(frozen=True)
 class ParticipantsTable:
-    """All that a site's participants table says.
-
-    Attributes
-    ----------
-    participants : pandas.DataFrame
-        One row a participant, as `read_participants` returns it. Of a table with sessions: the values that stay the
-        same over a participant's sessions, and the age at the first.
-    sessions : pandas.DataFrame
-        One row a participant and session (session_id without ``ses-``), with every column; no rows where the table has
-        no column session_id.
-    descriptions : dict
-        What the columns mean, out of the ``.json`` beside the table.
-    left_out : tuple of str
-        Columns that tell who a participant is, and are in neither table.
-    notices : tuple of str
-        What was not taken as it stands, a sentence each.
-    scans : dict
-        Where ids name a visit, too: id → participant and session.
-    person_column : str
-        Column that named the participants of these ids; empty if a pattern did.
-    """
+    """All that a site's participants table says."""
 
     participants: pd.DataFrame
+    """One row a participant, as `read_participants` returns it. Of a table with sessions: the values that stay the same
+    over a participant's sessions, and the age at the first."""
     sessions: pd.DataFrame
+    """One row a participant and session (session_id without ``ses-``), with every column; no rows where the table has
+    no column session_id."""
     descriptions: Descriptions = field(default_factory=dict)
+    """What the columns mean, out of the ``.json`` beside the table."""
     left_out: tuple[str, ...] = ()
+    """Columns that tell who a participant is, and are in neither table."""
     notices: tuple[str, ...] = ()
+    """What was not taken as it stands, a sentence each."""
     scans: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Where ids name a visit, too: id → participant and session."""
     person_column: str = ""
+    """Column that named the participants of these ids; empty if a pattern did."""
 
 
 def read_participants(path: Path) -> pd.DataFrame:

@@ -135,22 +135,15 @@ def _of_column(table: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series]:
 
 @dataclass(frozen=True)
 class Visits:
-    """Ids that look like visits of the same people.
-
-    Attributes
-    ----------
-    n_ids, n_people : int
-        How many ids, and how many people they would be of.
-    names : tuple of str
-        What they differ in. Dates are not told.
-    pattern : str
-        A `PersonPattern` that would find the people; empty if none is at hand.
-    """
+    """Ids that look like visits of the same people."""
 
     n_ids: int
     n_people: int
+    """How many people the ids would be of."""
     names: tuple[str, ...]
+    """What they differ in. Dates are not told."""
     pattern: str
+    """A `PersonPattern` that would find the people; empty if none is at hand."""
 
     def __str__(self) -> str:
         shown = ", ".join(self.names[:4]) + (", …" if len(self.names) > 4 else "")

@@ -53,38 +53,28 @@ _N_LOCAL = 48
 
 @dataclass(frozen=True)
 class SimulatedSite:
-    """A hospital: its people and its scanner.
-
-    Attributes
-    ----------
-    name : str
-        Name of the site; its scanner's fingerprint follows from the name and the seed.
-    n_participants : int
-        People with one recording each.
-    t_r : float
-        Repetition time in seconds.
-    n_frames : int
-        Frames a recording.
-    mean_age, sd_age : float
-        Of the site's people, in years, kept between 18 and 85.
-    fraction_female : float
-        Chance that a person is female.
-    site_effect : float
-        Size of the scanner's fingerprint; 0 for none, 1 for one that a classifier finds with ease.
-    age_effect, sex_effect : float
-        Size of the effects of age and sex; 0 for none.
-    """
+    """A hospital: its people and its scanner."""
 
     name: str
+    """Name of the site; its scanner's fingerprint follows from the name and the seed."""
     n_participants: int = 40
+    """People with one recording each."""
     t_r: float = 2.0
+    """Repetition time in seconds."""
     n_frames: int = 240
+    """Frames a recording."""
     mean_age: float = 45.0
+    """Of the site's people, in years."""
     sd_age: float = 14.0
+    """Spread of their ages, which are kept between 18 and 85."""
     fraction_female: float = 0.5
+    """Chance that a person is female."""
     site_effect: float = 1.0
+    """Size of the scanner's fingerprint; 0 for none, 1 for one that a classifier finds with ease."""
     age_effect: float = 1.0
+    """Size of the effect of age; 0 for none."""
     sex_effect: float = 1.0
+    """Size of the effect of sex; 0 for none."""
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,12 @@ _READERS = {
 
 @dataclass(frozen=True)
 class Vectors:
-    """One vector a participant.
-
-    Attributes
-    ----------
-    participants : list of str
-        The n participants.
-    matrix : numpy.ndarray
-        [n, r].
-    """
+    """One vector a participant."""
 
     participants: list[str]
+    """The n participants."""
     matrix: np.ndarray
+    """[n, r]."""
 
 
 def import_vectors(cohort: Cohort, source: Path, name: str) -> Vectors:

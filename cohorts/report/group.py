@@ -21,32 +21,22 @@ FEWEST_FOR_QC_FC = 10
 
 @dataclass(frozen=True)
 class Measure:
-    """One column of the table of recordings, as people read it.
-
-    Attributes
-    ----------
-    column, title, unit : str
-        Where it stands, and what it is called.
-    scale : float
-        What the column is multiplied by to be in `unit`.
-    decimals : int
-        Digits that mean something.
-    worse : {"high", "low"}
-        Which end is the bad one.
-    worst : str
-        What is said of the recording at that end.
-    rule : str
-        The threshold among `QualityRules`, in units of the column times `rule_scale`; empty where there is none.
-    """
+    """One column of the table of recordings, as people read it."""
 
     column: str
     title: str
+    """What it is called."""
     unit: str
     decimals: int
+    """Digits that mean something."""
     worse: str
+    """Which end is the bad one."""
     worst: str
+    """What is said of the recording at that end."""
     rule: str = ""
+    """The threshold among `QualityRules`, in units of the column times `rule_scale`; empty where there is none."""
     scale: float = 1.0
+    """What the column is multiplied by to be in `unit`."""
     rule_scale: float = 1.0
 
     def limit(self, rules: QualityRules) -> float | None:
@@ -93,31 +83,21 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class Group:
-    """Sums over the recordings that were read.
-
-    Attributes
-    ----------
-    n_recordings, n_participants : int
-        How many were read.
-    coverage : numpy.ndarray
-        [P], fraction of recordings in which a parcel has a signal.
-    connectivity : numpy.ndarray
-        [P, P], mean over participants in Fisher's z, as a correlation; NaN where no recording covers both.
-    distance : numpy.ndarray
-        [E] in mm between the centroids, E = P (P - 1) / 2 pairs.
-    qc_fc : numpy.ndarray
-        [E], correlation over participants of a pair's connectivity with mean FD; empty where too few know it.
-    n_qc_fc : int
-        Participants behind `qc_fc`.
-    """
+    """Sums over the recordings that were read."""
 
     n_recordings: int
     n_participants: int
+    """Whose recordings they are."""
     coverage: np.ndarray
+    """[P], fraction of recordings in which a parcel has a signal."""
     connectivity: np.ndarray
+    """[P, P], mean over participants in Fisher's z, as a correlation; NaN where no recording covers both."""
     distance: np.ndarray
+    """[E] in mm between the centroids, E = P (P - 1) / 2 pairs."""
     qc_fc: np.ndarray
+    """[E], correlation over participants of a pair's connectivity with mean FD; empty where too few know it."""
     n_qc_fc: int
+    """Participants behind `qc_fc`."""
 
 
 def with_lengths(table: pd.DataFrame, n_parcels: int) -> pd.DataFrame:

@@ -44,24 +44,16 @@ Title = str | tuple[str, str]
 
 @dataclass(frozen=True)
 class Table:
-    """A table: on the page numbers are rounded, in its CSV they are as they are.
-
-    Attributes
-    ----------
-    header : sequence of Title
-        One a column.
-    rows : sequence of sequences of Cell
-        The table.
-    note : str
-        Stands below it.
-    most : int, optional
-        Rows that the page shows; the CSV has all.
-    """
+    """A table: on the page numbers are rounded, in its CSV they are as they are."""
 
     header: Sequence[Title]
+    """One a column."""
     rows: Sequence[Sequence[Cell]]
+    """The table."""
     note: str = ""
+    """Stands below it."""
     most: int | None = None
+    """Rows that the page shows; the CSV has all."""
 
     @property
     def groups(self) -> list[tuple[str, int]]:
