@@ -81,7 +81,8 @@ class About(Settings):
     name: str
     atlas: str
     atlas_sha256: str
-    preprocessing: str
+    preprocessing: str = "unspecified"
+    """Id of the preprocessing, recorded with every result."""
     scaling: Scale = "raw"
     options: dict[str, Any] = Field(default_factory=dict)
     """How the recordings were prepared, where one command prepared them."""
@@ -122,28 +123,20 @@ class Cohort:
         atlas: Atlas | str,
         name: str | None = None,
         participants: pd.DataFrame | None = None,
-        preprocessing: str = "unspecified",
-        scaling: Scale = "raw",
         **about: Any,
     ) -> "Cohort":
         """Make an empty cohort in a folder that is new or empty.
 
         Parameters
         ----------
-        path : path
-            Folder of the cohort.
         atlas : Atlas or str
             The atlas of every recording, or its name.
         name : str, optional
             Name of the site's cohort; the folder's name if not given.
         participants : pandas.DataFrame, optional
             As `cohorts.participants.read_participants` returns it.
-        preprocessing : str
-            Id of the preprocessing, recorded with every result.
-        scaling : {"raw", "zscore"}
-            Whether the recordings have kept their units, or were z-scored parcel by parcel before.
         **about
-            Further fields of ``cohort.yaml``: options, pseudonyms, rules.
+            Further fields of `About`: preprocessing, scaling, options, pseudonyms, rules.
 
         Raises
         ------
@@ -161,8 +154,6 @@ class Cohort:
             name=check_identifier(name or path.absolute().name, "cohort name"),
             atlas=atlas.name,
             atlas_sha256=atlas.content_hash,
-            preprocessing=preprocessing,
-            scaling=scaling,
             software={library: version(library) for library in ("fedbrainlm", "nilearn", "numpy")},
             **about,
         )
@@ -277,8 +268,8 @@ class Cohort:
     @property
     def notices(self) -> dict[str, int]:
         """Codes of `cohorts.notices`, and of how many recordings each is said; the most frequent first."""
-        codes = Counter(code for row in self._rows.values() for code in row["notices"].split())
-        return dict(sorted(codes.items(), key=lambda item: (-item[1], item[0])))
+        codes = Counter(sorted(code for row in self._rows.values() for code in row["notices"].split()))
+        return dict(codes.most_common())
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -353,10 +344,7 @@ class Cohort:
     ) -> None:
         """Note that a recording was refused, and why.
 
-        Parameters
-        ----------
-        set_aside : bool
-            Whether its signal could be read and lies in ``quarantine/``, from where `judge` can take it back.
+        If it is `set_aside`, its signal could be read and lies in ``quarantine/``, from where `judge` can take it back.
         """
         self._quarantine.note(recording_id, code, message, source)
         if self._rows.pop(recording_id, None):  # what its source held before

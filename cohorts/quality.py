@@ -12,6 +12,7 @@ of brain network connectivity. Radiology 259:516-524.
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from pydantic import Field
@@ -27,6 +28,24 @@ _LARGEST_R = 1 - 1e-6
 """Correlations are cut here before Fisher's z, which is infinite at 1."""
 _FEWEST_FRAMES = 2
 """Without a change over time nothing can be measured."""
+_LIMITED = {
+    "mean_fd": ("high-motion", "max_mean_fd", "mean FD", "{:.3f} mm"),
+    "fd_over": (
+        "too-many-motion-frames",
+        "max_fd_over",
+        "the fraction of frames with FD above {0.fd_threshold:g} mm",
+        "{:.1%}",
+    ),
+    "dvars_over": (
+        "high-dvars",
+        "max_dvars_over",
+        "the fraction of frames with standardized DVARS above {0.dvars_threshold:g}",
+        "{:.1%}",
+    ),
+    "tsnr": ("low-tsnr", "min_tsnr", "tSNR", "{:.1f}"),
+    "mean_fc": ("high-connectivity", "max_mean_fc", "the mean correlation between parcels", "{:.3f}"),
+}
+"""Measure → code of its fault, its threshold among the rules, and how a message says both."""
 
 
 class QualityRules(Settings):
@@ -130,41 +149,18 @@ class QualityRules(Settings):
             "censor less, or lower min_frames or min_seconds.",
         )
 
-    def _measured_faults(self, name: str, quality: Quality) -> list[RecordingError]:
+    def _measured_faults(self, name: str, quality: Quality) -> Iterator[RecordingError]:
         """One fault for each measure beyond its threshold."""
-        beyond = (
-            ("high-motion", "mean FD", quality.mean_fd, "max_mean_fd", "{:.3f} mm"),
-            (
-                "too-many-motion-frames",
-                f"the fraction of frames with FD above {self.fd_threshold:g} mm",
-                quality.fd_over,
-                "max_fd_over",
-                "{:.1%}",
-            ),
-            (
-                "high-dvars",
-                f"the fraction of frames with standardized DVARS above {self.dvars_threshold:g}",
-                quality.dvars_over,
-                "max_dvars_over",
-                "{:.1%}",
-            ),
-            ("low-tsnr", "tSNR", quality.tsnr, "min_tsnr", "{:.1f}"),
-            ("high-connectivity", "the mean correlation between parcels", quality.mean_fc, "max_mean_fc", "{:.3f}"),
-        )
-        faults = []
-        for code, what, value, rule, style in beyond:
-            threshold = getattr(self, rule)
+        for measure, (code, rule, what, style) in _LIMITED.items():
+            value, threshold = getattr(quality, measure), getattr(self, rule)
             largest = rule.startswith("max")
-            if threshold is None or not (value > threshold if largest else value < threshold):
-                continue
-            faults.append(
-                RecordingError(
+            if threshold is not None and (value > threshold if largest else value < threshold):
+                least, change = ("most", "raise") if largest else ("least", "lower")
+                yield RecordingError(
                     code,
-                    f"{name}: {what} is {style.format(value)}; expected at {'most' if largest else 'least'} "
-                    f"{style.format(threshold)}. Leave it out, or {'raise' if largest else 'lower'} {rule}.",
+                    f"{name}: {what.format(self)} is {style.format(value)}; expected at {least} "
+                    f"{style.format(threshold)}. Leave it out, or {change} {rule}.",
                 )
-            )
-        return faults
 
 
 def measure(recording: Recording, atlas: Atlas, rules: QualityRules) -> Quality:

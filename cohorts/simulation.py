@@ -15,6 +15,7 @@ over the brain, its temporal smoothness, the global signal and the gains of the 
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -105,8 +106,6 @@ def simulated_hospitals(
 
     Parameters
     ----------
-    n_sites : int
-        How many.
     n_participants : int
         Mean number of participants a site; sites differ by up to a third.
     minutes : float
@@ -114,25 +113,21 @@ def simulated_hospitals(
     effects : float
         site_effect, age_effect and sex_effect, as in `SimulatedSite`.
     """
-    names = ["aalborg", "bergen", "coimbra", "delft", "evora", "freiburg", "ghent", "heraklion"]
-    t_rs = [2.0, 1.5, 2.5, 0.8]
-    ages = [34.0, 52.0, 44.0, 60.0]
-    sizes = [1.3, 1.0, 0.7, 1.0]
-    sites = []
-    for index in range(n_sites):
-        t_r = t_rs[index % 4]
-        sites.append(
-            SimulatedSite(
-                name=names[index] if index < len(names) else f"hospital-{index + 1:02d}",
-                n_participants=max(2, round(n_participants * sizes[index % 4])),
-                t_r=t_r,
-                n_frames=round(minutes * 60 / t_r),
-                mean_age=ages[index % 4],
-                fraction_female=(0.45, 0.55, 0.6, 0.4)[index % 4],
-                **effects,
-            )
+    known = ["aalborg", "bergen", "coimbra", "delft", "evora", "freiburg", "ghent", "heraklion"]
+    names = [*known, *(f"hospital-{number:02d}" for number in range(len(known) + 1, n_sites + 1))]
+    kinds = cycle([(1.3, 2.0, 34.0, 0.45), (1.0, 1.5, 52.0, 0.55), (0.7, 2.5, 44.0, 0.6), (1.0, 0.8, 60.0, 0.4)])
+    return [
+        SimulatedSite(
+            name=name,
+            n_participants=max(2, round(n_participants * size)),
+            t_r=t_r,
+            n_frames=round(minutes * 60 / t_r),
+            mean_age=age,
+            fraction_female=female,
+            **effects,
         )
-    return sites
+        for name, (size, t_r, age, female) in zip(names[:n_sites], kinds, strict=False)
+    ]
 
 
 def simulate_cohorts(
@@ -148,12 +143,8 @@ def simulate_cohorts(
 
     Parameters
     ----------
-    out : path
-        Folder of the cohorts, one folder a site in it.
     sites : list of SimulatedSite
         The hospitals, with different names.
-    atlas : Atlas or str
-        The atlas, or its name.
     seed : int
         The same seed, sites and atlas give the same bytes.
     vectors : int
@@ -162,8 +153,7 @@ def simulate_cohorts(
         Called with the recordings done and their total.
     """
     atlas = load_atlas(atlas) if isinstance(atlas, str) else atlas
-    total = sum(site.n_participants for site in sites)
-    done = 0
+    total, done = sum(site.n_participants for site in sites), 0
     with atomic_folder(Path(out)) as partial:
         for site in sites:
             people = simulate_people(site, seed)
@@ -238,13 +228,7 @@ def simulate_recording(site: SimulatedSite, person: Person, atlas: Atlas, seed: 
     percent = signal + noise + motion
     baseline = 900 + 200 * np.cos(atlas.coordinates[:, 2] / 40)
     bold = (baseline * (1 + percent / 100)).astype(np.float32)
-    return Recording(
-        participant_id=identity,
-        signal=bold,
-        t_r=site.t_r,
-        mean_fd=person.mean_fd,
-        tsnr=temporal_snr(bold),
-    )
+    return Recording(identity, bold, site.t_r, mean_fd=person.mean_fd, tsnr=temporal_snr(bold))
 
 
 def _inborn(rng: np.random.Generator) -> np.ndarray:

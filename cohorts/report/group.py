@@ -101,13 +101,9 @@ class Group:
 
 
 def with_lengths(table: pd.DataFrame, n_parcels: int) -> pd.DataFrame:
-    """Add coverage (fraction), censored (fraction) and minutes left after censoring to the table of recordings."""
+    """Add coverage (fraction) and minutes left after censoring to the table of recordings."""
     left = np.minimum(table["n_frames"], table["n_acquired"] - table["n_censored"])
-    return table.assign(
-        coverage=1 - table["n_missing_parcels"] / n_parcels,
-        censored=table["n_censored"] / table["n_acquired"],
-        minutes=left * table["t_r"] / 60,
-    )
+    return table.assign(coverage=1 - table["n_missing_parcels"] / n_parcels, minutes=left * table["t_r"] / 60)
 
 
 def read_group(table: pd.DataFrame, read: Callable[[str], Recording], atlas: Atlas, most: int = MOST_READ) -> Group:
