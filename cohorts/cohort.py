@@ -125,7 +125,7 @@ class Cohort:
         participants: pd.DataFrame | None = None,
         **about: Any,
     ) -> "Cohort":
-        """Make an empty cohort in a folder that is new or empty.
+        """Make an empty cohort in a folder that is new or empty; a CohortError says if it is not.
 
         Parameters
         ----------
@@ -137,11 +137,6 @@ class Cohort:
             As `cohorts.participants.read_participants` returns it.
         **about
             Further fields of `About`: preprocessing, scaling, options, pseudonyms, rules.
-
-        Raises
-        ------
-        CohortError
-            If the folder holds files already.
         """
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -234,10 +229,7 @@ class Cohort:
 
     @property
     def sessions(self) -> pd.DataFrame:
-        """One row a participant and session: participant_id, session_id and what is known of each visit.
-
-        No rows where the participants table had one row a participant.
-        """
+        """As `ParticipantsTable.sessions`."""
         return self._sessions.copy()
 
     @property
@@ -314,17 +306,10 @@ class Cohort:
         return table
 
     def add(self, recording: Recording, source: str = "") -> None:
-        """Store a recording. It survives a crash from here on, with or without `save`.
+        """Store a recording, made from files of fingerprint `source`.
 
-        Parameters
-        ----------
-        source : str
-            Fingerprint of the files that it was made from.
-
-        Raises
-        ------
-        RecordingError
-            As `check_recording`, or with code ``duplicate``.
+        It survives a crash from here on, with or without `save`. Raises as `check_recording`, and a RecordingError with
+        code ``duplicate``.
         """
         check_recording(recording, self.atlas.n_parcels, self.atlas.name)
         if recording.recording_id in self._rows:
@@ -388,12 +373,8 @@ class Cohort:
     def judge(self, rules: QualityRules) -> tuple[list[str], list[str]]:
         """Judge every recording by `rules`: quarantine what falls short of them, take back what no longer does.
 
-        Signals are kept, in ``quarantine/``. Recordings that could not be read at all stay refused.
-
-        Returns
-        -------
-        quarantined, taken_back : list of str
-            Ids of the recordings that changed sides.
+        Signals are kept, in ``quarantine/``. Recordings that could not be read at all stay refused. Returns the ids of
+        those that were quarantined, and of those that were taken back.
         """
         aside = self._measured_by(rules)
         quarantined, taken_back = [], []

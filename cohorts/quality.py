@@ -195,21 +195,11 @@ def measure(recording: Recording, atlas: Atlas, rules: QualityRules) -> Quality:
 
 
 def standardized_dvars(signal: np.ndarray) -> np.ndarray:
-    """Root mean square over parcels of the change from frame to frame, each in units of what is expected of it.
+    """Root mean square [T - 1] over parcels of the change of a signal [T, P], each in units of what is expected of it.
 
     A parcel of robust standard deviation s (interquartile range / 1.349) and first autocorrelation r is expected to
     change by s sqrt(2 (1 - r)) (Nichols 2013), so that a stationary signal has values about 1, whatever its units and
-    filter. Parcels with an interquartile range of 0 are left out.
-
-    Parameters
-    ----------
-    signal : numpy.ndarray
-        [T, P], finite.
-
-    Returns
-    -------
-    numpy.ndarray
-        [T - 1]; empty if no parcel can be measured.
+    filter. Parcels with an interquartile range of 0 are left out; empty if no parcel can be measured.
     """
     values = signal - signal.mean(axis=0, dtype=np.float64)
     low, high = np.percentile(values, [25, 75], axis=0, method="lower")
@@ -273,14 +263,9 @@ def _finite(value: float) -> float:
 
 
 def temporal_snr(signal: np.ndarray) -> float:
-    """Median over parcels of mean/sd over time.
+    """Median over parcels of mean/sd over time, of a signal [T, P] with its own mean.
 
     NaN where the means are gone (demeaned, filtered or standardized series), since the ratio then says nothing.
-
-    Parameters
-    ----------
-    signal : numpy.ndarray
-        [T, P] with the signal's own mean.
     """
     deviation = signal.std(axis=0, dtype=np.float64)
     kept = deviation > 0

@@ -21,7 +21,7 @@ _LEAST_CHANGE = 1e-9
 
 
 def carries_signal(lowest: np.ndarray, highest: np.ndarray) -> np.ndarray:
-    """Tell parcels, or voxels, that change over time from those that are constant but for rounding.
+    """Tell parcels [P], or voxels, that change over time from those that are constant but for rounding.
 
     The one judgment of what is covered: residue that passed for a signal would be scaled to the size of one.
 
@@ -29,11 +29,6 @@ def carries_signal(lowest: np.ndarray, highest: np.ndarray) -> np.ndarray:
     ----------
     lowest, highest : numpy.ndarray
         [P], the least and the largest value over time of all parcels of a recording; NaN where there are none.
-
-    Returns
-    -------
-    numpy.ndarray
-        [P] bool.
     """
     lowest, highest = np.asarray(lowest, np.float64), np.asarray(highest, np.float64)
     with np.errstate(invalid="ignore"):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.signal import lfilter
 
 from base.files import atomic_folder
 from base.seeding import derive_seed
@@ -252,10 +253,9 @@ def _scanner(site: SimulatedSite, atlas: Atlas, seed: int) -> _Scanner:
     direction = rng.normal(size=3)
     # The coil hears one side of the head better: noise varies smoothly over the brain.
     profile = atlas.coordinates @ (direction / np.linalg.norm(direction)) / 60
-    noise = 0.8 * np.exp(0.3 * strength * (profile + rng.normal()))
     return _Scanner(
         network_gain=network_gain,
-        noise=noise,
+        noise=0.8 * np.exp(0.3 * strength * (profile + rng.normal())),
         smoothness=1.5 * math.exp(0.5 * strength * rng.normal()),
         global_gain=math.exp(0.4 * strength * rng.normal()),
         bandwidth=math.exp(0.5 * strength * rng.normal()),
@@ -290,7 +290,6 @@ def _coloured(rng: np.random.Generator, n: int, site: SimulatedSite, slope: floa
 def _smooth(noise: np.ndarray, time_constant: float, t_r: float) -> np.ndarray:
     """First-order autoregressive smoothing of white noise [T, P], at unit variance."""
     memory = math.exp(-t_r / time_constant)
-    smooth = noise.copy()
-    for frame in range(1, len(noise)):
-        smooth[frame] = memory * smooth[frame - 1] + math.sqrt(1 - memory**2) * noise[frame]
-    return smooth
+    driving = math.sqrt(1 - memory**2) * noise
+    driving[0] = noise[0]  # the first frame has its variance from the start
+    return lfilter([1.0], [1.0, -memory], driving, axis=0)

@@ -40,17 +40,12 @@ def write_quality_report(
     cohort : Cohort
         Is only read.
     path : path
-        The file to write.
+        The file to write, which is returned.
     rules : QualityRules, optional
         Whose thresholds are drawn; the published ones if not given. Their fd_threshold and dvars_threshold must be
         those that the cohort was measured with.
     recordings : int
         How many single recordings to show, those first that are worst by some measure.
-
-    Returns
-    -------
-    Path
-        The file.
     """
     report = _Report(cohort, rules or QualityRules.published(), recordings)
     with mpl.rc_context(STYLE):

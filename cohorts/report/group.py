@@ -115,8 +115,6 @@ def read_group(table: pd.DataFrame, read: Callable[[str], Recording], atlas: Atl
         recording_id, participant_id and mean_fd.
     read : callable
         Returns a recording by its id.
-    atlas : Atlas
-        Of the recordings.
     most : int
         Recordings, after which no further participant is read.
     """
@@ -189,12 +187,8 @@ class _Moments:
 def worth_a_look(table: pd.DataFrame, most: int) -> dict[str, list[str]]:
     """Recordings that are worst by some measure, and by which: the worst of each, then the second worst of each.
 
-    Only what is worse than the median counts.
-
-    Returns
-    -------
-    dict
-        Reasons by recording_id, such as ``highest mean FD``; at most `most` recordings.
+    Returns reasons, such as ``highest mean FD``, by recording_id, of at most `most` recordings. Only what is worse than
+    the median counts.
     """
     order = {
         measure: table.loc[_is_worse(table[measure.column], measure.worse)].sort_values(
