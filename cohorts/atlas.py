@@ -20,34 +20,24 @@ _TABLES = Path(__file__).parent / "atlases"
 
 @dataclass(frozen=True)
 class Atlas:
-    """A parcellation, in the column order of the recordings made with it.
-
-    Attributes
-    ----------
-    name : str
-        Short name, such as ``schaefer400``.
-    labels : tuple of str
-        One name a parcel, unique.
-    coordinates : numpy.ndarray
-        Centroids [P, 3] in millimetres, MNI space.
-    networks : tuple of str or None
-        One functional network a parcel, where the atlas defines them.
-    former_labels : tuple of str or None
-        What the parcels were called before their authors gave them these names, in the same order. A name may have
-        gone from one parcel to another, so names are of one generation together, never one by one.
-    title, space, license, reference : str
-        Where the table comes from and on what terms.
-    """
+    """A parcellation, in the column order of the recordings made with it."""
 
     name: str
+    """Short name, such as ``schaefer400``."""
     labels: tuple[str, ...]
+    """One name a parcel, unique."""
     coordinates: np.ndarray
+    """Centroids [P, 3] in millimetres, MNI space."""
     networks: tuple[str, ...] | None = None
+    """One functional network a parcel, where the atlas defines them."""
     former_labels: tuple[str, ...] | None = None
+    """What the parcels were called before their authors gave them these names, in the same order. A name may have gone
+    from one parcel to another, so names are of one generation together, never one by one."""
     title: str = ""
     space: str = ""
     license: str = ""
     reference: str = ""
+    """Where the table comes from and on what terms, with the three before."""
 
     @property
     def n_parcels(self) -> int:

@@ -49,24 +49,16 @@ def strength(value: float) -> int:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A number of a column that may stand for a missing value.
-
-    Attributes
-    ----------
-    value : float
-        The number.
-    count : int
-        How many rows have it.
-    certain : bool
-        Whether it can hardly be anything else.
-    others : tuple of float or None
-        Least and largest of the values that look like none; None if there are none.
-    """
+    """A number of a column that may stand for a missing value."""
 
     value: float
+    """The number."""
     count: int
+    """How many rows have it."""
     certain: bool
+    """Whether it can hardly be anything else."""
     others: tuple[float, float] | None
+    """Least and largest of the values that look like none; None if there are none."""
 
 
 def suspects(values: np.ndarray[Any, Any], described: Collection[float] = ()) -> list[Suspect]:

@@ -15,12 +15,10 @@
       site-only/           what links the cohort's pseudonyms to the site's own names, and the quality report
 """
 
-import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -30,9 +28,8 @@ import numpy as np
 import pandas as pd
 import yaml
 from pydantic import Field
-from threadpoolctl import threadpool_limits
 
-from base.files import atomic_path, naming, write_text
+from base.files import atomic_path, write_text
 from base.settings import Settings, read_settings
 from cohorts.atlas import Atlas, load_atlas
 from cohorts.cells import TableRules
@@ -45,12 +42,13 @@ from cohorts.participants import (
     write_participants,
 )
 from cohorts.persons import Visits, look_like_visits
-from cohorts.quality import Quality, QualityRules, measure
+from cohorts.quality import QualityRules, measure
+from cohorts.quarantine import Quarantine
 from cohorts.recording import (
+    Quality,
     Recording,
     check_identifier,
     check_recording,
-    is_identifier,
     load_recording,
     read_coverage,
     read_facts,
@@ -83,7 +81,8 @@ class About(Settings):
     name: str
     atlas: str
     atlas_sha256: str
-    preprocessing: str
+    preprocessing: str = "unspecified"
+    """Id of the preprocessing, recorded with every result."""
     scaling: Scale = "raw"
     options: dict[str, Any] = Field(default_factory=dict)
     """How the recordings were prepared, where one command prepared them."""
@@ -111,7 +110,7 @@ class Cohort:
         self.atlas = atlas
         self.about = about
         self._rows: dict[str, dict[str, Any]] = {}
-        self._refused: dict[str, dict[str, str]] = {}
+        self._quarantine = Quarantine(path)
         self._participants = pd.DataFrame({"participant_id": pd.Series(dtype="str")})
         self._sessions = self._participants.assign(session_id=pd.Series(dtype="str"))
         self._descriptions: Descriptions | None = None
@@ -124,33 +123,20 @@ class Cohort:
         atlas: Atlas | str,
         name: str | None = None,
         participants: pd.DataFrame | None = None,
-        preprocessing: str = "unspecified",
-        scaling: Scale = "raw",
         **about: Any,
     ) -> "Cohort":
-        """Make an empty cohort in a folder that is new or empty.
+        """Make an empty cohort in a folder that is new or empty; a CohortError says if it is not.
 
         Parameters
         ----------
-        path : path
-            Folder of the cohort.
         atlas : Atlas or str
             The atlas of every recording, or its name.
         name : str, optional
             Name of the site's cohort; the folder's name if not given.
         participants : pandas.DataFrame, optional
             As `cohorts.participants.read_participants` returns it.
-        preprocessing : str
-            Id of the preprocessing, recorded with every result.
-        scaling : {"raw", "zscore"}
-            Whether the recordings have kept their units, or were z-scored parcel by parcel before.
         **about
-            Further fields of ``cohort.yaml``: options, pseudonyms, rules.
-
-        Raises
-        ------
-        CohortError
-            If the folder holds files already.
+            Further fields of `About`: preprocessing, scaling, options, pseudonyms, rules.
         """
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -163,8 +149,6 @@ class Cohort:
             name=check_identifier(name or path.absolute().name, "cohort name"),
             atlas=atlas.name,
             atlas_sha256=atlas.content_hash,
-            preprocessing=preprocessing,
-            scaling=scaling,
             software={library: version(library) for library in ("fedbrainlm", "nilearn", "numpy")},
             **about,
         )
@@ -209,7 +193,7 @@ class Cohort:
             cohort._participants = read_participants(path / "participants.tsv")
         if (path / "sessions.tsv").is_file():
             cohort._sessions = load_participants(path / "sessions.tsv", TableRules(judge=False)).sessions
-        cohort._load_quarantine()
+        cohort._quarantine.load()
         cohort._load_index(repair)
         return cohort
 
@@ -245,10 +229,7 @@ class Cohort:
 
     @property
     def sessions(self) -> pd.DataFrame:
-        """One row a participant and session: participant_id, session_id and what is known of each visit.
-
-        No rows where the participants table had one row a participant.
-        """
+        """As `ParticipantsTable.sessions`."""
         return self._sessions.copy()
 
     @property
@@ -274,14 +255,13 @@ class Cohort:
     @property
     def quarantined(self) -> pd.DataFrame:
         """One row a refused recording: recording_id, code, message."""
-        refused = [self._refused[key] for key in sorted(self._refused) if key not in self._rows]
-        return pd.DataFrame(refused, columns=["recording_id", "code", "message"])
+        return pd.DataFrame(self._quarantine.without(self._rows), columns=["recording_id", "code", "message"])
 
     @property
     def notices(self) -> dict[str, int]:
         """Codes of `cohorts.notices`, and of how many recordings each is said; the most frequent first."""
-        codes = Counter(code for row in self._rows.values() for code in row["notices"].split())
-        return dict(sorted(codes.items(), key=lambda item: (-item[1], item[0])))
+        codes = Counter(sorted(code for row in self._rows.values() for code in row["notices"].split()))
+        return dict(codes.most_common())
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -326,47 +306,36 @@ class Cohort:
         return table
 
     def add(self, recording: Recording, source: str = "") -> None:
-        """Store a recording. It survives a crash from here on, with or without `save`.
+        """Store a recording, made from files of fingerprint `source`.
 
-        Parameters
-        ----------
-        source : str
-            Fingerprint of the files that it was made from.
-
-        Raises
-        ------
-        RecordingError
-            If its shape, ids, TR or values do not fit the cohort.
+        It survives a crash from here on, with or without `save`. Raises as `check_recording`, and a RecordingError with
+        code ``duplicate``.
         """
         check_recording(recording, self.atlas.n_parcels, self.atlas.name)
         if recording.recording_id in self._rows:
             raise RecordingError(
                 "duplicate", f"{recording.recording_id}: is in the cohort already. Give each run its own id."
             )
-        quality = measure_recording(recording, self.atlas, self.about.rules)
+        quality = measure(recording, self.atlas, self.about.rules)
         self.enter(save_recording(self._file(recording.recording_id), recording, quality, source))
 
     def enter(self, facts: dict[str, Any]) -> None:
         """Enter a recording, whose file is in place, into the index."""
         self._rows[facts["recording_id"]] = facts
-        self._aside(facts["recording_id"]).unlink(missing_ok=True)
+        self._quarantine.remove_file(facts["recording_id"])
 
     def quarantine(
         self, recording_id: str, code: str, message: str, source: str = "", *, set_aside: bool = False
     ) -> None:
         """Note that a recording was refused, and why.
 
-        Parameters
-        ----------
-        set_aside : bool
-            Whether its signal could be read and lies in ``quarantine/``, from where `judge` can take it back.
+        If it is `set_aside`, its signal could be read and lies in ``quarantine/``, from where `judge` can take it back.
         """
-        self._note(recording_id, code, message, source)
+        self._quarantine.note(recording_id, code, message, source)
         if self._rows.pop(recording_id, None):  # what its source held before
             self._file(recording_id).unlink(missing_ok=True)
-        # Of an id that is no file's name, such as ../../mine, nothing was ever set aside.
-        if not set_aside and is_identifier(recording_id):
-            self._aside(recording_id).unlink(missing_ok=True)
+        if not set_aside:
+            self._quarantine.remove_file(recording_id)
 
     def begin_changes(self) -> None:
         """Take the index away while recordings change in place, for `save` to write it anew.
@@ -377,16 +346,15 @@ class Cohort:
 
     def held(self) -> dict[str, str]:
         """Recordings whose signals are here, set aside or not: recording_id → participant_id."""
-        aside = {path.stem: str(read_facts(path)["participant_id"]) for path in self._all_aside()}
+        aside = {path.stem: str(read_facts(path)["participant_id"]) for path in self._quarantine.files()}
         return aside | {recording_id: row["participant_id"] for recording_id, row in self._rows.items()}
 
     def forget(self, recording_id: str) -> None:
         """Remove a recording, its signal and what the quarantine's list says of it, for `save` to write."""
-        self._refused.pop(recording_id, None)
-        self._rows.pop(recording_id, None)
-        if is_identifier(recording_id):
+        self._quarantine.refusals.pop(recording_id, None)
+        self._quarantine.remove_file(recording_id)
+        if self._rows.pop(recording_id, None):
             self._file(recording_id).unlink(missing_ok=True)
-            self._aside(recording_id).unlink(missing_ok=True)
 
     def describe_participants(self, table: ParticipantsTable) -> None:
         """Replace what is known of the participants, for `save` to write."""
@@ -394,64 +362,44 @@ class Cohort:
         self._descriptions = table.descriptions
 
     def remark(self, remarks: Iterable[str], visits: Visits | None) -> None:
-        """Keep what is to be known of the participants, in place of what was, for `save` to write.
-
-        Parameters
-        ----------
-        remarks : iterable of str
-            What of their table was not taken as it stood.
-        visits : Visits or None
-            What their own ids look like.
-        """
+        """Keep `About.remarks` and `About.visits`, in place of what they were, for `save` to write."""
         self.about = self.about.model_copy(update={"remarks": tuple(remarks), "visits": visits})
 
     def fingerprint_of(self, recording_id: str) -> str | None:
         """Fingerprint of what a recording was made from or refused for; None if it is not known here."""
-        entry = self._rows.get(recording_id) or self._refused.get(recording_id)
+        entry = self._rows.get(recording_id) or self._quarantine.refusals.get(recording_id)
         return entry["source"] if entry else None
 
     def judge(self, rules: QualityRules) -> tuple[list[str], list[str]]:
         """Judge every recording by `rules`: quarantine what falls short of them, take back what no longer does.
 
-        Signals are kept, in ``quarantine/``. Recordings that could not be read at all stay refused.
-
-        Returns
-        -------
-        quarantined, taken_back : list of str
-            Ids of the recordings that changed sides.
+        Signals are kept, in ``quarantine/``. Recordings that could not be read at all stay refused. Returns the ids of
+        those that were quarantined, and of those that were taken back.
         """
         aside = self._measured_by(rules)
         quarantined, taken_back = [], []
-        for recording_id in sorted(self._rows):
-            facts = self._rows[recording_id]
-            if fault := self._fault(facts, rules):
-                # The line comes first: of a recording that moved, the reason is known whatever happens.
-                self._note(recording_id, fault.code, str(fault), facts["source"])
-                (self.path / "quarantine").mkdir(exist_ok=True)
-                os.replace(self._file(recording_id), self._aside(recording_id))
+        for recording_id, facts in sorted((self._rows | aside).items()):
+            fault, is_aside = self._fault(facts, rules), recording_id in aside
+            if fault is None:
+                if is_aside:
+                    os.replace(self._quarantine.file(recording_id), self._file(recording_id))
+                    self.enter(facts)
+                    taken_back.append(recording_id)
+                continue
+            said = self._quarantine.refusals.get(recording_id, {})
+            if not is_aside or (said.get("code"), said.get("message")) != (fault.code, str(fault)):  # of other rules
+                # The line comes first: of a recording that moves, the reason is known whatever happens.
+                self._quarantine.note(recording_id, fault.code, str(fault), facts["source"])
+            if not is_aside:
+                self._quarantine.take_in(recording_id, self._file(recording_id))
                 del self._rows[recording_id]
                 quarantined.append(recording_id)
-        for recording_id, facts in aside.items():
-            if fault := self._fault(facts, rules):
-                refused = self._refused.get(recording_id, {})
-                if (refused.get("code"), refused.get("message")) != (fault.code, str(fault)):  # of other rules
-                    self._note(recording_id, fault.code, str(fault), facts["source"])
-            else:
-                os.replace(self._aside(recording_id), self._file(recording_id))
-                self.enter(facts)
-                taken_back.append(recording_id)
         self.about = self.about.model_copy(update={"rules": rules})
         self.save()
         return quarantined, taken_back
 
     def read(self, recording_id: str) -> Recording:
-        """Read one recording.
-
-        Raises
-        ------
-        CohortError
-            If the cohort has no such recording, or its file is damaged.
-        """
+        """Read one recording; a CohortError if the cohort has none of that id, or its file is damaged."""
         return load_recording(self._known(recording_id))
 
     def read_coverage(self, recording_id: str) -> np.ndarray:
@@ -469,18 +417,13 @@ class Cohort:
                 self._sessions.to_csv(temporary, sep="\t", index=False, na_rep="n/a", lineterminator="\n")
         else:
             (self.path / "sessions.tsv").unlink(missing_ok=True)
-        self._refused = {key: self._refused[key] for key in sorted(self._refused) if key not in self._rows}
-        lines = "".join(json.dumps(entry) + "\n" for entry in self._refused.values())
-        if lines:
-            write_text(self.path / "quarantine.jsonl", lines)
-        else:
-            (self.path / "quarantine.jsonl").unlink(missing_ok=True)
+        self._quarantine.save(self._rows)
         self.about = self.about.model_copy(
             update={
                 "t_r": tuple(sorted(index["t_r"].unique().tolist())),
                 "n_participants": int(index["participant_id"].nunique()),
                 "n_recordings": len(index),
-                "n_quarantined": len(self._refused),
+                "n_quarantined": len(self._quarantine.refusals),
             }
         )
         write_text(self.path / "cohort.yaml", yaml.safe_dump(self.about.model_dump(mode="json"), sort_keys=False))
@@ -493,19 +436,6 @@ class Cohort:
     def _file(self, recording_id: str) -> Path:
         return self.path / "recordings" / f"{recording_id}.safetensors"
 
-    def _note(self, recording_id: str, code: str, message: str, source: str) -> None:
-        """Add a line to the quarantine's list, on the disk before this returns."""
-        entry = {"recording_id": recording_id, "code": code, "message": message, "source": source}
-        self._refused[recording_id] = entry
-        path = self.path / "quarantine.jsonl"
-        with naming(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _aside(self, recording_id: str) -> Path:
-        return self.path / "quarantine" / f"{recording_id}.safetensors"
-
     def _fault(self, facts: dict[str, Any], rules: QualityRules) -> RecordingError | None:
         """First fault that the rules find with a stored recording."""
         quality = Quality(**{measure.name: facts[measure.name] for measure in fields(Quality)})
@@ -515,33 +445,19 @@ class Cohort:
 
     def _measured_by(self, rules: QualityRules) -> dict[str, dict[str, Any]]:
         """Measure every recording by the thresholds of `rules` that was by others; return the facts of those aside."""
-        for path in self._all_aside():
+        for path in self._quarantine.files():
             if path.stem in self._rows:  # a command that was killed put its successor in place, or the other way round
                 path.unlink()
-        aside = {path.stem: read_facts(path) for path in self._all_aside()}
-        for known, place in ((self._rows, self._file), (aside, self._aside)):
-            others = sorted(one for one, facts in known.items() if not _measured_alike(facts, rules))
-            if others:
-                self.begin_changes()
-            for recording_id in others:
-                known[recording_id] = self._measure_again(place(recording_id), rules)
+        aside = {path.stem: read_facts(path) for path in self._quarantine.files()}
+        for known, place in ((self._rows, self._file), (aside, self._quarantine.file)):
+            for recording_id, facts in known.items():
+                if (facts["fd_threshold"], facts["dvars_threshold"]) != (rules.fd_threshold, rules.dvars_threshold):
+                    self.begin_changes()
+                    path = place(recording_id)
+                    recording = load_recording(path)
+                    quality = measure(recording, self.atlas, rules)
+                    known[recording_id] = save_recording(path, recording, quality, facts["source"])
         return aside
-
-    def _measure_again(self, path: Path, rules: QualityRules) -> dict[str, Any]:
-        recording, source = load_recording(path), read_facts(path)["source"]
-        return save_recording(path, recording, measure_recording(recording, self.atlas, rules), source)
-
-    def _all_aside(self) -> list[Path]:
-        return sorted((self.path / "quarantine").glob("*.safetensors"))
-
-    def _load_quarantine(self) -> None:
-        """Read what was refused; the last line that names a recording counts, and one that a crash cut off does not."""
-        path = self.path / "quarantine.jsonl"
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-            with suppress(json.JSONDecodeError):
-                entry = json.loads(line)
-                if isinstance(entry, dict) and {"recording_id", "code", "message", "source"} <= entry.keys():
-                    self._refused[entry["recording_id"]] = entry
 
     def _load_index(self, repair: bool) -> None:
         stored = {path.stem for path in (self.path / "recordings").glob("*.safetensors")}
@@ -549,7 +465,7 @@ class Cohort:
         if index.is_file():
             self._rows = {str(row["recording_id"]): row for row in _read_index(index)}
         for recording_id in list(self._rows.keys() - stored):
-            if self._aside(recording_id).is_file():  # moved there by a command that did not come to its end
+            if self._quarantine.file(recording_id).is_file():  # moved there by a command that did not come to its end
                 del self._rows[recording_id]
         lost = sorted(self._rows.keys() - stored)
         if lost and not repair:
@@ -560,8 +476,7 @@ class Cohort:
         for recording_id in lost:
             del self._rows[recording_id]
         for recording_id in sorted(stored - self._rows.keys()):
-            facts = read_facts(self._file(recording_id))
-            self._rows[recording_id] = facts
+            self._rows[recording_id] = read_facts(self._file(recording_id))
 
 
 def _read_index(path: Path) -> list[dict[str, Any]]:
@@ -574,27 +489,6 @@ def _read_index(path: Path) -> list[dict[str, Any]]:
     if not set(_INDEX_COLUMNS) <= set(table):
         raise CohortError(f"{path}: cannot be read. Delete it: it is made again from the recordings.")
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-
-
-def _measured_alike(facts: dict[str, Any], rules: QualityRules) -> bool:
-    """Whether frames of motion and spikes were counted by the thresholds of `rules`."""
-    return (facts["fd_threshold"], facts["dvars_threshold"]) == (rules.fd_threshold, rules.dvars_threshold)
-
-
-def measure_recording(recording: Recording, atlas: Atlas, rules: QualityRules) -> Quality:
-    """Measure a recording's quality; `rules` say from where on a frame counts as moved."""
-    # One thread, since sums over several come out differently in their last digits.
-    with threadpool_limits(1):
-        return measure(
-            recording.signal,
-            recording.coverage,
-            atlas,
-            framewise_displacement=recording.framewise_displacement,
-            censored=recording.censored,
-            mean_fd=recording.mean_fd,
-            tsnr=recording.tsnr,
-            rules=rules,
-        )
 
 
 def _no_cohort(path: Path) -> str:

@@ -17,18 +17,12 @@ _SEVENTEEN = re.compile(
 
 @dataclass(frozen=True)
 class Columns:
-    """Where an atlas's parcels stand among a file's columns.
-
-    Attributes
-    ----------
-    places : numpy.ndarray
-        [P] int, the column of each parcel.
-    notices : tuple of str
-        Codes of `cohorts.notices`: ``former-names``, ``further-columns``.
-    """
+    """Where an atlas's parcels stand among a file's columns."""
 
     places: np.ndarray
+    """[P] int, the column of each parcel."""
     notices: tuple[str, ...]
+    """Codes of `cohorts.notices`: ``former-names``, ``further-columns``."""
 
 
 def match_columns(names: Sequence[str], atlas: Atlas, file: str) -> Columns:

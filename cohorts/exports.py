@@ -29,13 +29,12 @@ from cohorts.cohort import Cohort
 from cohorts.errors import CohortError
 from cohorts.identities import Identity, KeyedNames
 from cohorts.participants import identifying_columns, read_descriptions, write_participants
-from cohorts.quality import Quality
-from cohorts.recording import Recording
+from cohorts.recording import Quality, Recording
 from cohorts.sources.kinds import Run
 
 _BIDS_VERSION = "1.10.0"
 _MEASURES = ("n_frames", "n_missing_parcels", *(field.name for field in fields(Quality)))
-_LABELS = ("session", "task", "run")
+_LABELS = ["recording_id", "participant_id", "session", "task", "run"]
 _ROW_GROUP_BYTES = 2**24
 _SHARD_BYTES = 2**29
 
@@ -88,14 +87,8 @@ def export_bids(cohort: Cohort, out: str | Path) -> Path:
 
     Parameters
     ----------
-    cohort : Cohort
     out : path
-        A new folder; it appears whole, or not at all.
-
-    Returns
-    -------
-    Path
-        `out`.
+        A new folder; it appears whole, or not at all. It is returned.
 
     Raises
     ------
@@ -104,31 +97,23 @@ def export_bids(cohort: Cohort, out: str | Path) -> Path:
     CohortError
         If the cohort has no recordings, or ids differ only in signs that BIDS does not allow.
     """
-    out = Path(out)
-    participants = _participants(cohort)
-    labels = {one: f"sub-{_label(one.removeprefix('sub-'))}" for one in participants["participant_id"]}
-    names = _bids_names(cohort, labels)
-    described = read_descriptions(cohort.path / "participants.tsv")
-    with _new_folder(out) as partial:
-        _write_json(
-            partial / "dataset_description.json",
-            {
-                "Name": cohort.name,
-                "BIDSVersion": _BIDS_VERSION,
-                "DatasetType": "derivative",
-                "GeneratedBy": [{"Name": "fedbrainlm", "Version": version("fedbrainlm")}],
-            },
-        )
-        write_participants(
-            participants.assign(participant_id=participants["participant_id"].map(labels)), partial, described
-        )
+    with _new_folder(cohort, Path(out)) as partial:
+        participants = _without_identifying(cohort.covariates())
+        labels = {one: f"sub-{_label(one.removeprefix('sub-'))}" for one in participants["participant_id"]}
+        names = _bids_names(cohort, labels)
+        generated = {"Name": "fedbrainlm", "Version": version("fedbrainlm")}
+        about = {"Name": cohort.name, "BIDSVersion": _BIDS_VERSION, "DatasetType": "derivative"}
+        _write_json(partial / "dataset_description.json", about | {"GeneratedBy": [generated]})
+        participants["participant_id"] = participants["participant_id"].map(labels)
+        write_participants(participants, partial, read_descriptions(cohort.path / "participants.tsv"))
         _write_atlas(cohort.atlas, partial / "atlases" / f"atlas-{_label(cohort.atlas.name)}_dseg.tsv")
-        for recording, row in _recordings(cohort):
+        measures = cohort.recordings.set_index("recording_id")[list(_MEASURES)].to_dict("index")
+        for recording in cohort:
             file = partial / names[recording.recording_id]
             file.parent.mkdir(parents=True, exist_ok=True)
             _write_series(recording, cohort.atlas, file)
-            _write_json(file.with_suffix(".json"), _sidecar(recording, row, cohort))
-    return out
+            _write_json(file.with_suffix(".json"), _sidecar(recording, measures[recording.recording_id], cohort))
+    return Path(out)
 
 
 def export_huggingface(cohort: Cohort, out: str | Path) -> Path:
@@ -140,76 +125,33 @@ def export_huggingface(cohort: Cohort, out: str | Path) -> Path:
     the memory of a few recordings, whatever the size of the cohort. Beware: `load_dataset` makes a copy in its own
     cache, outside of `out`, unless told to stream.
 
-    Parameters
-    ----------
-    cohort : Cohort
-    out : path
-        A new folder; it appears whole, or not at all.
-
-    Returns
-    -------
-    Path
-        `out`.
-
-    Raises
-    ------
-    FileError
-        If `out` exists.
-    CohortError
-        If the cohort has no recordings.
+    `out` is as of `export_bids`; ids of any form are told apart.
     """
-    out = Path(out)
-    covariates = _at_visits(cohort)
-    schema = _schema(cohort, covariates)
-    with _new_folder(out) as partial:
+    with _new_folder(cohort, Path(out)) as partial:
+        table = _by_recording(cohort)
+        schema = _schema(table, cohort.atlas.n_parcels)
         (partial / "data").mkdir()
-        for number, shard in enumerate(_shards(_batches(cohort, covariates, schema))):
-            with pq.ParquetWriter(
-                partial / "data" / f"recordings-{number:05d}.parquet", schema, compression="zstd", use_dictionary=False
-            ) as writer:
+        for number, shard in enumerate(_shards(_batches(cohort, table, schema))):
+            path = partial / "data" / f"recordings-{number:05d}.parquet"
+            with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
                 for batch in shard:
                     writer.write_batch(batch, row_group_size=batch.num_rows)
         (partial / "atlas.json").write_text(cohort.atlas.to_json(), encoding="utf-8")
         (partial / "README.md").write_text(_card(cohort, schema), encoding="utf-8")
-    return out
+    return Path(out)
 
 
-def _participants(cohort: Cohort) -> pd.DataFrame:
-    """Covariates of everybody with a recording, without columns that tell who somebody is or where data came from."""
-    _require_recordings(cohort)
-    return _without_identifying(cohort.covariates())
-
-
-def _at_visits(cohort: Cohort) -> pd.DataFrame:
-    """Covariates by recording, in order of recording_id: those of its participant at that visit, if they are known."""
-    _require_recordings(cohort)
-    table = cohort.recording_covariates()
-    covariates = _without_identifying(table.drop(columns=["recording_id", "session_id"]))
-    return covariates.assign(recording_id=table["recording_id"])
-
-
-def _require_recordings(cohort: Cohort) -> None:
+@contextmanager
+def _new_folder(cohort: Cohort, out: Path) -> Iterator[Path]:
     if not len(cohort):
         raise CohortError(f"{cohort.path}: has no recordings to export. Prepare some first.")
+    with atomic_folder(out) as partial:
+        yield partial
+        os.sync()  # one for all files, before the folder gets its name
 
 
 def _without_identifying(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=[*identifying_columns(table), "source"], errors="ignore")
-
-
-def _recordings(cohort: Cohort) -> Iterator[tuple[Recording, dict[str, Any]]]:
-    """Every recording, and the measures that the cohort's index has of it."""
-    index = cohort.recordings.set_index("recording_id")
-    index = index[[name for name in _MEASURES if name in index]]
-    for recording in cohort:
-        yield recording, index.loc[recording.recording_id].to_dict()
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    with atomic_folder(out) as partial:
-        yield partial
-        os.sync()  # one for all files, before the folder gets its name
 
 
 def _label(text: str) -> str:
@@ -225,30 +167,23 @@ def _bids_names(cohort: Cohort, labels: dict[str, str]) -> dict[str, Path]:
             f"{cohort.path}: has participants whose ids are not told apart by letters and digits alone "
             f"({shared or 'sub-'}), as BIDS needs. Prepare the cohort again, under pseudonyms."
         )
-    stems = {}
-    for recording_id, participant, *rest in _index(cohort).itertuples(index=False):
-        entities = zip(("ses", "task", "run"), map(_label, rest), strict=True)
-        stems[recording_id] = "_".join([labels[participant], *(f"{key}-{label}" for key, label in entities if label)])
-    taken = Counter(stems.values())
-    ending = f"_atlas-{_label(cohort.atlas.name)}"
+    entities = {}
+    for recording_id, participant, *texts in cohort.recordings[_LABELS].itertuples(index=False):
+        known = zip(("ses", "task", "run"), map(_label, texts), strict=True)
+        entities[recording_id] = (labels[participant], *(f"{key}-{label}" for key, label in known if label))
+    taken = Counter(entities.values())
     names = {}
-    for recording_id, stem in stems.items():
-        description = f"_desc-{_label(recording_id)}" if taken[stem] > 1 else ""
-        session = re.search(r"_(ses-[A-Za-z0-9]+)", stem)
-        folder = Path(stem.split("_")[0], *([session.group(1)] if session else []), "func")
-        names[recording_id] = folder / f"{stem}{ending}{description}_stat-mean_timeseries.tsv"
+    for recording_id, parts in entities.items():
+        description = f"_desc-{_label(recording_id)}" if taken[parts] > 1 else ""
+        folder = Path(parts[0], *(part for part in parts if part.startswith("ses-")), "func")
+        stem = f"{'_'.join(parts)}_atlas-{_label(cohort.atlas.name)}{description}"
+        names[recording_id] = folder / f"{stem}_stat-mean_timeseries.tsv"
     if len(set(names.values())) < len(names):
         raise CohortError(
             f"{cohort.path}: has recordings whose ids are not told apart by letters and digits alone, as BIDS needs. "
             "Prepare the cohort again, under pseudonyms."
         )
     return names
-
-
-def _index(cohort: Cohort) -> pd.DataFrame:
-    """recording_id, participant_id, session, task and run of every recording; no label where the index has none."""
-    columns = ["recording_id", "participant_id", *_LABELS]
-    return cohort.recordings.reindex(columns=columns).astype(object).fillna("").astype("str")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -276,8 +211,7 @@ def _write_series(recording: Recording, atlas: Atlas, path: Path) -> None:
             file.write(line % tuple(frame))
 
 
-def _sidecar(recording: Recording, row: dict[str, Any], cohort: Cohort) -> dict[str, Any]:
-    quality = {name: value for name, value in row.items() if math.isfinite(value)}
+def _sidecar(recording: Recording, measures: dict[Any, Any], cohort: Cohort) -> dict[str, Any]:
     return {
         "RepetitionTime": recording.t_r,
         "SamplingFrequency": 1 / recording.t_r,
@@ -285,19 +219,23 @@ def _sidecar(recording: Recording, row: dict[str, Any], cohort: Cohort) -> dict[
         "AtlasSHA256": cohort.atlas.content_hash,
         "Preprocessing": cohort.preprocessing,
         "Scaling": cohort.scaling,
-        "Quality": {name: int(value) if name.startswith("n_") else value for name, value in quality.items()},
+        "Quality": {name: value for name, value in measures.items() if math.isfinite(value)},
     }
 
 
-def _schema(cohort: Cohort, covariates: pd.DataFrame) -> pa.Schema:
+def _by_recording(cohort: Cohort) -> pd.DataFrame:
+    """One row a recording, as they lie in the cohort: its labels and measures, and what is known of its participant.
+
+    Covariates are those at that visit, where they are known.
+    """
+    index = cohort.recordings[[*_LABELS, "t_r", *_MEASURES]]
+    covariates = _without_identifying(cohort.recording_covariates().drop(columns=["recording_id", "session_id"]))
+    return index.join(covariates[covariates.columns.difference(index.columns, sort=False)])
+
+
+def _schema(table: pd.DataFrame, n_parcels: int) -> pa.Schema:
     """Columns of the Parquet files, and what ``datasets`` wants to know of them."""
-    n_parcels = cohort.atlas.n_parcels
-    index = cohort.recordings
-    measures = [name for name in _MEASURES if name in index]
-    columns = {name: pa.string() for name in ("recording_id", "participant_id", *_LABELS)}
-    columns |= {"t_r": pa.float64()}
-    columns |= {name: pa.int64() if name.startswith("n_") else pa.float64() for name in measures}
-    columns |= {name: _type(covariates[name]) for name in covariates if name not in columns}
+    columns = {str(name): _type(values) for name, values in table.items()}
     columns |= {"coverage": pa.list_(pa.bool_(), n_parcels), "signal": pa.list_(pa.list_(pa.float32(), n_parcels))}
     features = {name: _feature(kind) for name, kind in columns.items()}
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
@@ -321,47 +259,32 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     return {"dtype": name, "_type": "Value"}
 
 
-def _batches(cohort: Cohort, covariates: pd.DataFrame, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _batches(cohort: Cohort, table: pd.DataFrame, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """A few recordings at a time, in order."""
-    known = covariates.set_index("recording_id").to_dict("index")
-    labels = _index(cohort).set_index("recording_id")[list(_LABELS)].to_dict("index")
-    rows: list[dict[str, Any]] = []
-    held = 0
-    for recording, measures in _recordings(cohort):
-        about: dict[str, Any] = {"recording_id": recording.recording_id, "participant_id": recording.participant_id}
-        about |= {**labels[recording.recording_id], "t_r": recording.t_r, **measures}
-        rows.append({**known[recording.recording_id], **about, "recording": recording})
-        held += recording.signal.nbytes
-        if held >= _ROW_GROUP_BYTES:
-            yield _batch(rows, schema)
-            rows, held = [], 0
-    if rows:
-        yield _batch(rows, schema)
+    recordings: list[Recording] = []
+    for done, recording in enumerate(cohort, start=1):
+        recordings.append(recording)
+        if done == len(cohort) or sum(one.signal.nbytes for one in recordings) >= _ROW_GROUP_BYTES:
+            yield _batch(recordings, table[done - len(recordings) : done], schema)
+            recordings = []
 
 
-def _batch(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
-    recordings: list[Recording] = [row["recording"] for row in rows]
-    arrays: list[pa.Array] = []
-    for name, kind in zip(schema.names, schema.types, strict=True):
-        if name == "signal":
-            frames = pa.array(np.concatenate([recording.signal.ravel() for recording in recordings]))
-            frames = pa.FixedSizeListArray.from_arrays(frames, type=kind.value_type)
-            ends = np.cumsum([0, *(len(recording.signal) for recording in recordings)])
-            arrays.append(pa.ListArray.from_arrays(pa.array(ends, pa.int32()), frames, type=kind))
-        elif name == "coverage":
-            covered = pa.array(np.concatenate([recording.coverage for recording in recordings]))
-            arrays.append(pa.FixedSizeListArray.from_arrays(covered, type=kind))
-        else:
-            arrays.append(_values([row[name] for row in rows], kind))
+def _batch(recordings: list[Recording], rows: pd.DataFrame, schema: pa.Schema) -> pa.RecordBatch:
+    arrays = [_cells(rows[name], schema.field(name).type) for name in rows]
+    covered = pa.array(np.concatenate([recording.coverage for recording in recordings]))
+    arrays.append(pa.FixedSizeListArray.from_arrays(covered, type=schema.field("coverage").type))
+    kind = schema.field("signal").type
+    frames = pa.array(np.concatenate([recording.signal.ravel() for recording in recordings]))
+    frames = pa.FixedSizeListArray.from_arrays(frames, type=kind.value_type)
+    ends = np.cumsum([0, *(len(recording.signal) for recording in recordings)])
+    arrays.append(pa.ListArray.from_arrays(pa.array(ends, pa.int32()), frames, type=kind))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _values(values: list[Any], kind: pa.DataType) -> pa.Array:
+def _cells(values: pd.Series, kind: pa.DataType) -> pa.Array:
     """Cells of one column, null where a value is missing."""
-    present = [None if pd.isna(value) else value for value in values]
-    if pa.types.is_string(kind):
-        present = [None if value is None else str(value) for value in present]
-    return pa.array(present, kind)
+    values = values.astype("str") if pa.types.is_string(kind) else values
+    return pa.array(values.tolist(), kind, from_pandas=True)
 
 
 def _shards(batches: Iterator[pa.RecordBatch]) -> Iterator[Iterator[pa.RecordBatch]]:

@@ -118,15 +118,10 @@ def _own_labels(run: Run) -> list[str]:
 
 @dataclass(frozen=True)
 class Linkage:
-    """What links a cohort's pseudonyms to the site's own names. It stays at the site, in ``site-only/linkage.tsv``.
-
-    Attributes
-    ----------
-    names : dict
-        recording_id → name of the run and of its participant at the site.
-    """
+    """What links a cohort's pseudonyms to the site's own names. It stays at the site, in ``site-only/linkage.tsv``."""
 
     names: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """recording_id → name of the run and of its participant at the site."""
 
     @classmethod
     def read(cls, cohort: Path) -> "Linkage":

@@ -25,7 +25,8 @@ from cohorts.tables import MISSING, SEPARATORS
 Descriptions = dict[str, dict[str, Any]]
 """What each column means, as ``participants.json`` holds it: Description, Units, Levels."""
 MissingRule = Literal["keep", "quarantine", "refuse"]
-"""What becomes of participants without a value: they stay, their recordings are quarantined, or all is refused."""
+"""What becomes of participants without a value: they stay, though studies leave them out; their recordings are
+quarantined; or all is refused, and nothing is made."""
 
 #: What the columns that FedBrainLM knows mean; any other column is kept as it is.
 COLUMNS: Descriptions = {
@@ -70,35 +71,24 @@ _FEW = 6
 
 @dataclass(frozen=True)
 class ParticipantsTable:
-    """All that a site's participants table says.
-
-    Attributes
-    ----------
-    participants : pandas.DataFrame
-        One row a participant, as `read_participants` returns it. Of a table with sessions: the values that stay the
-        same over a participant's sessions, and the age at the first.
-    sessions : pandas.DataFrame
-        One row a participant and session (session_id without ``ses-``), with every column; no rows where the table has
-        no column session_id.
-    descriptions : dict
-        What the columns mean, out of the ``.json`` beside the table.
-    left_out : tuple of str
-        Columns that tell who a participant is, and are in neither table.
-    notices : tuple of str
-        What was not taken as it stands, a sentence each.
-    scans : dict
-        Where ids name a visit, too: id → participant and session.
-    person_column : str
-        Column that named the participants of these ids; empty if a pattern did.
-    """
+    """All that a site's participants table says."""
 
     participants: pd.DataFrame
+    """One row a participant, as `read_participants` returns it. Of a table with sessions: the values that stay the same
+    over a participant's sessions, and the age at the first."""
     sessions: pd.DataFrame
+    """One row a participant and session (session_id without ``ses-``), with every column; no rows where the table has
+    no column session_id."""
     descriptions: Descriptions = field(default_factory=dict)
+    """What the columns mean, out of the ``.json`` beside the table."""
     left_out: tuple[str, ...] = ()
+    """Columns that tell who a participant is, and are in neither table."""
     notices: tuple[str, ...] = ()
+    """What was not taken as it stands, a sentence each."""
     scans: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Where ids name a visit, too: id → participant and session."""
     person_column: str = ""
+    """Column that named the participants of these ids; empty if a pattern did."""
 
 
 def read_participants(path: Path) -> pd.DataFrame:
@@ -159,34 +149,17 @@ def load_participants(
         participants = _over_sessions(sessions)
     else:
         apart = "by a second group of --participant-pattern" if scans else "in a column session_id"
-        _refuse_repeated(
-            table,
-            ["participant_id"],
-            f"expected one row a participant. Merge the rows, or tell them apart {apart}.",
-            path,
-        )
+        remedy = f"expected one row a participant. Merge the rows, or tell them apart {apart}."
+        _refuse_repeated(table, ["participant_id"], remedy, path)
         sessions, participants = table.iloc[:0].assign(session_id=pd.Series(dtype="str")), table
     described = {column: _settled(column, about) for column, about in descriptions.items() if column in table}
     notices = tuple(notice for column, more in said.items() if column not in left_out for notice in more)
-    return ParticipantsTable(
-        participants.reset_index(drop=True),
-        sessions.reset_index(drop=True),
-        described,
-        left_out,
-        notices,
-        scans,
-        person_column,
-    )
+    participants, sessions = participants.reset_index(drop=True), sessions.reset_index(drop=True)
+    return ParticipantsTable(participants, sessions, described, left_out, notices, scans, person_column)
 
 
 def read_descriptions(path: Path) -> Descriptions:
-    """Read what the columns of a table mean from the ``.json`` of the same name beside it; empty if there is none.
-
-    Raises
-    ------
-    ParticipantsError
-        If that file is broken.
-    """
+    """Read what the columns of a table mean from the ``.json`` of the same name beside it; empty if there is none."""
     path = Path(path).with_suffix(".json")
     try:
         content = read_json(path)
@@ -226,27 +199,10 @@ def as_levels(values: pd.Series) -> pd.Series:
 
 
 def apply_missing_rule(table: pd.DataFrame, columns: Iterable[str], rule: MissingRule) -> dict[str, str]:
-    """Decide about participants without a value in one of `columns`.
+    """Decide about participants, a row each, without a value in one of `columns`, which are wanted of everybody.
 
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        One row a participant.
-    columns : iterable of str
-        The covariates that are wanted of everybody.
-    rule : {"keep", "quarantine", "refuse"}
-        ``keep``: n/a stays, and studies leave these people out. ``quarantine``: their recordings are to be
-        quarantined. ``refuse``: nothing is made.
-
-    Returns
-    -------
-    dict
-        participant_id → why their recordings are to be quarantined; empty with ``keep``.
-
-    Raises
-    ------
-    ParticipantsError
-        If the table has no such column, or by the rule ``refuse``.
+    Returns participant_id → why their recordings are to be quarantined; empty with ``keep``. A ParticipantsError says
+    if the table has no such column, or refuses by the rule.
     """
     missing: dict[str, str] = {}
     for column in columns:

@@ -36,19 +36,12 @@ _MOST_VISITS = 10
 class PersonPattern:
     """A regular expression that finds the person in an id or a name, and perhaps the visit.
 
-    Parameters
-    ----------
-    text : str
-        Group ``person``, or the first one, is who it is; group ``session``, or the second one, which visit. It is
-        searched for in names without ``sub-``.
-
-    Raises
-    ------
-    CohortError
-        If it is no regular expression, or has no group.
+    A CohortError says if it is none, or has no group.
     """
 
     text: str
+    """Group ``person``, or the first one, is who it is; group ``session``, or the second one, which visit. It is
+    searched for in names without ``sub-``."""
 
     def __post_init__(self) -> None:
         try:
@@ -93,11 +86,6 @@ def by_person(table: pd.DataFrame, pattern: PersonPattern | None, column: str) -
         Finds person and session in the ids. Where it fits none of them, they are the people's own.
     column : str
         Column that holds the person, which is dropped; empty for none. The visits of a person are numbered in order.
-
-    Raises
-    ------
-    ParticipantsError
-        Naming a row without a person.
     """
     ids = table["participant_id"]
     if column:
@@ -135,22 +123,15 @@ def _of_column(table: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series]:
 
 @dataclass(frozen=True)
 class Visits:
-    """Ids that look like visits of the same people.
-
-    Attributes
-    ----------
-    n_ids, n_people : int
-        How many ids, and how many people they would be of.
-    names : tuple of str
-        What they differ in. Dates are not told.
-    pattern : str
-        A `PersonPattern` that would find the people; empty if none is at hand.
-    """
+    """Ids that look like visits of the same people."""
 
     n_ids: int
     n_people: int
+    """How many people the ids would be of."""
     names: tuple[str, ...]
+    """What they differ in. Dates are not told."""
     pattern: str
+    """A `PersonPattern` that would find the people; empty if none is at hand."""
 
     def __str__(self) -> str:
         shown = ", ".join(self.names[:4]) + (", …" if len(self.names) > 4 else "")

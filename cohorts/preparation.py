@@ -25,13 +25,13 @@ from base.errors import FedBrainLMError
 from base.files import locked, open_regular, sync, write_text
 from base.settings import read_settings
 from cohorts.atlas import Atlas
-from cohorts.cohort import About, Cohort, measure_recording
+from cohorts.cohort import About, Cohort
 from cohorts.errors import CohortError, NoRecordingsError, ParticipantsError, RecordingError
 from cohorts.identities import Identity, Linkage, Names, OwnNames
 from cohorts.participants import ParticipantsTable, apply_missing_rule, bare_id
 from cohorts.persons import PersonPattern, look_like_visits
 from cohorts.processes import in_processes
-from cohorts.quality import QualityRules, check_signal
+from cohorts.quality import QualityRules, check_signal, measure
 from cohorts.recording import Recording, check_identifier, check_recording, save_recording
 from cohorts.settings import MatrixSettings, Preparation, SourceSettings
 from cohorts.sources.kinds import Reading, Run, Source
@@ -494,7 +494,7 @@ def _prepare(common: _Common, job: _Job) -> _Outcome:
         # One thread, since sums over several come out differently in their last digits.
         with threadpool_limits(1):
             recording = _recording(common, job)
-        quality = measure_recording(recording, common.source.atlas, common.rules)
+        quality = measure(recording, common.source.atlas, common.rules)
     except RecordingError as fault:
         return _Outcome(job, fault=(fault.code, str(fault)))
     except FedBrainLMError:  # the atlas's image is gone, say: no recording's fault

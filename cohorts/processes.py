@@ -26,7 +26,7 @@ def in_processes(
     workers: int,
     died: Callable[[Piece], Result],
 ) -> Iterator[Result]:
-    """Yield ``work(common, piece)`` of every piece, as they come to an end.
+    """Yield ``work(common, piece)`` of every piece, as they come to an end; a CohortError if no process starts.
 
     Parameters
     ----------
@@ -38,11 +38,6 @@ def in_processes(
         Processes at a time; 0 to work in this one. No more than two pieces a process are on their way.
     died : callable
         The result of a piece whose process died, out of memory or killed. It was tried alone then.
-
-    Raises
-    ------
-    CohortError
-        If no process comes to its start.
     """
     if workers == 0:
         for piece in pieces:

@@ -30,9 +30,6 @@ class Pseudonyms:
     def pseudonym(self, identifier: str, length: int = 16) -> str:
         """Return the pseudonym of an id, the same at any time: `length` hexadecimal digits.
 
-        Raises
-        ------
-        SecretError
-            If the key's file can be read by others, or is damaged.
+        A key's file that is damaged, or that others can read, is a SecretError.
         """
         return hmac.new(self._key, identifier.encode(), hashlib.sha256).hexdigest()[:length]

@@ -1,4 +1,4 @@
-"""What a recording is worth: whether its signal can be used at all, how it measures, and the rules that judge it.
+"""What a recording is worth: how it measures, the rules that judge it, and whether it can be used at all.
 
 References
 ----------
@@ -12,70 +12,40 @@ of brain network connectivity. Radiology 259:516-524.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 from pydantic import Field
+from threadpoolctl import threadpool_limits
 
 from base.settings import Settings
 from cohorts.atlas import Atlas
 from cohorts.errors import RecordingError
+from cohorts.recording import Quality, Recording
+from cohorts.signals import LARGEST_VALUE, carries_signal, range_over_time
 
 _LARGEST_R = 1 - 1e-6
 """Correlations are cut here before Fisher's z, which is infinite at 1."""
 _FEWEST_FRAMES = 2
 """Without a change over time nothing can be measured."""
-LARGEST_VALUE = 1e15
-"""Squares of what is larger, summed over a recording, no longer fit float32."""
-_LEAST_OF_LEVEL = 1e-5
-"""Least change over time, as a fraction of a parcel's own level: float32 keeps seven digits, of which a pipeline's
-arithmetic blurs the last two. BOLD changes by one part in a hundred."""
-_LEAST_OF_OTHERS = 1e-4
-"""Least change, as a fraction of what the recording's strong parcels change by. Regression leaves float32's last digits
-of the level, which is up to a thousand times the changes."""
-_STRONG = 0.9
-"""Quantile of the changes that stands for the strong parcels: neither artefacts in a few parcels set it, nor residue in
-most of them."""
-_LEAST_CHANGE = 1e-9
-"""Least change in any unit in use: below it lies what float64 leaves of levels up to a million."""
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Quality of one recording; NaN where a measure cannot be known from what the source gives.
-
-    Attributes
-    ----------
-    n_acquired, n_censored : int
-        Frames as acquired, and how many of them were dropped or interpolated.
-    mean_fd : float
-        Mean framewise displacement over the acquired frames, mm.
-    fd_over : float
-        Fraction of the acquired frames whose framewise displacement is above the rules' threshold.
-    tsnr : float
-        Median over parcels of mean/sd over time.
-    dvars, dvars_over : float
-        Mean of the standardized DVARS over parcels, and the fraction of frames above the threshold. Changes to or
-        from censored frames do not count.
-    mean_fc : float
-        Mean correlation over all pairs of covered parcels.
-    fc_distance_slope : float
-        Slope of Fisher z of the correlation over the distance of the centroids, per 100 mm.
-    fd_threshold, dvars_threshold : float
-        The thresholds that `fd_over` (mm) and `dvars_over` were counted with.
-    """
-
-    n_acquired: int
-    n_censored: int
-    mean_fd: float
-    fd_over: float
-    tsnr: float
-    dvars: float
-    dvars_over: float
-    mean_fc: float
-    fc_distance_slope: float
-    fd_threshold: float
-    dvars_threshold: float
+_LIMITED = {
+    "mean_fd": ("high-motion", "max_mean_fd", "mean FD", "{:.3f} mm"),
+    "fd_over": (
+        "too-many-motion-frames",
+        "max_fd_over",
+        "the fraction of frames with FD above {0.fd_threshold:g} mm",
+        "{:.1%}",
+    ),
+    "dvars_over": (
+        "high-dvars",
+        "max_dvars_over",
+        "the fraction of frames with standardized DVARS above {0.dvars_threshold:g}",
+        "{:.1%}",
+    ),
+    "tsnr": ("low-tsnr", "min_tsnr", "tSNR", "{:.1f}"),
+    "mean_fc": ("high-connectivity", "max_mean_fc", "the mean correlation between parcels", "{:.3f}"),
+}
+"""Measure → code of its fault, its threshold among the rules, and how a message says both."""
 
 
 class QualityRules(Settings):
@@ -179,114 +149,57 @@ class QualityRules(Settings):
             "censor less, or lower min_frames or min_seconds.",
         )
 
-    def _measured_faults(self, name: str, quality: Quality) -> list[RecordingError]:
+    def _measured_faults(self, name: str, quality: Quality) -> Iterator[RecordingError]:
         """One fault for each measure beyond its threshold."""
-        beyond = (
-            ("high-motion", "mean FD", quality.mean_fd, "max_mean_fd", "{:.3f} mm"),
-            (
-                "too-many-motion-frames",
-                f"the fraction of frames with FD above {self.fd_threshold:g} mm",
-                quality.fd_over,
-                "max_fd_over",
-                "{:.1%}",
-            ),
-            (
-                "high-dvars",
-                f"the fraction of frames with standardized DVARS above {self.dvars_threshold:g}",
-                quality.dvars_over,
-                "max_dvars_over",
-                "{:.1%}",
-            ),
-            ("low-tsnr", "tSNR", quality.tsnr, "min_tsnr", "{:.1f}"),
-            ("high-connectivity", "the mean correlation between parcels", quality.mean_fc, "max_mean_fc", "{:.3f}"),
-        )
-        faults = []
-        for code, what, value, rule, style in beyond:
-            threshold = getattr(self, rule)
+        for measure, (code, rule, what, style) in _LIMITED.items():
+            value, threshold = getattr(quality, measure), getattr(self, rule)
             largest = rule.startswith("max")
-            if threshold is None or not (value > threshold if largest else value < threshold):
-                continue
-            faults.append(
-                RecordingError(
+            if threshold is not None and (value > threshold if largest else value < threshold):
+                least, change = ("most", "raise") if largest else ("least", "lower")
+                yield RecordingError(
                     code,
-                    f"{name}: {what} is {style.format(value)}; expected at {'most' if largest else 'least'} "
-                    f"{style.format(threshold)}. Leave it out, or {'raise' if largest else 'lower'} {rule}.",
+                    f"{name}: {what.format(self)} is {style.format(value)}; expected at {least} "
+                    f"{style.format(threshold)}. Leave it out, or {change} {rule}.",
                 )
-            )
-        return faults
 
 
-def measure(
-    signal: np.ndarray,
-    coverage: np.ndarray,
-    atlas: Atlas,
-    *,
-    framewise_displacement: np.ndarray | None = None,
-    censored: np.ndarray | None = None,
-    mean_fd: float = math.nan,
-    tsnr: float = math.nan,
-    rules: QualityRules,
-) -> Quality:
+def measure(recording: Recording, atlas: Atlas, rules: QualityRules) -> Quality:
     """Measure a recording that `check_signal` let pass. Every measure is finite or NaN.
 
-    Parameters
-    ----------
-    signal : numpy.ndarray
-        [T, P] float32; columns of parcels that are not covered are not looked at.
-    coverage : numpy.ndarray
-        [P] bool, as `check_signal` returns it.
-    atlas : Atlas
-        The parcels of the columns.
-    framewise_displacement : numpy.ndarray, optional
-        [A] in mm over the frames as acquired, the first NaN; empty if unknown.
-    censored : numpy.ndarray, optional
-        [A] bool, True for frames that were dropped or interpolated; empty if none were judged.
-    mean_fd : float
-        Mean framewise displacement in mm, where there is no trace of it.
-    tsnr : float
-        Temporal signal-to-noise ratio before cleaning; that of `signal` if NaN.
-    rules : QualityRules
-        Its thresholds decide which frames are of motion, and which are spikes.
+    The recording's mean FD counts where it has no trace of it, and its tSNR, which is that before cleaning, before that
+    of its signal. The thresholds of `rules` decide which frames are of motion, and which are spikes.
     """
-    trace = np.empty(0) if framewise_displacement is None else np.asarray(framewise_displacement, np.float64)
-    censored = np.empty(0, bool) if censored is None else censored
+    trace, censored = recording.framewise_displacement.astype(np.float64), recording.censored
     moved = trace[np.isfinite(trace)]
-    values = signal[:, coverage].astype(np.float64)
+    n_frames, coverage = len(recording.signal), recording.coverage
+    values = recording.signal[:, coverage].astype(np.float64)
     dvars = standardized_dvars(values)
-    dvars = dvars[_both_kept(len(signal), censored)] if dvars.size else dvars
-    correlations = _pairs(connectivity(values))
+    dvars = dvars[_both_kept(n_frames, censored)] if dvars.size else dvars
+    with threadpool_limits(1):  # products of matrices by several threads differ in their last digits
+        correlations = _pairs(connectivity(values))
+        slope = _slope(distances(atlas.coordinates[coverage]) / 100, fisher_z(correlations))
     known = dvars.size > 0
     return Quality(
-        n_acquired=max(trace.size, censored.size) or len(signal),
+        n_acquired=max(trace.size, censored.size) or n_frames,
         n_censored=int(censored.sum()),
-        mean_fd=float(moved.mean()) if moved.size else _finite(mean_fd),
+        mean_fd=float(moved.mean()) if moved.size else _finite(recording.mean_fd),
         fd_over=float((moved > rules.fd_threshold).sum() / trace.size) if moved.size else math.nan,
-        tsnr=_finite(tsnr if math.isfinite(tsnr) else temporal_snr(values)),
+        tsnr=_finite(recording.tsnr if math.isfinite(recording.tsnr) else temporal_snr(values)),
         dvars=_finite(dvars.mean()) if known else math.nan,
         dvars_over=float((dvars > rules.dvars_threshold).mean()) if known else math.nan,
         mean_fc=float(correlations.mean()) if correlations.size else math.nan,
-        fc_distance_slope=_slope(distances(atlas.coordinates[coverage]) / 100, fisher_z(correlations)),
+        fc_distance_slope=slope,
         fd_threshold=rules.fd_threshold,
         dvars_threshold=rules.dvars_threshold,
     )
 
 
 def standardized_dvars(signal: np.ndarray) -> np.ndarray:
-    """Root mean square over parcels of the change from frame to frame, each in units of what is expected of it.
+    """Root mean square [T - 1] over parcels of the change of a signal [T, P], each in units of what is expected of it.
 
     A parcel of robust standard deviation s (interquartile range / 1.349) and first autocorrelation r is expected to
     change by s sqrt(2 (1 - r)) (Nichols 2013), so that a stationary signal has values about 1, whatever its units and
-    filter. Parcels with an interquartile range of 0 are left out.
-
-    Parameters
-    ----------
-    signal : numpy.ndarray
-        [T, P], finite.
-
-    Returns
-    -------
-    numpy.ndarray
-        [T - 1]; empty if no parcel can be measured.
+    filter. Parcels with an interquartile range of 0 are left out; empty if no parcel can be measured.
     """
     values = signal - signal.mean(axis=0, dtype=np.float64)
     low, high = np.percentile(values, [25, 75], axis=0, method="lower")
@@ -349,52 +262,10 @@ def _finite(value: float) -> float:
     return float(value) if math.isfinite(value) else math.nan
 
 
-def carries_signal(lowest: np.ndarray, highest: np.ndarray) -> np.ndarray:
-    """Tell parcels, or voxels, that change over time from those that are constant but for rounding.
-
-    The one judgment of what is covered: residue that passed for a signal would be scaled to the size of one.
-
-    Parameters
-    ----------
-    lowest, highest : numpy.ndarray
-        [P], the least and the largest value over time of all parcels of a recording; NaN where there are none.
-
-    Returns
-    -------
-    numpy.ndarray
-        [P] bool.
-    """
-    lowest, highest = np.asarray(lowest, np.float64), np.asarray(highest, np.float64)
-    with np.errstate(invalid="ignore"):
-        change, level = highest - lowest, np.maximum(np.abs(lowest), np.abs(highest))
-        carries = change > np.maximum(_LEAST_CHANGE, _LEAST_OF_LEVEL * level)
-    before = 0
-    while carries.sum() not in (0, before):  # until what is left does not depend on what was left out
-        before = carries.sum()
-        carries &= change > _LEAST_OF_OTHERS * np.quantile(change[carries], _STRONG)
-    return carries
-
-
-def range_over_time(signal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least and largest value [P] of a signal [T, P] over time, but for one frame at each end.
-
-    A parcel that is constant in all frames but one has no signal there either: scaled, that frame would be all of it.
-    Of fewer than ten frames none is left out.
-    """
-    left_out = min(1, len(signal) // 10)
-    ordered = np.partition(signal, (left_out, len(signal) - 1 - left_out), axis=0)
-    return ordered[left_out], ordered[len(signal) - 1 - left_out]
-
-
 def temporal_snr(signal: np.ndarray) -> float:
-    """Median over parcels of mean/sd over time.
+    """Median over parcels of mean/sd over time, of a signal [T, P] with its own mean.
 
     NaN where the means are gone (demeaned, filtered or standardized series), since the ratio then says nothing.
-
-    Parameters
-    ----------
-    signal : numpy.ndarray
-        [T, P] with the signal's own mean.
     """
     deviation = signal.std(axis=0, dtype=np.float64)
     kept = deviation > 0
@@ -455,59 +326,3 @@ def check_signal(signal: np.ndarray, name: str, atlas: Atlas, rules: QualityRule
     if fault := rules._low_coverage(name, float(coverage.mean())):
         raise fault
     return coverage
-
-
-def orient(
-    matrix: np.ndarray, name: str, atlas: Atlas, orientation: str = "auto", columns: slice | None = None
-) -> np.ndarray:
-    """Return `matrix` as frames by parcels, or refuse what is ambiguous.
-
-    Parameters
-    ----------
-    matrix : numpy.ndarray
-        Two-dimensional.
-    orientation : {"auto", "frames-first", "parcels-first"}
-        How the matrix lies; ``auto`` takes frames-first and refuses a matrix that looks otherwise.
-    columns : slice, optional
-        The parcels to take, where the matrix has more than the atlas.
-
-    Raises
-    ------
-    RecordingError
-        With code ``not-a-matrix``, ``columns``, ``connectivity``, ``ambiguous`` or ``transposed``.
-    """
-    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
-        raise RecordingError(
-            "not-a-matrix",
-            f"{name}: has shape {matrix.shape} of {matrix.dtype}; expected numbers, frames by parcels. "
-            "Export one matrix a recording.",
-        )
-    matrix = matrix.astype(np.float32, copy=False)
-    if orientation == "parcels-first":
-        matrix = matrix.T
-    if columns and columns.stop > matrix.shape[1]:
-        raise RecordingError(
-            "columns",
-            f"{name}: has {matrix.shape[1]} columns; --columns asks for column {columns.stop}. Correct one of them.",
-        )
-    n_parcels = matrix.shape[1] if columns else atlas.n_parcels
-    n_rows, n_columns = matrix.shape
-    if n_rows == n_columns and np.allclose(matrix, matrix.T, equal_nan=True):
-        raise RecordingError(
-            "connectivity",
-            f"{name}: is a symmetric {n_rows} x {n_columns} matrix, as of connectivity; expected time series. "
-            "Export the parcels' time series instead.",
-        )
-    if orientation == "auto" and n_rows == n_columns == n_parcels:
-        raise RecordingError(
-            "ambiguous",
-            f"{name}: has {n_rows} rows and {n_columns} columns, so frames and parcels cannot be told apart. "
-            "Say which with --orientation frames-first or parcels-first.",
-        )
-    if orientation == "auto" and n_rows == n_parcels != n_columns:
-        raise RecordingError(
-            "transposed",
-            f"{name}: has {n_rows} rows, the number of parcels of {atlas.name}, and {n_columns} columns; expected "
-            "one row a frame. It looks transposed: use --orientation parcels-first if it is.",
-        )
-    return matrix[:, columns] if columns else matrix

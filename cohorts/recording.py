@@ -12,7 +12,7 @@ import numpy as np
 
 from base.files import read_arrays, save_arrays
 from cohorts.errors import CohortError, RecordingError
-from cohorts.quality import LARGEST_VALUE, Quality, carries_signal, range_over_time
+from cohorts.signals import LARGEST_VALUE, carries_signal, range_over_time
 
 _LABELS = ("recording_id", "participant_id", "session", "task", "run")
 _ARRAYS = {"signal": np.float32, "coverage": bool, "framewise_displacement": np.float32, "censored": bool}
@@ -22,47 +22,32 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True)
 class Recording:
-    """One run of one participant: the mean BOLD signal of every parcel over time.
-
-    Attributes
-    ----------
-    participant_id : str
-        As in ``participants.tsv``.
-    signal : numpy.ndarray
-        [T, P] float32, frames by parcels, in the order of the cohort's atlas.
-    t_r : float
-        Repetition time in seconds.
-    recording_id : str
-        Unique in the cohort; the participant's id where a participant has one recording.
-    coverage : numpy.ndarray
-        [P] bool, False where a parcel carries no signal: where the signal shows none, or where it is given so.
-    mean_fd : float
-        Mean framewise displacement in millimetres, NaN if unknown.
-    tsnr : float
-        Median over parcels of mean/sd over time, NaN where the signal has lost its mean.
-    session, task, run : str
-        Labels after BIDS; empty where there are none.
-    framewise_displacement : numpy.ndarray
-        [A] float32 in millimetres, over the frames as acquired, the first NaN; empty if unknown.
-    censored : numpy.ndarray
-        [A] bool, True for frames that were dropped from the signal or interpolated in it; empty if none were judged.
-    notices : tuple of str
-        Codes of `cohorts.notices`: what is to be known of it, though it is good.
-    """
+    """One run of one participant: the mean BOLD signal of every parcel over time."""
 
     participant_id: str
+    """As in ``participants.tsv``."""
     signal: np.ndarray
+    """[T, P] float32, frames by parcels, in the order of the cohort's atlas."""
     t_r: float
+    """Repetition time in seconds."""
     recording_id: str = ""
+    """Unique in the cohort; the participant's id where a participant has one recording."""
     coverage: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    """[P] bool, False where a parcel carries no signal: where the signal shows none, or where it is given so."""
     mean_fd: float = math.nan
+    """Mean framewise displacement in millimetres, NaN if unknown."""
     tsnr: float = math.nan
+    """Median over parcels of mean/sd over time, NaN where the signal has lost its mean."""
     session: str = ""
     task: str = ""
     run: str = ""
+    """Labels after BIDS, as `session` and `task`; empty where there are none."""
     framewise_displacement: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    """[A] float32 in millimetres, over the frames as acquired, the first NaN; empty if unknown."""
     censored: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    """[A] bool, True for frames that were dropped from the signal or interpolated in it; empty if none were judged."""
     notices: tuple[str, ...] = ()
+    """Codes of `cohorts.notices`: what is to be known of it, though it is good."""
 
     def __post_init__(self) -> None:
         if not self.recording_id:
@@ -74,19 +59,41 @@ class Recording:
             object.__setattr__(self, "coverage", self.coverage & carries)
 
 
+@dataclass(frozen=True)
+class Quality:
+    """Quality of one recording; NaN where a measure cannot be known from what the source gives."""
+
+    n_acquired: int
+    """Frames as acquired."""
+    n_censored: int
+    """How many of them were dropped or interpolated."""
+    mean_fd: float
+    """Mean framewise displacement over the acquired frames, mm."""
+    fd_over: float
+    """Fraction of the acquired frames whose framewise displacement is above `fd_threshold`."""
+    tsnr: float
+    """Median over parcels of mean/sd over time."""
+    dvars: float
+    """Mean of the standardized DVARS over parcels. Changes to or from censored frames do not count."""
+    dvars_over: float
+    """Fraction of the frames whose standardized DVARS is above `dvars_threshold`, counted likewise."""
+    mean_fc: float
+    """Mean correlation over all pairs of covered parcels."""
+    fc_distance_slope: float
+    """Slope of Fisher z of the correlation over the distance of the centroids, per 100 mm."""
+    fd_threshold: float
+    """Of the rules that it was measured by, mm."""
+    dvars_threshold: float
+    """Of the same rules."""
+
+
 def is_identifier(text: str) -> bool:
     """Whether `text` is safe as a file name: letters, digits, ``.``, ``_`` and ``-``, and not too long."""
     return _IDENTIFIER.fullmatch(text) is not None
 
 
 def check_identifier(text: str, what: str) -> str:
-    """Return `text` if it is safe as a file name.
-
-    Raises
-    ------
-    RecordingError
-        If it holds anything but letters, digits, ``.``, ``_`` and ``-``.
-    """
+    """Return `text` if `is_identifier`; a RecordingError, ``bad-id``, calls it `what` if not."""
     if not is_identifier(text):
         raise RecordingError(
             "bad-id",
@@ -101,7 +108,7 @@ def check_recording(recording: Recording, n_parcels: int, atlas: str) -> None:
     Raises
     ------
     RecordingError
-        If its ids, shape, values or TR do not fit.
+        With code ``bad-id``, ``wrong-shape``, ``not-finite`` or ``bad-tr``.
     """
     name = check_identifier(recording.recording_id, "recording id")
     check_identifier(recording.participant_id, "participant id")
@@ -121,10 +128,7 @@ def check_recording(recording: Recording, n_parcels: int, atlas: str) -> None:
 def save_recording(path: Path, recording: Recording, quality: Quality, source: str = "") -> dict[str, Any]:
     """Write a recording's file, whole or not at all; return its facts, as `read_facts` would.
 
-    Parameters
-    ----------
-    source : str
-        Fingerprint of the files that it was made from.
+    `source` is the fingerprint of the files that it was made from.
     """
     facts = {
         **{name: getattr(recording, name) for name in _LABELS},
@@ -149,42 +153,24 @@ def digest_of(recording: Recording) -> str:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Read a recording's facts (ids, length, TR, quality) without its signal.
-
-    Raises
-    ------
-    CohortError
-        If the file is damaged.
-    """
+    """Read a recording's facts (ids, length, TR, quality) without its signal."""
     return _read(path, ())[1]
 
 
 def read_coverage(path: Path) -> np.ndarray:
-    """Read which parcels [P] a recording has, without its signal.
-
-    Raises
-    ------
-    CohortError
-        If the file is damaged.
-    """
+    """Read which parcels [P] a recording has, without its signal."""
     return _read(path, ("coverage",))[0]["coverage"]
 
 
 def load_recording(path: Path) -> Recording:
-    """Read a recording.
-
-    Raises
-    ------
-    CohortError
-        If the file is damaged.
-    """
+    """Read a recording."""
     arrays, facts = _read(path)
     known: dict[str, Any] = {name: facts[name] for name in (*_LABELS, "t_r", "mean_fd", "tsnr")}
     return Recording(**{**known, **arrays}, notices=tuple(facts["notices"].split()))
 
 
 def _read(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read arrays and facts."""
+    """Read arrays and facts; of a damaged file a CohortError says so."""
     remedy = "Restore the file, or prepare the cohort again."
     arrays, facts = read_arrays(path, names, error=CohortError, remedy=remedy)
     if not isinstance(facts, dict):

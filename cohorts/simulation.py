@@ -15,10 +15,12 @@ over the brain, its temporal smoothness, the global signal and the gains of the 
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.signal import lfilter
 
 from base.files import atomic_folder
 from base.seeding import derive_seed
@@ -53,38 +55,28 @@ _N_LOCAL = 48
 
 @dataclass(frozen=True)
 class SimulatedSite:
-    """A hospital: its people and its scanner.
-
-    Attributes
-    ----------
-    name : str
-        Name of the site; its scanner's fingerprint follows from the name and the seed.
-    n_participants : int
-        People with one recording each.
-    t_r : float
-        Repetition time in seconds.
-    n_frames : int
-        Frames a recording.
-    mean_age, sd_age : float
-        Of the site's people, in years, kept between 18 and 85.
-    fraction_female : float
-        Chance that a person is female.
-    site_effect : float
-        Size of the scanner's fingerprint; 0 for none, 1 for one that a classifier finds with ease.
-    age_effect, sex_effect : float
-        Size of the effects of age and sex; 0 for none.
-    """
+    """A hospital: its people and its scanner."""
 
     name: str
+    """Name of the site; its scanner's fingerprint follows from the name and the seed."""
     n_participants: int = 40
+    """People with one recording each."""
     t_r: float = 2.0
+    """Repetition time in seconds."""
     n_frames: int = 240
+    """Frames a recording."""
     mean_age: float = 45.0
+    """Of the site's people, in years."""
     sd_age: float = 14.0
+    """Spread of their ages, which are kept between 18 and 85."""
     fraction_female: float = 0.5
+    """Chance that a person is female."""
     site_effect: float = 1.0
+    """Size of the scanner's fingerprint; 0 for none, 1 for one that a classifier finds with ease."""
     age_effect: float = 1.0
+    """Size of the effect of age; 0 for none."""
     sex_effect: float = 1.0
+    """Size of the effect of sex; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +107,6 @@ def simulated_hospitals(
 
     Parameters
     ----------
-    n_sites : int
-        How many.
     n_participants : int
         Mean number of participants a site; sites differ by up to a third.
     minutes : float
@@ -124,25 +114,21 @@ def simulated_hospitals(
     effects : float
         site_effect, age_effect and sex_effect, as in `SimulatedSite`.
     """
-    names = ["aalborg", "bergen", "coimbra", "delft", "evora", "freiburg", "ghent", "heraklion"]
-    t_rs = [2.0, 1.5, 2.5, 0.8]
-    ages = [34.0, 52.0, 44.0, 60.0]
-    sizes = [1.3, 1.0, 0.7, 1.0]
-    sites = []
-    for index in range(n_sites):
-        t_r = t_rs[index % 4]
-        sites.append(
-            SimulatedSite(
-                name=names[index] if index < len(names) else f"hospital-{index + 1:02d}",
-                n_participants=max(2, round(n_participants * sizes[index % 4])),
-                t_r=t_r,
-                n_frames=round(minutes * 60 / t_r),
-                mean_age=ages[index % 4],
-                fraction_female=(0.45, 0.55, 0.6, 0.4)[index % 4],
-                **effects,
-            )
+    known = ["aalborg", "bergen", "coimbra", "delft", "evora", "freiburg", "ghent", "heraklion"]
+    names = [*known, *(f"hospital-{number:02d}" for number in range(len(known) + 1, n_sites + 1))]
+    kinds = cycle([(1.3, 2.0, 34.0, 0.45), (1.0, 1.5, 52.0, 0.55), (0.7, 2.5, 44.0, 0.6), (1.0, 0.8, 60.0, 0.4)])
+    return [
+        SimulatedSite(
+            name=name,
+            n_participants=max(2, round(n_participants * size)),
+            t_r=t_r,
+            n_frames=round(minutes * 60 / t_r),
+            mean_age=age,
+            fraction_female=female,
+            **effects,
         )
-    return sites
+        for name, (size, t_r, age, female) in zip(names[:n_sites], kinds, strict=False)
+    ]
 
 
 def simulate_cohorts(
@@ -158,12 +144,8 @@ def simulate_cohorts(
 
     Parameters
     ----------
-    out : path
-        Folder of the cohorts, one folder a site in it.
     sites : list of SimulatedSite
         The hospitals, with different names.
-    atlas : Atlas or str
-        The atlas, or its name.
     seed : int
         The same seed, sites and atlas give the same bytes.
     vectors : int
@@ -172,8 +154,7 @@ def simulate_cohorts(
         Called with the recordings done and their total.
     """
     atlas = load_atlas(atlas) if isinstance(atlas, str) else atlas
-    total = sum(site.n_participants for site in sites)
-    done = 0
+    total, done = sum(site.n_participants for site in sites), 0
     with atomic_folder(Path(out)) as partial:
         for site in sites:
             people = simulate_people(site, seed)
@@ -248,13 +229,7 @@ def simulate_recording(site: SimulatedSite, person: Person, atlas: Atlas, seed: 
     percent = signal + noise + motion
     baseline = 900 + 200 * np.cos(atlas.coordinates[:, 2] / 40)
     bold = (baseline * (1 + percent / 100)).astype(np.float32)
-    return Recording(
-        participant_id=identity,
-        signal=bold,
-        t_r=site.t_r,
-        mean_fd=person.mean_fd,
-        tsnr=temporal_snr(bold),
-    )
+    return Recording(identity, bold, site.t_r, mean_fd=person.mean_fd, tsnr=temporal_snr(bold))
 
 
 def _inborn(rng: np.random.Generator) -> np.ndarray:
@@ -278,10 +253,9 @@ def _scanner(site: SimulatedSite, atlas: Atlas, seed: int) -> _Scanner:
     direction = rng.normal(size=3)
     # The coil hears one side of the head better: noise varies smoothly over the brain.
     profile = atlas.coordinates @ (direction / np.linalg.norm(direction)) / 60
-    noise = 0.8 * np.exp(0.3 * strength * (profile + rng.normal()))
     return _Scanner(
         network_gain=network_gain,
-        noise=noise,
+        noise=0.8 * np.exp(0.3 * strength * (profile + rng.normal())),
         smoothness=1.5 * math.exp(0.5 * strength * rng.normal()),
         global_gain=math.exp(0.4 * strength * rng.normal()),
         bandwidth=math.exp(0.5 * strength * rng.normal()),
@@ -316,7 +290,6 @@ def _coloured(rng: np.random.Generator, n: int, site: SimulatedSite, slope: floa
 def _smooth(noise: np.ndarray, time_constant: float, t_r: float) -> np.ndarray:
     """First-order autoregressive smoothing of white noise [T, P], at unit variance."""
     memory = math.exp(-t_r / time_constant)
-    smooth = noise.copy()
-    for frame in range(1, len(noise)):
-        smooth[frame] = memory * smooth[frame - 1] + math.sqrt(1 - memory**2) * noise[frame]
-    return smooth
+    driving = math.sqrt(1 - memory**2) * noise
+    driving[0] = noise[0]  # the first frame has its variance from the start
+    return lfilter([1.0], [1.0, -memory], driving, axis=0)

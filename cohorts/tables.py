@@ -25,19 +25,12 @@ MAX_TABLE_BYTES = 2**28
 
 
 def read_numbers(path: Path, text: Collection[str] = ()) -> pd.DataFrame:
-    """Read a table of a run, of numbers.
+    """Read a table of a run, as `read_text_table` does, of numbers: float64, NaN for n/a.
 
     Parameters
     ----------
-    path : Path
-        As `read_text_table` reads it.
     text : collection of str
         Columns that are not of numbers.
-
-    Returns
-    -------
-    pandas.DataFrame
-        float64, NaN for n/a, but for the columns in `text`.
 
     Raises
     ------

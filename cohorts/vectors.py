@@ -23,22 +23,18 @@ _READERS = {
 
 @dataclass(frozen=True)
 class Vectors:
-    """One vector a participant.
-
-    Attributes
-    ----------
-    participants : list of str
-        The n participants.
-    matrix : numpy.ndarray
-        [n, r].
-    """
+    """One vector a participant."""
 
     participants: list[str]
+    """The n participants."""
     matrix: np.ndarray
+    """[n, r]."""
 
 
 def import_vectors(cohort: Cohort, source: Path, name: str) -> Vectors:
     """Check a table of vectors and keep it in the cohort, replacing one of the same name.
+
+    Returns those of participants that the cohort knows; others are left out.
 
     Parameters
     ----------
@@ -48,78 +44,61 @@ def import_vectors(cohort: Cohort, source: Path, name: str) -> Vectors:
     name : str
         What studies call it.
 
-    Returns
-    -------
-    Vectors
-        Those of participants that the cohort knows; others are left out.
-
     Raises
     ------
     VectorsError
         If the table is broken; the message names the column or the participant.
     """
-    path = _path(cohort, name)
-    table = _called_as_in(cohort, _checked(_read(Path(source)), Path(source)), Path(source))
+    _path(cohort, name)  # a name that cannot be one is refused before the table is read
+    table = _called_as_in(cohort, _checked(source), source)
     known = table[table["participant_id"].isin(set(cohort.recordings["participant_id"]))]
     if known.empty:
         raise VectorsError(
             f"{source}: none of its {len(table)} participants has a recording in cohort {cohort.name}. "
             "Use the participants' ids of the cohort, or the site's own."
         )
-    _write(known, path)
-    return _split(known)
+    vectors = _split(known)
+    save_vectors(cohort, vectors, name)
+    return vectors
 
 
 def save_vectors(cohort: Cohort, vectors: Vectors, name: str) -> None:
     """Keep vectors in a cohort, replacing those of the same name."""
     table = pd.DataFrame(vectors.matrix, columns=_columns(vectors.matrix.shape[1]))
     table.insert(0, "participant_id", vectors.participants)
-    _write(table, _path(cohort, name))
+    with atomic_path(_path(cohort, name)) as temporary:
+        table.to_parquet(temporary, index=False)
 
 
 def read_vectors(cohort: Cohort, name: str) -> Vectors:
-    """Read the vectors of that name.
-
-    Raises
-    ------
-    VectorsError
-        If the cohort has none, or they cannot be read.
-    """
+    """Read the vectors of that name; a VectorsError if the cohort has none, or they cannot be read."""
     path = _path(cohort, name)
     if not path.is_file():
         raise VectorsError(
             f"cohort {cohort.name} has no vectors '{name}'. Add them: fedbrainlm cohort vectors {cohort.path} FILE "
             f"--name {name}"
         )
-    return _split(_checked(_read(path), path))
+    return _split(_checked(path))
 
 
 def _path(cohort: Cohort, name: str) -> Path:
     return cohort.path / "vectors" / f"{check_identifier(name, 'name of vectors')}.parquet"
 
 
-def _write(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_parquet(temporary, index=False)
-
-
 def _columns(n: int) -> list[str]:
     return [f"v{index}" for index in range(n)]
 
 
-def _read(source: Path) -> pd.DataFrame:
+def _checked(source: Path) -> pd.DataFrame:
+    """Read a table, with ids as text and numbers as float64, or say what is wrong with it."""
     if source.suffix not in _READERS:
         raise VectorsError(f"{source}: expected a .parquet, .csv or .tsv file. Convert it.")
     if not source.is_file():
         raise VectorsError(f"{source}: no such file. Check the path.")
     try:
-        return _READERS[source.suffix](source)
+        table = _READERS[source.suffix](source)
     except Exception as error:  # whatever a broken file makes of a reader
         raise VectorsError(f"{source}: cannot be read as {source.suffix[1:]} ({type(error).__name__}).") from None
-
-
-def _checked(table: pd.DataFrame, source: Path) -> pd.DataFrame:
-    """Return the table with ids as text and numbers as float64, or say what is wrong with it."""
     if "participant_id" not in table:
         raise VectorsError(f"{source}: has no column participant_id. Add it.")
     ids = table["participant_id"].astype("str")
@@ -141,13 +120,7 @@ def _checked(table: pd.DataFrame, source: Path) -> pd.DataFrame:
 
 
 def _called_as_in(cohort: Cohort, table: pd.DataFrame, source: Path) -> pd.DataFrame:
-    """Call everybody as the cohort does, whether the table does or has the site's own ids.
-
-    Raises
-    ------
-    VectorsError
-        If two rows are of one participant.
-    """
+    """Call everybody as the cohort does, whether the table does or has the site's own ids."""
     index = dict(cohort.recordings[["recording_id", "participant_id"]].to_numpy())
     linked = Linkage.read(cohort.path).names.items()
     own = {bare_id(participant): index[run] for run, (_, participant) in linked if run in index}

@@ -40,17 +40,12 @@ def write_quality_report(
     cohort : Cohort
         Is only read.
     path : path
-        The file to write.
+        The file to write, which is returned.
     rules : QualityRules, optional
         Whose thresholds are drawn; the published ones if not given. Their fd_threshold and dvars_threshold must be
         those that the cohort was measured with.
     recordings : int
         How many single recordings to show, those first that are worst by some measure.
-
-    Returns
-    -------
-    Path
-        The file.
     """
     report = _Report(cohort, rules or QualityRules.published(), recordings)
     with mpl.rc_context(STYLE):
@@ -118,14 +113,9 @@ class _Report:
                 f"{seconds_of(self.table['t_r'])} and {minutes.median():.1f} min left after censoring (median; "
                 f"{minutes.min():.1f} to {minutes.max():.1f}); preprocessing: {self.cohort.preprocessing}.",
                 rules_sentence(self.rules),
-                f"{n_excluded:,} recordings were excluded. FedBrainLM {self.version}.",
+                f"{n_excluded:,} recordings were excluded. FedBrainLM {self.cohort.about.software['fedbrainlm']}.",
             ]
         )
-
-    @property
-    def version(self) -> str:
-        """Version that made the cohort."""
-        return self.cohort.about.software["fedbrainlm"]
 
     def _figure(self, name: str) -> Figure | None:
         """Draw a figure that ``spec.yaml`` names."""
@@ -164,12 +154,9 @@ class _Report:
 
     def _quarantine_table(self) -> Table:
         """Reasons with their counts, and one message of each, which says what to do."""
-        quarantined = self.cohort.quarantined
-        counts = quarantined["code"].value_counts()
-        example = quarantined.groupby("code")["message"].first()
-        rows: Rows = [
-            [code, int(count), example[code]] for code, count in sorted(counts.items(), key=lambda c: (-c[1], c[0]))
-        ]
+        reasons = self.cohort.quarantined.groupby("code")["message"].agg(["size", "first"])
+        reasons = reasons.sort_values("size", ascending=False, kind="stable")
+        rows: Rows = [[code, int(count), example] for code, count, example in reasons.itertuples()]
         return Table(["reason", "recordings", "for example, and what to do"], rows)
 
     def _people_table(self) -> Table:
@@ -257,15 +244,7 @@ class _Report:
         """One recording: its names, why it is shown, its numbers and its figure."""
         row = self.table.set_index("recording_id").loc[recording_id]
         recording = self.cohort.read(recording_id)
-        figure = figures.recording(
-            recording.signal,
-            recording.coverage,
-            recording.t_r,
-            recording.framewise_displacement,
-            recording.censored,
-            self.cohort.atlas.networks,
-            self.rules,
-        )
+        figure = figures.recording(recording, self.cohort.atlas.networks, self.rules)
         beyond = self.beyond.loc[recording_id]
         numbers = [
             (measure.title, measure.text(row[measure.column]), bool(beyond[measure.column])) for measure in MEASURES

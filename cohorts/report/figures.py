@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from cohorts.quality import QualityRules, acquired_frames, connectivity, standardized_dvars
+from cohorts.recording import Recording
 from cohorts.report.group import MEASURES, Measure
 from cohorts.report.style import COLOURS, brain_views, by_network, network_lines
 
@@ -66,7 +67,7 @@ def qc_fc(correlations: np.ndarray, distance: np.ndarray, n_participants: int) -
     left, right = figure.subplots(1, 2)
     left.hist(correlations, bins=np.linspace(-1, 1, 81), density=True, color=_BLUE, alpha=0.6, label="pairs of parcels")
     r = np.linspace(-1, 1, 401)
-    chance = stats.beta(n_participants / 2 - 1, n_participants / 2 - 1, loc=-1, scale=2)
+    chance = _by_chance(n_participants)
     left.plot(r, chance.pdf(r), color="black", linewidth=1.2, label="by chance, single pair")
     reach = max(np.abs(np.quantile(correlations, (0.001, 0.999))).max(), chance.ppf(0.999)) + 0.05
     left.set(title="QC-FC", xlabel="correlation with mean FD", ylabel="density", xlim=(-min(1, reach), min(1, reach)))
@@ -82,7 +83,7 @@ def qc_fc(correlations: np.ndarray, distance: np.ndarray, n_participants: int) -
 def qc_fc_numbers(correlations: np.ndarray, distance: np.ndarray, n_participants: int) -> dict[str, float]:
     """Sum up QC-FC as Ciric 2017 do: median of its size, share of pairs with p < 0.05, Spearman's rho with distance."""
     known = np.isfinite(correlations)
-    critical = stats.beta(n_participants / 2 - 1, n_participants / 2 - 1, loc=-1, scale=2).ppf(0.975)
+    critical = _by_chance(n_participants).ppf(0.975)
     return {
         "median": float(np.median(np.abs(correlations[known]))),
         "significant": float((np.abs(correlations[known]) > critical).mean()),
@@ -90,43 +91,37 @@ def qc_fc_numbers(correlations: np.ndarray, distance: np.ndarray, n_participants
     }
 
 
-def recording(
-    signal: np.ndarray,
-    coverage: np.ndarray,
-    t_r: float,
-    framewise_displacement: np.ndarray,
-    censored: np.ndarray,
-    networks: Sequence[str] | None,
-    rules: QualityRules,
-) -> Figure:
+def _by_chance(n: int) -> Any:
+    """Distribution of the correlation of `n` pairs that have nothing to do with each other."""
+    return stats.beta(n / 2 - 1, n / 2 - 1, loc=-1, scale=2)
+
+
+def recording(shown: Recording, networks: Sequence[str] | None, rules: QualityRules) -> Figure:
     """Motion, DVARS, carpet and connectivity of one recording, on the time axis of the frames as acquired.
 
     Parameters
     ----------
-    signal, coverage : numpy.ndarray
-        [T, P] and [P] bool.
-    t_r : float
-        Repetition time in seconds.
-    framewise_displacement, censored : numpy.ndarray
-        [A] over the frames as acquired; empty if unknown.
     networks : sequence of str or None
         One a parcel.
     rules : QualityRules
         Thresholds of framewise displacement and DVARS.
     """
-    n_acquired = max(len(signal), framewise_displacement.size, censored.size)
-    frames = acquired_frames(len(signal), censored)
+    signal, coverage, displacement = shown.signal, shown.coverage, shown.framewise_displacement
+    n_acquired = max(len(signal), displacement.size, shown.censored.size)
+    frames = acquired_frames(len(signal), shown.censored)
     figure = Figure(figsize=(8, 3.9))
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.75, 1))[0]
     motion, changes, carpet = left.subplots(3, 1, sharex=True, height_ratios=(1, 1, 3.6))
-    seconds = np.arange(n_acquired) * t_r
-    _motion(motion, seconds, framewise_displacement, censored, rules.fd_threshold)
+    seconds = np.arange(n_acquired) * shown.t_r
+    _motion(motion, seconds, displacement, shown.censored, rules.fd_threshold)
     dvars = np.full(n_acquired, np.nan)
     measured = standardized_dvars(signal[:, coverage])
     dvars[frames[1 : 1 + measured.size]] = measured
     _trace(changes, seconds, dvars, rules.dvars_threshold, "DVARS", top=_HIGHEST_DVARS)
-    _carpet(carpet, signal, coverage, frames, n_acquired, t_r, networks)
-    carpet.set_xlim(0, n_acquired * t_r)
+    values = np.full((n_acquired, signal.shape[1]), np.nan)
+    centred = signal - signal.mean(axis=0, dtype=np.float64)
+    values[np.ix_(frames, coverage)] = centred[:, coverage] / centred.std(axis=0)[coverage]
+    _carpet(carpet, values, n_acquired * shown.t_r, networks)
     matrix = right.subplots()
     image = _matrix(matrix, connectivity(np.where(coverage, signal, 0)), networks, names=False)
     matrix.set_title("Connectivity", fontsize=9)
@@ -213,31 +208,12 @@ def _matrix(axes: Axes, matrix: np.ndarray, networks: Sequence[str] | None, name
     return image
 
 
-def _carpet(
-    axes: Axes,
-    signal: np.ndarray,
-    coverage: np.ndarray,
-    frames: np.ndarray,
-    n_acquired: int,
-    t_r: float,
-    networks: Sequence[str] | None,
-) -> None:
-    """Every parcel's signal over time in units of its standard deviation, parcels in the order of the networks."""
-    order = by_network(networks, signal.shape[1])
-    values = np.full((n_acquired, signal.shape[1]), np.nan)
-    centred = signal - signal.mean(axis=0, dtype=np.float64)
-    deviation = centred.std(axis=0)
-    values[np.ix_(frames, coverage)] = centred[:, coverage] / deviation[coverage]
-    axes.imshow(
-        values.T[order],
-        aspect="auto",
-        cmap="gray",
-        vmin=-2.5,
-        vmax=2.5,
-        extent=(0, n_acquired * t_r, len(order), 0),
-        rasterized=True,
-    )
-    axes.set(yticks=[], xlabel="seconds", facecolor=_ABSENT)
+def _carpet(axes: Axes, values: np.ndarray, seconds: float, networks: Sequence[str] | None) -> None:
+    """Signals [A, P] over time, in units of their standard deviations, parcels in the order of the networks."""
+    order = by_network(networks, values.shape[1])
+    extent = (0, seconds, len(order), 0)
+    axes.imshow(values.T[order], aspect="auto", cmap="gray", vmin=-2.5, vmax=2.5, extent=extent, rasterized=True)
+    axes.set(yticks=[], xlabel="seconds", facecolor=_ABSENT, xlim=(0, seconds))
     axes.spines[:].set_visible(False)
     if networks is None:
         axes.set_ylabel(f"{len(order)} parcels")

@@ -21,32 +21,22 @@ FEWEST_FOR_QC_FC = 10
 
 @dataclass(frozen=True)
 class Measure:
-    """One column of the table of recordings, as people read it.
-
-    Attributes
-    ----------
-    column, title, unit : str
-        Where it stands, and what it is called.
-    scale : float
-        What the column is multiplied by to be in `unit`.
-    decimals : int
-        Digits that mean something.
-    worse : {"high", "low"}
-        Which end is the bad one.
-    worst : str
-        What is said of the recording at that end.
-    rule : str
-        The threshold among `QualityRules`, in units of the column times `rule_scale`; empty where there is none.
-    """
+    """One column of the table of recordings, as people read it."""
 
     column: str
     title: str
+    """What it is called."""
     unit: str
     decimals: int
+    """Digits that mean something."""
     worse: str
+    """Which end is the bad one."""
     worst: str
+    """What is said of the recording at that end."""
     rule: str = ""
+    """The threshold among `QualityRules`, in units of the column times `rule_scale`; empty where there is none."""
     scale: float = 1.0
+    """What the column is multiplied by to be in `unit`."""
     rule_scale: float = 1.0
 
     def limit(self, rules: QualityRules) -> float | None:
@@ -93,41 +83,27 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class Group:
-    """Sums over the recordings that were read.
-
-    Attributes
-    ----------
-    n_recordings, n_participants : int
-        How many were read.
-    coverage : numpy.ndarray
-        [P], fraction of recordings in which a parcel has a signal.
-    connectivity : numpy.ndarray
-        [P, P], mean over participants in Fisher's z, as a correlation; NaN where no recording covers both.
-    distance : numpy.ndarray
-        [E] in mm between the centroids, E = P (P - 1) / 2 pairs.
-    qc_fc : numpy.ndarray
-        [E], correlation over participants of a pair's connectivity with mean FD; empty where too few know it.
-    n_qc_fc : int
-        Participants behind `qc_fc`.
-    """
+    """Sums over the recordings that were read."""
 
     n_recordings: int
     n_participants: int
+    """Whose recordings they are."""
     coverage: np.ndarray
+    """[P], fraction of recordings in which a parcel has a signal."""
     connectivity: np.ndarray
+    """[P, P], mean over participants in Fisher's z, as a correlation; NaN where no recording covers both."""
     distance: np.ndarray
+    """[E] in mm between the centroids, E = P (P - 1) / 2 pairs."""
     qc_fc: np.ndarray
+    """[E], correlation over participants of a pair's connectivity with mean FD; empty where too few know it."""
     n_qc_fc: int
+    """Participants behind `qc_fc`."""
 
 
 def with_lengths(table: pd.DataFrame, n_parcels: int) -> pd.DataFrame:
-    """Add coverage (fraction), censored (fraction) and minutes left after censoring to the table of recordings."""
+    """Add coverage (fraction) and minutes left after censoring to the table of recordings."""
     left = np.minimum(table["n_frames"], table["n_acquired"] - table["n_censored"])
-    return table.assign(
-        coverage=1 - table["n_missing_parcels"] / n_parcels,
-        censored=table["n_censored"] / table["n_acquired"],
-        minutes=left * table["t_r"] / 60,
-    )
+    return table.assign(coverage=1 - table["n_missing_parcels"] / n_parcels, minutes=left * table["t_r"] / 60)
 
 
 def read_group(table: pd.DataFrame, read: Callable[[str], Recording], atlas: Atlas, most: int = MOST_READ) -> Group:
@@ -139,8 +115,6 @@ def read_group(table: pd.DataFrame, read: Callable[[str], Recording], atlas: Atl
         recording_id, participant_id and mean_fd.
     read : callable
         Returns a recording by its id.
-    atlas : Atlas
-        Of the recordings.
     most : int
         Recordings, after which no further participant is read.
     """
@@ -213,12 +187,8 @@ class _Moments:
 def worth_a_look(table: pd.DataFrame, most: int) -> dict[str, list[str]]:
     """Recordings that are worst by some measure, and by which: the worst of each, then the second worst of each.
 
-    Only what is worse than the median counts.
-
-    Returns
-    -------
-    dict
-        Reasons by recording_id, such as ``highest mean FD``; at most `most` recordings.
+    Returns reasons, such as ``highest mean FD``, by recording_id, of at most `most` recordings. Only what is worse than
+    the median counts.
     """
     order = {
         measure: table.loc[_is_worse(table[measure.column], measure.worse)].sort_values(

@@ -44,37 +44,32 @@ Title = str | tuple[str, str]
 
 @dataclass(frozen=True)
 class Table:
-    """A table: on the page numbers are rounded, in its CSV they are as they are.
-
-    Attributes
-    ----------
-    header : sequence of Title
-        One a column.
-    rows : sequence of sequences of Cell
-        The table.
-    note : str
-        Stands below it.
-    most : int, optional
-        Rows that the page shows; the CSV has all.
-    """
+    """A table: on the page numbers are rounded, in its CSV they are as they are."""
 
     header: Sequence[Title]
+    """One a column."""
     rows: Sequence[Sequence[Cell]]
+    """The table."""
     note: str = ""
+    """Stands below it."""
     most: int | None = None
+    """Rows that the page shows; the CSV has all."""
+
+    @property
+    def _named(self) -> list[tuple[str, str]]:
+        return [title if isinstance(title, tuple) else ("", title) for title in self.header]
 
     @property
     def groups(self) -> list[tuple[str, int]]:
         """Common titles in order, each with its number of columns; empty where no column has one."""
-        named = [(title[0] if isinstance(title, tuple) else "", title) for title in self.header]
-        found = [(group, len(list(columns))) for group, columns in groupby(named, key=lambda one: one[0])]
+        found = [(group, len(list(columns))) for group, columns in groupby(group for group, _ in self._named)]
         return found if any(group for group, _ in found) else []
 
     @property
     def titles(self) -> list[tuple[str, bool]]:
         """Title of each column under its common title, and whether the column holds numbers."""
-        names = [title[1] if isinstance(title, tuple) else title for title in self.header]
-        return [(name, any(_is_number(row[column]) for row in self.rows)) for column, name in enumerate(names)]
+        named = enumerate(self._named)
+        return [(name, any(_is_number(row[column]) for row in self.rows)) for column, (_, name) in named]
 
     @property
     def shown(self) -> list[list[tuple[str, str]]]:
@@ -94,7 +89,7 @@ class Table:
         """Return the table with all its rows, and numbers with all their digits; unknown ones are empty."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([" ".join(title) if isinstance(title, tuple) else title for title in self.header])
+        writer.writerow([f"{group} {name}".lstrip() for group, name in self._named])
         writer.writerows([_stored(cell) for cell in row] for row in self.rows)
         return file.getvalue()
 
@@ -149,21 +144,12 @@ def write_page(path: Path, package: str, sections: Sequence[dict[str, Any]], **f
         write_text(folder / name, table.to_csv())
     for stale in set(folder.glob("*.csv")) - {folder / name for name in files}:
         stale.unlink()
-    write_text(path, _render(package, sections=sections, tables=folder.name, **fields))
+    loader = jinja2.ChoiceLoader([jinja2.PackageLoader(package, ""), jinja2.PackageLoader("cohorts.report", "")])
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    style = (resources.files("cohorts.report") / "style.css").read_text(encoding="utf-8")
+    page = environment.get_template("template.html")
+    write_text(path, page.render(style=style, sections=sections, tables=folder.name, **fields))
     return path
-
-
-def _render(package: str, **fields: Any) -> str:
-    shared = resources.files("cohorts.report")
-    templates = {
-        "page.html": (shared / "page.html").read_text(encoding="utf-8"),
-        "template.html": (resources.files(package) / "template.html").read_text(encoding="utf-8"),
-    }
-    environment = jinja2.Environment(
-        loader=jinja2.DictLoader(templates), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    style = (shared / "style.css").read_text(encoding="utf-8")
-    return environment.get_template("template.html").render(style=style, **fields)
 
 
 def fill_sections(

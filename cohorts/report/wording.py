@@ -10,28 +10,27 @@ MOST_LEVELS = 6
 """A column of text with more of them is no category that a sentence can list."""
 
 
+_GROUNDS = {
+    "min_frames": "of fewer than {min_frames} frames",
+    "min_coverage": "with a signal in less than {min_coverage:.0%} of the parcels",
+    "min_seconds": "of less than {min_seconds:g} s after censoring",
+    "max_mean_fd": "with a mean framewise displacement above {max_mean_fd:g} mm",
+    "max_fd_over": "with more than {max_fd_over:.0%} of the frames displaced by over {fd_threshold:g} mm",
+    "max_dvars_over": (
+        "with a standardized DVARS above {dvars_threshold:g} in more than {max_dvars_over:.0%} of the frames"
+    ),
+    "min_tsnr": "with a temporal signal-to-noise ratio below {min_tsnr:g}",
+    "max_mean_fc": "with a mean correlation of all parcels above {max_mean_fc:g}",
+}
+"""What a threshold excludes."""
+
+
 def rules_sentence(rules: QualityRules) -> str:
     """Say which recordings the rules exclude, with every threshold."""
-    grounds = [
-        f"of fewer than {rules.min_frames} frames",
-        f"with a signal in less than {rules.min_coverage:.0%} of the parcels",
-    ]
-    if rules.min_seconds:
-        grounds.append(f"of less than {rules.min_seconds:g} s after censoring")
-    if rules.max_mean_fd is not None:
-        grounds.append(f"with a mean framewise displacement above {rules.max_mean_fd:g} mm")
-    if rules.max_fd_over is not None:
-        grounds.append(
-            f"with more than {rules.max_fd_over:.0%} of the frames displaced by over {rules.fd_threshold:g} mm"
-        )
-    if rules.max_dvars_over is not None:
-        over = f"a standardized DVARS above {rules.dvars_threshold:g}"
-        grounds.append(f"with {over} in more than {rules.max_dvars_over:.0%} of the frames")
-    if rules.min_tsnr is not None:
-        grounds.append(f"with a temporal signal-to-noise ratio below {rules.min_tsnr:g}")
-    if rules.max_mean_fc is not None:
-        grounds.append(f"with a mean correlation of all parcels above {rules.max_mean_fc:g}")
-    return f"Recordings were excluded {', '.join(grounds[:-1])}, or {grounds[-1]}."
+    thresholds = {name: value for name, value in rules.model_dump().items() if value is not None}
+    asked = thresholds.keys() - ({"min_seconds"} if rules.min_seconds == 0 else set())
+    *grounds, last = (said.format(**thresholds) for name, said in _GROUNDS.items() if name in asked)
+    return f"Recordings were excluded {', '.join(grounds)}, or {last}."
 
 
 def seconds_of(t_rs: Sequence[float]) -> str:

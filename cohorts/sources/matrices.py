@@ -14,8 +14,8 @@ from cohorts.atlas import Atlas
 from cohorts.columns import match_columns
 from cohorts.errors import CohortError, RecordingError
 from cohorts.participants import bare_id
-from cohorts.quality import orient
 from cohorts.recording import check_identifier
+from cohorts.signals import orient
 from cohorts.sources.cifti import read_ptseries
 from cohorts.sources.formats import MATRIX_SUFFIXES, SEPARATORS, TEXT, UNREAD, first_unread, suffix_of, unread
 from cohorts.sources.kinds import Reading, Run, check_given_t_r

@@ -22,7 +22,8 @@ from nilearn.signal import clean
 
 from cohorts.atlas import Atlas
 from cohorts.errors import CohortError, RecordingError
-from cohorts.quality import carries_signal, temporal_snr
+from cohorts.quality import temporal_snr
+from cohorts.signals import carries_signal
 from cohorts.sources.bids import header_notices, repetition_time
 from cohorts.sources.censoring import interpolate_censored
 from cohorts.sources.confounds import Confounds

@@ -12,20 +12,11 @@ from hypothesis.extra import numpy as arrays
 from base.settings import read_settings
 from cohorts import Recording, RecordingError, load_atlas
 from cohorts.atlas import Atlas
-from cohorts.quality import (
-    Quality,
-    QualityRules,
-    carries_signal,
-    check_signal,
-    connectivity,
-    fisher_z,
-    measure,
-    standardized_dvars,
-)
-from cohorts.recording import check_recording
+from cohorts.quality import QualityRules, check_signal, connectivity, fisher_z, measure, standardized_dvars
+from cohorts.recording import Quality, check_recording
+from cohorts.signals import carries_signal
 
 ATLAS = load_atlas("schaefer100")
-COVERED = np.ones(100, bool)
 SMALL = Atlas("small", ("a", "b", "c", "d"), np.array([[0, 0, 0], [30, 0, 0], [0, 40, 0], [0, 0, 90.0]]))
 GOOD = Quality(
     n_acquired=200, n_censored=0, mean_fd=0.1, fd_over=0.02, tsnr=80, dvars=1, dvars_over=0.01, mean_fc=0.2,
@@ -33,6 +24,10 @@ GOOD = Quality(
     fd_threshold=0.5,
     dvars_threshold=1.5,
 )  # fmt: skip
+
+
+def measured(signal: np.ndarray, atlas: Atlas = ATLAS, rules: QualityRules | None = None, **known: object) -> Quality:
+    return measure(Recording("sub-01", signal, 2.0, **known), atlas, rules or QualityRules())
 
 
 def autoregressive(n_frames: int, memory: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -62,9 +57,8 @@ def test_a_spike_shows_in_dvars_at_both_of_its_edges():
     assert np.flatnonzero(dvars > 1.5).tolist() == [199, 200]
     expected = 5 / math.sqrt(2 * (1 - 0.6))
     np.testing.assert_allclose(dvars[[199, 200]], expected, rtol=0.15)
-    quality = measure(signal.astype(np.float32), COVERED, ATLAS, rules=QualityRules())
-    assert quality.dvars_over == pytest.approx(2 / 399)
-    assert measure(signal.astype(np.float32), COVERED, ATLAS, rules=QualityRules(dvars_threshold=9)).dvars_over == 0
+    assert measured(signal.astype(np.float32)).dvars_over == pytest.approx(2 / 399)
+    assert measured(signal.astype(np.float32), rules=QualityRules(dvars_threshold=9)).dvars_over == 0
 
 
 @pytest.mark.parametrize("dropped", [True, False])
@@ -75,8 +69,8 @@ def test_dvars_counts_no_change_to_or_from_a_censored_frame(dropped):
     signal[201:] += 3  # the level shifts in the gap
     given = signal[~censored] if dropped else signal
 
-    assert measure(given, COVERED, ATLAS, rules=QualityRules()).dvars_over > 0
-    assert measure(given, COVERED, ATLAS, censored=censored, rules=QualityRules()).dvars_over == 0
+    assert measured(given).dvars_over > 0
+    assert measured(given, censored=censored).dvars_over == 0
 
 
 def test_mean_and_distance_slope_of_connectivity():
@@ -87,7 +81,7 @@ def test_mean_and_distance_slope_of_connectivity():
     basis, _ = np.linalg.qr(np.column_stack([np.ones(50), noise]))  # the others are orthogonal to the mean
     signal = (basis[:, 1:] @ np.linalg.cholesky(wanted).T * 100 + 1000).astype(np.float32)
 
-    quality = measure(signal, np.ones(4, bool), SMALL, rules=QualityRules())
+    quality = measured(signal, SMALL)
 
     assert quality.fc_distance_slope == pytest.approx(-0.5, abs=1e-4)
     assert quality.mean_fc == pytest.approx(wanted[np.triu_indices(4, 1)].mean(), abs=1e-5)
@@ -103,9 +97,7 @@ def test_parcels_without_signal_change_nothing():
     zero[:, ~covered] = 0
     few = Atlas("few", tuple(np.array(ATLAS.labels)[covered]), ATLAS.coordinates[covered])
 
-    expected = measure(signal[:, covered], np.ones(covered.sum(), bool), few, rules=QualityRules())
-    assert measure(empty, covered, ATLAS, rules=QualityRules()) == expected
-    assert measure(zero, covered, ATLAS, rules=QualityRules()) == expected
+    assert measured(empty) == measured(zero) == measured(signal[:, covered], few)
 
 
 def test_motion_counts_over_the_frames_as_acquired():
@@ -113,23 +105,21 @@ def test_motion_counts_over_the_frames_as_acquired():
     trace = np.array([np.nan, 0.1, 0.1, 0.7, 0.9, 0.1, 0.1, 0.1, 0.4, 0.5], np.float32)
     censored = trace > 0.6
 
-    quality = measure(
-        signal, COVERED, ATLAS, framewise_displacement=trace, censored=censored, mean_fd=9, rules=QualityRules()
-    )
+    quality = measured(signal, framewise_displacement=trace, censored=censored, mean_fd=9)
 
     assert (quality.n_acquired, quality.n_censored) == (10, 2)
     assert quality.mean_fd == pytest.approx(3.0 / 9)
     assert quality.fd_over == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("trace", [None, np.full(12, np.nan, np.float32)])
+@pytest.mark.parametrize("trace", [np.empty(0, np.float32), np.full(12, np.nan, np.float32)])
 def test_the_stated_mean_counts_where_there_is_no_trace(trace):
     signal = autoregressive(12, np.zeros(100)).astype(np.float32)
-    quality = measure(signal, COVERED, ATLAS, framewise_displacement=trace, mean_fd=0.3, rules=QualityRules())
+    quality = measured(signal, framewise_displacement=trace, mean_fd=0.3)
 
     assert (quality.n_acquired, quality.n_censored, quality.mean_fd) == (12, 0, 0.3)
     assert math.isnan(quality.fd_over)
-    assert math.isnan(measure(signal, COVERED, ATLAS, mean_fd=math.inf, rules=QualityRules()).mean_fd)
+    assert math.isnan(measured(signal, mean_fd=math.inf).mean_fd)
 
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -152,7 +142,7 @@ def test_measures_are_finite_or_unknown_and_never_warn(signal, trace, seed, give
     known = {"framewise_displacement": trace, "censored": censored, "mean_fd": given_mean, "tsnr": given_tsnr}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        quality = measure(signal, coverage, SMALL, **known, rules=rules)
+        quality = measured(signal, SMALL, rules, **known)
         rules.faults(quality, len(signal), 2.0, coverage, "sub-01")
 
     values = np.array(list(vars(quality).values()), float)

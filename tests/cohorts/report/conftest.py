@@ -9,7 +9,8 @@ import pytest
 
 from cohorts import Recording, load_atlas
 from cohorts.atlas import Atlas
-from cohorts.quality import Quality, QualityRules, measure
+from cohorts.quality import QualityRules, measure
+from cohorts.recording import Quality
 
 ABOUT = ["recording_id", "participant_id", "t_r", "n_frames", "n_missing_parcels", "digest"]
 
@@ -41,15 +42,7 @@ class Shelf:
         return next(recording for recording in self.stored if recording.recording_id == recording_id)
 
     def _row(self, recording: Recording) -> dict[str, object]:
-        quality = measure(
-            recording.signal,
-            recording.coverage,
-            self.atlas,
-            framewise_displacement=recording.framewise_displacement,
-            censored=recording.censored,
-            mean_fd=recording.mean_fd,
-            rules=QualityRules(),
-        )
+        quality = measure(recording, self.atlas, QualityRules())
         counts = (len(recording.signal), int((~recording.coverage).sum()))
         digest = hashlib.sha256(recording.signal.tobytes()).hexdigest()
         about = (recording.recording_id, recording.participant_id, recording.t_r, *counts, digest)

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from cohorts import load_atlas
+from cohorts import Recording, load_atlas
 from cohorts.quality import QualityRules
 from cohorts.report import figures
 from cohorts.report.group import MEASURES
@@ -14,10 +14,9 @@ RULES = QualityRules.published()
 
 def drawn(signal, coverage=None, displacement=(), censored=(), networks=None):
     """Axes of motion, DVARS, carpet and connectivity."""
+    traces = {"framewise_displacement": np.asarray(displacement, float), "censored": np.asarray(censored, bool)}
     coverage = np.ones(signal.shape[1], bool) if coverage is None else coverage
-    figure = figures.recording(
-        signal, coverage, 2.0, np.asarray(displacement, float), np.asarray(censored, bool), networks, RULES
-    )
+    figure = figures.recording(Recording("x", signal, 2.0, coverage=coverage, **traces), networks, RULES)
     return [figure.axes[index] for index in range(4)]
 
 
