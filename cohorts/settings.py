@@ -336,6 +336,7 @@ class MatrixSettings(_Described):
             columns=(int(first), int(last)) if self.columns else None,
             variable=self.variable,
             participants=self.ids(people),
+            scaling=self.scaling,
         )
 
 

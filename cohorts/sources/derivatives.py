@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from cohorts.errors import CohortError
 from cohorts.sources.bids import generated_by, parse_name, walk
-from cohorts.sources.formats import MATRIX_SUFFIXES, first_unread, suffix_of, unread
+from cohorts.sources.formats import IMAGES, MATRIX_SUFFIXES, first_unread, suffix_of, unread
 
 Kind = Literal["fmriprep", "xcpd", "nifti", "matrices"]
 _MAKERS: dict[str, Kind] = {"fmriprep": "fmriprep", "xcp_d": "xcpd", "xcpd": "xcpd", "xcp-d": "xcpd"}
@@ -54,4 +54,4 @@ def _shown_by(path: Path) -> Kind | None:
             return "xcpd"
     if suffix_of(path, MATRIX_SUFFIXES):
         return "matrices"
-    return "nifti" if path.name.endswith((".nii", ".nii.gz")) and not unread(path) else None
+    return "nifti" if path.name.endswith(IMAGES) and not unread(path) else None

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from cohorts.atlas import Atlas
+from cohorts.cohort import Scale
 from cohorts.errors import CohortError
 
 LONGEST_T_R = 20.0
@@ -76,12 +77,14 @@ class Source(Protocol):
     @property
     def atlas(self) -> Atlas:
         """The parcels of every reading's columns."""
-        ...
 
     @property
     def preprocessing(self) -> str:
         """What was done to the signals, in a short id that goes with every result."""
-        ...
+
+    @property
+    def scaling(self) -> Scale:
+        """Whether the readings have kept their units, or are z-scored parcel by parcel."""
 
     def runs(self) -> list[Run]:
         """List the runs in order of their names, without reading them.
@@ -89,9 +92,8 @@ class Source(Protocol):
         Raises
         ------
         CohortError
-            If the source as a whole is unusable.
+            If the source as a whole is unusable, such as one without runs.
         """
-        ...
 
     def read(self, run: Run) -> Reading:
         """Read one run.
@@ -101,7 +103,6 @@ class Source(Protocol):
         RecordingError
             If it is not usable. The message begins with the name of the file at fault (no folders) and a colon.
         """
-        ...
 
 
 def check_given_t_r(t_r: float | None) -> None:

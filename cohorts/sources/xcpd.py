@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from cohorts.atlas import Atlas
+from cohorts.cohort import Scale
 from cohorts.columns import match_columns
 from cohorts.errors import CohortError, RecordingError
 from cohorts.sources.bids import BIDSName, Tree, generated_by, parse_name, repetition_time, run_of
@@ -59,6 +60,7 @@ class XCPDSource:
     censoring: Censoring = "as-is"
     min_parcel_coverage: float = 0.5
     t_r: float | None = None
+    scaling: ClassVar[Scale] = "raw"
 
     def __post_init__(self) -> None:
         check_given_t_r(self.t_r)
@@ -84,13 +86,6 @@ class XCPDSource:
         return "_".join(filter(None, (maker, f"space-{self.space}", f"atlas-{self.atlas_name}", self._fate())))
 
     def runs(self) -> list[Run]:
-        """List the runs, in order of their names.
-
-        Raises
-        ------
-        CohortError
-            If there are none after the filters, or two series of one run.
-        """
         tree = Tree(self.root)
         chosen = [
             path
@@ -106,22 +101,14 @@ class XCPDSource:
         beside = defaultdict(list)
         for path, name in tree.files.items():
             beside[path.parent, name.run].append(path)
-        runs = []
-        for path in _without_concatenated(_one_a_run(chosen)):
-            name = tree.files[path]
-            runs.append(run_of(path, name, self._companions(path, tree, beside[path.parent, name.run])))
+        named = {path: tree.files[path] for path in _without_concatenated(_one_a_run(chosen))}
+        runs = (
+            run_of(path, name, self._companions(path, tree, beside[path.parent, name.run]))
+            for path, name in named.items()
+        )
         return sorted(runs, key=lambda run: run.name)
 
     def read(self, run: Run) -> Reading:
-        """Read one run.
-
-        Raises
-        ------
-        RecordingError
-            With code ``no-tr``, ``tr-milliseconds``, ``sidecar``, ``wrong-atlas``, ``repeated-parcel``,
-            ``frames-mismatch``, ``all-censored``, ``outliers``, ``motion``, ``coverage``, or one of `read_numbers` or
-            `read_ptseries`.
-        """
         series, *others = run.files
         sidecars = tuple(path for path in others if path.suffix == ".json")
         t_r = repetition_time(sidecars, series.name, given=self.t_r)
