@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ from cohorts.cohort import About, Cohort, measure_recording
 from cohorts.errors import CohortError, NoRecordingsError, RecordingError
 from cohorts.identities import Identity, Linkage, Names, OwnNames
 from cohorts.participants import ParticipantsTable
-from cohorts.people import People
 from cohorts.persons import look_like_visits
 from cohorts.processes import in_processes
 from cohorts.quality import QualityRules, check_signal
 from cohorts.recording import Recording, check_identifier, check_recording, save_recording
+from cohorts.selection import Selection
 from cohorts.settings import Preparation, SourceSettings
 from cohorts.sources.kinds import Reading, Run, Source
 
@@ -139,8 +140,8 @@ def prepare_cohort(
     """
     names, out, settings = names or OwnNames(), Path(out), settings or Preparation()
     _require_possible(out)
-    people = People(participants, settings)
-    runs, n_not_selected = people.runs(source)
+    selection = Selection(participants, settings)
+    runs, n_not_selected = selection.runs(source)
     there = read_settings(out / "cohort.yaml", About) if (out / "cohort.yaml").is_file() else None
     asked = read_settings(settings.quality, QualityRules) if settings.quality else None
     rules = rules or asked or (there.rules if there else QualityRules.published())
@@ -148,18 +149,18 @@ def prepare_cohort(
         "name": check_identifier(settings.name or (there.name if there else out.absolute().name), "cohort name"),
         "preprocessing": source.preprocessing,
         "scaling": source.scaling,
-        "options": _options(source, names) | people.options,
+        "options": _options(source, names) | selection.options,
         "pseudonyms": names.check_word,
     }
     try:
         with _workplace(out, source, about, rules) as cohort:
-            jobs = _jobs(runs, people, names)
+            jobs = _jobs(runs, selection, names)
             n_done = _read_new(cohort, jobs, (source, cohort.path, rules), names, workers, progress)
             linkage = Linkage.read(cohort.path).extended(names, (job.run for job in jobs))
             offered = {job.identity.recording_id for job in jobs}
-            gone = _forget(cohort, offered, people, names)
+            gone = _forget(cohort, offered, selection, names)
             _require_some(cohort, linkage, n_not_selected)
-            if table := people.renamed(names):
+            if table := selection.renamed(names):
                 cohort.describe_participants(table)
             said = participants.notices if participants else cohort.about.remarks
             cohort.remark(said, look_like_visits(run.participant for run in runs))
@@ -230,7 +231,8 @@ def _workplace(out: Path, source: Source, about: dict[str, Any], rules: QualityR
             cohort = Cohort.open(partial)
             _require_same(cohort, source, about)
         except FedBrainLMError:  # nothing in it yet, or begun in another way
-            _empty(partial)
+            for path in partial.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             cohort = Cohort.create(partial, atlas=source.atlas, rules=rules, **about)
         try:
             yield cohort
@@ -282,12 +284,7 @@ def _clear_temporary(folder: Path) -> None:
         path.unlink(missing_ok=True)  # a process of it may just be coming to its end
 
 
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _jobs(runs: list[Run], people: People, names: Names) -> list[_Job]:
+def _jobs(runs: list[Run], selection: Selection, names: Names) -> list[_Job]:
     """What is to be done for each run: its identity, its fingerprint, and what is known of it before reading."""
     identities = [names.of(run) for run in runs]
     _require_apart(runs, identities)
@@ -297,7 +294,7 @@ def _jobs(runs: list[Run], people: People, names: Names) -> list[_Job]:
     for run, identity in zip(runs, identities, strict=True):
         if identity.recording_id in jobs:  # said of the first
             continue
-        stated, fault = people.stated(run), people.fault(run)
+        stated, fault = selection.stated(run), selection.fault(run)
         if times[identity.recording_id] > 1:
             message = f"{run.name}: is there more than once; expected one file a run. Leave one of them."
             fault = RecordingError("duplicate", message)
@@ -349,16 +346,13 @@ def _read_new(
     pending = [job for job in jobs if cohort.fingerprint_of(job.identity.recording_id) != job.fingerprint]
     if pending:
         cohort.begin_changes()
-    for done, outcome in enumerate(_outcomes(pending, common, workers), start=len(jobs) - len(pending) + 1):
+    refused = (_Outcome(job, {}, job.fault) for job in pending if job.fault)
+    sound = (job for job in pending if not job.fault)
+    outcomes = chain(refused, in_processes(_prepare, common, sound, workers=workers, died=_died))
+    for done, outcome in enumerate(outcomes, start=len(jobs) - len(pending) + 1):
         _record(cohort, outcome, names)
         progress(done, len(jobs))
     return len(pending)
-
-
-def _outcomes(jobs: list[_Job], common: _Common, workers: int) -> Iterator[_Outcome]:
-    """Read what can be read; say of the others what is known already."""
-    yield from (_Outcome(job, {}, job.fault) for job in jobs if job.fault)
-    yield from in_processes(_prepare, common, (job for job in jobs if not job.fault), workers=workers, died=_died)
 
 
 def _prepare(common: _Common, job: _Job) -> _Outcome:
@@ -438,14 +432,14 @@ def _record(cohort: Cohort, outcome: _Outcome, names: Names) -> None:
     cohort.quarantine(job.identity.recording_id, fault.code, message, job.fingerprint, set_aside=set_aside)
 
 
-def _forget(cohort: Cohort, offered: set[str], people: People, names: Names) -> set[str]:
+def _forget(cohort: Cohort, offered: set[str], selection: Selection, names: Names) -> set[str]:
     """Forget recordings that the source does not offer now, of people who are not, or no longer, to be in the cohort.
 
     So is what was refused and holds no signal: its file was corrected under another name, or left out. Recordings of
     other people that the source offers no more stay, since a disk may be missing; returns their ids.
     """
     gone = {one: whose for one, whose in cohort.held().items() if one not in offered}
-    wanted = None if people.ids is None else set(map(names.participant, people.ids))
+    wanted = None if selection.ids is None else set(map(names.participant, selection.ids))
     staying = {one for one, whose in gone.items() if wanted is None or whose in wanted}
     forgotten = (gone.keys() | set(cohort.quarantined["recording_id"])) - offered - staying
     if forgotten:

@@ -31,12 +31,10 @@ def kind_of(path: str | Path) -> Kind:
     maker = generated_by(path).partition("-")[0]
     if maker in _MAKERS:
         return _MAKERS[maker]
-    shown = (_shown_by(file) for file in walk(path))
-    kinds = {kind for kind in shown if kind is not None}
     # A tree of derivatives holds images and tables of many uses; so the most telling names decide.
-    for kind in get_args(Kind):
-        if kind in kinds:
-            return kind
+    shown = set(map(_shown_by, walk(path)))
+    if kind := next((kind for kind in get_args(Kind) if kind in shown), None):
+        return kind
     if said := first_unread(walk(path)):
         raise CohortError(f"{path}: holds no recordings in a form that is read. {said}")
     raise CohortError(

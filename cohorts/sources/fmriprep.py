@@ -33,10 +33,8 @@ class FMRIPrepSource(ImageSource):
     strategy : ConfoundStrategy
         nilearn's confound strategy. ``ica_aroma`` takes the ``desc-smoothAROMAnonaggr`` images, others
         ``desc-preproc``.
-    res : str
-        Resolution of the images to take, as in ``res-2`` (``native`` for images without one), where there are several.
-    tasks, sessions : tuple of str
-        Take these alone, without ``task-`` and ``ses-``; all if empty.
+    res, tasks, sessions
+        As of `cohorts.settings.FMRIPrepSettings`; the resolution of images without one is ``native``.
     """
 
     strategy: ConfoundStrategy = field(default_factory=ConfoundStrategy)

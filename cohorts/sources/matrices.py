@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -86,9 +86,8 @@ class MatrixSource:
     def runs(self) -> list[Run]:
         """List the recordings in order of their names. `participant` is empty where the name fits no known id."""
         names = self._names()
-        counts = Counter(name for name, _ in names)
-        if repeated := next((name for name, count in counts.items() if count > 1), None):
-            raise CohortError(f"{self.path}: '{repeated}' stands there twice. Leave one matrix a recording.")
+        if repeated := [name for name, count in Counter(name for name, _ in names).items() if count > 1]:
+            raise CohortError(f"{self.path}: '{repeated[0]}' stands there twice. Leave one matrix a recording.")
         return [self._run(name, file) for name, file in sorted(names)]
 
     def read(self, run: Run) -> Reading:
@@ -113,11 +112,11 @@ class MatrixSource:
                 names, values = read_ptseries(path)
             return Table(to_float32(values), tuple(names))
         if suffix == ".npy":
-            return Table(read_npy(path), None)
+            return Table(read_npy(path))
         if suffix == ".npz":
-            return Table(read_npz(path, part) if part else read_npz_file(path, self.variable), None)
+            return Table(read_npz(path, part) if part else read_npz_file(path, self.variable))
         if suffix == ".mat":
-            return Table(read_mat(path, self.variable), None)
+            return Table(read_mat(path, self.variable))
         raise RecordingError("not-read", unread(path))
 
     def _names(self) -> list[tuple[str, Path]]:
@@ -198,11 +197,10 @@ def participant_of(name: str, known: tuple[str, ...] | None) -> str:
 @lru_cache(maxsize=1)
 def _spellings(known: tuple[str, ...]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Ids by what they are without ``sub-``, and by what they are without leading zeros, too."""
-    exact: dict[str, list[str]] = {}
-    loose: dict[str, list[str]] = {}
+    exact, loose = defaultdict(list), defaultdict(list)
     for participant in known:
-        exact.setdefault(participant.removeprefix("sub-"), []).append(participant)
-        loose.setdefault(bare_id(participant), []).append(participant)
+        exact[participant.removeprefix("sub-")].append(participant)
+        loose[bare_id(participant)].append(participant)
     return exact, loose
 
 

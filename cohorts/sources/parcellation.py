@@ -290,55 +290,45 @@ def clean_signals(
     -------
     numpy.ndarray
         [A, P] with censored frames interpolated, or [A - censored, P] with them dropped.
-
-    Raises
-    ------
-    RecordingError
-        With code ``confounds-length``, ``all-censored``, ``too-few-frames``, ``no-tr`` or ``filter``.
     """
-    if regressors is not None and regressors.shape[1] == 0:
-        regressors = None
+    regressors = np.empty((len(signals), 0)) if regressors is None else regressors
     _check_frames(signals, censored, cleaning, name, t_r, regressors)
     kept = ~censored
     with warnings.catch_warnings(action="ignore"):  # what they are about is checked above
         if cleaning.filtered:
-            signals, regressors = _filter(signals, kept, cleaning, t_r, regressors)
+            signals, regressors = (_filtered(values, kept, cleaning, t_r) for values in (signals, regressors))
         else:
-            signals, regressors = signals[kept], None if regressors is None else regressors[kept]
+            signals, regressors = signals[kept], regressors[kept]
         cleaned = clean(
             signals,
             detrend=cleaning.detrend and not cleaning.filtered,
             standardize=cleaning.standardize,
-            confounds=regressors,
+            confounds=regressors if regressors.size else None,
         )
     if cleaning.censoring == "drop":
         return cleaned
     return interpolate_censored(cleaned, kept) if censored.any() else cleaned
 
 
-def _filter(
-    signals: np.ndarray, kept: np.ndarray, cleaning: Cleaning, t_r: float, regressors: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Detrend and filter signals and regressors, and return their kept frames.
+def _filtered(values: np.ndarray, kept: np.ndarray, cleaning: Cleaning, t_r: float) -> np.ndarray:
+    """Detrend and filter signals or regressors, and return their kept frames.
 
     Censored frames are interpolated before the filter, and censored ends left out of it, so that they do not ring into
     their neighbours (Lindquist et al. 2019, https://doi.org/10.1002/hbm.24528). ``clean`` says that it does so too,
     given a ``sample_mask``, but in nilearn 0.13.1 it indexes the frames to fill from the wrong end and leaves most
     censored frames as they were.
     """
+    if not values.size:
+        return values[kept]
     span = slice(kept.argmax(), len(kept) - kept[::-1].argmax())
-
-    def filtered(values: np.ndarray) -> np.ndarray:
-        return clean(
-            interpolate_censored(values[kept], kept[span]),
-            detrend=cleaning.detrend,
-            standardize=None,
-            low_pass=cleaning.low_pass,
-            high_pass=cleaning.high_pass,
-            t_r=t_r,
-        )[kept[span]]
-
-    return filtered(signals), None if regressors is None else filtered(regressors)
+    return clean(
+        interpolate_censored(values[kept], kept[span]),
+        detrend=cleaning.detrend,
+        standardize=None,
+        low_pass=cleaning.low_pass,
+        high_pass=cleaning.high_pass,
+        t_r=t_r,
+    )[kept[span]]
 
 
 def _check_frames(
@@ -347,11 +337,11 @@ def _check_frames(
     cleaning: Cleaning,
     name: str,
     t_r: float,
-    regressors: np.ndarray | None,
+    regressors: np.ndarray,
 ) -> None:
     """Refuse what cannot be cleaned, before it is tried."""
     for what, given in (("confounds", regressors), ("censored frames", censored)):
-        if given is not None and len(given) != len(signals):
+        if len(given) != len(signals):
             raise RecordingError(
                 "confounds-length",
                 f"{name}: has {len(signals)} volumes, but its {what} {len(given)} rows; "
@@ -364,7 +354,7 @@ def _check_frames(
             f"{name}: all of its {len(signals)} frames are censored for motion; expected some to be left. "
             "Leave it out, or raise the thresholds.",
         )
-    n_regressors = 0 if regressors is None else regressors.shape[1]
+    n_regressors = regressors.shape[1]
     # scipy's sosfiltfilt pads a fifth-order band pass by 33 frames at each end, and needs more than those.
     needed = max(n_regressors + 2, 34 if cleaning.filtered else 2)
     if n_kept < needed:

@@ -13,7 +13,7 @@ from cohorts.settings import Preparation
 from cohorts.sources.kinds import Run, Source
 
 
-class People:
+class Selection:
     """The people of a participants table and those who are selected of it; without a table, whoever comes.
 
     Attributes
