@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cohorts import Atlas, Cohort, load_atlas
+from cohorts.cohort import Scale
 from cohorts.identities import KeyedNames
 from cohorts.preparation import prepare_cohort
 from cohorts.quality import QualityRules
@@ -36,6 +37,10 @@ class DrawnSource:
     @property
     def preprocessing(self) -> str:
         return "drawn"
+
+    @property
+    def scaling(self) -> Scale:
+        return "raw"
 
     def runs(self) -> list[Run]:
         return [

@@ -94,13 +94,7 @@ class ColumnRules:
 
     @classmethod
     def of(cls, column: str, about: Mapping[str, Any], rules: TableRules) -> "ColumnRules":
-        """Find the rules for a column; `about` is its description in ``participants.json``.
-
-        Raises
-        ------
-        ParticipantsError
-            If the description names a rule that there is not.
-        """
+        """Find the rules for a column; `about` is its description in ``participants.json``."""
         said = _meanings(about.get("Levels"))
         listed = about.get("MissingValues", [])
         missing = [str(value) for value in (listed if isinstance(listed, list) else [listed])]
@@ -139,7 +133,7 @@ def read_column(column: pd.Series, rules: ColumnRules, unit: str = "years") -> t
         If many cells cannot be read, or a number shows that the column has another unit; with the row.
     """
     named = column.map(lambda cell: _spelled(cell) in rules.missing, na_action="ignore").eq(True)
-    notices = [f"{_rows(named)} {_shown(column[named])}: named as missing."] if named.any() else []
+    notices = _said_of(named, column, "named as missing.")
     column = column.mask(named)
     if column.name == "sex":
         values, more = _read_sex(column, rules)
@@ -152,30 +146,17 @@ def read_column(column: pd.Series, rules: ColumnRules, unit: str = "years") -> t
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Numbers of a column, as far as its cells are such.
-
-    Attributes
-    ----------
-    number : pandas.Series
-        Float, in the column's unit; NaN where there is none.
-    kind : pandas.Series
-        What each cell is: ``number``, ``word`` for a missing value, ``infinite``, ``unit``, ``bound``, ``range``,
-        ``unread``; NaN where it is missing.
-    """
+    """Numbers of a column, as far as its cells are such."""
 
     number: pd.Series
+    """Float, in the column's unit; NaN where there is none."""
     kind: pd.Series
+    """``number``, ``word`` for a missing value, ``infinite``, ``unit``, ``bound``, ``range`` or ``unread``; or NaN."""
     notices: list[str]
 
 
 def _read_numbers(column: pd.Series, rules: ColumnRules, unit: str | None = None) -> _Numbers:
-    """Read what can be read of cells as numbers, by the rules.
-
-    Parameters
-    ----------
-    unit : str, optional
-        Unit of age, whose cells may state another; None for numbers that state none.
-    """
+    """Read what can be read of cells as numbers; `unit` is that of age, whose cells may state another."""
     text, commas = _with_points(column, only_if_most=column.name not in LIMITS)
     values = pd.to_numeric(text, errors="coerce").astype(float)
     kinds = pd.Series("number", index=text.index, dtype="object").where(text.notna())
@@ -186,11 +167,8 @@ def _read_numbers(column: pd.Series, rules: ColumnRules, unit: str | None = None
     values[kinds.isin(["infinite", *(kind for kind, keep in taken.items() if not keep)])] = np.nan
     said = _SAID | {kind: _SAID_IF_TAKEN[kind] for kind, keep in taken.items() if keep}
     notices = [f"{_rows(commas)} a decimal comma, and was read so."] if commas.any() else []
-    notices += [
-        f"{_rows(kinds == kind)} {_shown(column[kinds == kind])}: {what}"
-        for kind, what in said.items()
-        if (kinds == kind).any()
-    ]
+    for kind, what in said.items():
+        notices += _said_of(kinds == kind, column, what)
     return _Numbers(values, kinds, notices)
 
 
@@ -235,12 +213,11 @@ def _read_known_number(column: pd.Series, rules: ColumnRules, unit: str) -> tupl
     per = PER_YEAR[unit] if column.name == "age" else 1.0
     expected = f"a number in {unit if column.name == 'age' else of} from 0 to {most * per:g}, or n/a"
     cells = _read_numbers(column, rules, unit if column.name == "age" else None)
-    numbers, notices = cells.number, cells.notices
+    numbers = cells.number
     coded = ((numbers < 0) | (numbers > most * per)) & numbers.map(strength).gt(0)
-    if coded.any():
-        notices = [*notices, f"{_rows(coded)} {_shown(column[coded])}: a code, which cannot be a value; missing."]
     unread = (cells.kind == "unread") | ((numbers < 0) & ~coded)
-    notices = notices + _set_aside(column, unread, expected, "Write the number alone.")
+    notices = cells.notices + _said_of(coded, column, "a code, which cannot be a value; missing.")
+    notices += _set_aside(column, unread, expected, "Write the number alone.")
     numbers = numbers.mask(coded | unread)
     if (beyond := numbers > most * per).any():  # were it months, those below would be wrong without a trace
         row, cell = next(column[beyond].items())
@@ -266,14 +243,8 @@ def _read_sex(column: pd.Series, rules: ColumnRules) -> tuple[pd.Series, list[st
     kinds = column.str.lower().map(
         lambda cell: _sex_of(levels.get(_spelled(cell), "")) or _sex_of(cell), na_action="ignore"
     )
-    notices = []
-    if (missing := kinds == "missing").any():
-        notices.append(f"{_rows(missing)} {_shown(column[missing])}: a missing value.")
-    if (other := kinds == "other").any():
-        notices.append(
-            f"{_rows(other)} {_shown(column[other])}: neither F nor M, read as missing. Analyses that need sex leave "
-            "these people out."
-        )
+    other = "neither F nor M, read as missing. Analyses that need sex leave these people out."
+    notices = _said_of(kinds == "missing", column, "a missing value.") + _said_of(kinds == "other", column, other)
     remedy = "Recode it, or give its Levels in a .json beside it: which code means which sex cannot be guessed."
     notices += _set_aside(column, kinds == "", "F, M, O or n/a", remedy)
     return kinds.where(kinds.isin(["F", "M"])).astype("str"), notices
@@ -315,7 +286,7 @@ def _codes_among_words(column: pd.Series, numbers: pd.Series, rules: ColumnRules
     words = column[~coded].dropna()
     if not rules.judge or not coded.any() or not forms.all() or words.empty or words.str.contains(r"\d").any():
         return column, []
-    return column.mask(coded), [f"{_rows(coded)} {_shown(column[coded])}: a number among words, read as missing."]
+    return column.mask(coded), _said_of(coded, column, "a number among words, read as missing.")
 
 
 def _without_codes(cells: _Numbers, numbers: pd.Series, rules: ColumnRules) -> tuple[pd.Series, list[str]]:
@@ -339,13 +310,7 @@ def _without_codes(cells: _Numbers, numbers: pd.Series, rules: ColumnRules) -> t
 
 
 def _set_aside(column: pd.Series, unread: pd.Series, expected: str, remedy: str) -> list[str]:
-    """Say which cells cannot be read.
-
-    Raises
-    ------
-    ParticipantsError
-        If they are too many to be slips.
-    """
+    """Say which cells cannot be read, and refuse a column that has too many for slips."""
     if not unread.any():
         return []
     row, cell = next(column[unread].items())
@@ -405,7 +370,8 @@ def _rows(which: pd.Series) -> str:
     return f"{which.sum()} of {len(which)} rows {'has' if which.sum() == 1 else 'have'}"
 
 
-def _shown(cells: pd.Series) -> str:
-    """Show what stands in some cells, three of them at most."""
-    distinct = list(dict.fromkeys(cells))
-    return ", ".join(f"'{cell}'" for cell in distinct[:3]) + (", …" if len(distinct) > 3 else "")
+def _said_of(which: pd.Series, column: pd.Series, what: str) -> list[str]:
+    """Say what some cells are, if there are any, and show three of them at most."""
+    distinct = list(dict.fromkeys(column[which]))
+    shown = ", ".join(f"'{cell}'" for cell in distinct[:3]) + (", …" if len(distinct) > 3 else "")
+    return [f"{_rows(which)} {shown}: {what}"] if distinct else []

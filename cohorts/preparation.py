@@ -10,10 +10,11 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,22 @@ from base.files import locked, open_regular, sync, write_text
 from base.settings import read_settings
 from cohorts.atlas import Atlas
 from cohorts.cohort import About, Cohort
-from cohorts.errors import CohortError, NoRecordingsError, ParticipantsError, RecordingError
+from cohorts.errors import CohortError, NoRecordingsError, RecordingError
 from cohorts.identities import Identity, Linkage, Names, OwnNames
-from cohorts.participants import ParticipantsTable, apply_missing_rule, bare_id
-from cohorts.persons import PersonPattern, look_like_visits
+from cohorts.participants import ParticipantsTable
+from cohorts.persons import look_like_visits
 from cohorts.processes import in_processes
 from cohorts.quality import QualityRules, check_signal, measure
 from cohorts.recording import Recording, check_identifier, check_recording, save_recording
-from cohorts.settings import MatrixSettings, Preparation, SourceSettings
+from cohorts.selection import Selection
+from cohorts.settings import Preparation, SourceSettings
 from cohorts.sources.kinds import Reading, Run, Source
 
 _HEAD = 65_536
 """Bytes at each end of a file that tell whether it changed; a .gz ends with a checksum of the whole."""
-_NO_OPTIONS = ("participants", "values")
-"""Fields of sources that say who or where, and not how: the ids that names are matched with, the labels of an atlas."""
+_NO_OPTIONS = ("participants", "values", "scaling")
+"""Fields of sources that say who or where: ids that names are matched with, labels of an atlas. Scaling is said beside
+the options."""
 _STRUCTURE = QualityRules(min_frames=2, min_coverage=0.0)
 """What no rule of a site can waive."""
 
@@ -79,25 +82,20 @@ class _Job:
     identity: Identity
     fingerprint: str
     stated: dict[str, float]
-    fault: tuple[str, str] | None = None
+    fault: RecordingError | None = None
 
 
-@dataclass(frozen=True)
-class _Common:
-    """What every process needs for its jobs."""
-
-    source: Source
-    folder: Path
-    rules: QualityRules
+_Common = tuple[Source, Path, QualityRules]
+"""What every process needs for its jobs, with the cohort's folder."""
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What became of a run: facts of the stored recording, or a fault."""
+    """What became of a run: facts of the stored recording, a fault, or both of one that the rules set aside."""
 
     job: _Job
-    facts: dict[str, Any] | None = None
-    fault: tuple[str, str] | None = None
+    facts: dict[str, Any]
+    fault: RecordingError | None = None
 
 
 def prepare_cohort(
@@ -141,28 +139,30 @@ def prepare_cohort(
         If the source, the table or an option is unusable, if no recording is left, or if nothing can be written.
     """
     names, out, settings = names or OwnNames(), Path(out), settings or Preparation()
-    pattern, require = settings.pattern, settings.require
     _require_possible(out)
-    selected = _select(participants, settings.conditions)
-    lacking = apply_missing_rule(_people(selected, require), require, settings.missing) if require else {}
-    offered_runs = _by_people(_with_names(source.runs()), pattern, participants)
-    runs, n_not_selected = _selected_runs(offered_runs, participants, selected)
+    selection = Selection(participants, settings)
+    runs, n_not_selected = selection.runs(source)
     there = read_settings(out / "cohort.yaml", About) if (out / "cohort.yaml").is_file() else None
     asked = read_settings(settings.quality, QualityRules) if settings.quality else None
     rules = rules or asked or (there.rules if there else QualityRules.published())
-    options = _options(source, names) | _people_options(pattern, participants)
-    about = _about(settings.name or (there.name if there else out.absolute().name), source, settings, options, names)
+    about = {  # what a cohort says of itself, and must go on to say when it is prepared again
+        "name": check_identifier(settings.name or (there.name if there else out.absolute().name), "cohort name"),
+        "preprocessing": source.preprocessing,
+        "scaling": source.scaling,
+        "options": _options(source, names) | selection.options,
+        "pseudonyms": names.check_word,
+    }
     try:
         with _workplace(out, source, about, rules) as cohort:
-            jobs = _jobs(runs, selected, names, lacking, pattern)
-            n_done = _read_new(cohort, jobs, _Common(source, cohort.path, rules), names, workers, progress)
+            jobs = _jobs(runs, selection, names)
+            n_done = _read_new(cohort, jobs, (source, cohort.path, rules), names, workers, progress)
             linkage = Linkage.read(cohort.path).extended(names, (job.run for job in jobs))
             offered = {job.identity.recording_id for job in jobs}
-            gone = _forget(cohort, offered, selected, names)
+            gone = _forget(cohort, offered, selection, names)
             _require_some(cohort, linkage, n_not_selected)
-            if selected is not None:
-                cohort.describe_participants(_renamed(selected, names))
-            said = cohort.about.remarks if participants is None else participants.notices
+            if table := selection.renamed(names):
+                cohort.describe_participants(table)
+            said = participants.notices if participants else cohort.about.remarks
             cohort.remark(said, look_like_visits(run.participant for run in runs))
             if not isinstance(names, OwnNames):
                 linkage.only(offered | gone).write(cohort.path)
@@ -189,91 +189,6 @@ def _require_possible(out: Path) -> None:
         raise CohortError(f"{out}: cannot be made, since {above} is no folder. Choose another place.")
 
 
-def _select(table: ParticipantsTable | None, conditions: list[tuple[str, str]]) -> ParticipantsTable | None:
-    """Participants that meet every condition."""
-    if table is None:
-        if conditions:
-            raise CohortError("--select needs a participants table. Give --participants FILE.")
-        return None
-    people = table.participants
-    for column, value in conditions:
-        if column not in people:
-            raise ParticipantsError(
-                f"--select {column}={value}: the participants table has no column '{column}' "
-                f"(columns: {', '.join(people.columns)}). Correct the name."
-            )
-        kept = people[people[column].astype("str") == value]
-        if kept.empty:
-            found = ", ".join(sorted(people[column].dropna().astype("str").unique())[:8])
-            raise ParticipantsError(f"--select {column}={value}: no participant has it (found: {found}). Correct it.")
-        people = kept
-    visits = table.sessions[table.sessions["participant_id"].isin(people["participant_id"])]
-    return replace(table, participants=people.reset_index(drop=True), sessions=visits.reset_index(drop=True))
-
-
-def _people(table: ParticipantsTable | None, require: tuple[str, ...]) -> pd.DataFrame:
-    if table is None:
-        raise CohortError(f"--require {', '.join(require)}: needs a participants table. Give --participants FILE.")
-    return table.participants
-
-
-def _by_people(runs: list[Run], pattern: PersonPattern | None, participants: ParticipantsTable | None) -> list[Run]:
-    """Give runs to the people and sessions of whose visits they are; to nobody where the pattern does not fit."""
-    if pattern is not None:
-        found = [pattern.find(run.name) or ("", "") for run in runs]
-        return [
-            replace(run, participant=person, session=session or run.session)
-            for run, (person, session) in zip(runs, found, strict=True)
-        ]
-    scans = {} if participants is None else participants.scans
-    spelled = _spellings(scans)
-    whose = [(run, scans.get(spelled(run.participant))) for run in runs]
-    return [
-        replace(run, participant=scan[0], session=run.session or scan[1].removeprefix("ses-")) if scan else run
-        for run, scan in whose
-    ]
-
-
-def _people_options(pattern: PersonPattern | None, participants: ParticipantsTable | None) -> dict[str, Any]:
-    """How people were told, where ids name visits, too."""
-    column = "" if participants is None else participants.person_column
-    stated = {"participant_pattern": pattern.text if pattern else "", "participant_column": column}
-    return {name: value for name, value in stated.items() if value}
-
-
-def _selected_runs(
-    runs: list[Run], participants: ParticipantsTable | None, selected: ParticipantsTable | None
-) -> tuple[list[Run], int]:
-    """Call everybody as the table does, and leave out the runs of who was not selected, which are counted."""
-    if participants is None or selected is None:
-        return runs, 0
-    ids = participants.participants["participant_id"].tolist()
-    spelled = _spellings(ids)
-    named = [replace(run, participant=spelled(run.participant)) for run in runs]
-    left_out = set(ids) - set(selected.participants["participant_id"])
-    kept = [run for run in named if run.participant not in left_out]
-    return kept, len(runs) - len(kept)
-
-
-def _spellings(ids: Iterable[str]) -> Callable[[str], str]:
-    """Make a function that spells a participant as the table does: with ``sub-`` and leading zeros or without."""
-    exact = {one.removeprefix("sub-"): one for one in ids}
-    times = Counter(map(bare_id, exact))
-    # Where 1 and 01 are two people, neither.
-    loose = {bare_id(one): one for one in exact.values() if times[bare_id(one)] == 1}
-    return lambda one: exact.get(one.removeprefix("sub-")) or loose.get(bare_id(one)) or one
-
-
-def _with_names(runs: list[Run]) -> list[Run]:
-    """Refuse runs whose names are no text, since no table could hold them."""
-    for run in runs:
-        try:
-            run.name.encode()
-        except UnicodeEncodeError:
-            raise CohortError(f"{run.name!a}: is no name in UTF-8; expected one. Rename the file.") from None
-    return runs
-
-
 def _options(source: Any, names: Names) -> dict[str, Any]:
     """How a source reads, from its plain fields: what changes in them makes another cohort. No paths, ids or dates."""
     found: dict[str, Any] = {}
@@ -290,17 +205,6 @@ def _options(source: Any, names: Names) -> dict[str, Any]:
         elif isinstance(value, tuple):
             found[option.name] = list(value)
     return found
-
-
-def _about(name: str, source: Source, settings: Preparation, options: dict[str, Any], names: Names) -> dict[str, Any]:
-    """What a cohort says of itself, and must go on to say when it is prepared again."""
-    return {
-        "name": check_identifier(name, "cohort name"),
-        "preprocessing": source.preprocessing,
-        "scaling": settings.scaling if isinstance(settings, MatrixSettings) else "raw",
-        "options": options,
-        "pseudonyms": names.check_word,
-    }
 
 
 @contextmanager
@@ -327,7 +231,8 @@ def _workplace(out: Path, source: Source, about: dict[str, Any], rules: QualityR
             cohort = Cohort.open(partial)
             _require_same(cohort, source, about)
         except FedBrainLMError:  # nothing in it yet, or begun in another way
-            _empty(partial)
+            for path in partial.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             cohort = Cohort.create(partial, atlas=source.atlas, rules=rules, **about)
         try:
             yield cohort
@@ -379,21 +284,8 @@ def _clear_temporary(folder: Path) -> None:
         path.unlink(missing_ok=True)  # a process of it may just be coming to its end
 
 
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _jobs(
-    runs: list[Run],
-    table: ParticipantsTable | None,
-    names: Names,
-    lacking: dict[str, str],
-    pattern: PersonPattern | None,
-) -> list[_Job]:
+def _jobs(runs: list[Run], selection: Selection, names: Names) -> list[_Job]:
     """What is to be done for each run: its identity, its fingerprint, and what is known of it before reading."""
-    known = None if table is None else set(table.participants["participant_id"])
-    stated = _stated(table)
     identities = [names.of(run) for run in runs]
     _require_apart(runs, identities)
     times = Counter(identity.recording_id for identity in identities)
@@ -402,11 +294,13 @@ def _jobs(
     for run, identity in zip(runs, identities, strict=True):
         if identity.recording_id in jobs:  # said of the first
             continue
-        fault = _known_fault(run, times[identity.recording_id], known, lacking, pattern)
-        facts = stated.get((run.participant, run.session)) or stated.get((run.participant, ""), {})
+        stated, fault = selection.stated(run), selection.fault(run)
+        if times[identity.recording_id] > 1:
+            message = f"{run.name}: is there more than once; expected one file a run. Leave one of them."
+            fault = RecordingError("duplicate", message)
         files = [fingerprint_of_file(path) for path in run.files]
-        fingerprint = _fingerprint(files, identity, run, facts, fault)
-        jobs[identity.recording_id] = _Job(run, identity, fingerprint, facts, fault)
+        fingerprint = _fingerprint(files, identity, run, stated, fault)
+        jobs[identity.recording_id] = _Job(run, identity, fingerprint, stated, fault)
     return list(jobs.values())
 
 
@@ -423,34 +317,12 @@ def _require_apart(runs: list[Run], identities: list[Identity]) -> None:
             )
 
 
-def _known_fault(
-    run: Run, times: int, known: set[str] | None, lacking: dict[str, str], pattern: PersonPattern | None
-) -> tuple[str, str] | None:
-    """Code and message of what is wrong with a run before it is read."""
-    if times > 1:
-        return "duplicate", f"{run.name}: is there more than once; expected one file a run. Leave one of them."
-    if pattern is not None and not run.participant:
-        return (
-            "participant-pattern",
-            f"{run.name}: does not fit --participant-pattern; expected a name that tells the person. Rename it, or "
-            "widen the pattern.",
-        )
-    if known is not None and run.participant and run.participant not in known:
-        return (
-            "unknown-participant",
-            f"{run.name}: no participant of that name is in the participants table. Add the row, or rename it.",
-        )
-    if run.participant in lacking:
-        return "missing-covariate", f"{run.name}: its participant {lacking[run.participant]}"
-    return None
-
-
 def _fingerprint(
-    files: list[str], identity: Identity, run: Run, stated: dict[str, float], fault: tuple[str, str] | None
+    files: list[str], identity: Identity, run: Run, stated: dict[str, float], fault: RecordingError | None
 ) -> str:
     """Tell whether anything changed that a recording was made from, or whose it is. Says nothing of names or places."""
     known = {key: repr(value) for key, value in sorted(stated.items())}
-    faulty = (fault[0], fault[1].removeprefix(run.name)) if fault else ()
+    faulty = (fault.code, str(fault).removeprefix(run.name)) if fault else ()
     said = json.dumps([files, identity.participant_id, run.part, known, faulty])
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
@@ -474,49 +346,41 @@ def _read_new(
     pending = [job for job in jobs if cohort.fingerprint_of(job.identity.recording_id) != job.fingerprint]
     if pending:
         cohort.begin_changes()
-    for done, outcome in enumerate(_outcomes(pending, common, workers), start=len(jobs) - len(pending) + 1):
+    refused = (_Outcome(job, {}, job.fault) for job in pending if job.fault)
+    sound = (job for job in pending if not job.fault)
+    outcomes = chain(refused, in_processes(_prepare, common, sound, workers=workers, died=_died))
+    for done, outcome in enumerate(outcomes, start=len(jobs) - len(pending) + 1):
         _record(cohort, outcome, names)
         progress(done, len(jobs))
     return len(pending)
 
 
-def _outcomes(jobs: list[_Job], common: _Common, workers: int) -> Iterator[_Outcome]:
-    """Read what can be read; say of the others what is known already."""
-    for job in jobs:
-        if job.fault:
-            yield _Outcome(job, fault=job.fault)
-    yield from in_processes(_prepare, common, (job for job in jobs if not job.fault), workers=workers, died=_died)
-
-
 def _prepare(common: _Common, job: _Job) -> _Outcome:
     """Read, check, measure and store one run. Only writing may raise: that is no fault of the recording."""
+    source, folder, rules = common
     try:
         # One thread, since sums over several come out differently in their last digits.
         with threadpool_limits(1):
-            recording = _recording(common, job)
-        quality = measure(recording, common.source.atlas, common.rules)
+            recording = _recording(source, job)
+        quality = measure(recording, source.atlas, rules)
     except RecordingError as fault:
-        return _Outcome(job, fault=(fault.code, str(fault)))
+        return _Outcome(job, {}, fault)
     except FedBrainLMError:  # the atlas's image is gone, say: no recording's fault
         raise
     except MemoryError:
         return _died(job)
     except Exception as error:
-        said = (
-            f"{job.run.name}: could not be read ({type(error).__name__}); expected a whole file of its kind. Export it "
-            "again."
-        )
-        return _Outcome(job, fault=("unreadable", said))
-    faults = common.rules.faults(quality, recording.signal.shape[0], recording.t_r, recording.coverage, job.run.name)
-    folder = common.folder / ("quarantine" if faults else "recordings")
-    facts = save_recording(folder / f"{recording.recording_id}.safetensors", recording, quality, job.fingerprint)
-    return _Outcome(job, facts, (faults[0].code, str(faults[0])) if faults else None)
+        said = f"could not be read ({type(error).__name__}); expected a whole file of its kind. Export it again."
+        return _Outcome(job, {}, RecordingError("unreadable", f"{job.run.name}: {said}"))
+    faults = rules.faults(quality, recording.signal.shape[0], recording.t_r, recording.coverage, job.run.name)
+    path = folder / ("quarantine" if faults else "recordings") / f"{recording.recording_id}.safetensors"
+    return _Outcome(job, save_recording(path, recording, quality, job.fingerprint), faults[0] if faults else None)
 
 
-def _recording(common: _Common, job: _Job) -> Recording:
+def _recording(source: Source, job: _Job) -> Recording:
     """Read and check one run, with what the participants table says of it."""
-    run, atlas = job.run, common.source.atlas
-    reading = common.source.read(run)
+    run, atlas = job.run, source.atlas
+    reading = source.read(run)
     coverage = check_signal(reading.signal, run.name, atlas, _STRUCTURE)
     recording = Recording(
         **asdict(job.identity),
@@ -555,32 +419,27 @@ def _died(job: _Job) -> _Outcome:
         f"{job.run.name}: the process that read it ran out of memory or was killed; expected a run that fits. Give "
         "more memory or fewer --workers, or check the file."
     )
-    return _Outcome(job, fault=("died", said))
+    return _Outcome(job, {}, RecordingError("died", said))
 
 
 def _record(cohort: Cohort, outcome: _Outcome, names: Names) -> None:
     """Enter what became of a run. What it was before, stored or quarantined, it is no more."""
-    recording_id = outcome.job.identity.recording_id
-    if outcome.fault is None and outcome.facts is not None:
+    job, fault = outcome.job, outcome.fault
+    if fault is None:
         cohort.enter(outcome.facts)
         return
-    code, message = outcome.fault or ("", "")
-    message = names.redact(message, outcome.job.run)
-    cohort.quarantine(recording_id, code, message, outcome.job.fingerprint, set_aside=outcome.facts is not None)
+    message, set_aside = names.redact(str(fault), job.run), bool(outcome.facts)
+    cohort.quarantine(job.identity.recording_id, fault.code, message, job.fingerprint, set_aside=set_aside)
 
 
-def _forget(cohort: Cohort, offered: set[str], table: ParticipantsTable | None, names: Names) -> set[str]:
+def _forget(cohort: Cohort, offered: set[str], selection: Selection, names: Names) -> set[str]:
     """Forget recordings that the source does not offer now, of people who are not, or no longer, to be in the cohort.
 
-    So is what was refused and holds no signal: its file was corrected under another name, or left out.
-
-    Returns
-    -------
-    set of str
-        Ids of recordings of other people that the source offers no more. They stay: a disk may be missing.
+    So is what was refused and holds no signal: its file was corrected under another name, or left out. Recordings of
+    other people that the source offers no more stay, since a disk may be missing; returns their ids.
     """
     gone = {one: whose for one, whose in cohort.held().items() if one not in offered}
-    wanted = None if table is None else {names.participant(one) for one in table.participants["participant_id"]}
+    wanted = None if selection.ids is None else set(map(names.participant, selection.ids))
     staying = {one for one, whose in gone.items() if wanted is None or whose in wanted}
     forgotten = (gone.keys() | set(cohort.quarantined["recording_id"])) - offered - staying
     if forgotten:
@@ -602,39 +461,8 @@ def _require_some(cohort: Cohort, linkage: Linkage, n_not_selected: int) -> None
         )
     if refused.empty:
         raise NoRecordingsError(f"{cohort.name}: its source offers no recordings. Name another file or folder.")
+    codes = ", ".join(f"{count} {code}" for code, count in refused["code"].value_counts().sort_index().items())
     raise NoRecordingsError(
-        f"{cohort.name}: none of its {len(refused)} recordings is usable ({_counted(refused['code'])}). The first: "
+        f"{cohort.name}: none of its {len(refused)} recordings is usable ({codes}). The first: "
         f"{linkage.told(*refused[['recording_id', 'message']].iloc[0])}"
-    )
-
-
-def _counted(codes: pd.Series) -> str:
-    return ", ".join(f"{count} {code}" for code, count in codes.value_counts().sort_index().items())
-
-
-def _stated(table: ParticipantsTable | None) -> dict[tuple[str, str], dict[str, float]]:
-    """What the table says of recordings: (participant, session, or empty for all) → TR, mean FD, tSNR."""
-    stated: dict[tuple[str, str], dict[str, float]] = {}
-    if table is None:
-        return stated
-    for rows in (table.participants.assign(session_id=""), table.sessions):
-        columns = [column for column in ("t_r", "mean_fd", "tsnr") if column in rows]
-        for key, row in rows.set_index(["participant_id", "session_id"])[columns].to_dict("index").items():
-            stated[key] = {str(name): float(value) for name, value in row.items() if np.isfinite(value)}
-    return stated
-
-
-def _renamed(table: ParticipantsTable, names: Names) -> ParticipantsTable:
-    """Call everybody as the cohort does. Pseudonyms come in an order of their own, which tells nothing."""
-    if isinstance(names, OwnNames):
-        return table
-    people, visits = (
-        rows.assign(participant_id=[names.participant(name) for name in rows["participant_id"]])
-        for rows in (table.participants, table.sessions)
-    )
-    visits["session_id"] = [names.label(label) for label in visits["session_id"]]
-    return replace(
-        table,
-        participants=people.sort_values("participant_id", ignore_index=True),
-        sessions=visits.sort_values(["participant_id", "session_id"], ignore_index=True),
     )

@@ -8,6 +8,7 @@ import os
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -64,7 +65,6 @@ class Preparation(Settings):
     """TR in seconds, where no sidecar or table has it; headers do not count."""
 
     def conflicts(self) -> Iterator[str]:
-        """Sentences on fields that do not go together, each with the remedy."""
         for text in self.select:
             if not all(text.partition("=")):
                 yield f"--select {text}: expected COLUMN=VALUE, such as site=PITT. Correct it."
@@ -112,20 +112,13 @@ class SourceSettings(Preparation):
     """Field that says what the columns are where `atlas` does not."""
 
     def conflicts(self) -> Iterator[str]:
-        """Sentences on fields that do not go together, each with the remedy."""
         yield from super().conflicts()
         if not (self.atlas or getattr(self, self.parcels, None)):
             yield f"--atlas is missing. {docstrings_of(Preparation)['atlas']}"
 
     @abstractmethod
     def open(self, path: Path, people: ParticipantsTable | None = None) -> Source:
-        """Open a source of this kind.
-
-        Raises
-        ------
-        CohortError
-            If there is none, or its atlas cannot be found.
-        """
+        """Open a source of this kind."""
 
     def to_yaml(self) -> str:
         """Return what differs from the defaults as a file of settings, with whole paths."""
@@ -183,22 +176,15 @@ class _Images(_InImages):
     """NIfTI: cutoff in Hz."""
 
     def conflicts(self) -> Iterator[str]:
-        """Sentences on fields that do not go together, each with the remedy."""
         yield from super().conflicts()
         yield from _faults_of(self._cleaning)
 
-    def _cleaning(self, **more: Any) -> Any:
+    def _cleaning(self) -> Any:
         from cohorts.sources.parcellation import Cleaning  # with nilearn, which takes a second
 
-        return Cleaning(
-            detrend=self.detrend,
-            high_pass=self.high_pass,
-            low_pass=self.low_pass,
-            min_parcel_coverage=self.min_parcel_coverage,
-            **more,
-        )
+        return Cleaning(**self.model_dump(include={option.name for option in fields(Cleaning)}))
 
-    def _common(self, **more: Any) -> dict[str, Any]:
+    def _common(self) -> dict[str, Any]:
         """Arguments of a source of images."""
         from cohorts.sources.volumes import load_label_image
 
@@ -211,7 +197,7 @@ class _Images(_InImages):
             fetch=self.download,
         )
         common = {"label_image": label_image, "space": self.space, "allow_space": self.allow_space, "t_r": self.tr}
-        return common | {"cleaning": self._cleaning(**more)}
+        return common | {"cleaning": self._cleaning()}
 
 
 class FMRIPrepSettings(_OfTrees, _Images):
@@ -229,7 +215,6 @@ class FMRIPrepSettings(_OfTrees, _Images):
     """Trees: moved frames. By default interpolate of fMRIPrep, as-is of XCP-D."""
 
     def conflicts(self) -> Iterator[str]:
-        """Sentences on fields that do not go together, each with the remedy."""
         yield from super().conflicts()
         yield from _faults_of(self._strategy)
 
@@ -240,12 +225,10 @@ class FMRIPrepSettings(_OfTrees, _Images):
         return ConfoundStrategy(self.confounds, global_signal=signal, fd_threshold=self.fd_threshold)
 
     def open(self, path: Path, people: ParticipantsTable | None = None) -> Source:
-        """Open a tree that fMRIPrep wrote."""
         from cohorts.sources.fmriprep import FMRIPrepSource
 
-        common = self._common(censoring=self.censoring)
         return FMRIPrepSource(
-            path, strategy=self._strategy(), res=self.res, tasks=self.task, sessions=self.session, **common
+            path, strategy=self._strategy(), res=self.res, tasks=self.task, sessions=self.session, **self._common()
         )
 
 
@@ -259,7 +242,6 @@ class XCPDSettings(_OfTrees, _InImages):
     """XCP-D: moved frames, as it left them, filled or dropped."""
 
     def open(self, path: Path, people: ParticipantsTable | None = None) -> Source:
-        """Open a tree that XCP-D wrote."""
         from cohorts.sources.xcpd import XCPDSource
 
         if self.atlas_image:  # whose centroids are the places of an atlas of which no table is at hand
@@ -290,7 +272,6 @@ class NiftiSettings(_Described, _Images):
     """Plain NIfTI: column to regress; else all."""
 
     def open(self, path: Path, people: ParticipantsTable | None = None) -> Source:
-        """Open a folder of images."""
         from cohorts.sources.nifti import NiftiSource
 
         return NiftiSource(
@@ -316,14 +297,12 @@ class MatrixSettings(_Described):
     """Matrices: zscore if they were z-scored by parcel before."""
 
     def conflicts(self) -> Iterator[str]:
-        """Sentences on fields that do not go together, each with the remedy."""
         yield from super().conflicts()
         ends = re.fullmatch("([0-9]+)-([0-9]+)", self.columns)
         if self.columns and not (ends and 1 <= int(ends[1]) <= int(ends[2])):
             yield f"--columns {self.columns}: expected FIRST-LAST counted from 1, such as 1-400. Correct it."
 
     def open(self, path: Path, people: ParticipantsTable | None = None) -> Source:
-        """Open an .npz or a folder of matrices."""
         from cohorts.sources.matrices import MatrixSource
 
         first, _, last = self.columns.partition("-")
@@ -336,6 +315,7 @@ class MatrixSettings(_Described):
             columns=(int(first), int(last)) if self.columns else None,
             variable=self.variable,
             participants=self.ids(people),
+            scaling=self.scaling,
         )
 
 
@@ -363,10 +343,10 @@ def check_preparation(content: dict[str, Any], kind: Kind, source: str = "") -> 
     SettingsError
         With all that is wrong, a line each.
     """
-    fields = {name: [kind for kind, model in KINDS.items() if name in model.model_fields] for name in content}
-    useless = [name for name, kinds in fields.items() if kinds and kind not in kinds]
+    meant = {name: [kind for kind, model in KINDS.items() if name in model.model_fields] for name in content}
+    useless = [name for name, kinds in meant.items() if kinds and kind not in kinds]
     said = [
-        f"{_flag(name)}: has no meaning for a source of kind {kind}, only for {' and '.join(fields[name])}. Leave it "
+        f"{_flag(name)}: has no meaning for a source of kind {kind}, only for {' and '.join(meant[name])}. Leave it "
         "out."
         for name in useless
     ]

@@ -126,11 +126,6 @@ class Tree:
         Every file, in order; see `walk`.
     files : dict
         Path → BIDSName of every file that has such a name, in order of the paths.
-
-    Raises
-    ------
-    CohortError
-        If a folder cannot be listed.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -227,7 +222,7 @@ def repetition_time(
                 "volumes, which are never guessed. Give --tr SECONDS, or add it to the JSON sidecar of the run.",
             )
         return float(given)
-    if not _is_time(stated):
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not 0 < stated < 1e9:
         raise RecordingError(
             "no-tr", f"{source}: states {stated!r:.20} as RepetitionTime; expected seconds, above 0. Correct it."
         )
@@ -253,13 +248,7 @@ def header_notices(header: float, t_r: float) -> tuple[str, ...]:
 
 
 def generated_by(root: str | Path) -> str:
-    """Software that made a tree of derivatives, such as ``fmriprep-24.1.1``; empty if the tree does not say.
-
-    Raises
-    ------
-    CohortError
-        If ``dataset_description.json`` is there and is no JSON object.
-    """
+    """Software that made a tree of derivatives, such as ``fmriprep-24.1.1``; empty if the tree does not say."""
     path = Path(root) / "dataset_description.json"
     if not path.is_file():
         return ""
@@ -299,10 +288,6 @@ def _untrusted(header: float | None) -> str:
     if math.isnan(header):
         return ", nor does its header"
     return f", and the {header:g} s of its header are not to be trusted: software that does not know it writes one, too"
-
-
-def _is_time(stated: object) -> bool:
-    return isinstance(stated, int | float) and not isinstance(stated, bool) and 0 < stated < 1e9
 
 
 def _agree(first: float, second: float) -> bool:

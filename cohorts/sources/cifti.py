@@ -40,11 +40,6 @@ def read_ptseries(path: Path) -> tuple[list[str], np.ndarray]:
         Names of the parcels.
     numpy.ndarray
         [T, parcels].
-
-    Raises
-    ------
-    RecordingError
-        With code ``unreadable``, ``not-ptseries``, ``too-large`` or ``truncated``.
     """
     image, parcels = _open_ptseries(path)
     try:

@@ -1,8 +1,7 @@
 """Confounds of a run: fMRIPrep's by the name of a strategy, or a plain table; which frames they censor; and motion."""
 
 import warnings
-from dataclasses import dataclass
-from dataclasses import field as dataclass_field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +118,8 @@ class Confounds:
     """
 
     regressors: np.ndarray
-    censored: np.ndarray = dataclass_field(default_factory=lambda: np.empty(0, bool))
-    framewise_displacement: np.ndarray = dataclass_field(default_factory=lambda: np.empty(0, np.float32))
+    censored: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    framewise_displacement: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
 
 
 def load_strategy(image: Path, confounds_file: Path, strategy: ConfoundStrategy, n_frames: int) -> Confounds:
@@ -132,11 +131,6 @@ def load_strategy(image: Path, confounds_file: Path, strategy: ConfoundStrategy,
         fMRIPrep's BOLD image; `confounds_file` lies beside it, where nilearn finds it.
     n_frames : int
         Volumes of the image.
-
-    Raises
-    ------
-    RecordingError
-        With code ``confounds-unreadable``, ``confounds-length``, ``confounds-missing`` or ``confounds-nan``.
     """
     table = _read(confounds_file, n_frames)
     displacement = _framewise_displacement(table)
@@ -144,8 +138,7 @@ def load_strategy(image: Path, confounds_file: Path, strategy: ConfoundStrategy,
         return Confounds(np.empty((n_frames, 0)), framewise_displacement=displacement)
     _require_fmriprep_text(confounds_file)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             frame, kept = load_confounds_strategy(str(image), denoise_strategy=strategy.name, **strategy.options)
     except _NILEARN_ERRORS as error:
         raise RecordingError(
@@ -154,9 +147,8 @@ def load_strategy(image: Path, confounds_file: Path, strategy: ConfoundStrategy,
             "Expected fMRIPrep's confounds from version 1.4 on, tab-separated UTF-8. Take another strategy, or run "
             "fMRIPrep again.",
         ) from None
-    censored = np.zeros(n_frames, bool)
+    censored = np.full(n_frames, kept is not None)
     if kept is not None:
-        censored[:] = True
         censored[kept] = False
     regressors = np.asarray(frame, np.float64).reshape(n_frames, -1)
     _require_finite(regressors, list(frame.columns), confounds_file, ~censored)
@@ -176,11 +168,6 @@ def load_table(path: Path, n_frames: int, columns: tuple[str, ...] = ()) -> Conf
     Confounds
         Nothing is censored. A value missing in the first row, as of a derivative, is taken from the second, as
         nilearn does.
-
-    Raises
-    ------
-    RecordingError
-        With code ``confounds-unreadable``, ``confounds-length``, ``confounds-missing`` or ``confounds-nan``.
     """
     table = _read(path, n_frames)
     lacking = [column for column in columns if column not in table]

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from cohorts.errors import CohortError
 from cohorts.sources.bids import generated_by, parse_name, walk
-from cohorts.sources.formats import MATRIX_SUFFIXES, first_unread, suffix_of, unread
+from cohorts.sources.formats import IMAGES, MATRIX_SUFFIXES, first_unread, suffix_of, unread
 
 Kind = Literal["fmriprep", "xcpd", "nifti", "matrices"]
 _MAKERS: dict[str, Kind] = {"fmriprep": "fmriprep", "xcp_d": "xcpd", "xcpd": "xcpd", "xcp-d": "xcpd"}
@@ -31,12 +31,10 @@ def kind_of(path: str | Path) -> Kind:
     maker = generated_by(path).partition("-")[0]
     if maker in _MAKERS:
         return _MAKERS[maker]
-    shown = (_shown_by(file) for file in walk(path))
-    kinds = {kind for kind in shown if kind is not None}
     # A tree of derivatives holds images and tables of many uses; so the most telling names decide.
-    for kind in get_args(Kind):
-        if kind in kinds:
-            return kind
+    shown = set(map(_shown_by, walk(path)))
+    if kind := next((kind for kind in get_args(Kind) if kind in shown), None):
+        return kind
     if said := first_unread(walk(path)):
         raise CohortError(f"{path}: holds no recordings in a form that is read. {said}")
     raise CohortError(
@@ -54,4 +52,4 @@ def _shown_by(path: Path) -> Kind | None:
             return "xcpd"
     if suffix_of(path, MATRIX_SUFFIXES):
         return "matrices"
-    return "nifti" if path.name.endswith((".nii", ".nii.gz")) and not unread(path) else None
+    return "nifti" if path.name.endswith(IMAGES) and not unread(path) else None

@@ -3,12 +3,11 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from cohorts.errors import CohortError, RecordingError
 from cohorts.sources.bids import BIDSName, Tree, generated_by, run_of
-from cohorts.sources.confounds import ConfoundStrategy, load_strategy
+from cohorts.sources.confounds import Confounds, ConfoundStrategy, load_strategy
 from cohorts.sources.kinds import Reading, Run, in_order
 from cohorts.sources.parcellation import ImageSource
 from cohorts.sources.volumes import check_space, same_space
@@ -34,10 +33,8 @@ class FMRIPrepSource(ImageSource):
     strategy : ConfoundStrategy
         nilearn's confound strategy. ``ica_aroma`` takes the ``desc-smoothAROMAnonaggr`` images, others
         ``desc-preproc``.
-    res : str
-        Resolution of the images to take, as in ``res-2`` (``native`` for images without one), where there are several.
-    tasks, sessions : tuple of str
-        Take these alone, without ``task-`` and ``ses-``; all if empty.
+    res, tasks, sessions
+        As of `cohorts.settings.FMRIPrepSettings`; the resolution of images without one is ``native``.
     """
 
     strategy: ConfoundStrategy = field(default_factory=ConfoundStrategy)
@@ -56,36 +53,22 @@ class FMRIPrepSource(ImageSource):
         return self._in_words(generated_by(self.root) or "fmriprep", res, confounds, _FATES[self.cleaning.censoring])
 
     def runs(self) -> list[Run]:
-        """List the runs in order of their names.
-
-        Raises
-        ------
-        CohortError
-            If there are none, or it is not clear which image of each to take.
-        """
         tree = Tree(self.root)
         images = self._one_resolution(self._one_space(self._selected(tree)))
         return in_order([*(_run(path, name, tree) for path, name in images.items()), *self._lacking(tree, images)])
 
     def read(self, run: Run) -> Reading:
-        """Read one run.
-
-        Raises
-        ------
-        RecordingError
-            If one of its files is missing or broken, or they do not belong together.
-        """
-        bold, *others = run.files
-        if not others:  # one of those that `_lacking` found: a run has its confounds beside it at least
+        """Read one run, unless it has no image like those of the others."""
+        if len(run.files) == 1:  # one of those that `_lacking` found: a run has its confounds beside it at least
             raise RecordingError(
                 "no-image",
-                f"{bold.name}: its run has no image in the space of the others, or none that was cleaned like theirs; "
-                "expected all alike. Run fMRIPrep again for it, or leave it out (--task, --session).",
+                f"{run.files[0].name}: its run has no image in the space of the others, or none that was cleaned like "
+                "theirs; expected all alike. Run fMRIPrep again for it, or leave it out (--task, --session).",
             )
-        sidecars = [path for path in others if path.suffix == ".json" and "_desc-confounds_" not in path.name]
-        table = next(path for path in others if path.suffix == ".tsv")
-        mask = next((path for path in others if path.name.endswith(_IMAGE)), None)
-        return self._read(bold, sidecars, partial(load_strategy, bold, table, self.strategy), mask)
+        return super().read(run)
+
+    def _load_confounds(self, bold: Path, table: Path, n_frames: int) -> Confounds:
+        return load_strategy(bold, table, self.strategy, n_frames)
 
     @property
     def _desc(self) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 SEPARATORS = {".tsv": "\t", ".csv": ",", ".1d": None}
 """What separates the cells of a table; None for any white space, as AFNI and the ABIDE derivatives of PCP write it."""
 SEPARATORS |= {f"{suffix}.gz": separator for suffix, separator in SEPARATORS.items()}
+IMAGES = (".nii.gz", ".nii")
 MATRIX_SUFFIXES = (".npy", ".npz", ".mat", ".ptseries.nii", *SEPARATORS)
 TEXT = (".txt", ".dat")
 """Matrices, or what is written about them."""

@@ -30,14 +30,7 @@ Header = nib.Nifti1Header
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of a NIfTI file (.nii or .nii.gz), and nothing of its numbers.
-
-    Raises
-    ------
-    RecordingError
-        With code ``missing-file``, ``empty-file``, ``not-nifti``, ``broken-header``, ``not-numbers``, ``too-large``
-        or ``broken-affine``.
-    """
+    """Read and check the header of a NIfTI file (.nii or .nii.gz), and nothing of its numbers."""
     header = _parse(path)
     try:
         shape, n_bytes = header.get_data_shape(), header.get_data_dtype().itemsize
@@ -80,13 +73,7 @@ def affine_of(header: Header, path: Path) -> np.ndarray:
 
 
 def require_frames(header: Header, path: Path) -> int:
-    """Return the number of volumes, or refuse what is not a 4D run.
-
-    Raises
-    ------
-    RecordingError
-        With code ``not-4d`` or ``one-volume``.
-    """
+    """Return the number of volumes, or refuse what is not a 4D run."""
     shape = header.get_data_shape()
     if len(shape) != 4:
         raise RecordingError(
@@ -115,11 +102,6 @@ def read_frames(path: Path, header: Header) -> Iterator[np.ndarray]:
     """Yield the volumes [X, Y, Z] of a 4D file in order, scaled as nibabel scales them.
 
     One pass over the file, holding few volumes at a time; a compressed file's checksum is verified at its end.
-
-    Raises
-    ------
-    RecordingError
-        With code ``truncated`` or ``corrupt``.
     """
     n_frames = header.get_data_shape()[3]
     frame_bytes = 8 * math.prod(map(int, header.get_data_shape()[:3]))
@@ -133,13 +115,7 @@ def read_frames(path: Path, header: Header) -> Iterator[np.ndarray]:
 
 
 def read_volume(path: Path, header: Header) -> np.ndarray:
-    """Read the numbers of a 3D file [X, Y, Z].
-
-    Raises
-    ------
-    RecordingError
-        With code ``not-3d``, ``too-large``, ``truncated`` or ``corrupt``.
-    """
+    """Read the numbers of a 3D file [X, Y, Z]."""
     shape = header.get_data_shape()
     if len(shape) != 3:
         raise RecordingError(

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from cohorts.atlas import Atlas
+from cohorts.cohort import Scale
 from cohorts.errors import CohortError
 
 LONGEST_T_R = 20.0
@@ -76,12 +77,14 @@ class Source(Protocol):
     @property
     def atlas(self) -> Atlas:
         """The parcels of every reading's columns."""
-        ...
 
     @property
     def preprocessing(self) -> str:
         """What was done to the signals, in a short id that goes with every result."""
-        ...
+
+    @property
+    def scaling(self) -> Scale:
+        """Whether the readings have kept their units, or are z-scored parcel by parcel."""
 
     def runs(self) -> list[Run]:
         """List the runs in order of their names, without reading them.
@@ -89,9 +92,8 @@ class Source(Protocol):
         Raises
         ------
         CohortError
-            If the source as a whole is unusable.
+            If the source as a whole is unusable, such as one without runs.
         """
-        ...
 
     def read(self, run: Run) -> Reading:
         """Read one run.
@@ -99,32 +101,20 @@ class Source(Protocol):
         Raises
         ------
         RecordingError
-            If it is not usable. The message begins with the name of the file at fault (no folders) and a colon.
+            If it is not usable, with a stable code for each fault; so do all who read its files. The message begins
+            with the name of the file at fault (no folders) and a colon.
         """
-        ...
 
 
 def check_given_t_r(t_r: float | None) -> None:
-    """Check the repetition time that somebody gives for all runs of a source.
-
-    Raises
-    ------
-    CohortError
-        If it cannot be one in seconds.
-    """
+    """Refuse a repetition time, given for all runs of a source, that cannot be one in seconds."""
     if t_r is not None and not 0 < t_r <= LONGEST_T_R:
         remedy = f"If it is in milliseconds, give {t_r / 1000:g}." if t_r > LONGEST_T_R else "Correct it."
         raise CohortError(f"--tr {t_r:g}: expected seconds, above 0 and at most {LONGEST_T_R:g}. {remedy}")
 
 
 def in_order(runs: Iterable[Run]) -> list[Run]:
-    """Sort runs by their names.
-
-    Raises
-    ------
-    CohortError
-        If two have one name.
-    """
+    """Sort runs by their names, and refuse two of one name."""
     named: dict[str, Run] = {}
     for run in runs:
         other = named.setdefault(run.name, run)

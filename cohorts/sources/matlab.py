@@ -26,19 +26,12 @@ class MatlabError(ValueError):
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable of a file of several, before its values are read.
-
-    Attributes
-    ----------
-    name : str
-    shape : tuple of int
-    is_numeric : bool
-        False for text, logicals, complex numbers, sparse matrices, cells and structures.
-    """
+    """One variable of a file of several, before its values are read."""
 
     name: str
     shape: tuple[int, ...]
     is_numeric: bool
+    """False for text, logicals, complex numbers, sparse matrices, cells and structures."""
 
     @property
     def is_matrix(self) -> bool:
@@ -52,23 +45,15 @@ class Variable:
 
 @dataclass(frozen=True)
 class MatlabVariable(Variable):
-    """A variable of a MATLAB file.
-
-    Attributes
-    ----------
-    offset, length : int
-        Where its bytes lie in the file.
-    compressed : bool
-    values_at : int
-        Where the element with the values begins, after decompression.
-    order : {"<", ">"}
-    """
+    """A variable of a MATLAB file, and where its bytes lie there."""
 
     offset: int
     length: int
     compressed: bool
     values_at: int
+    """Where the element with the values begins, after decompression."""
     order: str
+    """``<`` or ``>``."""
 
 
 def is_version_7_3(head: bytes) -> bool:
@@ -77,13 +62,7 @@ def is_version_7_3(head: bytes) -> bool:
 
 
 def list_variables(file: IO[bytes]) -> list[MatlabVariable]:
-    """List the variables of an open file.
-
-    Raises
-    ------
-    MatlabError
-        If it is no such file.
-    """
+    """List the variables of an open file."""
     head = file.read(128)
     order = {b"\x00\x01IM": "<", b"\x01\x00MI": ">"}.get(head[124:128])
     if order is None:
@@ -101,13 +80,7 @@ def list_variables(file: IO[bytes]) -> list[MatlabVariable]:
 
 
 def read_variable(file: IO[bytes], variable: MatlabVariable) -> np.ndarray:
-    """Read the values of a numeric variable, of which `most_bytes` has been found bearable.
-
-    Raises
-    ------
-    MatlabError
-        If they are not whole.
-    """
+    """Read the values of a numeric variable, of which `most_bytes` has been found bearable."""
     needed = variable.values_at + 8 + variable.most_bytes + _TAIL
     file.seek(variable.offset)
     if variable.compressed:

@@ -30,25 +30,13 @@ _ERRORS = (
 
 
 def list_variables(path: Path) -> list[Variable]:
-    """List the variables of a file.
-
-    Raises
-    ------
-    MatlabError
-        If it is no whole HDF5 file.
-    """
+    """List the variables of a file."""
     with _opened(path) as file:
         return [_described(file, name) for name in file if not name.startswith("#")]  # those are MATLAB's own
 
 
 def read_variable(path: Path, variable: Variable) -> np.ndarray:
-    """Read the values of a numeric variable, of which `most_bytes` has been found bearable.
-
-    Raises
-    ------
-    MatlabError
-        If they are not whole, or of another shape or kind than they were.
-    """
+    """Read the values of a numeric variable, of which `most_bytes` has been found bearable."""
     with _opened(path) as file:
         if _described(file, variable.name) != variable:
             raise MatlabError("has changed")

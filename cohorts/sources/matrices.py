@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from cohorts.atlas import Atlas
+from cohorts.cohort import Scale
 from cohorts.columns import match_columns
 from cohorts.errors import CohortError, RecordingError
 from cohorts.participants import bare_id
 from cohorts.recording import check_identifier
 from cohorts.signals import orient
+from cohorts.sources.bids import RUN_LABELS
 from cohorts.sources.cifti import read_ptseries
 from cohorts.sources.formats import MATRIX_SUFFIXES, SEPARATORS, TEXT, UNREAD, first_unread, suffix_of, unread
 from cohorts.sources.kinds import Reading, Run, check_given_t_r
@@ -54,7 +56,7 @@ class MatrixSource:
         (version 5 to 7.3), .csv, .tsv or .1D, the last three also packed (.gz), and parcellated series of CIFTI.
     atlas : Atlas
         The atlas of the columns.
-    preprocessing, t_r, orientation, columns, variable
+    preprocessing, t_r, orientation, columns, variable, scaling
         As of `cohorts.settings.MatrixSettings`, columns as the first and the last, from 1. A table whose header names
         the parcels shows by itself how it lies.
     participants : tuple of str or None
@@ -71,6 +73,7 @@ class MatrixSource:
     columns: tuple[int, int] | None = None
     variable: str = ""
     participants: tuple[str, ...] | None = None
+    scaling: Scale = "raw"
 
     def __post_init__(self) -> None:
         check_given_t_r(self.t_r)
@@ -81,29 +84,14 @@ class MatrixSource:
             )
 
     def runs(self) -> list[Run]:
-        """List the recordings in order of their names. `participant` is empty where the name fits no known id.
-
-        Raises
-        ------
-        CohortError
-            If `path` is neither an .npz nor a folder of matrices, or names a recording twice.
-        """
+        """List the recordings in order of their names. `participant` is empty where the name fits no known id."""
         names = self._names()
-        repeated = _repeated([name for name, _ in names])
-        if repeated is not None:
-            raise CohortError(f"{self.path}: '{repeated}' stands there twice. Leave one matrix a recording.")
+        if repeated := [name for name, count in Counter(name for name, _ in names).items() if count > 1]:
+            raise CohortError(f"{self.path}: '{repeated[0]}' stands there twice. Leave one matrix a recording.")
         return [self._run(name, file) for name, file in sorted(names)]
 
     def read(self, run: Run) -> Reading:
-        """Read one recording, oriented as frames by parcels; NaN and missing parcels stay as they are.
-
-        Raises
-        ------
-        RecordingError
-            With a code of `participant_of`, `cohorts.quality.orient` or `cohorts.sources.cifti.read_ptseries`,
-            ``bad-id``, ``not-read``, ``unreadable``, ``too-large``, ``not-a-matrix``, ``variable``, ``separator``,
-            ``ragged``, ``text``, ``wrong-order``, ``repeated-parcel`` or ``wrong-atlas``.
-        """
+        """Read one recording, oriented as frames by parcels; NaN and missing parcels stay as they are."""
         participant_of(run.name, self.participants)
         check_identifier(run.name, "recording id")
         path, t_r = run.files[0], math.nan if self.t_r is None else self.t_r
@@ -124,11 +112,11 @@ class MatrixSource:
                 names, values = read_ptseries(path)
             return Table(to_float32(values), tuple(names))
         if suffix == ".npy":
-            return Table(read_npy(path), None)
+            return Table(read_npy(path))
         if suffix == ".npz":
-            return Table(read_npz(path, part) if part else read_npz_file(path, self.variable), None)
+            return Table(read_npz(path, part) if part else read_npz_file(path, self.variable))
         if suffix == ".mat":
-            return Table(read_mat(path, self.variable), None)
+            return Table(read_mat(path, self.variable))
         raise RecordingError("not-read", unread(path))
 
     def _names(self) -> list[tuple[str, Path]]:
@@ -164,9 +152,8 @@ class MatrixSource:
             participant = participant_of(name, self.participants)
         except RecordingError:
             participant = ""
-        labels = {key: _label(name, key) for key in ("ses", "task", "run")}
-        part = name if file == self.path else ""
-        return Run(name, participant, labels["ses"], labels["task"], labels["run"], (file,), part)
+        labels = {key: _label(name, entity) for key, entity in RUN_LABELS.items()}
+        return Run(name, participant, **labels, files=(file,), part=name if file == self.path else "")
 
 
 def participant_of(name: str, known: tuple[str, ...] | None) -> str:
@@ -210,11 +197,10 @@ def participant_of(name: str, known: tuple[str, ...] | None) -> str:
 @lru_cache(maxsize=1)
 def _spellings(known: tuple[str, ...]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Ids by what they are without ``sub-``, and by what they are without leading zeros, too."""
-    exact: dict[str, list[str]] = {}
-    loose: dict[str, list[str]] = {}
+    exact, loose = defaultdict(list), defaultdict(list)
     for participant in known:
-        exact.setdefault(participant.removeprefix("sub-"), []).append(participant)
-        loose.setdefault(bare_id(participant), []).append(participant)
+        exact[participant.removeprefix("sub-")].append(participant)
+        loose[bare_id(participant)].append(participant)
     return exact, loose
 
 
@@ -222,11 +208,6 @@ def _named(files: list[Path], suffixes: Sequence[str]) -> list[tuple[str, Path]]
     """Files with one of these suffixes, and their names without it."""
     found = [(path, suffix_of(path, suffixes)) for path in files]
     return [(path.name[: -len(suffix)], path) for path, suffix in found if suffix]
-
-
-def _repeated(names: list[str]) -> str | None:
-    """First name that stands more than once."""
-    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _label(name: str, entity: str) -> str:
@@ -237,13 +218,7 @@ def _label(name: str, entity: str) -> str:
 def _by_header(
     table: Table, columns: slice | None, name: str, atlas: Atlas
 ) -> tuple[np.ndarray, tuple[str, ...]] | None:
-    """Order the columns by the parcels that the header names, with notices; None if it names none, or only counts.
-
-    Raises
-    ------
-    RecordingError
-        With code ``wrong-order``, or one of `match_columns`.
-    """
+    """Order the columns by the parcels that the header names, with notices; None if it names none, or only counts."""
     if table.header is None or (columns and columns.stop > len(table.header)):
         return None
     labels, values = list(table.header), table.matrix
@@ -260,13 +235,13 @@ def _by_header(
 
 def _check_order(labels: list[str], counts: list[int], name: str) -> None:
     """Refuse columns that were sorted as text: ``roi_1``, ``roi_10``, ``roi_2``."""
-    for index in range(1, len(counts)):
-        if counts[index] <= counts[index - 1]:
-            raise RecordingError(
-                "wrong-order",
-                f"{name}: its header counts the columns out of order ('{labels[index]}' after '{labels[index - 1]}'); "
-                "expected the order of the atlas. Put them in order, or name the parcels.",
-            )
+    steps = np.flatnonzero(np.diff(counts) <= 0)
+    if steps.size:
+        raise RecordingError(
+            "wrong-order",
+            f"{name}: its header counts the columns out of order ('{labels[steps[0] + 1]}' after "
+            f"'{labels[steps[0]]}'); expected the order of the atlas. Put them in order, or name the parcels.",
+        )
 
 
 def _without_row_numbers(table: Table) -> Table:

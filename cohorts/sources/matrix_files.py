@@ -54,18 +54,12 @@ class Table:
     """A matrix out of a text file, and the names of its columns where the first line has them."""
 
     matrix: np.ndarray
-    header: tuple[str, ...] | None
+    header: tuple[str, ...] | None = None
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a regular file for reading, or refuse it as a recording; its reading may fail, too.
-
-    Raises
-    ------
-    RecordingError
-        With code ``unreadable`` if it is gone, empty, a folder, a pipe, a loop of links, or not to be read.
-    """
+    """Open a regular file for reading, or refuse it as a recording; its reading may fail, too."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
@@ -122,13 +116,7 @@ def read_npz(path: Path, key: str, name: str = "") -> np.ndarray:
 
 
 def read_npz_file(path: Path, variable: str = "") -> np.ndarray:
-    """Read a two-dimensional array of numbers from an .npz of one recording.
-
-    Parameters
-    ----------
-    variable : str
-        Its key; empty for the only matrix of numbers in the file.
-    """
+    """Read the array under a key of an .npz of one recording; if that is empty, its only matrix of numbers."""
     with opened(path):  # refuses what is no file, or empty
         pass
     try:
@@ -141,13 +129,7 @@ def read_npz_file(path: Path, variable: str = "") -> np.ndarray:
 
 
 def read_mat(path: Path, variable: str = "") -> np.ndarray:
-    """Read a two-dimensional array of numbers from a MATLAB file of version 5 to 7.3.
-
-    Parameters
-    ----------
-    variable : str
-        Name of the variable; empty for the only matrix of numbers in the file.
-    """
+    """Read a variable of a MATLAB file of version 5 to 7.3; if its name is empty, the only matrix of numbers."""
     try:
         with opened(path) as file:
             if is_version_7_3(file.read(128)):
@@ -180,16 +162,14 @@ def read_table(path: Path, separator: str | None) -> Table:
     separator : str or None
         What stands between two cells; None for any white space.
     """
-    with opened(path) as file:
-        text = _decoded(_content(file, path), path.name)
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line for line in _text(path).splitlines() if line.strip() and not line.startswith("#")]
     _check_separator(lines, separator, path.name)
     header = _header(lines[0], separator) if lines else None
     rows = lines[1:] if header else lines
     if not rows:
         raise RecordingError("unreadable", f"{path.name}: holds no numbers; expected a matrix. Export it again.")
     width = len(header) if header else len(_cells(rows[0], separator))
-    _check_declared((len(rows), width), 4, path.name)
+    _check_size(len(rows) * width * 4, path.name)
     values = np.empty((len(rows), width), np.float32)
     for index, line in enumerate(rows):
         cells = _cells(line, separator)
@@ -231,29 +211,6 @@ def _read_array(file: IO[bytes], size: int, name: str) -> np.ndarray:
         raise RecordingError(
             "unreadable", f"{name}: is no array that numpy wrote, whatever its name says. Export it again."
         ) from None
-    _check_kind(shape, dtype, name)
-    declared = _check_declared(shape, dtype.itemsize, name)
-    if declared > size:
-        raise _truncated(name)
-    content = file.read(declared)
-    file.read(1)  # brings an archive to compare its checksum
-    if len(content) != declared:
-        raise _truncated(name)
-    return to_float32(np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C"))
-
-
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy tells of headers that Python 2 wrote
-        if version == (1, 0):
-            return np.lib.format.read_array_header_1_0(file)
-        if version == (2, 0):
-            return np.lib.format.read_array_header_2_0(file)
-    raise ValueError  # version 3 is for names of fields that no matrix of numbers has
-
-
-def _check_kind(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
     if dtype.hasobject:
         raise RecordingError(
             "unreadable",
@@ -262,19 +219,31 @@ def _check_kind(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
         )
     if len(shape) != 2 or dtype.kind not in "fiu" or min(shape) < 0:
         raise _not_a_matrix(name, f"has shape {shape} of {dtype}")
+    declared = math.prod(shape) * dtype.itemsize
+    _check_size(declared, name)
+    content = file.read(declared) if declared <= size else b""
+    file.read(1)  # brings an archive to compare its checksum
+    if len(content) != declared:
+        raise RecordingError(
+            "unreadable", f"{name}: ends before the numbers that its header declares. Copy or export it again."
+        )
+    return to_float32(np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C"))
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    with warnings.catch_warnings(action="ignore"):  # numpy tells of headers that Python 2 wrote
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(file)
+        if version == (2, 0):
+            return np.lib.format.read_array_header_2_0(file)
+    raise ValueError  # version 3 is for names of fields that no matrix of numbers has
 
 
 def _not_a_matrix(name: str, finding: str) -> RecordingError:
     return RecordingError(
         "not-a-matrix", f"{name}: {finding}; expected numbers, frames by parcels. Export one matrix a recording."
     )
-
-
-def _check_declared(shape: tuple[int, ...], itemsize: int, name: str) -> int:
-    """Bytes that an array of this header takes, if they are few enough."""
-    declared = math.prod(shape) * itemsize
-    _check_size(declared, name)
-    return declared
 
 
 def _check_size(size: int, name: str) -> None:
@@ -284,12 +253,6 @@ def _check_size(size: int, name: str) -> None:
             f"{name}: declares {size / 2**30:.3g} GiB; expected at most {MAX_MATRIX_BYTES / 2**30:g} GiB a recording. "
             "Export parcels, not voxels, and one matrix a recording.",
         )
-
-
-def _truncated(name: str) -> RecordingError:
-    return RecordingError(
-        "unreadable", f"{name}: ends before the numbers that its header declares. Copy or export it again."
-    )
 
 
 def to_float32(values: np.ndarray) -> np.ndarray:
@@ -325,28 +288,23 @@ def _variable(found: Sequence[AnyVariable], wanted: str, name: str) -> AnyVariab
     return matrices[0]
 
 
-def _content(file: IO[bytes], path: Path) -> bytes:
-    """Bytes of a file, unpacked if need be, of which no more are read than a matrix may have."""
-    if path.suffix.lower() != ".gz":
+def _text(path: Path) -> str:
+    """Text of a file, unpacked if need be, of which no more is read than a matrix may have."""
+    with opened(path) as file:
         _check_size(os.fstat(file.fileno()).st_size, path.name)
-        return file.read()
-    try:
-        content = gzip.GzipFile(fileobj=file).read(MAX_MATRIX_BYTES + 1)
-    except (OSError, EOFError, zlib.error):
-        raise RecordingError(
-            "unreadable", f"{path.name}: is no whole .gz file. Copy it again, or export it again."
-        ) from None
-    _check_size(len(content), path.name)
-    return content
-
-
-def _decoded(content: bytes, name: str) -> str:
-    try:
-        return decode_text(content)
-    except UnicodeError:
-        raise RecordingError(
-            "unreadable", f"{name}: is no text in UTF-8; expected a table of numbers. Save it as UTF-8 text."
-        ) from None
+        try:
+            stream = gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file
+            content = stream.read(MAX_MATRIX_BYTES + 1)
+            _check_size(len(content), path.name)
+            return decode_text(content)
+        except UnicodeError:
+            raise RecordingError(
+                "unreadable", f"{path.name}: is no text in UTF-8; expected a table of numbers. Save it as UTF-8 text."
+            ) from None
+        except (gzip.BadGzipFile, EOFError, zlib.error):
+            raise RecordingError(
+                "unreadable", f"{path.name}: is no whole .gz file. Copy it again, or export it again."
+            ) from None
 
 
 def _check_separator(lines: list[str], separator: str | None, name: str) -> None:

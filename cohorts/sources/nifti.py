@@ -6,12 +6,11 @@ from pathlib import Path
 from cohorts.errors import CohortError
 from cohorts.sources.bids import RUN_LABELS, Tree, parse_name
 from cohorts.sources.confounds import Confounds, load_table
-from cohorts.sources.formats import CIFTI, suffix_of
+from cohorts.sources.formats import CIFTI, IMAGES, suffix_of
 from cohorts.sources.kinds import Reading, Run, in_order
 from cohorts.sources.parcellation import ImageSource
 from cohorts.sources.volumes import check_space
 
-_IMAGES = (".nii.gz", ".nii")
 _OTHER_FOLDERS = {"derivatives", "code"}
 
 
@@ -49,47 +48,29 @@ class NiftiSource(ImageSource):
         return self._in_words(self.pipeline, f"confounds-{len(self.confound_columns) or 'own'}")
 
     def runs(self) -> list[Run]:
-        """List the runs in order of their names.
-
-        Raises
-        ------
-        CohortError
-            If there are none, or two of one name.
-        """
         tree = Tree(self.root)
         images = [path for path in tree.paths if self._is_run(path)]
         if not images:
             raise CohortError(f"{self.root}: holds no .nii or .nii.gz runs. Name the folder of the images.")
-        confounds = {path: self._confounds(path, tree) for path in images}
-        if any(confounds.values()):
-            confounds = {
-                path: table or path.with_name(_label(path) + self.confounds_suffix) for path, table in confounds.items()
+        tables = {path: self._confounds(path, tree) for path in images}
+        if any(tables.values()):  # those that are missing are named as such
+            tables = {
+                path: table or path.with_name(_label(path) + self.confounds_suffix) for path, table in tables.items()
             }
-        return in_order(self._run(path, table, tree) for path, table in confounds.items())
+        return in_order(self._run(path, table, tree) for path, table in tables.items())
 
     def read(self, run: Run) -> Reading:
-        """Read one run.
-
-        Raises
-        ------
-        RecordingError
-            If one of its files is missing or broken, or they do not belong together.
-        """
-        bold, *others = run.files
-        name = parse_name(bold)
+        """Read one run, if it lies in the space of the label image."""
+        name = parse_name(run.files[0])
         space = (name.entities.get("space") if name else None) or self.space
-        check_space(self.label_image, space, bold.name, allow_space=self.allow_space)
-        sidecars = [path for path in others if path.suffix == ".json"]
-        table = next((path for path in others if not path.name.endswith((*_IMAGES, ".json"))), None)
-        mask = next((path for path in others if path.name.endswith(_IMAGES)), None)
+        check_space(self.label_image, space, run.files[0].name, allow_space=self.allow_space)
+        return super().read(run)
 
-        def confounds(n_frames: int) -> Confounds | None:
-            return None if table is None else load_table(table, n_frames, self.confound_columns)
-
-        return self._read(bold, sidecars, confounds, mask)
+    def _load_confounds(self, bold: Path, table: Path, n_frames: int) -> Confounds:
+        return load_table(table, n_frames, self.confound_columns)
 
     def _is_run(self, path: Path) -> bool:
-        if not path.name.endswith(_IMAGES) or suffix_of(path, CIFTI) or path == self.label_image.path:
+        if not path.name.endswith(IMAGES) or suffix_of(path, CIFTI) or path == self.label_image.path:
             return False
         if _OTHER_FOLDERS & set(path.relative_to(self.root).parts[:-1]):
             return False
@@ -99,24 +80,19 @@ class NiftiSource(ImageSource):
         return not path.name.endswith((self.mask_suffix, "_mask.nii.gz", "_mask.nii", "_dseg.nii.gz", "_dseg.nii"))
 
     def _confounds(self, path: Path, tree: Tree) -> Path | None:
-        for stem in (_stem(path), _label(path)):
-            own = path.with_name(stem + self.confounds_suffix)
-            if own.is_file():
-                return own
-        return tree.confounds(path) if path in tree.files else None
+        return _beside(path, self.confounds_suffix) or (tree.confounds(path) if path in tree.files else None)
 
     def _run(self, path: Path, table: Path | None, tree: Tree) -> Run:
         name = tree.files.get(path)
         entities = name.entities if name else {}
-        masks = [path.with_name(stem + self.mask_suffix) for stem in (_stem(path), _label(path))]
         own = path.with_name(_stem(path) + ".json")
         sidecars = tree.sidecars(path) if name else [own] * own.is_file()
-        files = [path, table, next((mask for mask in masks if mask.is_file()), None), *sidecars]
+        files = [path, table, _beside(path, self.mask_suffix), *sidecars]
         folders = path.relative_to(self.root).parts[:-1]
         label = _label(path) if "sub" in entities else "_".join([*folders, _label(path)])
         whose = self._participant(entities.get("sub"), [_label(path), *reversed(folders)]) or label
         labels = {key: entities.get(entity, "") for key, entity in RUN_LABELS.items()}
-        return Run(label, whose, **labels, files=tuple(file for file in files if file is not None))
+        return Run(label, whose, **labels, files=tuple(filter(None, files)))
 
     def _participant(self, sub: str | None, names: list[str]) -> str | None:
         """Whom the name of a file or of a folder around it names."""
@@ -128,6 +104,12 @@ class NiftiSource(ImageSource):
 
 def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _beside(path: Path, suffix: str) -> Path | None:
+    """File of an image's name with another ending, with ``_bold`` before it or without."""
+    others = (path.with_name(stem + suffix) for stem in (_stem(path), _label(path)))
+    return next((other for other in others if other.is_file()), None)
 
 
 def _label(path: Path) -> str:

@@ -6,12 +6,11 @@ memory does not grow with its length, and that every parcel of the atlas keeps i
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import nibabel as nib
 import numpy as np
@@ -21,12 +20,14 @@ from nilearn.image.resampling import BoundingBoxError
 from nilearn.signal import clean
 
 from cohorts.atlas import Atlas
+from cohorts.cohort import Scale
 from cohorts.errors import CohortError, RecordingError
 from cohorts.quality import temporal_snr
 from cohorts.signals import carries_signal
 from cohorts.sources.bids import header_notices, repetition_time
 from cohorts.sources.censoring import interpolate_censored
 from cohorts.sources.confounds import Confounds
+from cohorts.sources.formats import IMAGES
 from cohorts.sources.images import (
     affine_of,
     header_repetition_time,
@@ -35,7 +36,7 @@ from cohorts.sources.images import (
     read_volume,
     require_frames,
 )
-from cohorts.sources.kinds import Reading, check_given_t_r
+from cohorts.sources.kinds import Reading, Run, check_given_t_r
 from cohorts.sources.volumes import LabelImage, read_labels
 
 Censoring = Literal["interpolate", "drop", "none"]
@@ -80,7 +81,7 @@ class Cleaning:
             )
         if not 0 < self.min_parcel_coverage <= 1:
             raise CohortError(f"Parcel coverage of {self.min_parcel_coverage}: expected a fraction above 0, up to 1.")
-        if self.censoring not in ("interpolate", "drop", "none"):
+        if self.censoring not in get_args(Censoring):
             raise CohortError(f"Censoring '{self.censoring}': expected interpolate, drop or none.")
 
     @property
@@ -96,8 +97,8 @@ class Cleaning:
 
 
 @dataclass(frozen=True)
-class ImageSource:
-    """What sources of images have in common.
+class ImageSource(ABC):
+    """What sources of images have in common, as `cohorts.sources.kinds.Source`.
 
     Attributes
     ----------
@@ -128,48 +129,39 @@ class ImageSource:
 
     @property
     def atlas(self) -> Atlas:
-        """The parcels of every reading's columns."""
         return self.label_image.atlas
+
+    @property
+    def scaling(self) -> Scale:
+        return "zscore" if self.cleaning.standardize else "raw"
+
+    def read(self, run: Run) -> Reading:
+        """Read one run, of whose files the first is the image; the others tell by their endings what they are."""
+        bold, *others = run.files
+        header = read_header(bold)
+        n_frames = require_frames(header, bold)
+        declared = header_repetition_time(header)
+        sidecars = [path for path in others if path.suffix == ".json" and "_desc-confounds_" not in path.name]
+        t_r = repetition_time(sidecars, bold.name, header=declared, given=self.t_r)
+        table = next((path for path in others if not path.name.endswith((*IMAGES, ".json"))), None)
+        return parcellate(
+            bold,
+            self.label_image,
+            t_r=t_r,
+            confounds=self._load_confounds(bold, table, n_frames) if table else None,
+            mask=next((path for path in others if path.name.endswith(IMAGES)), None),
+            cleaning=self.cleaning,
+            notices=header_notices(declared, t_r),
+        )
+
+    @abstractmethod
+    def _load_confounds(self, bold: Path, table: Path, n_frames: int) -> Confounds:
+        """Load the confounds of an image of so many frames."""
 
     def _in_words(self, maker: str, *confounds: str) -> str:
         """Id of the preprocessing."""
         space = f"space-{self.space or self.label_image.space}".replace(":", "_")
         return "_".join(filter(None, (maker, space, *confounds, self.cleaning.id)))
-
-    def _read(
-        self, bold: Path, sidecars: Sequence[Path], confounds: Callable[[int], Confounds | None], mask: Path | None
-    ) -> Reading:
-        """Read an image; `confounds` are loaded for its number of frames."""
-        header = read_header(bold)
-        n_frames = require_frames(header, bold)
-        declared = header_repetition_time(header)
-        t_r = repetition_time(sidecars, bold.name, header=declared, given=self.t_r)
-        return parcellate(
-            bold,
-            self.label_image,
-            t_r=t_r,
-            confounds=confounds(n_frames),
-            mask=mask,
-            cleaning=self.cleaning,
-            notices=header_notices(declared, t_r),
-        )
-
-
-@dataclass(frozen=True)
-class ParcelMeans:
-    """Means over the voxels of each parcel, before any cleaning.
-
-    Attributes
-    ----------
-    signals : numpy.ndarray
-        [A, P], float32 where the file holds float32 and float64 elsewhere, as nilearn has it.
-    coverage : numpy.ndarray
-        [P] fraction of each parcel's voxels that lie in the field of view and the brain mask and carry a signal, as
-        `carries_signal` judges.
-    """
-
-    signals: np.ndarray
-    coverage: np.ndarray
 
 
 def parcellate(
@@ -203,36 +195,43 @@ def parcellate(
         If a file is broken, the parcels lie outside the image, or too few frames are left.
     """
     cleaning = cleaning or Cleaning()
-    means = extract_means(bold, label_image, mask=mask)
-    covered = means.coverage >= cleaning.min_parcel_coverage
+    means, coverage = extract_means(bold, label_image, mask=mask)
+    covered = coverage >= cleaning.min_parcel_coverage
     if not covered.any():
         raise RecordingError(
             "no-coverage",
             f"{bold.name}: no parcel of {label_image.atlas.name} has {cleaning.min_parcel_coverage:.0%} of its voxels "
             "with signal; expected a run and a brain mask that cover the brain. Check its space, orientation and mask.",
         )
-    n_frames = len(means.signals)
-    moved = np.empty(0, bool) if confounds is None or cleaning.censoring == "none" else confounds.censored
-    censored = moved if moved.size else np.zeros(n_frames, bool)
-    regressors = None if confounds is None else confounds.regressors
-    signals = np.asfortranarray(means.signals[:, covered])
-    cleaned = clean_signals(signals, censored, cleaning, name=bold.name, t_r=t_r, regressors=regressors)
+    confounds = confounds or Confounds(np.empty((len(means), 0)))
+    moved = np.empty(0, bool) if cleaning.censoring == "none" else confounds.censored
+    censored = moved if moved.size else np.zeros(len(means), bool)
+    signals = np.asfortranarray(means[:, covered])
+    cleaned = clean_signals(signals, censored, cleaning, name=bold.name, t_r=t_r, regressors=confounds.regressors)
     full = np.full((len(cleaned), label_image.atlas.n_parcels), np.nan, np.float32)
     full[:, covered] = cleaned
     return Reading(
         signal=full,
         t_r=t_r,
         tsnr=temporal_snr(signals[~censored]),
-        framewise_displacement=np.empty(0, np.float32) if confounds is None else confounds.framewise_displacement,
+        framewise_displacement=confounds.framewise_displacement,
         censored=moved,
         notices=notices,
     )
 
 
-def extract_means(bold: Path, label_image: LabelImage, *, mask: Path | None = None) -> ParcelMeans:
+def extract_means(bold: Path, label_image: LabelImage, *, mask: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Average the voxels of each parcel in each volume, as ``NiftiLabelsMasker`` does with the same mask.
 
     Voxels that are NaN or infinite throughout count as zero, and as without signal. Errors as `parcellate`.
+
+    Returns
+    -------
+    means : numpy.ndarray
+        [A, P], before any cleaning; float32 where the file holds float32 and float64 elsewhere, as nilearn has it.
+    coverage : numpy.ndarray
+        [P] fraction of each parcel's voxels that lie in the field of view and the brain mask and carry a signal, as
+        `carries_signal` judges.
     """
     header = read_header(bold)
     n_frames = require_frames(header, bold)
@@ -265,7 +264,7 @@ def extract_means(bold: Path, label_image: LabelImage, *, mask: Path | None = No
         )
     with_signal = np.bincount(parcels[carries_signal(lowest, highest)], minlength=n_parcels)
     coverage = regions.in_view * with_signal / np.maximum(regions.sizes, 1)
-    return ParcelMeans(signals, coverage)
+    return signals, coverage
 
 
 def clean_signals(
@@ -292,55 +291,45 @@ def clean_signals(
     -------
     numpy.ndarray
         [A, P] with censored frames interpolated, or [A - censored, P] with them dropped.
-
-    Raises
-    ------
-    RecordingError
-        With code ``confounds-length``, ``all-censored``, ``too-few-frames``, ``no-tr`` or ``filter``.
     """
-    if regressors is not None and regressors.shape[1] == 0:
-        regressors = None
+    regressors = np.empty((len(signals), 0)) if regressors is None else regressors
     _check_frames(signals, censored, cleaning, name, t_r, regressors)
     kept = ~censored
-    with _quiet():
+    with warnings.catch_warnings(action="ignore"):  # what they are about is checked above
         if cleaning.filtered:
-            signals, regressors = _filter(signals, kept, cleaning, t_r, regressors)
+            signals, regressors = (_filtered(values, kept, cleaning, t_r) for values in (signals, regressors))
         else:
-            signals, regressors = signals[kept], None if regressors is None else regressors[kept]
+            signals, regressors = signals[kept], regressors[kept]
         cleaned = clean(
             signals,
             detrend=cleaning.detrend and not cleaning.filtered,
             standardize=cleaning.standardize,
-            confounds=regressors,
+            confounds=regressors if regressors.size else None,
         )
     if cleaning.censoring == "drop":
         return cleaned
     return interpolate_censored(cleaned, kept) if censored.any() else cleaned
 
 
-def _filter(
-    signals: np.ndarray, kept: np.ndarray, cleaning: Cleaning, t_r: float, regressors: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Detrend and filter signals and regressors, and return their kept frames.
+def _filtered(values: np.ndarray, kept: np.ndarray, cleaning: Cleaning, t_r: float) -> np.ndarray:
+    """Detrend and filter signals or regressors, and return their kept frames.
 
     Censored frames are interpolated before the filter, and censored ends left out of it, so that they do not ring into
     their neighbours (Lindquist et al. 2019, https://doi.org/10.1002/hbm.24528). ``clean`` says that it does so too,
     given a ``sample_mask``, but in nilearn 0.13.1 it indexes the frames to fill from the wrong end and leaves most
     censored frames as they were.
     """
+    if not values.size:
+        return values[kept]
     span = slice(kept.argmax(), len(kept) - kept[::-1].argmax())
-
-    def filtered(values: np.ndarray) -> np.ndarray:
-        return clean(
-            interpolate_censored(values[kept], kept[span]),
-            detrend=cleaning.detrend,
-            standardize=None,
-            low_pass=cleaning.low_pass,
-            high_pass=cleaning.high_pass,
-            t_r=t_r,
-        )[kept[span]]
-
-    return filtered(signals), None if regressors is None else filtered(regressors)
+    return clean(
+        interpolate_censored(values[kept], kept[span]),
+        detrend=cleaning.detrend,
+        standardize=None,
+        low_pass=cleaning.low_pass,
+        high_pass=cleaning.high_pass,
+        t_r=t_r,
+    )[kept[span]]
 
 
 def _check_frames(
@@ -349,11 +338,11 @@ def _check_frames(
     cleaning: Cleaning,
     name: str,
     t_r: float,
-    regressors: np.ndarray | None,
+    regressors: np.ndarray,
 ) -> None:
     """Refuse what cannot be cleaned, before it is tried."""
     for what, given in (("confounds", regressors), ("censored frames", censored)):
-        if given is not None and len(given) != len(signals):
+        if len(given) != len(signals):
             raise RecordingError(
                 "confounds-length",
                 f"{name}: has {len(signals)} volumes, but its {what} {len(given)} rows; "
@@ -366,7 +355,7 @@ def _check_frames(
             f"{name}: all of its {len(signals)} frames are censored for motion; expected some to be left. "
             "Leave it out, or raise the thresholds.",
         )
-    n_regressors = 0 if regressors is None else regressors.shape[1]
+    n_regressors = regressors.shape[1]
     # scipy's sosfiltfilt pads a fifth-order band pass by 33 frames at each end, and needs more than those.
     needed = max(n_regressors + 2, 34 if cleaning.filtered else 2)
     if n_kept < needed:
@@ -384,14 +373,6 @@ def _check_frames(
             f"{name}: a cutoff of {highest:g} Hz needs more than {2 * highest:g} volumes a second; expected a cutoff "
             f"below {0.5 / t_r:.3g} Hz at a repetition time of {t_r:g} s. Lower it.",
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what nilearn warns its own developers of; every condition that a user could change is checked before."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @dataclass(frozen=True)
@@ -450,7 +431,7 @@ def _to_grid(numbers: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], ta
     if numbers.shape == tuple(shape) and np.abs(affine - target).max() < _SAME_GRID:
         return numbers
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):  # meant for nilearn's own developers
             image = resample_img(nib.Nifti1Image(numbers, affine), target, shape, interpolation="nearest")
     except BoundingBoxError:  # the grid lies beside all of it
         return np.zeros(shape, numbers.dtype)

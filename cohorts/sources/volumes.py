@@ -137,13 +137,7 @@ def same_space(first: str, second: str) -> bool:
 
 
 def read_labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a label image as whole numbers [X, Y, Z] int32 and its affine [4, 4].
-
-    Raises
-    ------
-    AtlasError
-        If it is not 3D, holds NaN, fractions or negative numbers, or cannot be read.
-    """
+    """Read a label image as whole numbers [X, Y, Z] int32 and its affine [4, 4]."""
     try:
         header = read_header(path)
         numbers, affine = read_volume(path, header), affine_of(header, path)

@@ -2,14 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from cohorts.atlas import Atlas
+from cohorts.cohort import Scale
 from cohorts.columns import match_columns
 from cohorts.errors import CohortError, RecordingError
 from cohorts.sources.bids import BIDSName, Tree, generated_by, parse_name, repetition_time, run_of
@@ -59,6 +60,7 @@ class XCPDSource:
     censoring: Censoring = "as-is"
     min_parcel_coverage: float = 0.5
     t_r: float | None = None
+    scaling: ClassVar[Scale] = "raw"
 
     def __post_init__(self) -> None:
         check_given_t_r(self.t_r)
@@ -84,20 +86,13 @@ class XCPDSource:
         return "_".join(filter(None, (maker, f"space-{self.space}", f"atlas-{self.atlas_name}", self._fate())))
 
     def runs(self) -> list[Run]:
-        """List the runs, in order of their names.
-
-        Raises
-        ------
-        CohortError
-            If there are none after the filters, or two series of one run.
-        """
         tree = Tree(self.root)
-        chosen = [
-            path
+        chosen = {
+            path: name
             for path, name in _all_series(tree).items()
             if (_atlas_of(name), _space_of(name)) == (self.atlas_name, self.space)
             and name.is_of(self.tasks, self.sessions)
-        ]
+        }
         if not chosen:
             raise CohortError(
                 f"{self.root}: has no series of atlas {self.atlas_name} in space {self.space} of the tasks and "
@@ -106,22 +101,13 @@ class XCPDSource:
         beside = defaultdict(list)
         for path, name in tree.files.items():
             beside[path.parent, name.run].append(path)
-        runs = []
-        for path in _without_concatenated(_one_a_run(chosen)):
-            name = tree.files[path]
-            runs.append(run_of(path, name, self._companions(path, tree, beside[path.parent, name.run])))
+        runs = (
+            run_of(path, name, self._companions(path, tree, beside[path.parent, name.run]))
+            for path, name in _without_concatenated(_one_a_run(chosen)).items()
+        )
         return sorted(runs, key=lambda run: run.name)
 
     def read(self, run: Run) -> Reading:
-        """Read one run.
-
-        Raises
-        ------
-        RecordingError
-            With code ``no-tr``, ``tr-milliseconds``, ``sidecar``, ``wrong-atlas``, ``repeated-parcel``,
-            ``frames-mismatch``, ``all-censored``, ``outliers``, ``motion``, ``coverage``, or one of `read_numbers` or
-            `read_ptseries`.
-        """
         series, *others = run.files
         sidecars = tuple(path for path in others if path.suffix == ".json")
         t_r = repetition_time(sidecars, series.name, given=self.t_r)
@@ -245,12 +231,12 @@ def _chosen(what: str, asked: str, found: Iterable[str], root: Path) -> str:
     return found[0]
 
 
-def _one_a_run(paths: Iterable[Path]) -> list[Path]:
+def _one_a_run(series: dict[Path, BIDSName]) -> dict[Path, BIDSName]:
     """Take the table where a run has a CIFTI file too."""
     groups: dict[str, list[Path]] = defaultdict(list)
-    for path in paths:
-        groups[_name(path).run].append(path)
-    chosen = []
+    for path, name in series.items():
+        groups[name.run].append(path)
+    chosen = {}
     for run, group in groups.items():
         tables = [path for path in group if path.suffix == ".tsv"] or group
         if len(tables) > 1:
@@ -258,31 +244,23 @@ def _one_a_run(paths: Iterable[Path]) -> list[Path]:
                 f"{tables[0]}: stands beside {tables[1].name}, and both are of {run}; expected one series a run. Move "
                 "what another version or setting of XCP-D wrote into a folder of its own."
             )
-        chosen += tables
+        chosen[tables[0]] = series[tables[0]]
     return chosen
 
 
-def _without_concatenated(paths: list[Path]) -> list[Path]:
+def _without_concatenated(series: dict[Path, BIDSName]) -> dict[Path, BIDSName]:
     """Leave out what XCP-D concatenated of several runs: it drops ``run-`` and ``dir-`` from the name."""
     parts: dict[str, int] = defaultdict(int)
-    for path in paths:
-        name = _name(path)
+    for name in series.values():
         whole = {key: value for key, value in name.entities.items() if key not in ("run", "dir")}
         if len(whole) < len(name.entities):
-            parts[BIDSName(whole, name.suffix, name.extension).run] += 1
-    return [path for path in paths if parts[_name(path).run] < 2]
+            parts[replace(name, entities=whole).run] += 1
+    return {path: name for path, name in series.items() if parts[name.run] < 2}
 
 
-def _name(path: Path) -> BIDSName:
-    """Take apart a name that is known to be one of BIDS."""
-    name = parse_name(path)
-    assert name
-    return name
-
-
-def _role(name: BIDSName) -> str:
+def _role(name: BIDSName | None) -> str:
     """What a table that lies beside a series tells: outliers, motion, coverage, or nothing."""
-    if name.extension != ".tsv":
+    if name is None or name.extension != ".tsv":
         return ""
     if name.matches("bold", stat="coverage"):
         return "coverage"
@@ -290,7 +268,7 @@ def _role(name: BIDSName) -> str:
 
 
 def _companion(files: Iterable[Path], role: str) -> Path | None:
-    return next((path for path in files if _role(_name(path)) == role), None)
+    return next((path for path in files if _role(parse_name(path)) == role), None)
 
 
 def _read_series(path: Path) -> tuple[list[str], np.ndarray]:

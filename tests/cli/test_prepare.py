@@ -106,15 +106,6 @@ def test_headers_with_another_repetition_time_are_counted_and_believed_by_nobody
     assert "3 of 6" in page
 
 
-def test_the_user_says_the_repetition_time_where_no_sidecar_does(fmriprep, tmp_path, capsys):
-    for sidecar in fmriprep.root.rglob("*_bold.json"):
-        sidecar.unlink()
-    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST)) == 2
-    assert "Give --tr SECONDS" in " ".join(capsys.readouterr().err.split())
-    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--tr", "2.5")) == 0
-    assert Cohort.open(tmp_path / "oslo").about.t_r == (2.5,)
-
-
 def test_the_report_is_written_and_names_nobody(fmriprep, tmp_path):
     assert run_command(of_images(fmriprep, tmp_path / "oslo", "--workers", "0", "--confounds", "scrubbing")) == 0
 
@@ -187,15 +178,6 @@ def test_what_differs_from_before_is_named(fmriprep, tmp_path, capsys):
     assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--high-pass", "0.02")) == 2
 
     assert "high_pass was 0.01, and is 0.02" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("format_", ["bids", "huggingface"])
-def test_exports_hold_no_own_id(fmriprep, tmp_path, format_):
-    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--keep-ids")) == 0
-
-    assert run_command(["cohort", "export", str(tmp_path / "oslo"), str(tmp_path / "out"), "--format", format_]) == 0
-
-    assert not [path for path, data in contents(tmp_path / "out").items() if OWN_ID.search(data + path.encode())]
 
 
 def test_killed_with_its_processes_at_work_it_goes_on_to_the_same_bytes(fmriprep, tmp_path):

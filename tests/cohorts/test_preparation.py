@@ -82,47 +82,8 @@ def test_processes_give_the_same_bytes(source, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-@pytest.mark.parametrize("after", [0, 1, 5, 9])
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(source, tmp_path, after):
-    """The process is killed at the moment in which its n-th file takes its place."""
-    program = f"""
-        import os
-        from pathlib import Path
-        from cohorts.preparation import prepare_cohort
-        from tests.cohorts.test_preparation import people
-        from tests.support.runs import MadeSource
-        replace, left = os.replace, [{after}]
-        def killed(a, b):
-            if not left[0]:
-                os.kill(os.getpid(), 9)
-            left[0] -= 1
-            replace(a, b)
-        os.replace = killed
-        prepare_cohort(MadeSource(Path({str(source.folder)!r})), {str(tmp_path / "b" / "out")!r}, participants=people())
-    """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=Path(__file__).parents[2], check=False)
-    assert ended.returncode == -signal.SIGKILL
-    assert not (tmp_path / "b" / "out").exists()
-
-    prepare_cohort(source, tmp_path / "b" / "out", participants=people())
-
-    prepare_cohort(source, tmp_path / "a" / "out", participants=people())
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
-
-
-@pytest.mark.parametrize("after", [0, 1, 3, 5, 8, 11, 14, 17])
-def test_killed_while_an_existing_cohort_changes_it_goes_on_to_the_same_bytes(source, tmp_path, after):
-    """The process is killed at the moment in which its n-th file takes or loses its place."""
-    out = tmp_path / "b" / "out"
-    prepare_cohort(source, out, participants=people())
-    for name, what in {
-        "0001_ses-2": "refuse",
-        "0004_ses-1": "moved 4",
-        "0005_ses-2": "seed 5",
-        "0006_ses-1": "seed 66",
-    }.items():
-        (source.folder / f"sub-{name}_task-rest.txt").write_text(what)
-    rules = QualityRules(max_mean_fd=0.55, fd_threshold=0.1)
+def prepare_until_killed(source: MadeSource, out: Path, after: int, rules: QualityRules | None = None) -> None:
+    """Prepare in a process that is killed at the moment in which its n-th file takes or loses its place."""
     program = f"""
         import os
         from pathlib import Path
@@ -139,11 +100,33 @@ def test_killed_while_an_existing_cohort_changes_it_goes_on_to_the_same_bytes(so
                 return act(*given, **options)
             return wrapped
         os.replace, os.unlink = until_killed(os.replace), until_killed(os.unlink)
-        prepare_cohort(MadeSource(Path({str(source.folder)!r})), {str(out)!r}, participants=people(),
-            rules=QualityRules(max_mean_fd=0.55, fd_threshold=0.1))
+        rules = {rules and f"QualityRules(**{rules.model_dump()})"}
+        prepare_cohort(MadeSource(Path({str(source.folder)!r})), {str(out)!r}, participants=people(), rules=rules)
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=Path(__file__).parents[2], check=False)
     assert ended.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 9])
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(source, tmp_path, after):
+    prepare_until_killed(source, tmp_path / "b" / "out", after)
+    assert not (tmp_path / "b" / "out").exists()
+
+    prepare_cohort(source, tmp_path / "b" / "out", participants=people())
+
+    prepare_cohort(source, tmp_path / "a" / "out", participants=people())
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 5, 8, 11, 14, 17])
+def test_killed_while_an_existing_cohort_changes_it_goes_on_to_the_same_bytes(source, tmp_path, after):
+    out = tmp_path / "b" / "out"
+    prepare_cohort(source, out, participants=people())
+    changed = {"0001_ses-2": "refuse", "0004_ses-1": "moved 4", "0005_ses-2": "seed 5", "0006_ses-1": "seed 66"}
+    for name, what in changed.items():
+        (source.folder / f"sub-{name}_task-rest.txt").write_text(what)
+    rules = QualityRules(max_mean_fd=0.55, fd_threshold=0.1)
+    prepare_until_killed(source, out, after, rules)
     for recording in Cohort.open(out):
         assert Cohort.open(out).recordings.set_index("recording_id").loc[recording.recording_id, "n_frames"] == 80
     # Other thresholds in between: what was measured by them must not stay.

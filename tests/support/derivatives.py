@@ -16,6 +16,9 @@ from cohorts.sources.volumes import LabelImage, load_label_image
 from tests.support.volumes import SHAPE, SPACE, save_nifti, write_labels
 
 FD_THRESHOLD = 0.5
+T_R = 2.0
+SLABS = tuple(f"{side}_Vis_{number}" for side in ("LH", "RH") for number in range(1, 5))
+"""Names of a label image's parcels where no others are given."""
 Generation = Literal["0.6", "0.7", "26"]
 
 
@@ -29,8 +32,6 @@ class KnownRun:
         The 4D image, or of XCP-D the table of time series.
     signal : numpy.ndarray
         [A, P] float32, the mean of each parcel in every frame as acquired.
-    neural : numpy.ndarray
-        [A, P] float32, the same without what the confounds add to it.
     framewise_displacement : numpy.ndarray
         [A] mm, the first NaN.
     censored : numpy.ndarray
@@ -39,7 +40,6 @@ class KnownRun:
 
     bold: Path
     signal: np.ndarray
-    neural: np.ndarray
     framewise_displacement: np.ndarray
     censored: np.ndarray
 
@@ -58,17 +58,15 @@ class KnownTree:
         return self.label_image.atlas
 
 
-def make_label_image(folder: Path, n_parcels: int = 8, names: Sequence[str] = ()) -> tuple[LabelImage, Path]:
-    """Write a label image of `n_parcels` slabs of equal size inside `brain_mask`; return it, and the path of its table.
+def make_label_image(folder: Path, names: Sequence[str] = SLABS) -> tuple[LabelImage, Path]:
+    """Write a label image of slabs of equal size inside `brain_mask`; return it, and the path of its table.
 
-    Labels count from 1 in the order of the atlas; names are `names`, or such as ``LH_Vis_1`` and ``RH_Vis_1``.
+    Labels count from 1 in the order of the atlas.
     """
     labels = np.zeros(SHAPE, np.int16)
-    for number, parcel in enumerate(np.array_split(np.flatnonzero(brain_mask()), n_parcels), start=1):
+    for number, parcel in enumerate(np.array_split(np.flatnonzero(brain_mask()), len(names)), start=1):
         labels.flat[parcel] = number
-    half = (n_parcels + 1) // 2
-    counted = [f"{'LH' if k < half else 'RH'}_Vis_{k % half + 1}" for k in range(n_parcels)]
-    image, table = write_labels(folder, labels, names or counted, "Slabs")
+    image, table = write_labels(folder, labels, names, "Slabs")
     return load_label_image(image=image, labels=table), table
 
 
@@ -85,20 +83,13 @@ def make_fmriprep_tree(
     participants: int = 3,
     sessions: Sequence[str] = (),
     runs: int = 1,
-    task: str = "rest",
-    t_r: float = 2.0,
     n_frames: int = 60,
-    n_parcels: int = 8,
-    spaces: Sequence[str] = (SPACE,),
     spikes: Sequence[int] = (20, 40),
-    confounded: float = 1.0,
-    version: str = "24.1.1",
-    seed: int = 0,
 ) -> KnownTree:
     """Write what fMRIPrep leaves of a few people's functional runs.
 
     The mean over each parcel's voxels is ``1000 + signal`` to float32's precision, and signal is neural activity plus
-    `confounded` times three of the motion parameters and the global signal of the confounds table.
+    three of the motion parameters and the global signal of the confounds table.
 
     Parameters
     ----------
@@ -106,27 +97,15 @@ def make_fmriprep_tree(
         Folder of the tree; the label image and its atlas's truth lie beside it.
     participants, sessions, runs : int, sequence of str, int
         How many people, which sessions of each (none: no ``ses-``), how many runs of each (one: no ``run-``).
-    spaces : sequence of str
-        As fMRIPrep's ``--output-spaces`` names them: ``MNI152NLin6Asym``, ``MNI152NLin6Asym:res-2``.
     spikes : sequence of int
         Frames at which the head jumps by 1.5 mm; it stays there, so that each is one frame of high motion.
     """
-    tree = KnownTree(root, *make_label_image(root.parent / f"{root.name}_atlas", n_parcels))
-    _describe(root, "fMRIPrep - fMRI PREProcessing workflow", "fMRIPrep", version)
+    tree = KnownTree(root, *make_label_image(root.parent / f"{root.name}_atlas"))
+    _describe(root, "fMRIPrep - fMRI PREProcessing workflow", "fMRIPrep", "24.1.1")
     _write_people(root, participants)
-    rng = np.random.default_rng(seed)
-    for folder, name in _acquisitions(root, participants, sessions, runs, task):
-        tree.runs[name] = make_fmriprep_run(
-            folder,
-            name,
-            tree.label_image,
-            rng,
-            t_r=t_r,
-            n_frames=n_frames,
-            spaces=spaces,
-            spikes=spikes,
-            confounded=confounded,
-        )
+    rng = np.random.default_rng(0)
+    for folder, name in _acquisitions(root, participants, sessions, runs, "rest"):
+        tree.runs[name] = make_fmriprep_run(folder, name, tree.label_image, rng, n_frames=n_frames, spikes=spikes)
     return tree
 
 
@@ -136,32 +115,31 @@ def make_fmriprep_run(
     label_image: LabelImage,
     rng: np.random.Generator,
     *,
-    t_r: float = 2.0,
     n_frames: int = 60,
     spaces: Sequence[str] = (SPACE,),
     spikes: Sequence[int] = (20, 40),
-    confounded: float = 1.0,
 ) -> KnownRun:
-    """Write one run of `make_fmriprep_tree` into its folder; a space may be empty, as of images in none."""
+    """Write one run of `make_fmriprep_tree` into its folder.
+
+    Spaces are as fMRIPrep's ``--output-spaces`` names them (``MNI152NLin6Asym:res-2``), or empty as of images in none.
+    """
     motion = _motion(rng, n_frames, spikes)
     neural = _smooth(rng, n_frames, label_image.atlas.n_parcels)
-    confounds, about = _confounds(rng, motion, neural, t_r)
+    confounds, about = _confounds(rng, motion, neural)
     nuisance = motion[:, :3].sum(axis=1) + (confounds["global_signal"] - confounds["global_signal"].mean())
-    signal = (1000 + neural + confounded * nuisance.to_numpy()[:, None]).astype(np.float32)
+    signal = (1000 + neural + nuisance.to_numpy()[:, None]).astype(np.float32)
     volumes = _volumes(rng, signal, nib.load(label_image.path).get_fdata().astype(int))
     stems = [name + (f"_space-{space.replace(':', '_')}" if space else "") for space in spaces]
     for stem in stems:
-        save_nifti(folder / f"{stem}_desc-preproc_bold.nii.gz", volumes, t_r=t_r)
-        _write_json(
-            folder / f"{stem}_desc-preproc_bold.json",
-            {"RepetitionTime": t_r, "SkullStripped": False, "Sources": []},
-        )
+        save_nifti(folder / f"{stem}_desc-preproc_bold.nii.gz", volumes, t_r=T_R)
+        about_image = {"RepetitionTime": T_R, "SkullStripped": False, "Sources": []}
+        _write_json(folder / f"{stem}_desc-preproc_bold.json", about_image)
         save_nifti(folder / f"{stem}_desc-brain_mask.nii.gz", brain_mask().astype(np.uint8))
     _write_table(confounds, folder / f"{name}_desc-confounds_timeseries.tsv")
     _write_json(folder / f"{name}_desc-confounds_timeseries.json", about)
     displacement = _displacement(motion)
     bold = folder / f"{stems[0]}_desc-preproc_bold.nii.gz"
-    return KnownRun(bold, signal, neural.astype(np.float32), displacement, displacement > FD_THRESHOLD)
+    return KnownRun(bold, signal, displacement, displacement > FD_THRESHOLD)
 
 
 def make_xcpd_tree(
@@ -171,19 +149,16 @@ def make_xcpd_tree(
     kind: Literal["nifti", "cifti"] = "nifti",
     mode: Literal["abcd", "linc"] = "abcd",
     atlases: Sequence[str] = ("4S156Parcels",),
-    names: Sequence[str] = (),
+    names: Sequence[str] = SLABS,
     participants: int = 2,
     sessions: Sequence[str] = (),
     runs: int = 1,
     combined: bool = False,
     task: str = "rest",
-    t_r: float = 2.0,
     n_frames: int = 60,
-    n_parcels: int = 8,
     spikes: Sequence[int] = (20, 40),
     uncovered: Sequence[int] = (),
     filtered: bool = False,
-    seed: int = 0,
 ) -> KnownTree:
     """Write what XCP-D leaves of a few people's functional runs, but for images and figures.
 
@@ -196,7 +171,7 @@ def make_xcpd_tree(
     mode : {"abcd", "linc"}
         Whether frames of high motion are interpolated in the time series, or dropped from them. (0.6 knew only linc.)
     names : sequence of str
-        Parcels of every atlas, in the order of the columns; such as ``LH_Vis_1`` if not given.
+        Parcels of every atlas, in the order of the columns.
     combined : bool
         As with ``--combine-runs``: a concatenation of each person's runs stands beside the runs.
     uncovered : sequence of int
@@ -204,18 +179,16 @@ def make_xcpd_tree(
     filtered : bool
         As with a motion filter: names and columns of the motion tables say so.
     """
-    tree = KnownTree(root, *make_label_image(root.parent / f"{root.name}_atlas", len(names) or n_parcels, names))
+    tree = KnownTree(root, *make_label_image(root.parent / f"{root.name}_atlas", names))
     atlas = tree.atlas
     version = {"0.6": "0.6.3", "0.7": "0.10.6", "26": "26.1.1"}[generation]
     _describe(root, "XCP-D: A Robust Postprocessing Pipeline of fMRI data", "xcp_d", version)
     _write_json(root / "desc-linc_qc.json", {"num_censored_volumes": {"Description": "Number of high-motion volumes"}})
     layout = _XCPDNames(generation, kind)
     for label in atlases:
-        _write_table(
-            pd.DataFrame({"index": range(1, atlas.n_parcels + 1), "label": atlas.labels}),
-            root / layout.atlas_table(label),
-        )
-    rng = np.random.default_rng(seed)
+        table = pd.DataFrame({"index": range(1, atlas.n_parcels + 1), "label": atlas.labels})
+        _write_table(table, root / layout.atlas_table(label))
+    rng = np.random.default_rng(0)
     for folder, name in _acquisitions(root, participants, sessions, runs, task):
         motion = _motion(rng, n_frames, spikes)
         signal = _smooth(rng, n_frames, atlas.n_parcels).astype(np.float32)
@@ -223,11 +196,11 @@ def make_xcpd_tree(
         displacement = _displacement(motion)
         censored = displacement > FD_THRESHOLD
         written = signal if mode == "abcd" else signal[~censored]
-        _write_xcpd_run(folder, name, layout, atlases, atlas, written, motion, t_r, filtered)
+        _write_xcpd_run(folder, name, layout, atlases, atlas, written, motion, filtered)
         bold = folder / layout.timeseries(name, atlases[0], ".tsv")
-        tree.runs[name] = KnownRun(bold, signal, signal, displacement, censored)
-    if combined and runs > 1:
-        _combine_runs(tree, layout, atlases, mode, t_r)
+        tree.runs[name] = KnownRun(bold, signal, displacement, censored)
+    if combined:
+        _combine_runs(tree, layout, atlases, mode)
     return tree
 
 
@@ -244,14 +217,11 @@ class _XCPDNames:
 
     def timeseries(self, name: str, atlas: str, extension: str) -> str:
         density = "_den-91k" if extension == ".ptseries.nii" else ""
-        if self.generation == "0.6":
-            return f"{name}_space-{self.space}_atlas-{atlas}{density}_timeseries{extension}"
-        return f"{name}_space-{self.space}_{self._key}-{atlas}{density}_stat-mean_timeseries{extension}"
+        mean = "" if self.generation == "0.6" else "_stat-mean"
+        return f"{self._stem(name, atlas)}{density}{mean}_timeseries{extension}"
 
     def coverage(self, name: str, atlas: str) -> str:
-        if self.generation == "0.6":
-            return f"{name}_space-{self.space}_atlas-{atlas}_coverage.tsv"
-        return f"{name}_space-{self.space}_{self._key}-{atlas}_stat-coverage_bold.tsv"
+        return self._stem(name, atlas) + ("_coverage.tsv" if self.generation == "0.6" else "_stat-coverage_bold.tsv")
 
     def motion(self, name: str, filtered: bool) -> str:
         return f"{name}{'_desc-filtered' if filtered and self.generation == '0.6' else ''}_motion.tsv"
@@ -268,9 +238,8 @@ class _XCPDNames:
             return f"sourcedata/atlases/tpl-{self.space}/tpl-{self.space}_atlas-{atlas}_dseg.tsv"
         return f"atlases/atlas-{atlas}/atlas-{atlas}_dseg.tsv"
 
-    @property
-    def _key(self) -> str:
-        return "seg" if self.generation == "0.7" else "atlas"
+    def _stem(self, name: str, atlas: str) -> str:
+        return f"{name}_space-{self.space}_{'seg' if self.generation == '0.7' else 'atlas'}-{atlas}"
 
 
 def _write_xcpd_run(
@@ -281,7 +250,6 @@ def _write_xcpd_run(
     atlas: Atlas,
     written: np.ndarray,
     motion: np.ndarray,
-    t_r: float,
     filtered: bool,
 ) -> None:
     missing = np.isnan(written).all(axis=0)
@@ -292,8 +260,8 @@ def _write_xcpd_run(
         coverage = pd.DataFrame({"Node": atlas.labels, "coverage": np.where(missing, 0.2, 0.9)})
         _write_table(coverage, folder / layout.coverage(name, label))
         if layout.kind == "cifti":
-            write_ptseries(folder / layout.timeseries(name, label, ".ptseries.nii"), written, atlas.labels, t_r)
-    _write_json(folder / layout.denoised(name), {"RepetitionTime": t_r, "TaskName": "resting state"})
+            write_ptseries(folder / layout.timeseries(name, label, ".ptseries.nii"), written, atlas.labels, T_R)
+    _write_json(folder / layout.denoised(name), {"RepetitionTime": T_R, "TaskName": "resting state"})
     displacement = _displacement(motion)
     censored = displacement > FD_THRESHOLD
     columns = ["trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z"]
@@ -312,9 +280,7 @@ def _write_xcpd_run(
     pd.DataFrame([quality]).to_csv(folder / layout.quality(name), sep="," if comma else "\t", index=False)
 
 
-def _combine_runs(
-    tree: KnownTree, layout: _XCPDNames, atlases: Sequence[str], mode: Literal["abcd", "linc"], t_r: float
-) -> None:
+def _combine_runs(tree: KnownTree, layout: _XCPDNames, atlases: Sequence[str], mode: Literal["abcd", "linc"]) -> None:
     """Write beside the runs of each person and session the one series of all of them, without ``run-`` in its name."""
     together: dict[str, list[KnownRun]] = {}
     for name, run in tree.runs.items():
@@ -323,7 +289,7 @@ def _combine_runs(
         folder = parts[0].bold.parent
         kept = [part.signal if mode == "abcd" else part.signal[~part.censored] for part in parts]
         motion = np.zeros((sum(len(part.signal) for part in parts), 6))
-        _write_xcpd_run(folder, name, layout, atlases, tree.atlas, np.concatenate(kept), motion, t_r, False)
+        _write_xcpd_run(folder, name, layout, atlases, tree.atlas, np.concatenate(kept), motion, False)
 
 
 def write_ptseries(path: Path, signal: np.ndarray, names: Sequence[str], t_r: float) -> None:
@@ -354,15 +320,8 @@ def _acquisitions(
 
 
 def _describe(root: Path, title: str, tool: str, version: str) -> None:
-    _write_json(
-        root / "dataset_description.json",
-        {
-            "Name": title,
-            "BIDSVersion": "1.4.0",
-            "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": tool, "Version": version}],
-        },
-    )
+    about = {"Name": title, "BIDSVersion": "1.4.0", "DatasetType": "derivative"}
+    _write_json(root / "dataset_description.json", {**about, "GeneratedBy": [{"Name": tool, "Version": version}]})
 
 
 def _write_people(root: Path, participants: int) -> None:
@@ -404,7 +363,7 @@ def _volumes(rng: np.random.Generator, signal: np.ndarray, labels: np.ndarray) -
 
 
 def _confounds(
-    rng: np.random.Generator, motion: np.ndarray, neural: np.ndarray, t_r: float
+    rng: np.random.Generator, motion: np.ndarray, neural: np.ndarray
 ) -> tuple[pd.DataFrame, dict[str, dict[str, object]]]:
     """Return the confounds table, n/a in the first frame of every difference, and its sidecar."""
     n_frames = len(motion)
@@ -420,19 +379,19 @@ def _confounds(
     columns["framewise_displacement"] = displacement
     columns["rmsd"] = displacement * 0.6
     about: dict[str, dict[str, object]] = {}
-    for prefix, mask, method in (
-        ("t", None, "tCompCor"),
-        ("a", "combined", "aCompCor"),
-        ("c", "CSF", "aCompCor"),
-        ("w", "WM", "aCompCor"),
-    ):
+    masks = {"t": None, "a": "combined", "c": "CSF", "w": "WM"}
+    for prefix, mask in masks.items():
         for number in range(3):
             name = f"{prefix}_comp_cor_{number:02d}"
             columns[name] = rng.normal(size=n_frames) / n_frames**0.5
-            about[name] = {"Method": method, "Retained": True, "VarianceExplained": 0.3 / (number + 1)}
+            about[name] = {
+                "Method": "aCompCor" if mask else "tCompCor",
+                "Retained": True,
+                "VarianceExplained": 0.3 / (number + 1),
+            }
             if mask:
                 about[name]["Mask"] = mask
-    for order in range(1, max(2, int(2 * n_frames * t_r / 128) + 1)):
+    for order in range(1, max(2, int(2 * n_frames * T_R / 128) + 1)):
         columns[f"cosine{order - 1:02d}"] = np.cos(np.pi * order * (np.arange(n_frames) + 0.5) / n_frames)
     for axis, values in zip(("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z"), motion.T, strict=True):
         columns |= _expanded(axis, values)

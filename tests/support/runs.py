@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class MadeSource:
 
     folder: Path
     n_frames: int = 80
+    scaling: ClassVar = "raw"
 
     @property
     def atlas(self) -> Atlas:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from cohorts.errors import CohortError, RecordingError
 from cohorts.sources.bids import Tree, generated_by, header_notices, parse_name, repetition_time, run_of, walk
-from tests.support.derivatives import make_fmriprep_tree
 
 LABELS = st.text("abcXYZ019+", min_size=1, max_size=8)
 
@@ -142,9 +141,8 @@ def test_a_sidecar_inherits_from_above_and_the_nearest_counts(root):
 def test_a_repetition_time_is_never_guessed(tmp_path, text, code):
     path = tmp_path / "sub-01_bold.json"
     path.write_text(text)
-    with pytest.raises(RecordingError, match=r"^sub-01_bold\.json: ") as caught:
+    with pytest.raises(RecordingError, match=r"^sub-01_bold\.json: ", check=lambda fault: fault.code == code):
         repetition_time((path,), "sub-01_bold.nii.gz")
-    assert caught.value.code == code
 
 
 @pytest.mark.parametrize("text", [None, "{}", '{"RepetitionTime": null}'])
@@ -189,15 +187,3 @@ def test_a_header_contradicts_a_sidecar_or_the_user_in_vain(tmp_path, header, no
 def test_the_software_of_a_tree_is_named_without_paths(tmp_path, text, maker):
     (tmp_path / "dataset_description.json").write_text(text)
     assert generated_by(tmp_path) == maker
-
-
-def test_the_files_of_an_fmriprep_run_belong_together(tmp_path):
-    made = make_fmriprep_tree(tmp_path / "fmriprep", participants=1, sessions=("1",), runs=2)
-    tree = Tree(made.root)
-    for name, run in made.runs.items():
-        assert tree.files[run.bold].run == name
-        confounds = tree.confounds(run.bold)
-        assert confounds
-        assert confounds.name == f"{name}_desc-confounds_timeseries.tsv"
-        assert repetition_time(tree.sidecars(run.bold), run.bold.name) == 2.0
-    assert generated_by(made.root) == "fmriprep-24.1.1"

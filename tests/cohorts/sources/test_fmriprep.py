@@ -12,7 +12,10 @@ import pytest
 from nilearn.interfaces.fmriprep import load_confounds_strategy
 from nilearn.maskers import NiftiLabelsMasker
 
+from cohorts import Cohort
 from cohorts.errors import CohortError, RecordingError
+from cohorts.preparation import prepare_cohort
+from cohorts.quality import QualityRules
 from cohorts.sources.confounds import ConfoundStrategy
 from cohorts.sources.fmriprep import FMRIPrepSource
 from cohorts.sources.parcellation import Cleaning
@@ -98,13 +101,6 @@ def test_a_reading_is_what_nilearn_makes_of_the_same_files(source):
     assert list(np.flatnonzero(reading.censored)) == [SPIKE]
     known = write_run(source, run.name)
     np.testing.assert_allclose(reading.framewise_displacement, known.framewise_displacement, rtol=1e-6)
-
-
-def test_censored_frames_are_filled_by_default(source):
-    source = replace(source, strategy=ConfoundStrategy("scrubbing", wm_csf="basic", scrub=0))
-    reading = source.read(source.runs()[0])
-    assert reading.signal.shape == (N_FRAMES, 8)
-    assert reading.censored.sum() == 1
 
 
 def test_tasks_and_sessions_are_chosen(source):
@@ -207,32 +203,29 @@ def test_the_preprocessing_says_everything_and_no_path(source):
     assert source.preprocessing.startswith("fmriprep_")
 
 
-def sidecar(text: str):
-    return lambda image, confounds: image.with_name(image.name.replace(".nii.gz", ".json")).write_text(text)
+def test_signals_that_are_standardized_here_are_stored_as_such(source, tmp_path):
+    standardized = replace(source, cleaning=Cleaning(standardize="zscore_sample"))
+    prepare_cohort(standardized, tmp_path / "oslo", rules=QualityRules(min_frames=2))
+    assert Cohort.open(tmp_path / "oslo").scaling == "zscore"
+    with pytest.raises(CohortError, match="scaling was zscore, and is raw"):
+        prepare_cohort(source, tmp_path / "oslo")
 
 
 BAD = {
-    "no sidecar": ("no-tr", lambda image, confounds: image.with_name(image.name.replace(".nii.gz", ".json")).unlink()),
-    "TR of zero": ("no-tr", sidecar('{"RepetitionTime": 0}')),
-    "sidecar a list": ("sidecar", sidecar("[2.0]")),
-    "sidecar nested without end": ("sidecar", sidecar("[" * 200_000)),
-    "mask broken": (
-        "not-nifti",
-        lambda image, confounds: image.with_name(image.name.replace("preproc_bold", "brain_mask")).write_text("mask"),
-    ),
-    "mask 4D": (
-        "not-3d",
-        lambda image, confounds: save_nifti(
-            image.with_name(image.name.replace("preproc_bold", "brain_mask")), np.ones((*SHAPE, 2), np.uint8)
-        ),
-    ),
+    "no sidecar": ("no-tr", lambda sidecar, mask: sidecar.unlink()),
+    "TR of zero": ("no-tr", lambda sidecar, mask: sidecar.write_text('{"RepetitionTime": 0}')),
+    "sidecar a list": ("sidecar", lambda sidecar, mask: sidecar.write_text("[2.0]")),
+    "sidecar nested without end": ("sidecar", lambda sidecar, mask: sidecar.write_text("[" * 200_000)),
+    "mask broken": ("not-nifti", lambda sidecar, mask: mask.write_text("mask")),
+    "mask 4D": ("not-3d", lambda sidecar, mask: save_nifti(mask, np.ones((*SHAPE, 2), np.uint8))),
 }
 
 
 @pytest.mark.parametrize("fault", BAD)
 def test_a_run_with_a_fault_is_refused_and_the_others_stay(source, fault):
     code, spoil = BAD[fault]
-    spoil(*first(source))
+    files = source.runs()[0].files
+    spoil(files[4], files[2])
     run, other, *_ = source.runs()
     with pytest.raises(RecordingError) as refused:
         source.read(run)

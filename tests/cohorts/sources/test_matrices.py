@@ -210,20 +210,8 @@ def test_what_holds_none_is_refused_with_its_reason(tmp_path, name, content, cod
     assert str(tmp_path) not in str(fault.value)
 
 
-def bomb_npz(path: Path) -> None:
-    """64 MB of zeros in 64 kB."""
-    np.savez_compressed(path, a=np.zeros((80_000, 100)))
-
-
-def bomb_gz(path: Path) -> None:
-    """64 MB of zeros in 64 kB."""
-    with gzip.open(path, "wb") as file:
-        file.write(b"0\t" * 2**25)
-
-
-def bomb_mat73(path: Path) -> None:
-    """64 MB of zeros in some kB."""
-    write_mat73(path, x=np.zeros((80_000, 100)))
+ZEROS = np.zeros((80_000, 100))
+"""64 MB, which are packed into 64 kB."""
 
 
 def bomb_mat(path: Path) -> None:
@@ -237,11 +225,11 @@ def bomb_mat(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "name", "code"),
     [
-        (bomb_npz, "a.npz", "too-large"),
-        (bomb_npz, ".", "too-large"),
+        (lambda path: np.savez_compressed(path, a=ZEROS), "a.npz", "too-large"),
+        (lambda path: np.savez_compressed(path, a=ZEROS), ".", "too-large"),
         (bomb_mat, "a.mat", "unreadable"),
-        (bomb_mat73, "a.mat", "too-large"),
-        (bomb_gz, "a.tsv.gz", "too-large"),
+        (lambda path: write_mat73(path, x=ZEROS), "a.mat", "too-large"),
+        (lambda path: path.write_bytes(gzip.compress(b"0\t" * 2**25)), "a.tsv.gz", "too-large"),
     ],
 )
 def test_a_bomb_takes_no_memory(tmp_path, monkeypatch, make, name, code):
@@ -315,15 +303,8 @@ def test_what_is_no_file_is_refused_alone(tmp_path):
 
 def test_a_folder_names_what_it_does_not_read(tmp_path):
     """A recording in a form that is not read is not passed over; text beside the others, and their copies, are."""
-    for name in (
-        "sub-1.npy",
-        "sub-2.xlsx",
-        "sub-3.dtseries.nii",
-        "sub-1.rds",
-        "notes.txt",
-        "participants.xlsx",
-        "x.json",
-    ):
+    names = "sub-1.npy sub-2.xlsx sub-3.dtseries.nii sub-1.rds notes.txt participants.xlsx x.json"
+    for name in names.split():
         (tmp_path / name).write_bytes(npy(SIGNAL))
     source = MatrixSource(tmp_path, ATLAS)
 
