@@ -19,7 +19,6 @@ from base.errors import FedBrainLMError, InputError, RunFailedError
 from base.files import atomic_folder, write_text
 from base.output import say
 from base.seeding import derive_seed
-from cli.at_hand import open_cohorts
 from cli.display import console, counter
 from cli.ending import end_noted, how_to_go_on, note_stopping, settle
 from cli.options import RUNS
@@ -39,6 +38,7 @@ from runtime.postmortem import Postmortem
 from server.journal import WHERE, Journal
 from server.keeping import hold_study, keep_study
 from server.report import write_report
+from study.at_hand import open_cohorts
 from study.settings import Study, load_study
 
 
