@@ -24,7 +24,7 @@ from cohorts.settings import Preparation
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from cohorts.vectors import import_vectors
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="A site's recordings: prepare, check and show them.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 app.command()(prepare)
 

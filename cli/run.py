@@ -30,7 +30,7 @@ from client.process import private_files
 from client.site import SIMULATED_SITES, load_site
 from cohorts import Cohort
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
-from deployment.names import registered_names
+from deployment.coordinator import registered_names
 from runtime.control import Outcome
 from runtime.fab import PROJECT, pack_fab, stage_app
 from runtime.flower import Simulation, connections, flwr_run, simulation_superlink

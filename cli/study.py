@@ -17,11 +17,7 @@ from study.at_hand import open_cohorts
 from study.first import first_study
 from study.settings import load_study
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    help="A first study from the cohorts at hand, and the app with a study in it, which hospitals approve by its hash.",
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @app.command()

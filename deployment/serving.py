@@ -192,19 +192,8 @@ def unregister(federation: Federation, member: Member) -> None:
     RunFailedError
         If it does not answer, or refuses.
     """
-    if member.node is not None and nodes(federation).get(member.node) != "unregistered":
+    if member.node is not None and node_statuses(federation.connection).get(member.node) != "unregistered":
         unregister_node(federation.connection, member.node)
-
-
-def nodes(federation: Federation) -> dict[str, str]:
-    """What the SuperLink says of each SuperNode: ``registered``, ``online``, ``offline`` or ``unregistered``.
-
-    Raises
-    ------
-    RunFailedError
-        If it does not answer.
-    """
-    return node_statuses(federation.connection)
 
 
 def heartbeats(federation: Federation) -> dict[str, Heartbeat]:
