@@ -165,13 +165,7 @@ def export(
 
 
 def _show_contract(cohort: Cohort, path: Path) -> None:
-    """Say whether a cohort meets a study's contract.
-
-    Raises
-    ------
-    InputError
-        If it does not.
-    """
+    """Say whether a cohort meets a study's contract, and refuse it if not."""
     from study.fitting import left_out, misfits  # with torch, which takes seconds
     from study.settings import load_study
 

@@ -156,13 +156,7 @@ def report(
 
 
 def _resume(folder: Path, as_json: bool, at_once: int | None) -> None:
-    """Go on with a run where it was.
-
-    Raises
-    ------
-    InputError
-        If it is completed, still going on, or of an earlier version.
-    """
+    """Go on with a run where it was, unless it is completed, still going on, or of an earlier version."""
     journal = Journal(folder)
     facts = journal.facts()
     if facts.get("status") == "completed":
@@ -184,13 +178,7 @@ def _resume(folder: Path, as_json: bool, at_once: int | None) -> None:
 
 
 def _require_cohorts(folder: Path) -> None:
-    """Refuse to go on with a simulation whose recordings are not where they were: nobody would bring them back.
-
-    Raises
-    ------
-    InputError
-        Naming the site.
-    """
+    """Refuse to go on with a simulation whose recordings are not where they were: nobody would bring them back."""
     left_out = {site for site, _, _ in Journal(folder).left_out()}
     for path in sorted(folder.glob("sites/*/site.yaml")):
         if path.parent.name in left_out:
@@ -296,13 +284,7 @@ def _stopping(journal: Journal) -> None:
 
 
 def _finish(study: Study, folder: Path, outcome: Outcome, *, quiet: bool) -> None:
-    """Write the report, print the headlines, and raise if the run failed.
-
-    Raises
-    ------
-    RunFailedError
-        With the reason.
-    """
+    """Write the report, print the headlines, and raise with the reason if the run failed."""
     journal = Journal(folder)
     facts = journal.facts()
     # A completed study is one even where Flower could not be asked, or was not told.

@@ -310,13 +310,7 @@ def registered_names(connection: str) -> dict[str, str]:
 
 
 def _connect(name: str, wanted: dict[str, str]) -> None:
-    """Add the connection to Flower's configuration, unless it is there.
-
-    Raises
-    ------
-    InputError
-        If another one has the name; that of this federation is brought up to date.
-    """
+    """Add the connection to Flower's configuration, or bring it up to date; another's of this name is refused."""
     path = flower_home() / "config.toml"
     text = path.read_text(encoding="utf-8") if path.is_file() else f'[superlink]\ndefault = "{name}"\n'
     there = _known_connection(name, wanted["root-certificates"])
@@ -331,15 +325,7 @@ def _connect(name: str, wanted: dict[str, str]) -> None:
 def _known_connection(name: str, certificate: str) -> dict[str, str] | None:
     """Return the connection that Flower's configuration has under a federation's name, if any.
 
-    Parameters
-    ----------
-    certificate : str
-        Path of the federation's authority, by which its own connection is told from another's.
-
-    Raises
-    ------
-    InputError
-        If another one has the name, or the configuration cannot be read.
+    By the path of its authority's certificate it is told from another's, which is refused.
     """
     path = flower_home() / "config.toml"
     try:
