@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from common import fedbrainlm, machine, markdown
+from deployed import Deployment
 
-from deployment import Deployment
 from runtime.fab import PROJECT
 from server.journal import Journal
 from study.pretraining import PRETRAINING

@@ -24,7 +24,7 @@ from cohorts.settings import Preparation
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from cohorts.vectors import import_vectors
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="A site's recordings: prepare, check and show them.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 app.command()(prepare)
 
@@ -165,13 +165,7 @@ def export(
 
 
 def _show_contract(cohort: Cohort, path: Path) -> None:
-    """Say whether a cohort meets a study's contract.
-
-    Raises
-    ------
-    InputError
-        If it does not.
-    """
+    """Say whether a cohort meets a study's contract, and refuse it if not."""
     from study.fitting import left_out, misfits  # with torch, which takes seconds
     from study.settings import load_study
 

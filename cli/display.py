@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from base.output import PlainConsole, say
 from base.plain import printable
 from cohorts import Cohort
 from cohorts.identities import Linkage
 from cohorts.notices import NOTICES
+from exchange.roster import KeyRoster
 
 console = PlainConsole(stderr=True)
 
@@ -53,6 +55,17 @@ def show_notices(cohort: Cohort) -> None:
     """Say what is to be known of recordings that are in the cohort, and of how many."""
     for code, count in cohort.notices.items():
         say(f"Of {count} of {len(cohort)} recordings: {NOTICES.get(code, code)}.")
+
+
+def show_roster(roster: KeyRoster) -> None:
+    """Print whose keys a roster lists, and its hash."""
+    table = Table(title=f"Roster {roster.name}", title_justify="left")
+    table.add_column("site")
+    table.add_column("fingerprint of its key", no_wrap=True)
+    for site in roster.sites:
+        table.add_row(site.name, site.fingerprint)
+    PlainConsole().print(table)
+    say(f"hash: {roster.hash}")
 
 
 def live() -> bool:

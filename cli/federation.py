@@ -10,8 +10,8 @@ from rich.table import Table
 from base.errors import InputError
 from base.output import PlainConsole, say
 from base.settings import check_settings
+from cli.display import show_roster
 from cli.metrics import metrics
-from cli.rosters import show_roster
 from cli.writing import write_once
 from deployment import federation_checks, serving
 from deployment.authority import days_left, read_certificate
@@ -19,12 +19,9 @@ from deployment.checks import STRICT, report
 from deployment.coordinator import Federation, FederationSettings, Member
 from exchange.bundle import SiteBundle
 from exchange.roster import KeyRoster, read_json
+from runtime.control import node_statuses
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    help="The coordinator: certificates, sites, the SuperLink, and the roster of the sites' keys.",
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command()(metrics)
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The federation's folder.")]
@@ -174,7 +171,7 @@ def _show_sites(federation: Federation) -> None:
         say("No sites yet: see 'fedbrainlm federation add-site'.")
         return
     seen = serving.heartbeats(federation)
-    nodes = serving.nodes(federation) if serving.is_up(federation) else None
+    nodes = node_statuses(federation.connection) if serving.is_up(federation) else None
     table = Table(title="Sites", title_justify="left")
     for column in ("site", "state", "last seen (UTC)", "Flower", "clock"):
         table.add_column(column, no_wrap=True)

@@ -71,13 +71,15 @@ A module is imported when its command is given, since torch and Flower take seco
 
 def load(name: str) -> click.Command:
     """Import a command."""
-    module, attribute, _ = COMMANDS[name]
+    module, attribute, said = COMMANDS[name]
     found = getattr(import_module(module), attribute)
-    if not isinstance(found, typer.Typer):
+    if isinstance(found, typer.Typer):
+        command = typer.main.get_command(found)
+        command.help = said
+    else:
         single = typer.Typer(add_completion=False)
         single.command(name)(found)
-        found = single
-    command = typer.main.get_command(found)
+        command = typer.main.get_command(single)
     command.name = name
     return with_examples(command, name)
 

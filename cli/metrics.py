@@ -22,6 +22,7 @@ from deployment import serving
 from deployment.authority import read_certificate
 from deployment.coordinator import Federation
 from deployment.federation_checks import database_bytes
+from runtime.control import node_statuses
 from server.errors import JournalError
 from server.journal import Journal, Status
 
@@ -55,7 +56,7 @@ class FederationCollector:
     def _sites(self) -> Iterator[Metric]:
         members, nodes = self._federation.active(), {}
         with suppress(RunFailedError):  # the SuperLink does not answer: then nobody is online
-            nodes = serving.nodes(self._federation)
+            nodes = node_statuses(self._federation.connection)
         online = {member.bundle.site: nodes.get(member.node or "") == "online" for member in members}
         beats = {name: beat for name, beat in serving.heartbeats(self._federation).items() if name in online}
         seen = {name: beat.time.timestamp() for name, beat in beats.items()}

@@ -23,11 +23,7 @@ from brainlm.released.padded import PaddedConfig
 
 _UNKNOWN = "not known: the checkpoint does not say"
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    help="Checkpoints: import released ones, export, and show what they are.",
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 def _positive(value: float | None) -> float | None:

@@ -19,7 +19,6 @@ from base.errors import FedBrainLMError, InputError, RunFailedError
 from base.files import atomic_folder, write_text
 from base.output import say
 from base.seeding import derive_seed
-from cli.at_hand import open_cohorts
 from cli.display import console, counter
 from cli.ending import end_noted, how_to_go_on, note_stopping, settle
 from cli.options import RUNS
@@ -31,7 +30,7 @@ from client.process import private_files
 from client.site import SIMULATED_SITES, load_site
 from cohorts import Cohort
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
-from deployment.names import registered_names
+from deployment.coordinator import registered_names
 from runtime.control import Outcome
 from runtime.fab import PROJECT, pack_fab, stage_app
 from runtime.flower import Simulation, connections, flwr_run, simulation_superlink
@@ -39,6 +38,7 @@ from runtime.postmortem import Postmortem
 from server.journal import WHERE, Journal
 from server.keeping import hold_study, keep_study
 from server.report import write_report
+from study.at_hand import open_cohorts
 from study.settings import Study, load_study
 
 
@@ -156,13 +156,7 @@ def report(
 
 
 def _resume(folder: Path, as_json: bool, at_once: int | None) -> None:
-    """Go on with a run where it was.
-
-    Raises
-    ------
-    InputError
-        If it is completed, still going on, or of an earlier version.
-    """
+    """Go on with a run where it was, unless it is completed, still going on, or of an earlier version."""
     journal = Journal(folder)
     facts = journal.facts()
     if facts.get("status") == "completed":
@@ -184,13 +178,7 @@ def _resume(folder: Path, as_json: bool, at_once: int | None) -> None:
 
 
 def _require_cohorts(folder: Path) -> None:
-    """Refuse to go on with a simulation whose recordings are not where they were: nobody would bring them back.
-
-    Raises
-    ------
-    InputError
-        Naming the site.
-    """
+    """Refuse to go on with a simulation whose recordings are not where they were: nobody would bring them back."""
     left_out = {site for site, _, _ in Journal(folder).left_out()}
     for path in sorted(folder.glob("sites/*/site.yaml")):
         if path.parent.name in left_out:
@@ -296,13 +284,7 @@ def _stopping(journal: Journal) -> None:
 
 
 def _finish(study: Study, folder: Path, outcome: Outcome, *, quiet: bool) -> None:
-    """Write the report, print the headlines, and raise if the run failed.
-
-    Raises
-    ------
-    RunFailedError
-        With the reason.
-    """
+    """Write the report, print the headlines, and raise with the reason if the run failed."""
     journal = Journal(folder)
     facts = journal.facts()
     # A completed study is one even where Flower could not be asked, or was not told.

@@ -11,7 +11,7 @@ from base.errors import InputError
 from base.files import write_text
 from base.output import say
 from base.settings import check_settings, read_settings
-from cli.rosters import show_roster
+from cli.display import show_roster
 from cli.writing import write_once
 from client.keys.joining import join as keep_package
 from client.settings import SiteSettings

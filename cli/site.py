@@ -14,7 +14,7 @@ from base.errors import InputError
 from base.output import PlainConsole, say
 from base.plain import printable
 from cli import approving, setting_up, starting
-from cli.rosters import show_roster
+from cli.display import show_roster
 from cli.writing import write_once
 from client.door.audit import AuditLog
 from client.keys.keyring import Keyring
@@ -23,11 +23,7 @@ from deployment.site_files import By, SettingsFile, login, open_site
 from exchange.refusals import Refusal
 from exchange.roster import KeyRoster
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    help="A hospital: its keys, the apps and rosters it approves, its SuperNode, and its audit log.",
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @app.callback()

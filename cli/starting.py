@@ -21,8 +21,9 @@ from runtime.flower import environment_of
 
 def start(settings: SettingsFile) -> None:
     """Start the SuperNode, in the foreground: it runs the apps that this site approved, and no others."""
-    if (found := versions()).verdict == "fail":  # another Flower might pass the guard by
-        raise InputError(found.said)
+    verdict, said = versions()
+    if verdict == "fail":  # another Flower might pass the guard by
+        raise InputError(said)
     site = at_work(settings)
     _check_port(settings, site.settings.supernode.port)
     # What is missing or wrong is said here, before Flower starts.

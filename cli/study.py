@@ -10,18 +10,14 @@ import typer
 from base.errors import InputError, SettingsError
 from base.files import atomic_path
 from base.output import say
-from cli.at_hand import open_cohorts
-from cli.first_study import first_study
 from cli.writing import write_once
 from cohorts import Cohort
 from runtime.fab import build_fab, print_study
+from study.at_hand import open_cohorts
+from study.first import first_study
 from study.settings import load_study
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    help="A first study from the cohorts at hand, and the app with a study in it, which hospitals approve by its hash.",
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @app.command()

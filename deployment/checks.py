@@ -16,6 +16,8 @@ from exchange.refusals import Refusal
 from runtime.pins import VERSIONS
 
 Verdict = Literal["pass", "warn", "fail", "skip"]
+Found = tuple[Verdict, str]
+"""What a look at a thing gives; `Check` says what is what."""
 STRICT = Annotated[bool, typer.Option("--strict", help="Exit code 1 also where something only needs you.")]
 _STYLE = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
@@ -40,46 +42,30 @@ class Check:
     said: str
 
 
-def passed(what: str, said: str) -> Check:
-    return Check(what, "pass", said)
-
-
-def warned(what: str, said: str) -> Check:
-    return Check(what, "warn", said)
-
-
-def failed(what: str, said: str) -> Check:
-    return Check(what, "fail", said)
-
-
-def skipped(what: str, said: str) -> Check:
-    return Check(what, "skip", said)
-
-
-def attempt(what: str, look: Callable[[], Check]) -> Check:
+def attempt(what: str, look: Callable[..., Found], *at: object) -> Check:
     """Look at a thing; what goes wrong on the way is a failure with its message."""
     try:
-        return look()
+        return Check(what, *look(*at))
     except (FedBrainLMError, RunFailedError, Refusal, OSError) as error:
-        return failed(what, getattr(error, "detail", "") or str(of_the_disk(error) or error))
+        return Check(what, "fail", getattr(error, "detail", "") or str(of_the_disk(error) or error))
 
 
-def expiry(what: str, days: int, remedy: str) -> Check:
+def expiry(days: int, remedy: str) -> Found:
     """Judge the days until a certificate expires."""
     if days < 0:
-        return failed(what, f"expired {-days} days ago. {remedy}")
+        return "fail", f"expired {-days} days ago. {remedy}"
     if days < 30:
-        return warned(what, f"expires in {days} days. {remedy}")
-    return passed(what, f"expires in {days} days")
+        return "warn", f"expires in {days} days. {remedy}"
+    return "pass", f"expires in {days} days"
 
 
-def versions() -> Check:
+def versions() -> Found:
     """Judge whether Flower is a version whose inner parts the SuperNode's guard is made for."""
     found = version("flwr")
     said = f"FedBrainLM {version('fedbrainlm')}, Flower {found}"
     if found not in VERSIONS:
-        return failed("versions", f"{said}: this version needs Flower {' or '.join(VERSIONS)}. Use 'make install'.")
-    return passed("versions", said)
+        return "fail", f"{said}: this version needs Flower {' or '.join(VERSIONS)}. Use 'make install'."
+    return "pass", said
 
 
 def report(checks: Iterable[Check], *, strict: bool = False) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import jinja2
 import yaml
 from pydantic import Field
 
@@ -17,11 +18,17 @@ from base.files import write_text
 from base.secrets import secret_once
 from base.settings import Name, Settings, read_settings
 from deployment.authority import Authority
-from deployment.edge import nginx_configuration
 from exchange.bundle import JoinPackage, SiteBundle
 from exchange.roster import MIN_SITES, KeyRoster, read_json
-from runtime.flower import flower_home, program
+from runtime.flower import connections, flower_home, program
 
+_NGINX = jinja2.Template(
+    Path(__file__).with_name("nginx.jinja").read_text(encoding="utf-8"),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+_NGINX_SYNTAX = set("\"';{}\n\\$ ")
 _COMMENTS = {
     "name": "name of the federation, and of the connection in Flower's configuration",
     "host": "how hospitals reach the edge: it is in the certificate; after a change, 'fedbrainlm federation renew'",
@@ -158,20 +165,27 @@ class Federation:
 
     def write_configuration(self) -> None:
         """Write the edge's settings, and the connection into Flower's own configuration."""
-        settings = self.settings
-        content = nginx_configuration(
-            folder=str(self.folder),
-            port=settings.port,
-            superlink_port=settings.superlink_port,
-            authority=str(self.authority.ca_certificate),
-            server_certificate=str(self.authority.server_certificate),
-            server_key=str(self.authority.server_key),
-            client_authority=str(self.folder / settings.client_authority) if settings.client_authority else None,
-            requests_per_second=settings.requests_per_second,
-            max_request_mb=settings.max_request_mb,
-        )
-        write_text(self.folder / "nginx.conf", content)
+        write_text(self.folder / "nginx.conf", self.nginx_configuration())
         _connect(self.name, self.connection)
+
+    def nginx_configuration(self) -> str:
+        """Return the settings of the edge: hospitals reach the Fleet API, and nothing else of the SuperLink.
+
+        Raises
+        ------
+        InputError
+            If a path holds what nginx would read as syntax.
+        """
+        certificates, own = self.settings.client_authority, self.authority
+        client_authority = self.folder / certificates if certificates else None
+        for path in (self.folder, own.ca_certificate, own.server_certificate, own.server_key, client_authority):
+            if _NGINX_SYNTAX & set(str(path)):
+                raise InputError(
+                    f"{path}: has a space or a sign that nginx cannot have in a path. Choose another folder."
+                )
+        return _NGINX.render(
+            folder=self.folder, settings=self.settings, authority=own, client_authority=client_authority
+        )
 
     @property
     def program_names(self) -> tuple[str, ...]:
@@ -282,14 +296,21 @@ class Federation:
             raise InputError(f"{path}: is damaged. Restore it, or remove it and add the site again.") from None
 
 
-def _connect(name: str, wanted: dict[str, str]) -> None:
-    """Add the connection to Flower's configuration, unless it is there.
+def registered_names(connection: str) -> dict[str, str]:
+    """Names of the sites that a federation of this machine registered, by Flower's numbers of their nodes.
 
-    Raises
-    ------
-    InputError
-        If another one has the name; that of this federation is brought up to date.
+    Empty where the connection was not made by ``fedbrainlm federation``: a site then goes by its number until it says
+    what it is.
     """
+    authority = Path(connections().get(connection, {}).get("root-certificates", ""))  # FOLDER/keys/ca.crt
+    folder = authority.parent.parent
+    if not (authority.is_absolute() and (folder / "federation.yaml").is_file()):
+        return {}
+    return {member.node: member.bundle.site for member in Federation(folder).active() if member.node is not None}
+
+
+def _connect(name: str, wanted: dict[str, str]) -> None:
+    """Add the connection to Flower's configuration, or bring it up to date; another's of this name is refused."""
     path = flower_home() / "config.toml"
     text = path.read_text(encoding="utf-8") if path.is_file() else f'[superlink]\ndefault = "{name}"\n'
     there = _known_connection(name, wanted["root-certificates"])
@@ -304,15 +325,7 @@ def _connect(name: str, wanted: dict[str, str]) -> None:
 def _known_connection(name: str, certificate: str) -> dict[str, str] | None:
     """Return the connection that Flower's configuration has under a federation's name, if any.
 
-    Parameters
-    ----------
-    certificate : str
-        Path of the federation's authority, by which its own connection is told from another's.
-
-    Raises
-    ------
-    InputError
-        If another one has the name, or the configuration cannot be read.
+    By the path of its authority's certificate it is told from another's, which is refused.
     """
     path = flower_home() / "config.toml"
     try:

@@ -170,10 +170,7 @@ def is_up(federation: Federation) -> bool:
 def register(federation: Federation, member: Member) -> Member:
     """Let the SuperLink know a site's SuperNode by its key; nothing is done if it does.
 
-    Raises
-    ------
-    RunFailedError
-        If it does not answer, or refuses.
+    Errors are as of `runtime.control.control`.
     """
     if member.node is not None:
         return member
@@ -185,26 +182,9 @@ def register(federation: Federation, member: Member) -> Member:
 
 
 def unregister(federation: Federation, member: Member) -> None:
-    """Let the SuperLink forget a site's SuperNode, which it then no longer answers.
-
-    Raises
-    ------
-    RunFailedError
-        If it does not answer, or refuses.
-    """
-    if member.node is not None and nodes(federation).get(member.node) != "unregistered":
+    """Let the SuperLink forget a site's SuperNode, which it then no longer answers; errors as of `register`."""
+    if member.node is not None and node_statuses(federation.connection).get(member.node) != "unregistered":
         unregister_node(federation.connection, member.node)
-
-
-def nodes(federation: Federation) -> dict[str, str]:
-    """What the SuperLink says of each SuperNode: ``registered``, ``online``, ``offline`` or ``unregistered``.
-
-    Raises
-    ------
-    RunFailedError
-        If it does not answer.
-    """
-    return node_statuses(federation.connection)
 
 
 def heartbeats(federation: Federation) -> dict[str, Heartbeat]:

@@ -4,14 +4,13 @@ import hashlib
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 from base.errors import FedBrainLMError, of_the_disk
 from client.door.participation import objections
 from client.site import Site
 from deployment import connection_checks
-from deployment.checks import Check, attempt, failed, passed, skipped, versions, warned
+from deployment.checks import Check, Found, attempt, versions
 from deployment.site_files import at_work
 from runtime.fab import build_fab
 from study.fitting import left_out
@@ -25,94 +24,92 @@ def checks(settings: Path, study: Path | None) -> Iterator[Check]:
     try:
         site = at_work(settings)
     except (FedBrainLMError, OSError) as error:
-        yield failed("settings", str(of_the_disk(error) or error))
+        yield Check("settings", "fail", str(of_the_disk(error) or error))
         return
-    yield passed("settings", f"site {site.name}, state in {site.state}")
-    yield versions()
+    yield Check("settings", "pass", f"site {site.name}, state in {site.state}")
+    yield attempt("versions", versions)
     # Of the two containers of a hospital, one has the recordings and the other one has a network.
     apart = site.settings.supernode.executor == "elsewhere"
     has_recordings = not apart or (settings.parent / site.settings.cohort).is_dir()
     if has_recordings:
-        yield attempt("cohort", partial(_cohort, site))
+        yield attempt("cohort", _cohort, site)
     else:
-        yield skipped("cohort", "not here: the SuperNode has no recordings. Repeat this where the apps run.")
+        yield Check("cohort", "skip", "not here: the SuperNode has no recordings. Repeat this where the apps run.")
     for what, look in _AT_HOME.items():
-        yield attempt(what, partial(look, site))
+        yield attempt(what, look, site)
     if has_recordings and study is not None:
-        yield attempt("study", partial(_study, site, study))
-        yield attempt("its app", partial(_app, site, study))
+        yield attempt("study", _study, site, study)
+        yield attempt("its app", _app, site, study)
     if apart and has_recordings:
-        yield skipped("federation", "no network where the recordings are. Repeat this at the SuperNode.")
+        yield Check("federation", "skip", "no network where the recordings are. Repeat this at the SuperNode.")
     else:
         yield from connection_checks.checks(site, settings)
 
 
-def _cohort(site: Site) -> Check:
+def _cohort(site: Site) -> Found:
     cohort = site.cohort
     participants = cohort.covariates()["participant_id"].nunique()
     said = f"{participants} participants, {len(cohort)} recordings, atlas {cohort.atlas.name}"
     if participants < site.policy.min_participants:
-        return failed("cohort", f"{said}; policy.min_participants is {site.policy.min_participants}. Prepare more.")
-    return passed("cohort", said)
+        return "fail", f"{said}; policy.min_participants is {site.policy.min_participants}. Prepare more."
+    return "pass", said
 
 
-def _policy(site: Site) -> Check:
+def _policy(site: Site) -> Found:
     if not site.policy.studies:
-        return warned("policy", "policy.studies is empty, so that every study is refused. Name those that may run.")
+        return "warn", "policy.studies is empty, so that every study is refused. Name those that may run."
     said = f"studies: {', '.join(site.policy.studies)}; secure sums "
     if not site.policy.secure_sum_required:
-        return warned("policy", f"{said}NOT required: this site's own sums may leave. Set secure_sum_required: true.")
-    return passed("policy", f"{said}required; {site.policy.min_approvers} must approve an app")
+        return "warn", f"{said}NOT required: this site's own sums may leave. Set secure_sum_required: true."
+    return "pass", f"{said}required; {site.policy.min_approvers} must approve an app"
 
 
-def _keys(site: Site) -> Check:
+def _keys(site: Site) -> Found:
     bundle = site.keys.public_bundle()
     if stat.S_IMODE(site.state.stat().st_mode) & 0o077:
-        return failed("keys", f"{site.state}: others may read it. Run 'chmod 700 {site.state}'.")
-    return passed("keys", f"sums {bundle['fingerprint']}; SuperNode {bundle['supernode_fingerprint']}")
+        return "fail", f"{site.state}: others may read it. Run 'chmod 700 {site.state}'."
+    return "pass", f"sums {bundle['fingerprint']}; SuperNode {bundle['supernode_fingerprint']}"
 
 
-def _audit(site: Site) -> Check:
+def _audit(site: Site) -> Found:
     if not site.audit.path.is_file():
-        return passed("audit log", "none yet")
+        return "pass", "none yet"
     verdict = site.audit.verify()
-    return (
-        passed("audit log", f"{verdict.n_lines} lines, head {verdict.head}")
-        if verdict.intact
-        else failed("audit log", f"{verdict} Find out who changed it: docs/privacy.md.")
-    )
+    if not verdict.intact:
+        return "fail", f"{verdict} Find out who changed it: docs/privacy.md."
+    return "pass", f"{verdict.n_lines} lines, head {verdict.head}"
 
 
-def _disk(site: Site) -> Check:
+def _disk(site: Site) -> Found:
     free = shutil.disk_usage(site.state).free / 1e9
     if free < _DISK_GB:
-        return failed("disk", f"{free:.1f} GB free at {site.state}; expected {_DISK_GB}. Make room.")
-    return passed("disk", f"{free:.0f} GB free")
+        return "fail", f"{free:.1f} GB free at {site.state}; expected {_DISK_GB}. Make room."
+    return "pass", f"{free:.0f} GB free"
 
 
-def _device(site: Site) -> Check:
+def _device(site: Site) -> Found:
     import torch
 
     if site.device.type == "cuda" and not torch.cuda.is_available():
-        return failed("device", f"device is {site.device}, and no GPU is visible. Install its driver, or use cpu.")
-    return passed("device", f"{site.device}, {site.devices} at a time, {site.settings.threads} threads")
+        return "fail", f"device is {site.device}, and no GPU is visible. Install its driver, or use cpu."
+    return "pass", f"{site.device}, {site.devices} at a time, {site.settings.threads} threads"
 
 
-def _roster(site: Site) -> Check:
+def _roster(site: Site) -> Found:
     usable = site.keys.usable()
     if not usable:
-        return warned("roster", "none is approved, so that secure sums are refused. See 'fedbrainlm site join'.")
-    return passed("roster", ", ".join(usable))
+        return "warn", "none is approved, so that secure sums are refused. See 'fedbrainlm site join'."
+    return "pass", ", ".join(usable)
 
 
-def _apps(site: Site) -> Check:
+def _apps(site: Site) -> Found:
     ready = [app for app in site.approvals.listed() if not site.approvals.missing(app)]
     if not ready:
-        return warned("approved apps", "none, so that every run is refused. See 'fedbrainlm site approve'.")
-    return passed("approved apps", ", ".join(f"{app.study or 'study not known'} {app.hash[:12]}…" for app in ready))
+        return "warn", "none, so that every run is refused. See 'fedbrainlm site approve'."
+    return "pass", ", ".join(f"{app.study or 'study not known'} {app.hash[:12]}…" for app in ready)
 
 
-_AT_HOME: dict[str, Callable[[Site], Check]] = {
+_AT_HOME: dict[str, Callable[[Site], Found]] = {
     "policy": _policy,
     "keys": _keys,
     "audit log": _audit,
@@ -123,25 +120,25 @@ _AT_HOME: dict[str, Callable[[Site], Check]] = {
 }
 
 
-def _study(site: Site, path: Path) -> Check:
+def _study(site: Site, path: Path) -> Found:
     study = load_study(path)
     found = dict.fromkeys(f"{refusal.code}: {refusal.detail}" for refusal in objections(site, study.opening()))
     if found:
-        return failed("study", " ".join(found))
-    return passed("study", " ".join([f"{study.study}: cohort and policy fit.", *left_out(study, site.cohort)]))
+        return "fail", " ".join(found)
+    return "pass", " ".join([f"{study.study}: cohort and policy fit.", *left_out(study, site.cohort)])
 
 
-def _app(site: Site, path: Path) -> Check:
+def _app(site: Site, path: Path) -> Found:
     """Look for the very app that this installation makes of the study among those that may run."""
     study = load_study(path)
     code_hash = hashlib.sha256(build_fab(study)).hexdigest()
     app = site.approvals.find(code_hash)
     if app is not None and (missing := site.approvals.missing(app)):
-        return warned("its app", f"{code_hash[:12]}…: {missing} more must approve it before the study can run.")
+        return "warn", f"{code_hash[:12]}…: {missing} more must approve it before the study can run."
     if app is not None:
-        return passed("its app", f"{code_hash[:12]}… may run")
-    return warned(
-        "its app",
+        return "pass", f"{code_hash[:12]}… may run"
+    return (
+        "warn",
         f"{code_hash[:12]}…, as this installation makes it of the study, is not approved, so that the study is "
         "refused. Look at the coordinator's with 'fedbrainlm site show', and approve it.",
     )

@@ -83,13 +83,7 @@ def run_outcome(connection: Mapping[str, Any], run_id: int) -> Outcome:
 
 
 def stop_run(connection: Mapping[str, Any], run_id: int) -> None:
-    """Ask that a run be stopped.
-
-    Raises
-    ------
-    RunFailedError
-        If the SuperLink does not answer, or refuses: a run that has ended cannot be stopped.
-    """
+    """Ask that a run be stopped; errors as of `control`, also where it has ended."""
     with control(connection) as superlink:
         superlink.StopRun(StopRunRequest(run_id=run_id))
 
@@ -97,23 +91,20 @@ def stop_run(connection: Mapping[str, Any], run_id: int) -> None:
 def register_node(connection: Mapping[str, Any], key: bytes, name: str) -> str:
     """Let the SuperLink know a SuperNode by its public key (PEM); return its number, or nothing if it was not taken.
 
-    Raises
-    ------
-    RunFailedError
-        If the SuperLink does not answer, or refuses.
+    Errors are as of `control`.
     """
     with control(connection) as superlink:
         return str(superlink.RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id or "")
 
 
 def unregister_node(connection: Mapping[str, Any], node: str) -> None:
-    """Let the SuperLink forget a SuperNode; errors as of `register_node`."""
+    """Let the SuperLink forget a SuperNode; errors as of `control`."""
     with control(connection) as superlink:
         superlink.UnregisterNode(UnregisterNodeRequest(node_id=int(node)))
 
 
 def node_statuses(connection: Mapping[str, Any]) -> dict[str, str]:
-    """Return number → status of each SuperNode that the SuperLink knows or knew; errors as of `register_node`."""
+    """Return number → status of each SuperNode that the SuperLink knows or knew; errors as of `control`."""
     with control(connection) as superlink:
         return {str(node.node_id): node.status for node in superlink.ListNodes(ListNodesRequest()).nodes_info}
 

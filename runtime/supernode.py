@@ -145,11 +145,6 @@ class ApprovedAppsOnly:
         """Refuse an app that is not approved, or that the coordinator calls by what it is not.
 
         Flower runs the app from the folder that the run's own id, version and hash lead to.
-
-        Raises
-        ------
-        Refusal
-            Saying which.
         """
         if run.primary_task_type == TaskType.AGENT_APP:
             raise Refusal(RefusalCode.CODE, "the coordinator asks for an agent's app, and a site runs none.")

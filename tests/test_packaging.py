@@ -14,7 +14,8 @@ import fedbrainlm
 from tests.test_layering import MAY_IMPORT
 
 PROJECT = Path(__file__).parents[1]
-DATA = ("configs/**/*.yaml", "configs/app.toml", "cohorts/atlases/*.json", "*/report/*.*", "fedbrainlm/py.typed")
+DATA = ("configs/**/*.yaml", "configs/app.toml", "cohorts/atlases/*.json", "*/*.jinja", "*/report/*.*")
+DATA += ("fedbrainlm/py.typed",)
 
 
 @pytest.fixture(scope="module")

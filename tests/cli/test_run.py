@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from base.errors import InputError, RunFailedError
-from cli.at_hand import open_cohorts
 from cli.main import run_command
 from cli.run import _finish, run_study
 from cohorts.simulation import SimulatedSite, simulate_cohorts
 from runtime.control import Outcome
 from server.journal import Journal
+from study.at_hand import open_cohorts
 from study.settings import load_study
 from tests.support.cohorts import with_gaps
 from tests.support.federation import STUDY

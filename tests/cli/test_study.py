@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from cli.at_hand import open_cohorts
-from cli.first_study import find_columns
 from cli.main import run_command
 from cohorts import Atlas, Cohort, Recording, load_atlas
+from study.at_hand import open_cohorts
+from study.first import find_columns
 from study.settings import Study, load_study
 from tests.support.federation import run_study, write_sites
 from tests.support.local_grid import LocalGrid

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.pins import PINS, VERSIONS, Pin, changed
+from runtime.pins import PINS, VERSIONS, changed
 
 PROJECT = Path(__file__).parents[2]
 PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
@@ -38,7 +38,7 @@ def test_every_private_part_is_as_it_was_read():
 
 
 def test_a_source_that_nobody_read_is_named(monkeypatch):
-    monkeypatch.setattr("runtime.pins.PINS", (Pin("json:dumps", "0" * 16, "writes"), *PINS))
+    monkeypatch.setattr("runtime.pins.PINS", {**PINS, "json": {"dumps": ("0" * 16, "writes")}})
     assert list(changed()) == ["json:dumps"]
 
 

@@ -4,11 +4,12 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 import yaml
 
@@ -35,9 +36,14 @@ _MOST_TARGETS = 4
 _RECIPE = RECIPES[Study.model_fields["recipe"].default].residualize
 _NO_COLUMNS = ("participant_id", "session_id", "site", "t_r")
 """What says nothing of a person, or is known to studies by another name."""
-
-Field = tuple[str, Any, str]
-"""Name, value (a list of fields where they are inside of it), and the comment."""
+_BEHIND, _ABOVE = 114, 108
+"""Letters of a field with its comment on one line, and of a line of a comment above it."""
+_TEMPLATE = jinja2.Template(
+    Path(__file__).with_name("first.jinja").read_text(encoding="utf-8"),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 @dataclass
@@ -60,7 +66,7 @@ class Columns:
 
 
 def first_study(cohorts: list[Cohort], name: str, folder: Path) -> str:
-    """Return the text of a commented study of some cohorts.
+    """Return the text of a commented study of some cohorts: `first.jinja`, filled in.
 
     Parameters
     ----------
@@ -74,37 +80,41 @@ def first_study(cohorts: list[Cohort], name: str, folder: Path) -> str:
     """
     window = _window(cohorts)
     people = {cohort.name: _people(cohort, window) for cohort in cohorts}
-    head = [
-        f"# A first study of {', '.join(people)}, made by 'fedbrainlm study init'. docs/settings.md has every field.",
-        "#   fedbrainlm cohort check COHORT --study THIS_FILE     does a cohort meet it?",
-        "#   fedbrainlm run THIS_FILE --simulate COHORT...        all cohorts on this machine",
-    ]
-    fields: list[Field] = [
-        ("study", name, "how it is called in policies, folders and reports"),
-        ("title", f"A first study of {', '.join(people)}", ""),
-        ("seed", 1, "decides weights, splits, windows and masks"),
-        ("cohort", list(_cohort(cohorts, folder)), ""),
-        ("model", _model(cohorts, window, people), ""),
-        ("training", _TRAINING, ""),
-        ("averaging", _averaging(len(cohorts)), ""),
-        *_statistics(people),
-    ]
-    return "\n".join([*head, *_written(fields), ""])
+    columns = find_columns(people)
+    own = [column for column in columns.within_sites if column not in KNOWN]
+    targets = [column for column in columns.within_sites if column == "age" or columns.usable[column]][:_MOST_TARGETS]
+    further = [column for column in own if column not in targets]
+    short = {cohort.name: n for cohort in cohorts if (n := len(cohort.covariates()) - len(people[cohort.name]))}
+    return _TEMPLATE.render(
+        field=_field,
+        name=name,
+        people=people,
+        n_sites=len(people),
+        min_sites=MIN_SITES,
+        smallest=min(map(len, people.values())),
+        atlases=list(dict.fromkeys(_atlas(cohort, folder) for cohort in cohorts)),
+        t_rs=sorted({float(t_r) for cohort in cohorts for t_r in cohort.recordings["t_r"]}),
+        usual=CohortConfig.model_fields,
+        window=window,
+        slowest=next(cohort.name for cohort in cohorts if cohort.recordings["t_r"].max() == window.t_r),
+        too_short="".join(f"; {n} people of {cohort} have none so long" for cohort, n in short.items()),
+        coded={column: _coding(column, columns.usable[column], people) for column in own},
+        kept=[column for column in ("age", "sex") if column in columns.within_sites],
+        targets=targets,
+        further=f"; you may add {', '.join(further)}" if further else "",
+        left_out="; ".join(f"{one} is left out: {why}" for one, why in columns.left_out.items() if one not in _RECIPE),
+        **_residualization(columns),
+    )
 
 
-def _written(fields: list[Field], indent: str = "") -> Iterator[str]:
-    """Write fields as YAML, each with its comment: behind it, or above where it is long."""
-    for name, value, comment in fields:
-        nested = isinstance(value, list) and bool(value) and isinstance(value[0], tuple)
-        comment, text = " ".join(comment.split()), "" if nested else f" {_inline(value)}"
-        line = f"{indent}{_inline(name)}:{text}"
-        if comment and len(line) + len(comment) < 116:
-            yield f"{line}  # {comment}"
-        else:
-            yield from (f"{indent}# {part}" for part in textwrap.wrap(comment, 110 - len(indent)))
-            yield line
-        if nested:
-            yield from _written(value, f"{indent}  ")
+def _field(name: str, value: Any, comment: str = "") -> str:
+    """Write a field as YAML with its comment, behind it, or above where it is long; without a value if that is None."""
+    comment, line = " ".join(comment.split()), f"{_inline(name)}:" + ("" if value is None else f" {_inline(value)}")
+    if not comment:
+        return line
+    if len(line) + len(comment) < _BEHIND:
+        return f"{line}  # {comment}"
+    return "\n".join([*(f"# {part}" for part in textwrap.wrap(comment, _ABOVE)), line])
 
 
 def _inline(value: Any) -> str:
@@ -137,16 +147,6 @@ def _window(cohorts: list[Cohort]) -> WindowConfig:
     )
 
 
-def _cohort(cohorts: list[Cohort], folder: Path) -> Iterator[Field]:
-    atlases = list(dict.fromkeys(_atlas(cohort, folder) for cohort in cohorts))
-    yield "atlases", atlases, "of the recordings; several train one model"
-    t_rs, allowed = sorted({float(t_r) for c in cohorts for t_r in c.recordings["t_r"]}), CohortConfig.model_fields
-    if t_rs[0] < allowed["min_t_r"].default:
-        yield "min_t_r", t_rs[0], ""
-    if t_rs[-1] > allowed["max_t_r"].default:
-        yield "max_t_r", t_rs[-1], ""
-
-
 def _atlas(cohort: Cohort, folder: Path) -> str:
     """Name of a cohort's atlas, or the path of its table where nobody knows it by name."""
     try:
@@ -157,99 +157,13 @@ def _atlas(cohort: Cohort, folder: Path) -> str:
     return os.path.relpath(cohort.path / "atlas.json", folder)
 
 
-def _model(cohorts: list[Cohort], window: WindowConfig, people: Mapping[str, pd.DataFrame]) -> list[Field]:
-    slowest = [cohort.name for cohort in cohorts if cohort.recordings["t_r"].max() == window.t_r]
-    short = {cohort.name: n for cohort in cohorts if (n := len(cohort.covariates()) - len(people[cohort.name]))}
-    left_out = "".join(f"; {n} people of {name} have none so long" for name, n in short.items())
-    patch = window.patch_frames * window.t_r
-    return [
-        (
-            "window",
-            [
-                (
-                    "t_r",
-                    window.t_r,
-                    f"seconds; that of {slowest[0]}, the slowest: no site gets frequencies it never measured",
-                ),
-                ("n_frames", window.n_frames, f"{window.seconds:g} s a window{left_out}"),
-                ("patch_frames", window.patch_frames, f"{patch:g} s of one parcel a token"),
-            ],
-            "",
-        ),
-        ("mask", [("kind", "random", ""), ("ratio", 0.75, "of the tokens are hidden")], ""),
-        ("residual", "none", "gaussian: begin as linear prediction; its embeddings know less of age (docs/models.md)"),
-        *((name, value, "") for name, value in _SIZES.items()),
-    ]
-
-
-_SIZES = {
-    "width": 64,
-    "depth": 3,
-    "heads": 4,
-    "decoder_width": 64,
-    "decoder_depth": 2,
-    "decoder_heads": 4,
-    "mlp_ratio": 4.0,
-    "decode_every": 1,
-}
-_TRAINING: list[Field] = [
-    ("learning_rate", 3.0e-3, "high, with small batches: it takes off sooner"),
-    ("batch_size", 4, "windows a step"),
-    ("steps_per_round", 75, "more make a better model: the report says whether these were enough"),
-    ("warmup_steps", 60, ""),
-    ("keep_optimizer_state", True, "rounds are short: AdamW would begin each by learning its moments anew"),
-    ("precision", "float32", "the same numbers on every processor"),
-]
-
-
-def _averaging(n_sites: int) -> list[Field]:
-    quorum = min(n_sites, MIN_SITES)
-    return [
-        ("rounds", 24, "every site trains for steps_per_round, then weights are averaged"),
-        ("quorum", quorum, f"of {n_sites}: with fewer the run waits, and then fails"),
-        ("sites", n_sites, "to wait for at the start"),
-    ]
-
-
-def _statistics(people: Mapping[str, pd.DataFrame]) -> Iterator[Field]:
-    """Protection, covariates, harmonization and analyses, by what is known of the people."""
-    n_sites, columns = len(people), find_columns(people)
-    if n_sites < MIN_SITES:
-        few = f"a secure sum needs {MIN_SITES} sites: with {n_sites}, the coordinator reads each site's own numbers"
-        yield "privacy", [("secure_sums", False, few)], ""
-    own = [name for name in columns.within_sites if name not in KNOWN]
-    if own:
-        coded: list[Field] = [(name, _coding(name, columns.usable[name], people), "") for name in own]
-        yield "covariates", coded, "how columns of participants.tsv are coded, by constants that all sites share"
-    yield "harmonization", _harmonization(columns, n_sites), ""
-    targets = [name for name in columns.within_sites if name == "age" or columns.usable[name]][:_MOST_TARGETS]
-    further = [name for name in own if name not in targets]
-    smallest = min(len(table) for table in people.values())
-    yield (
-        "analyses",
-        [
-            (
-                "targets",
-                targets,
-                "what is predicted from the embeddings" + (f"; you may add {', '.join(further)}" if further else ""),
-            ),
-            ("folds", min(5, max(3, smallest // 5)), f"of the people of each site; the smallest has {smallest}"),
-        ],
-        "; ".join(f"{name} is left out: {why}" for name, why in columns.left_out.items() if name not in _RECIPE),
-    )
-
-
-def _harmonization(columns: Columns, n_sites: int) -> list[Field]:
+def _residualization(columns: Columns) -> dict[str, Any]:
+    """What of the recipe's covariates is taken out of the embeddings, and why the others are not."""
     removed = [name for name in _RECIPE if name == "site" or name in columns.within_sites]
     same = dict.fromkeys(columns.usable, "the same for everybody within each site")
     why = {**dict.fromkeys(_RECIPE, "not in participants.tsv"), **same, **columns.left_out}
     missing = [f"{name} ({why[name]})" for name in _RECIPE if name not in removed]
-    comment = "taken out at the end" + (f"; without {', '.join(missing)}" if missing else "")
-    return [
-        ("method", "combat", "") if n_sites > 1 else ("method", "none", "one site has nothing to be made alike to"),
-        ("keep", [name for name in ("age", "sex") if name in columns.within_sites], "effects that harmonization keeps"),
-        ("residualize", removed, comment),
-    ]
+    return {"removed": removed, "without": f"; without {', '.join(missing)}" if missing else ""}
 
 
 def find_columns(people: Mapping[str, pd.DataFrame]) -> Columns:
