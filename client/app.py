@@ -17,7 +17,7 @@ from brainlm.evaluation import MODEL, reconstruct_example
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet, lengths_of
 from client import training
-from client.door import ledger, summing
+from client.door import ledger, summaries
 from client.door.disclosure import read_design
 from client.door.ledger import LACKING, Release
 from client.door.limits import permit_design
@@ -80,7 +80,7 @@ def embed(message: Message, context: Context) -> Message:
 @app.query("summarize")
 def summarize(message: Message, context: Context) -> Message:
     """Sum what the analyses of this round ask for."""
-    return answer(message, context, SummarizeRequest, summing.summarize)
+    return answer(message, context, SummarizeRequest, summaries.summarize)
 
 
 @app.query("harmonize")

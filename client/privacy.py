@@ -184,7 +184,7 @@ def train_privately(
             optimizer.step()
             model.after_step()
     if not all(bool(values.isfinite().all()) for values in model.state_dict().values()):
-        ledger.commit([spend], f"diverged {secret}")
+        ledger.commit([spend])
         raise DivergenceError(
             f"round {round_number}: the weights are no longer finite. Lower training.learning_rate, or ask for less "
             "privacy."

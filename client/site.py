@@ -18,9 +18,10 @@ from base.settings import read_settings
 from brainlm.errors import BrainLMError
 from brainlm.parallel import count_devices
 from client.door.audit import AuditLog
+from client.door.database import SiteDatabase
+from client.door.kept_answers import KeptAnswers
 from client.door.ledger import ReleaseLedger
 from client.door.spending import PrivacyLedger
-from client.door.sums import SumStore
 from client.keys.approvals import Approvals
 from client.keys.keyring import Keyring
 from client.logs import site_log
@@ -98,20 +99,24 @@ class Site:
         """The apps that its administrators approved."""
         return Approvals(self.state, self.audit, self.policy)
 
-    @property
-    def sums(self) -> SumStore:
-        """What the site gave out under masks."""
-        return SumStore(self.state / "sums", self.policy)
-
-    def spending(self, study: str) -> PrivacyLedger:
-        """What a study has spent of the site's privacy budget."""
-        path = self.state / "privacy" / f"{check_identifier(study, 'study')}.json"
-        return PrivacyLedger(path, delta=self.policy.delta, budget=self.policy.epsilon)
+    @cached_property
+    def database(self) -> SiteDatabase:
+        """What the site told, gave out under masks, and spent."""
+        return SiteDatabase(self.state, str(self.private_seed("ledger")).encode())
 
     @property
     def ledger(self) -> ReleaseLedger:
         """What the site told of whom before."""
-        return ReleaseLedger(self.state / "ledger.sqlite", str(self.private_seed("ledger")).encode())
+        return ReleaseLedger(self.database)
+
+    @property
+    def kept(self) -> KeptAnswers:
+        """What the site gave out under masks."""
+        return KeptAnswers(self.database, self.policy)
+
+    def spending(self, study: str) -> PrivacyLedger:
+        """What a study has spent of the site's privacy budget."""
+        return PrivacyLedger(self.database, study, delta=self.policy.delta, budget=self.policy.epsilon)
 
     @cached_property
     def log(self) -> logging.Logger:

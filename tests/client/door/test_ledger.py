@@ -1,7 +1,5 @@
 """What the ledger promises: no two answers that it let out differ in a few people, or in one site once too often."""
 
-import os
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -12,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.door.database import SiteDatabase
 from client.door.ledger import PRETRAINING, Question, Release, ReleaseLedger, question_of_job
 from client.door.policy import Policy
 from client.settings import SiteSettings
@@ -28,7 +27,7 @@ PEOPLE = [f"sub-{number:02d}" for number in range(20)]
 
 @pytest.fixture
 def ledger(tmp_path) -> ReleaseLedger:
-    return ReleaseLedger(tmp_path / "state" / "ledger.sqlite", b"a site's secret")
+    return ReleaseLedger(SiteDatabase(tmp_path / "state", b"a site's secret"))
 
 
 def enter(
@@ -111,7 +110,7 @@ def test_one_question_is_answered_among_few_sets_of_sites(ledger):
 def test_no_two_answers_about_the_same_data_differ_in_a_few(cohorts, min_change):
     told: list[tuple[str, set[int]]] = []
     with tempfile.TemporaryDirectory() as folder:
-        ledger = ReleaseLedger(Path(folder) / "ledger.sqlite", b"key")
+        ledger = ReleaseLedger(SiteDatabase(Path(folder), b"key"))
         for data, cohort in cohorts:
             differs = [len(cohort ^ other) for known, other in told if known == data]
             try:
@@ -130,10 +129,11 @@ def test_no_two_answers_about_the_same_data_differ_in_a_few(cohorts, min_change)
 _WRITER = """
 import sys
 from pathlib import Path
+from client.door.database import SiteDatabase
 from client.door.ledger import Question, Release, ReleaseLedger
 from client.door.policy import Policy
 from exchange.refusals import Refusal
-ledger, first, let_out = ReleaseLedger(Path(sys.argv[1]), b"key"), int(sys.argv[2]), []
+ledger, first, let_out = ReleaseLedger(SiteDatabase(Path(sys.argv[1]), b"key")), int(sys.argv[2]), []
 sys.stdin.readline()
 for number in range(first, 40, 2):
     people = [str(one) for one in range(60) if one != number]
@@ -148,7 +148,7 @@ print(len(let_out))
 
 def test_two_processes_cannot_slip_past_each_other(tmp_path):
     """Each leaves another one out, so that only one of all their answers may leave."""
-    command = [sys.executable, "-c", _WRITER, str(tmp_path / "ledger.sqlite")]
+    command = [sys.executable, "-c", _WRITER, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[3]}
     writers = [subprocess.Popen([*command, str(first)], **pipes) for first in (0, 1)]
     for writer in writers:
@@ -158,41 +158,7 @@ def test_two_processes_cannot_slip_past_each_other(tmp_path):
     let_out = [int(writer.communicate()[0]) for writer in writers]
 
     assert sorted(let_out) == [0, 1]
-    assert len(ReleaseLedger(tmp_path / "ledger.sqlite", b"key").read()) == 1
-
-
-def test_the_file_holds_no_ids_and_is_the_user_s_alone(ledger):
-    enter(ledger, PEOPLE, sites=("a", "b", "c"))
-
-    assert not any(one.encode() in ledger.path.read_bytes() for one in PEOPLE)
-    assert os.stat(ledger.path).st_mode & 0o777 == 0o600
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: path.write_bytes(b"not a database" * 500),
-        lambda path: path.write_bytes(path.read_bytes()[:5000]),
-        lambda path: path.write_bytes(path.read_bytes()[:4096] + b"\xff" * 4096 + path.read_bytes()[8192:]),
-        lambda path: sqlite3.connect(path).execute("PRAGMA user_version = 9").connection.close(),
-    ],
-    ids=["other bytes", "cut off", "overwritten", "another version"],
-)
-def test_a_damaged_ledger_lets_nothing_out(ledger, damage):
-    enter(ledger, PEOPLE)
-    damage(ledger.path)
-
-    with pytest.raises(Refusal, match="restore it from a backup") as refused:
-        enter(ledger, PEOPLE)
-    assert refused.value.code is RefusalCode.SETUP
-
-
-def test_another_key_would_know_nobody_again(ledger):
-    enter(ledger, PEOPLE)
-
-    with pytest.raises(Refusal, match="private_seed") as refused:
-        enter(ReleaseLedger(ledger.path, b"another"), PEOPLE[1:])
-    assert refused.value.code is RefusalCode.SETUP
+    assert len(ReleaseLedger(SiteDatabase(tmp_path, b"key")).read()) == 1
 
 
 def test_a_site_has_one_ledger(tmp_path):
@@ -238,39 +204,3 @@ def test_a_question_about_frames_is_that_of_its_atlas():
     other = job.model_copy(update={"table": frames.model_copy(update={"seed": 2, "holdout": 0.5})})
 
     assert question_of_job(job) == question_of_job(other) == Question("quantiles", ("frames/a424",))
-
-
-def test_a_round_that_a_run_asks_again_is_counted_once_until_it_is_answered(ledger):
-    """A site that is killed before its answer is stored trains again, however few rounds are left."""
-
-    def enter(run: str, question: str, study: str = "s") -> None:
-        ledger.enter(study=study, run=run, releases=[], policy=Policy(max_rounds=2), rounds=1, question=question)
-
-    for question in "aabb":
-        enter("1", question)
-
-    assert ledger.rounds("s") == 2
-    with pytest.raises(Refusal) as refused:  # the same question of another run is another round
-        enter("2", "a")
-    assert refused.value.code is RefusalCode.ROUNDS
-    with pytest.raises(Refusal):  # and a refusal left nothing behind that lets it pass
-        enter("2", "a")
-    enter("2", "a", "t")
-    ledger.note_answered(study="s", run="1", question="a")
-    enter("1", "b")
-    with pytest.raises(Refusal):  # what was answered is paid for again
-        enter("1", "a")
-    ledger.note_answered(study="t", run="2", question="a")
-    enter("2", "a", "t")
-    enter("2", "a", "t")
-    assert ledger.rounds("t") == 2
-
-
-def test_a_ledger_of_before_rounds_were_noted_goes_on(ledger):
-    ledger.enter(study="s", run="1", releases=[], policy=POLICY, rounds=1, question="a")
-    with sqlite3.connect(ledger.path) as database:
-        database.execute("DROP TABLE trained")
-
-    ledger.enter(study="s", run="1", releases=[], policy=POLICY, rounds=1, question="b")
-
-    assert ledger.rounds("s") == 2
