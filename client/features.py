@@ -31,21 +31,14 @@ _WIDE = 2048
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of n participants.
-
-    Attributes
-    ----------
-    participants : list of str
-        The n participants.
-    features : numpy.ndarray
-        [n, p]; NaN where one is missing.
-    about : dict
-        Ids of what made them: study, model, recipe, preprocessing and each transform since.
-    """
+    """Features of n participants."""
 
     participants: list[str]
+    """The n participants."""
     features: Array
+    """[n, p]; NaN where one is missing."""
     about: dict[str, Any] = field(default_factory=dict)
+    """Ids of what made them: study, model, recipe, preprocessing and each transform since."""
 
     def rows(self, participants: list[str]) -> Array:
         """Features of these participants, in their order."""
@@ -188,22 +181,15 @@ def complete_rows(site: Site, participants: list[str], design: Design) -> tuple[
 
 @dataclass(frozen=True)
 class Table:
-    """The table of one analysis, with what the release ledger must know of it.
-
-    Attributes
-    ----------
-    rows : SiteTable
-        What the analysis sees: n rows, and no ids.
-    participants : list of str
-        Whose the n rows are.
-    data : tuple of str
-        What sums over the rows tell of the participants: ``features/<name>`` of each view, by the name of what was made
-        at the site before any transform, and ``column/<name>`` of each covariate and target.
-    """
+    """The table of one analysis, with what the release ledger must know of it."""
 
     rows: SiteTable
+    """What the analysis sees: n rows, and no ids."""
     participants: list[str]
+    """Whose the n rows are."""
     data: tuple[str, ...]
+    """What sums over the rows tell of the participants: ``features/<name>`` of each view, by the name of what was made
+    at the site before any transform, and ``column/<name>`` of each covariate and target."""
 
     @property
     def widths(self) -> Widths:

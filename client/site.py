@@ -21,6 +21,7 @@ from client.door.audit import AuditLog
 from client.door.database import SiteDatabase
 from client.door.kept_answers import KeptAnswers
 from client.door.ledger import ReleaseLedger
+from client.door.older_files import take_in
 from client.door.spending import PrivacyLedger
 from client.keys.approvals import Approvals
 from client.keys.keyring import Keyring
@@ -102,7 +103,7 @@ class Site:
     @cached_property
     def database(self) -> SiteDatabase:
         """What the site told, gave out under masks, and spent."""
-        return SiteDatabase(self.state, str(self.private_seed("ledger")).encode())
+        return SiteDatabase(self.state, str(self.private_seed("ledger")).encode(), take_in)
 
     @property
     def ledger(self) -> ReleaseLedger:

@@ -7,7 +7,7 @@ done in a transaction is on the disk when it ends, and an answer leaves after th
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -55,16 +55,21 @@ class SiteDatabase:
     Parameters
     ----------
     state : Path
-        The state folder. The file is made with mode 600 if it is not there; what earlier versions kept in files of
-        their own is taken in, and those go once it is on the disk.
+        The state folder. The file is made with mode 600 if it is not there.
     secret : bytes
         The site's, the same always: ids of participants are hashed with a key of it.
+    take_in : callable, optional
+        Writes into the database what earlier versions kept in the state folder in files of their own
+        (`client.door.older_files`); those go once it is on the disk.
     """
 
-    def __init__(self, state: Path, secret: bytes) -> None:
+    def __init__(
+        self, state: Path, secret: bytes, take_in: Callable[[sqlite3.Connection, Path], None] | None = None
+    ) -> None:
         # The name that the ledger alone had: a version that knows only that refuses this one, and tells nothing twice.
         self.path = state / "ledger.sqlite"
         self.key = blake2b(secret).digest()
+        self._take_in = take_in
         self._open: sqlite3.Connection | None = None
 
     @contextmanager
@@ -125,18 +130,20 @@ class SiteDatabase:
                 f"the release ledger {self.path} was written with another private seed, so that nobody in it would be "
                 "known again. Restore the state folder's private_seed.",
             )
-        if version == _VERSION:
+        if version < _VERSION:
+            self._bring_up_to_date(database, version)
+        elif self._take_in is not None:
             for folder in map(self.path.with_name, OLDER_FOLDERS):
                 if folder.exists():  # taken in, and on the disk
                     shutil.rmtree(folder)
-            return
-        from client.door.older_files import take_in  # here, since it stands on all that stands on this
 
+    def _bring_up_to_date(self, database: sqlite3.Connection, version: int) -> None:
         _make_tables(database)
-        database.execute(
-            "DROP TABLE IF EXISTS trained"
-        )  # rounds whose answer was not stored yet: now they come together
-        take_in(database, self.path.parent)
+        database.execute("DROP TABLE IF EXISTS trained")  # rounds whose answer was not stored yet: both come together
+        if self._take_in is not None:
+            self._take_in(database, self.path.parent)
+        elif version:
+            raise sqlite3.DatabaseError(f"it is of version {version}; expected {_VERSION}")
         database.execute(f"PRAGMA user_version = {_VERSION}")
 
 

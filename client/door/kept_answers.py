@@ -38,21 +38,14 @@ _PIECE = 2**26
 
 @dataclass(frozen=True)
 class Kept:
-    """A stored answer.
-
-    Attributes
-    ----------
-    reply : SumReply
-        The plaintext.
-    about : dict
-        What else belongs to it, JSON-able.
-    question : str
-        What it answers (`exchange.messages.SumRequest.question`).
-    """
+    """A stored answer."""
 
     reply: SumReply
+    """The plaintext."""
     about: dict[str, Any]
+    """What else belongs to it, JSON-able."""
     question: str
+    """What it answers (`exchange.messages.SumRequest.question`)."""
 
 
 class KeptAnswers:

@@ -24,22 +24,15 @@ _PLAIN = ""
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked, whoever asked it: no study, run, round, seed, parameter or name of a site is a part of it.
-
-    Attributes
-    ----------
-    kind : str
-        Name of an analysis, or of another kind of answer.
-    data : tuple of str
-        What the answer tells of the participants (`client.features.Table.data`). Answers of any kind over the same data
-        have sums in common.
-    details : tuple of str
-        What tells it from other questions of that kind over the same data.
-    """
+    """What was asked, whoever asked it: no study, run, round, seed, parameter or name of a site is a part of it."""
 
     kind: str
+    """Name of an analysis, or of another kind of answer."""
     data: tuple[str, ...]
+    """What the answer tells of the participants (`client.features.Table.data`). Answers of any kind over the same data
+    have sums in common."""
     details: tuple[str, ...] = ()
+    """What tells it from other questions of that kind over the same data."""
 
     def __str__(self) -> str:
         return json.dumps([self.kind, sorted(self.data), sorted(self.details)])
@@ -74,29 +67,20 @@ def question_of_job(job: Job, data: Sequence[str] = ()) -> Question:
 
 @dataclass(frozen=True)
 class Release:
-    """One answer that is about to leave.
-
-    Attributes
-    ----------
-    question : Question
-        What it answers.
-    participants : collection of str
-        Whom it is about. The ledger keeps keyed hashes of the ids.
-    parts : tuple of str
-        Names of the parts of the message that it is; each may be masked among other sites.
-    sites : tuple of str, optional
-        Names of the sites of the secure sum that it is a part of; None if it leaves on its own, where the coordinator
-        reads this site's sums anyway.
-    accounted : bool
-        Whether a privacy budget pays for all that it tells, since it carries noise; or it tells only how many there
-        are, which is taken to be known.
-    """
+    """One answer that is about to leave."""
 
     question: Question
+    """What it answers."""
     participants: Collection[str]
+    """Whom it is about. The ledger keeps keyed hashes of the ids."""
     parts: tuple[str, ...] = ()
+    """Names of the parts of the message that it is; each may be masked among other sites."""
     sites: tuple[str, ...] | None = None
+    """Names of the sites of the secure sum that it is a part of; None if it leaves on its own, where the coordinator
+    reads this site's sums anyway."""
     accounted: bool = False
+    """Whether a privacy budget pays for all that it tells, since it carries noise; or it tells only how many there
+    are, which is taken to be known."""
 
 
 class ReleaseLedger:

@@ -33,24 +33,16 @@ _MISMATCHES = {
 
 @dataclass(frozen=True)
 class Participation:
-    """Whom of a site's people a study would have.
-
-    Attributes
-    ----------
-    lengths : Lengths
-        Whose recordings are as long as a window.
-    people : list of str
-        Those participants.
-    complete : list of str
-        Those of them of whom all is known that the study asks for.
-    vectors : Vectors or None
-        The second table of vectors that the study associates, if it does.
-    """
+    """Whom of a site's people a study would have."""
 
     lengths: Lengths
+    """Whose recordings are as long as a window."""
     people: list[str]
+    """Those participants."""
     complete: list[str]
+    """Those of them of whom all is known that the study asks for."""
     vectors: Vectors | None
+    """The second table of vectors that the study associates, if it does."""
 
     @classmethod
     def of(cls, site: Site, request: DescribeRequest) -> Self:

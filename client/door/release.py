@@ -78,27 +78,18 @@ _SHOWN: dict[str, Literal["metrics", "parameters", "embeddings"]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What a handler wants to let out.
-
-    Attributes
-    ----------
-    payload : Reply
-        The answer in the clear.
-    n_participants : int
-        How many participants of the site took part in it.
-    releases : tuple of Release
-        Whose data each of its parts is about, for the site's ledger.
-    spends : tuple of Spend
-        What it costs of the privacy budget.
-    rounds : int
-        Rounds of training that it is.
-    """
+    """What a handler wants to let out."""
 
     payload: Reply
+    """The answer in the clear."""
     n_participants: int
+    """How many participants of the site took part in it."""
     releases: tuple[Release, ...] = ()
+    """Whose data each of its parts is about, for the site's ledger."""
     spends: tuple[Spend, ...] = ()
+    """What it costs of the privacy budget."""
     rounds: int = 0
+    """Rounds of training that it is."""
 
 
 def answer(

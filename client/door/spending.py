@@ -36,21 +36,14 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Spend(NamedTuple):
-    """Some equal steps of a Gaussian mechanism on a random sample of the participants.
-
-    Attributes
-    ----------
-    noise_multiplier : float
-        Standard deviation of the noise over the most that one participant can add.
-    sample_rate : float
-        Probability with which each participant is in a step; 1 for all.
-    steps : int
-        How many.
-    """
+    """Some equal steps of a Gaussian mechanism on a random sample of the participants."""
 
     noise_multiplier: float
+    """Standard deviation of the noise over the most that one participant can add."""
     sample_rate: float
+    """Probability with which each participant is in a step; 1 for all."""
     steps: int
+    """How many."""
 
 
 class Spent(Settings):

@@ -17,6 +17,7 @@ from base.files import save_arrays
 from client.door.database import SiteDatabase
 from client.door.kept_answers import KeptAnswers
 from client.door.ledger import Question, Release, ReleaseLedger
+from client.door.older_files import take_in
 from client.door.policy import Policy
 from client.door.spending import PrivacyLedger, Spend, Spent
 from exchange.messages import EmbedRequest, SecureSum
@@ -177,7 +178,7 @@ def history(database: SiteDatabase, study: str) -> list[tuple[float, float, int]
 
 def require_all(state: Path) -> None:
     """All that the older files told is known, once."""
-    database = SiteDatabase(state, SECRET)
+    database = SiteDatabase(state, SECRET, take_in)
     with pytest.raises(Refusal) as refused:
         enter(database, PEOPLE[1:])
     assert refused.value.code is RefusalCode.REPEAT
@@ -207,7 +208,7 @@ def test_an_answer_that_was_paid_for_costs_nothing_again(older, tmp_path):
     state = shutil.copytree(older, tmp_path / "state")
     spending_file(state / "privacy" / "private.json", history=[PAID, OWED], last="77/3")
 
-    assert history(SiteDatabase(state, SECRET), "private") == [PAID, OWED]
+    assert history(SiteDatabase(state, SECRET, take_in), "private") == [PAID, OWED]
 
 
 def test_files_that_cannot_be_taken_in_stay(older, tmp_path):
@@ -217,7 +218,7 @@ def test_files_that_cannot_be_taken_in_stay(older, tmp_path):
 
     for _ in range(2):
         with pytest.raises(Refusal, match=r"ledger\.sqlite cannot be used") as refused:
-            enter(SiteDatabase(state, SECRET))
+            enter(SiteDatabase(state, SECRET, take_in))
         assert refused.value.code is RefusalCode.SETUP
     assert (state / "ledger.sqlite").read_bytes() == before
     assert (state / "privacy" / "private.json").is_file()
@@ -244,7 +245,7 @@ def open_twice_and_die(state: Path, moment: int) -> None:
     os.unlink = lambda *arguments, **options: (one_more(), unlink(*arguments, **options))
     os.rmdir = lambda *arguments, **options: (one_more(), rmdir(*arguments, **options))
     for _ in range(2):
-        with SiteDatabase(state, SECRET).transaction():
+        with SiteDatabase(state, SECRET, take_in).transaction():
             pass
 
 

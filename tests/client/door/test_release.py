@@ -195,6 +195,7 @@ def test_an_answer_what_it_told_and_what_it_cost_are_kept_together_or_not_at_all
     asked = HarmonizeRequest.from_records(masked)
     later = asked.model_copy(update={"secure": asked.secure.model_copy(update={"step": 2})}).to_records()
     spends = (Spend(1.0, 1.0, 1),)
+    site.write_text(site.read_text().replace("min_change: 1", "min_change: 2"))
     assert ask(site, summing(2.0, spends=spends), masked).has_content()
     once = load_site(site).spending("s").epsilon
 
