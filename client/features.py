@@ -50,11 +50,6 @@ class FeatureSet:
 
         Sums over those who have a feature would, beside the sums of other features, tell of the few who lack it, or of
         the one site that does. So coordinators first select what everybody has.
-
-        Raises
-        ------
-        Refusal
-            Naming the feature set.
         """
         if np.isnan(self.features).any():
             detail = f"feature set '{name}' was asked for before those that all have."

@@ -78,13 +78,7 @@ class Site:
 
     @property
     def devices(self) -> int:
-        """How many processes share the training.
-
-        Raises
-        ------
-        Refusal
-            If there are not as many GPUs.
-        """
+        """How many processes share the training; more than there are GPUs are refused."""
         try:
             return count_devices(self.device, self.settings.devices)
         except BrainLMError as error:
@@ -133,13 +127,7 @@ class Site:
         return self.state / "studies" / check_identifier(study, "study")
 
     def private_seed(self, *purpose: str) -> int:
-        """Derive a seed that nobody outside can know, the same whenever the purpose is.
-
-        Raises
-        ------
-        SecretError
-            If the secret behind it cannot be read or made.
-        """
+        """Derive a seed that nobody outside can know, the same whenever the purpose is."""
         secret = secret_once(self.state / "private_seed", lambda: secrets.token_hex(32))
         return derive_seed(secret, *purpose)
 

@@ -77,13 +77,7 @@ class KeptAnswers:
             return read_answer(database, request.study, run, _secure(request).step) if known else None
 
     def keep(self, run: str, request: SumRequest, kept: Kept) -> None:
-        """Store a new answer, and forget the study's plaintext of the one before it.
-
-        Raises
-        ------
-        Refusal
-            ``sum.context-used-before`` if another process of the site was faster.
-        """
+        """Store a new answer in place of the study's last one; of two processes the later is refused."""
         step = _secure(request).step
         with self._database.transaction() as database:
             context = (run, step, kept.question, 1, _among(request))
@@ -95,13 +89,7 @@ class KeptAnswers:
             write_answer(database, request.study, run, step, kept)
 
     def use(self, run: str, request: SumRequest) -> None:
-        """Note the attempt that a stored answer is about to leave in.
-
-        Raises
-        ------
-        Refusal
-            As `find`: another process of the site may have been faster.
-        """
+        """Note the attempt that a stored answer is about to leave in; of two processes the later is refused."""
         secure = _secure(request)
         with self._database.transaction() as database:
             self._check(database, run, request)
@@ -114,11 +102,6 @@ class KeptAnswers:
         """Refuse a study for which numbers did not fit again and again.
 
         A coordinator could find a site's number by asking for ever larger multiples of it.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
         """
         with self._database.transaction() as database:
             row = database.execute("SELECT times FROM overflows WHERE study = ?", (study,)).fetchone()
@@ -191,13 +174,7 @@ def _pieces(header: bytes, arrays: Arrays) -> Iterator[tuple[str, int, Any]]:
 
 
 def read_answer(database: sqlite3.Connection, study: str, run: str, step: int) -> Kept:
-    """Return a stored answer.
-
-    Raises
-    ------
-    Refusal
-        If it is not there any more, or is damaged.
-    """
+    """Return a stored answer; one that is not there any more, or is damaged, is refused."""
     rows = database.execute(
         "SELECT name, content FROM kept WHERE study = ? AND run = ? AND step = ? ORDER BY name, piece",
         (study, run, step),

@@ -10,7 +10,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Any
 
 from client.door.database import SiteDatabase
 from client.door.policy import Policy
@@ -121,19 +120,9 @@ class ReleaseLedger:
         policy: Policy,
         rounds: int = 0,
     ) -> None:
-        """Check all answers of a message against what was told before, and enter all of them or none.
+        """Check all answers of a message, of so many rounds of training, by what was told before; enter all or none.
 
-        One transaction: two processes cannot pass each other's check.
-
-        Parameters
-        ----------
-        rounds : int
-            Rounds of training that the message is.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
+        One transaction: two processes cannot pass each other's check. A `Refusal` names the rule.
         """
         with self._database.transaction() as database:
             self._count(database, study, rounds, len(releases), policy)
@@ -157,28 +146,6 @@ class ReleaseLedger:
         with self._database.transaction() as database:
             row = database.execute("SELECT rounds FROM studies WHERE study = ?", (study,)).fetchone()
         return int(row[0]) if row else 0
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return all answers, the oldest question first: question, number of participants, sites, study, run, times."""
-        with self._database.transaction() as database:
-            rows = database.execute(
-                "SELECT q.question, p.digest, length(p.members), a.sites, a.study, a.run, a.times, a.last "
-                "FROM answers a JOIN questions q ON q.id = a.question JOIN people p ON p.id = a.people "
-                "ORDER BY a.question, a.people"
-            ).fetchall()
-        return [
-            {
-                "question": json.loads(question),
-                "people": digest.hex(),
-                "n_participants": size // _BYTES,
-                "sites": json.loads(sites) if sites else None,
-                "study": study,
-                "run": run,
-                "times": times,
-                "last": last,
-            }
-            for question, digest, size, sites, study, run, times, last in rows
-        ]
 
     def _count(self, database: sqlite3.Connection, study: str, rounds: int, releases: int, policy: Policy) -> None:
         """Count what the study has had, this message with it."""

@@ -128,13 +128,7 @@ def answer(
 
 
 def _permit_shipped(study: str, app: Path = _APP) -> None:
-    """Refuse another study than the one that was approved together with this app.
-
-    Raises
-    ------
-    Refusal
-        Naming both.
-    """
+    """Refuse another study than the one that was approved together with this app."""
     shipped = app / STUDY
     if shipped.is_file() and (name := read_yaml(shipped).get("study")) != study:
         raise Refusal(RefusalCode.CODE, f"the app was built for study '{name}', and the message is of '{study}'.")

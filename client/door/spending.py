@@ -56,13 +56,7 @@ class Spent(Settings):
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """Undo `to_text`.
-
-        Raises
-        ------
-        ValueError
-            If the text is damaged, or was changed.
-        """
+        """Undo `to_text`; a text that is damaged, or was changed, is a ValueError."""
         try:
             content = json.loads(text)
             if content["sha256"] == _digest(content["ledger"]):
@@ -100,25 +94,13 @@ class PrivacyLedger:
 
     @property
     def epsilon(self) -> float:
-        """What all releases up to now have spent together.
-
-        Raises
-        ------
-        Refusal
-            If what is known of it is damaged: it is never begun anew.
-        """
+        """What all releases up to now have spent together. A damaged ledger is refused, and never begun anew."""
         spent = self._read()
         known = spent.epsilons.get(str(self.delta))
         return epsilon_of(spent.history, self.delta) if known is None else known
 
     def permit(self, *spends: Spend) -> None:
-        """Refuse a release that the budget does not allow.
-
-        Raises
-        ------
-        Refusal
-            With what is spent, what would be, and the budget; or as `epsilon`.
-        """
+        """Refuse a release that the budget does not allow."""
         spent = self._read()  # a damaged ledger is refused without a budget, too
         if self.budget is not None:
             self._require_budget(spent, epsilon_of([*spent.history, *spends], self.delta))
@@ -132,13 +114,7 @@ class PrivacyLedger:
             )
 
     def commit(self, spends: Sequence[Spend]) -> None:
-        """Write down what a release costs. To be called before it leaves.
-
-        Raises
-        ------
-        Refusal
-            As `permit`: another message may have spent the budget in the meantime.
-        """
+        """Write down what a release costs, before it leaves; refuse it if the budget was spent in the meantime."""
         if not spends:
             return
         with self._database.transaction():
@@ -151,12 +127,8 @@ class PrivacyLedger:
     def noise_multiplier(self, privacy: PrivacyConfig, sample_rate: float, steps: int) -> float:
         """Return the noise of a study of so many steps in all: as stated, or what its ε takes.
 
-        That is found once, and is the same in all rounds as long as the site has as many participants.
-
-        Raises
-        ------
-        Refusal
-            If no noise is enough.
+        That is found once, and is the same in all rounds as long as the site has as many participants. If no noise is
+        enough, the study is refused.
         """
         if privacy.noise_multiplier is not None:
             return privacy.noise_multiplier
@@ -218,13 +190,7 @@ def epsilon_of(history: Iterable[tuple[float, float, int]], delta: float) -> flo
 
 
 def _find_noise(privacy: PrivacyConfig, sample_rate: float, steps: int) -> float:
-    """Find the least noise, to a thousandth of it, whose ε is not above the target.
-
-    Raises
-    ------
-    Refusal
-        If there is none.
-    """
+    """Find the least noise, to a thousandth of it, whose ε is not above the target."""
     from scipy.optimize import brentq
 
     assert privacy.epsilon is not None, "the noise is stated otherwise"

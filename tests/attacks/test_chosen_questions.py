@@ -4,6 +4,7 @@ Each test says what the coordinator does, and asserts that it is stopped. One is
 those of test_open_attacks.py do, and docs/privacy.md says so.
 """
 
+import json
 import math
 
 import numpy as np
@@ -129,7 +130,9 @@ def test_no_person_is_told_of_in_an_evaluation_of_too_few(tmp_path, four_cohorts
     site = load_site(coordinator.sites["aalborg"])
 
     assert coordinator.code(coordinator.training(training={"holdout": 0})) is None
-    assert [entry["question"][0] for entry in site.ledger.read()] == ["pretraining"]
+    with site.database.transaction() as database:
+        asked = [json.loads(question)[0] for (question,) in database.execute("SELECT question FROM questions")]
+    assert asked == ["pretraining"]
 
 
 def test_an_update_is_not_of_one_person_s_window(coordinator):

@@ -312,20 +312,19 @@ def test_a_round_over_the_budget_trains_nothing(cohort, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "code", "says"),
     [
-        ({"model": make_config(residual="gaussian")}, RefusalCode.NOT_PRIVATE, "'gaussian'"),
-        ({"model": make_config(window=WindowConfig(scaling="robust"))}, RefusalCode.NOT_PRIVATE, "'robust'"),
+        ({"residual": "gaussian"}, RefusalCode.NOT_PRIVATE, "'gaussian'"),
+        ({"window": WindowConfig(scaling="robust")}, RefusalCode.NOT_PRIVATE, "'robust'"),
         ({"devices": 2}, RefusalCode.NOT_PRIVATE, "devices is 2"),
         ({"n_participants": 200_000}, RefusalCode.PARTICIPANTS, "delta"),
     ],
 )
 def test_what_would_not_be_as_private_as_it_says_is_refused(changes, code, says):
-    asked = {"model": make_config(), "training": make_training(), "n_participants": 40, **changes}
+    asked = {"privacy": make_training().privacy, "window": make_config().window, "n_participants": 40, **changes}
 
     with pytest.raises(Refusal, match=says) as refused:
         check_privacy(**asked)
     assert refused.value.code is code
-    check_privacy(make_config(), make_training(), n_participants=40)
-    check_privacy(make_config(), TrainingConfig(), n_participants=40)
+    check_privacy(make_training().privacy, make_config().window, n_participants=40)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -26,8 +26,19 @@ PEOPLE = [f"sub-{number:02d}" for number in range(20)]
 
 
 @pytest.fixture
-def ledger(tmp_path) -> ReleaseLedger:
-    return ReleaseLedger(SiteDatabase(tmp_path / "state", b"a site's secret"))
+def database(tmp_path) -> SiteDatabase:
+    return SiteDatabase(tmp_path / "state", b"a site's secret")
+
+
+@pytest.fixture
+def ledger(database) -> ReleaseLedger:
+    return ReleaseLedger(database)
+
+
+def answers(database: SiteDatabase) -> list[tuple[str, int]]:
+    """Study and times of all that was entered."""
+    with database.transaction() as connection:
+        return connection.execute("SELECT study, times FROM answers ORDER BY study").fetchall()
 
 
 def enter(
@@ -47,14 +58,11 @@ def code_of(ledger: ReleaseLedger, *arguments: object, **named: object) -> Refus
     return refused.value.code
 
 
-def test_the_same_people_may_be_asked_about_again(ledger):
+def test_the_same_people_may_be_asked_about_again(ledger, database):
     enter(ledger, PEOPLE)
     enter(ledger, PEOPLE[::-1], study="another")
 
-    assert [(row["study"], row["times"], row["n_participants"]) for row in ledger.read()] == [
-        ("another", 1, 20),
-        ("s", 1, 20),
-    ]
+    assert answers(database) == [("another", 1), ("s", 1)]
 
 
 def test_a_cohort_that_changed_little_is_not(ledger):
@@ -81,14 +89,14 @@ def test_another_analysis_of_the_same_data_has_sums_in_common(ledger, other):
     enter(ledger, PEOPLE[:-1], PRETRAINING)
 
 
-def test_answers_of_one_message_are_compared_too_and_none_is_entered_alone(ledger):
+def test_answers_of_one_message_are_compared_too_and_none_is_entered_alone(ledger, database):
     few_apart = [Release(COMBAT, PEOPLE), Release(COMBAT, PEOPLE[1:])]
 
     with pytest.raises(Refusal) as refused:
         ledger.enter(study="s", run="1", releases=few_apart, policy=POLICY)
 
     assert refused.value.code is RefusalCode.REPEAT
-    assert ledger.read() == []
+    assert answers(database) == []
 
 
 def test_one_question_is_answered_among_few_sets_of_sites(ledger):
@@ -158,7 +166,7 @@ def test_two_processes_cannot_slip_past_each_other(tmp_path):
     let_out = [int(writer.communicate()[0]) for writer in writers]
 
     assert sorted(let_out) == [0, 1]
-    assert len(ReleaseLedger(SiteDatabase(tmp_path, b"key")).read()) == 1
+    assert answers(SiteDatabase(tmp_path, b"key")) == [("s", 1)]
 
 
 def test_a_site_has_one_ledger(tmp_path):
