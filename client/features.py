@@ -214,8 +214,9 @@ def find_table(site: Site, study: str, spec: TableSpec, store: FeatureStore | No
         if view is not None:
             view.require_whole(str(name))
     needed = Design((*design.covariates, *predicted.covariates, *read_design(spec.complete).covariates))
-    rows, matrix = complete_rows(site, _shared(features, second), needed)
-    people, q = [_shared(features, second)[row] for row in rows], len(design.columns)
+    shared, q = _shared(features, second), len(design.columns)
+    rows, matrix = complete_rows(site, shared, needed)
+    people = [shared[row] for row in rows]
     permit_table(site, people, design, predicted)
     table = SiteTable(
         features.rows(people),

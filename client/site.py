@@ -133,13 +133,7 @@ class Site:
 
 
 def load_site(path: Path) -> Site:
-    """Load a site from its ``site.yaml``.
-
-    Raises
-    ------
-    CohortError
-        If the file or a setting in it is wrong.
-    """
+    """Load a site from its ``site.yaml``."""
     return Site(read_settings(path, SiteSettings), path.parent)
 
 

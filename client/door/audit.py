@@ -188,13 +188,7 @@ class AuditLog:
         return [event for event in self.events() if event["event"] != BEGIN]
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Yield all lines, oldest first, but not one that is half written.
-
-        Raises
-        ------
-        AuditError
-            If a line is damaged.
-        """
+        """Yield all lines, oldest first, but not one that is half written; an AuditError if one is damaged."""
         for number, line in enumerate(_lines(self.path) if self.path.is_file() else (), start=1):
             event = _parse(line.rstrip(b"\n"))
             if line.endswith(b"\n"):
@@ -235,13 +229,7 @@ class AuditLog:
         return Verdict(number, latest, head_line)
 
     def export(self, path: Path) -> None:
-        """Copy the log as it is now, for `verify` elsewhere; mode 600.
-
-        Raises
-        ------
-        FileExistsError
-            If `path` exists.
-        """
+        """Copy the log as it is now to a new file, mode 600, for `verify` elsewhere."""
         with new_path(path) as temporary, _locked(self.path, os.O_RDONLY, fcntl.LOCK_SH):
             shutil.copyfile(self.path, temporary)
 

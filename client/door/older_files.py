@@ -31,7 +31,7 @@ class _OlderSpent(Spent):
 
 def take_in(database: sqlite3.Connection, state: Path) -> None:
     """Write into the database what the older files hold; they are left as they are."""
-    owed: dict[str, dict[str, list[Spend]]] = {}
+    owed: dict[str, tuple[str, list[Spend]]] = {}
     if (contexts := state / "sums" / "contexts.sqlite").is_file():
         with closing(sqlite3.connect(contexts)) as older:
             older.executescript(_TABLES)
@@ -41,11 +41,13 @@ def take_in(database: sqlite3.Connection, state: Path) -> None:
             database.executemany("INSERT INTO overflows VALUES (?, ?)", overflows)
         for study, run, step, kept, spends in _answers(state / "sums", rows):
             write_answer(database, study, run, step, kept)
-            owed[study] = {f"{run}/{step}": spends} if spends else {}
-    spent = {path.stem: path for path in (state / "privacy").glob("*.json")}
-    for study in sorted(spent.keys() | {study for study, spends in owed.items() if spends}):
-        text = spent[study].read_text(encoding="utf-8", errors="replace") if study in spent else _OlderSpent().to_text()
-        database.execute("INSERT INTO spending VALUES (?, ?)", (study, _with_owed(text, owed.get(study, {}))))
+            owed[study] = (f"{run}/{step}", spends)
+    files = (state / "privacy").glob("*.json")
+    texts = {path.stem: path.read_text(encoding="utf-8", errors="replace") for path in files}
+    texts = {study: _OlderSpent().to_text() for study, (_, spends) in owed.items() if spends} | texts
+    for study, text in texts.items():
+        content = _with_owed(text, *owed.get(study, ("", [])))
+        database.execute("INSERT INTO spending VALUES (?, ?)", (study, content))
 
 
 def _answers(folder: Path, contexts: list[tuple[Any, ...]]) -> Iterator[tuple[str, str, int, Kept, list[Spend]]]:
@@ -68,13 +70,12 @@ def _answers(folder: Path, contexts: list[tuple[Any, ...]]) -> Iterator[tuple[st
         yield study, run, step, kept, spends
 
 
-def _with_owed(text: str, owed: dict[str, list[Spend]]) -> str:
-    """Add to what was spent the price of an answer that was kept, and not paid for yet: a damaged text stays so."""
+def _with_owed(text: str, release: str, spends: list[Spend]) -> str:
+    """Add to what was spent the price of a kept answer that is not paid for yet; a damaged text stays so."""
     try:
         older = _OlderSpent.from_text(text)
     except ValueError:
         return text
-    unpaid = [spend for release, spends in owed.items() if release != older.last for spend in spends]
-    history = (*older.history, *unpaid)
-    known = {} if unpaid else older.epsilons
-    return Spent(history=history, noise_multipliers=older.noise_multipliers, epsilons=known).to_text()
+    if release == older.last or not spends:
+        return Spent(**older.model_dump(exclude={"last"})).to_text()
+    return Spent(history=(*older.history, *spends), noise_multipliers=older.noise_multipliers).to_text()

@@ -118,13 +118,7 @@ class Approvals:
         return approved
 
     def withdraw(self, code_hash: str, by: str) -> None:
-        """Take all approvals of an app back.
-
-        Raises
-        ------
-        ApprovalError
-            If nobody has approved it.
-        """
+        """Take all approvals of an app back, or raise an ApprovalError if nobody has approved it."""
         if self.find(code_hash) is None:
             raise ApprovalError(f"app {code_hash}: is not approved. 'fedbrainlm site approved' lists those that are.")
         self._audit.append("code-withdrawn", hash=code_hash, by=by)
@@ -137,13 +131,7 @@ class Approvals:
                 yield approved
 
     def find(self, code_hash: str) -> ApprovedApp | None:
-        """Return an app that somebody approved; None for any other.
-
-        Raises
-        ------
-        ApprovalError
-            If its record is damaged.
-        """
+        """Return an app that somebody approved, None for any other; an ApprovalError if its record is damaged."""
         if not re.fullmatch("[0-9a-f]{64}", code_hash) or not self._path(code_hash).is_file():
             return None
         try:

@@ -52,13 +52,7 @@ class Keyring:
 
     @cached_property
     def private_key(self) -> X25519PrivateKey:
-        """The site's private key: made the first time, and never again.
-
-        Raises
-        ------
-        SecretError
-            If others may read its file, or it holds no key.
-        """
+        """The site's private key: made the first time, and never again; a SecretError if others may read its file."""
         return X25519PrivateKey.from_private_bytes(key_once(self._path))
 
     @property
@@ -90,13 +84,7 @@ class Keyring:
             )
 
     def approve(self, roster: KeyRoster, by: str) -> None:
-        """Approve a roster, once the fingerprints of its keys were compared with the other sites.
-
-        Raises
-        ------
-        ApprovalError
-            If the roster does not list this site with its own key.
-        """
+        """Approve a roster that passes `check`, once the fingerprints in it were compared with the other sites."""
         self.check(roster)
         self._rosters.mkdir(mode=0o700, parents=True, exist_ok=True)
         with atomic_path(self._roster_path(roster.hash)) as temporary:
@@ -107,13 +95,7 @@ class Keyring:
         write_text(self._approval_path(roster.hash), json.dumps({"hash": roster.hash, "by": by, "time": time}))
 
     def revoke(self, roster_hash: str, by: str) -> None:
-        """Take an approval back; the roster itself is kept.
-
-        Raises
-        ------
-        ApprovalError
-            If no such roster is approved.
-        """
+        """Take an approval back, or raise an ApprovalError if there is none; the roster itself is kept."""
         if roster_hash not in [approval.hash for approval in self.approvals()]:
             raise ApprovalError(
                 f"roster {roster_hash}: is not approved at {self.name}. 'fedbrainlm site rosters' lists those that are."
