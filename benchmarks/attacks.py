@@ -30,6 +30,7 @@ from brainlm.config import MaskConfig, ModelConfig, PrivacyConfig, TrainingConfi
 from brainlm.model import BrainLM
 from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import Batch, WindowSet
+from client.door.database import SiteDatabase
 from client.door.spending import PrivacyLedger
 from client.privacy import train_privately
 from cohorts import Cohort
@@ -123,7 +124,7 @@ def train(
         assert ledger is not None
         privacy = PrivacyConfig(epsilon=epsilon, delta=DELTA, clip=0.2)
         training = training.model_copy(update={"privacy": privacy, "clip_norm": None})
-        spending = PrivacyLedger(ledger, delta=DELTA)
+        spending = PrivacyLedger(SiteDatabase(ledger, b"benchmark"), "benchmark", delta=DELTA)
         place = {"round_number": 1, "rounds": 1}
         known = np.random.default_rng(list("".join(people).encode())).bytes  # for the same numbers every time
         train_privately(model, windows, training, **place, ledger=spending, random_bytes=known)
@@ -147,7 +148,7 @@ def train_on_halves(
         else:
             order = np.random.default_rng(number).permutation(people)
             members = frozenset(order[: len(people) // 2].tolist())
-        ledger = folder / f"ledger-{epsilon}-{number}.json" if folder else None
+        ledger = folder / f"ledger-{epsilon}-{number}" if folder else None
         made.append(Trained(train(cohort, sorted(members), steps, epsilon=epsilon, ledger=ledger), members))
     return made
 

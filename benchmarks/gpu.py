@@ -21,6 +21,7 @@ from brainlm.embedding import embed
 from brainlm.model import count_parameters
 from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import WindowSet
+from client.door.database import SiteDatabase
 from client.door.spending import PrivacyLedger
 from client.privacy import train_privately
 from cohorts import Cohort, Recording, load_atlas
@@ -70,7 +71,7 @@ def speeds(
     measured: dict[str, tuple[float, float]] = {}
     for name, (where, settings) in kinds.items():
         training = TrainingConfig(**common, **settings, steps_per_round=steps if where != "cpu" else 1)
-        measured[name] = _measure(config, windows, training, torch.device(where), folder / f"{name}.json")
+        measured[name] = _measure(config, windows, training, torch.device(where), folder / name)
         print(f"{name}: {measured[name][0]:.1f}", flush=True)
     (slowest, _), *_ = measured.values()
     return [
@@ -89,7 +90,7 @@ def _measure(
         this_round = training.model_copy(update={"steps_per_round": steps})
         began = time.perf_counter()
         if training.privacy:
-            spent = PrivacyLedger(ledger, delta=1e-5)
+            spent = PrivacyLedger(SiteDatabase(ledger, b"benchmark"), "benchmark", delta=1e-5)
             train_privately(model, windows, this_round, **ROUND, ledger=spent, device=device)
         else:
             train_round(model, windows, this_round, **ROUND, seed=0, device=device)

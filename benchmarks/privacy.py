@@ -22,6 +22,7 @@ from brainlm.model import count_parameters
 from brainlm.optimization import make_optimizer
 from brainlm.pretraining import initial_model, train_round
 from brainlm.windows import WindowSet, split_participants
+from client.door.database import SiteDatabase
 from client.door.spending import PrivacyLedger
 from client.privacy import train_privately
 from cohorts import Cohort, Recording, load_atlas
@@ -60,7 +61,7 @@ def speed(preset: str, folder: Path, repeats: int) -> tuple[str, ...]:
     private = TrainingConfig(**TRAINING, steps_per_round=steps, privacy=PrivacyConfig(noise_multiplier=1.0))
     models = [initial_model(config, 1) for _ in range(2)]
     optimizers = [make_optimizer(model, plain) for model in models]
-    ledger = PrivacyLedger(folder / "ledger.json", delta=DELTA)
+    ledger = PrivacyLedger(SiteDatabase(folder, b"benchmark"), preset, delta=DELTA)
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(1, repeats + 2):
         which = {"round_number": number, "rounds": repeats + 1}
@@ -105,7 +106,7 @@ def quality(folder: Path, n_people: int, steps: int) -> str:
         else:
             privacy = PrivacyConfig(epsilon=epsilon, delta=DELTA, clip=0.2)
             private = plain.model_copy(update={"privacy": privacy, "clip_norm": None})
-            ledger = PrivacyLedger(folder / f"{epsilon}.json", delta=DELTA)
+            ledger = PrivacyLedger(SiteDatabase(folder, b"benchmark"), str(epsilon), delta=DELTA)
             train_privately(model, training, private, round_number=1, rounds=1, ledger=ledger)
             noise = ledger.noise_multiplier(privacy, min(1.0, plain.batch_size / len(people)), steps)
         rows.append((epsilon or "none", f"{noise:.2f}", f"{evaluate(model, held_out, seed=0).masked_r2:.3f}"))

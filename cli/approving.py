@@ -79,7 +79,7 @@ def approved(settings: SettingsFile) -> None:
         missing = site.approvals.missing(app)
         waits = f" (may not run: {missing} more must sign it)" if missing else ""
         say(f"{app.hash} {app.study or 'study not known'}{waits}")
-        for approval in app.approvals:
+        for approval in app.approvers:
             say(f"  by {approval.by}, {approval.time}" + (f", {approval.key}" if approval.key else ""))
 
 

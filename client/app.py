@@ -10,14 +10,14 @@ from flwr.clientapp import ClientApp
 from base.files import save_arrays
 from base.seeding import derive_seed
 from base.settings import check_settings
-from brainlm.architectures import check_model_config
+from brainlm.architectures import AnyModel, check_model_config
 from brainlm.config import WindowConfig
 from brainlm.embedding import CONNECTIVITY, EMBEDDING, UNTRAINED, embed_each, find_recipe
 from brainlm.evaluation import MODEL, reconstruct_example
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet, lengths_of
 from client import training
-from client.door import ledger, summing
+from client.door import ledger, summaries
 from client.door.disclosure import read_design
 from client.door.ledger import LACKING, Release
 from client.door.limits import permit_design
@@ -80,7 +80,7 @@ def embed(message: Message, context: Context) -> Message:
 @app.query("summarize")
 def summarize(message: Message, context: Context) -> Message:
     """Sum what the analyses of this round ask for."""
-    return answer(message, context, SummarizeRequest, summing.summarize)
+    return answer(message, context, SummarizeRequest, summaries.summarize)
 
 
 @app.query("harmonize")
@@ -128,34 +128,18 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
     seed = derive_seed(request.seed, site.name)
     people, held_out = split_site(site, model.config.window, request.holdout, request.seed)
     set_linear_path(site, model, moments, people)
-    recipe = find_recipe(request.recipe)
-    store = FeatureStore(site.folder_of(request.study), request.run)
-    about: dict[str, Any] = {
-        "study": request.study,
-        "recipe": recipe.id,
-        "model_sha256": hash_arrays(weights),
-        "preprocessing": site.cohort.preprocessing,
-        "atlas": site.cohort.atlas.name,
-        "scaling_sha256": hash_arrays(scale.to_arrays()) if scale else None,
-        "transforms": [],
-    }
-    config = check_model_config(request.model, "the study's model")
-    untrained = initial_model(config, derive_seed(request.seed, "untrained"))
     windows = WindowSet(site.cohort, model.config.window, scale=scale)
-    models = {EMBEDDING: model, UNTRAINED: untrained}
-    features = embed_each(models, windows, recipe.id, device=site.device, connectivity=True)
-    participants, lacking = windows.participants, np.isnan(features[CONNECTIVITY]).any(axis=0)
-    if lacking.any():
-        site.log.info("%d of %d pairs of parcels are missing in somebody.", lacking.sum(), len(lacking))
-    for name, values in features.items():
-        store.write(name, FeatureSet(participants, values, {**about, "features": name}))
+    model_hash = hash_arrays(weights)
+    lacking = _keep_features(site, request, model, model_hash, windows)
+    folder = site.folder_of(request.study)
     for name, measured in (("scaling", scale), ("moments", moments)):
         if measured:
-            save_arrays(store.folder / f"{name}.safetensors", measured.to_arrays())
+            save_arrays(folder / f"{name}.safetensors", measured.to_arrays())
     if held_out:
         example = reconstruct_example(model, windows.of(held_out), seed=seed, device=site.device)
-        save_arrays(store.folder / "reconstruction.safetensors", example)
+        save_arrays(folder / "reconstruction.safetensors", example)
     evaluation = evaluate_held_out(site, model, windows, held_out, seed, beside=True, moments=moments)
+    participants = windows.participants
     reply = EmbedReply(
         arrays=join(
             tally={"n_participants": np.array(len(participants))},
@@ -168,8 +152,32 @@ def _embed(site: Site, request: EmbedRequest) -> Answer:
         Release(ledger.EMBEDDING, participants, ("tally",), accounted=True),
         Release(LACKING, participants, ("lacking",)),
     )
-    evaluated = evaluation_releases(site, held_out, (about["model_sha256"],))
+    evaluated = evaluation_releases(site, held_out, (model_hash,))
     return Answer(reply, len(participants), (*counted, *evaluated))
+
+
+def _keep_features(site: Site, request: EmbedRequest, model: AnyModel, model_hash: str, windows: WindowSet) -> Array:
+    """Embed everybody, and keep the vectors; return which pairs of parcels [pairs] are missing in somebody."""
+    recipe = find_recipe(request.recipe)
+    about: dict[str, Any] = {
+        "study": request.study,
+        "recipe": recipe.id,
+        "model_sha256": model_hash,
+        "preprocessing": site.cohort.preprocessing,
+        "atlas": site.cohort.atlas.name,
+        "scaling_sha256": hash_arrays(windows.scale.to_arrays()) if windows.scale else None,
+        "transforms": [],
+    }
+    config = check_model_config(request.model, "the study's model")
+    models = {EMBEDDING: model, UNTRAINED: initial_model(config, derive_seed(request.seed, "untrained"))}
+    features = embed_each(models, windows, recipe.id, device=site.device, connectivity=True)
+    store = FeatureStore(site.folder_of(request.study), request.run)
+    for name, values in features.items():
+        store.write(name, FeatureSet(windows.participants, values, {**about, "features": name}))
+    lacking: Array = np.isnan(features[CONNECTIVITY]).any(axis=0)
+    if lacking.any():
+        site.log.info("%d of %d pairs of parcels are missing in somebody.", lacking.sum(), len(lacking))
+    return lacking
 
 
 def _harmonize(site: Site, request: HarmonizeRequest) -> Answer:

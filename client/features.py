@@ -31,21 +31,14 @@ _WIDE = 2048
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of n participants.
-
-    Attributes
-    ----------
-    participants : list of str
-        The n participants.
-    features : numpy.ndarray
-        [n, p]; NaN where one is missing.
-    about : dict
-        Ids of what made them: study, model, recipe, preprocessing and each transform since.
-    """
+    """Features of n participants."""
 
     participants: list[str]
+    """The n participants."""
     features: Array
+    """[n, p]; NaN where one is missing."""
     about: dict[str, Any] = field(default_factory=dict)
+    """Ids of what made them: study, model, recipe, preprocessing and each transform since."""
 
     def rows(self, participants: list[str]) -> Array:
         """Features of these participants, in their order."""
@@ -57,11 +50,6 @@ class FeatureSet:
 
         Sums over those who have a feature would, beside the sums of other features, tell of the few who lack it, or of
         the one site that does. So coordinators first select what everybody has.
-
-        Raises
-        ------
-        Refusal
-            Naming the feature set.
         """
         if np.isnan(self.features).any():
             detail = f"feature set '{name}' was asked for before those that all have."
@@ -188,22 +176,15 @@ def complete_rows(site: Site, participants: list[str], design: Design) -> tuple[
 
 @dataclass(frozen=True)
 class Table:
-    """The table of one analysis, with what the release ledger must know of it.
-
-    Attributes
-    ----------
-    rows : SiteTable
-        What the analysis sees: n rows, and no ids.
-    participants : list of str
-        Whose the n rows are.
-    data : tuple of str
-        What sums over the rows tell of the participants: ``features/<name>`` of each view, by the name of what was made
-        at the site before any transform, and ``column/<name>`` of each covariate and target.
-    """
+    """The table of one analysis, with what the release ledger must know of it."""
 
     rows: SiteTable
+    """What the analysis sees: n rows, and no ids."""
     participants: list[str]
+    """Whose the n rows are."""
     data: tuple[str, ...]
+    """What sums over the rows tell of the participants: ``features/<name>`` of each view, by the name of what was made
+    at the site before any transform, and ``column/<name>`` of each covariate and target."""
 
     @property
     def widths(self) -> Widths:
@@ -233,8 +214,9 @@ def find_table(site: Site, study: str, spec: TableSpec, store: FeatureStore | No
         if view is not None:
             view.require_whole(str(name))
     needed = Design((*design.covariates, *predicted.covariates, *read_design(spec.complete).covariates))
-    rows, matrix = complete_rows(site, _shared(features, second), needed)
-    people, q = [_shared(features, second)[row] for row in rows], len(design.columns)
+    shared, q = _shared(features, second), len(design.columns)
+    rows, matrix = complete_rows(site, shared, needed)
+    people = [shared[row] for row in rows]
     permit_table(site, people, design, predicted)
     table = SiteTable(
         features.rows(people),

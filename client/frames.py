@@ -18,24 +18,16 @@ from harmonization.core.declared import Widths
 
 @dataclass(frozen=True)
 class Frames:
-    """The training participants' frames.
-
-    Attributes
-    ----------
-    participants : list of str
-        Whose they are.
-    tables : iterator of list of SiteTable
-        For each participant one a recording, [T, P]; read and prepared one participant after the other.
-    widths : Widths
-        P columns, and nothing beside them.
-    data : tuple of str
-        As of a table of participants (`client.features.Table.data`): nothing, since the atlas says it.
-    """
+    """The training participants' frames."""
 
     participants: list[str]
+    """Whose they are."""
     tables: Iterator[list[SiteTable]]
+    """For each participant one a recording, [T, P]; read and prepared one participant after the other."""
     widths: Widths
+    """P columns, and nothing beside them."""
     data: tuple[str, ...] = ()
+    """As of a table of participants (`client.features.Table.data`): nothing, since the atlas says it."""
 
 
 def split_site(site: Site, window: WindowConfig, holdout: float, seed: int) -> tuple[list[str], list[str]]:

@@ -28,7 +28,6 @@ from brainlm.masking import choose_mask
 from brainlm.model import BrainLM
 from brainlm.optimization import make_optimizer
 from brainlm.pretraining import TrainingOutcome, autocast, learning_rate
-from brainlm.released.base import ReleasedConfig
 from brainlm.windows import Batch, Place, WindowSet
 from client.door.noise import RandomBytes, draw_normal
 from client.door.spending import PrivacyLedger, Spend
@@ -39,13 +38,9 @@ _SUMS = "rests on sums over all participants that left without noise, so that ep
 
 
 def check_privacy(
-    model: ModelConfig | ReleasedConfig,
-    training: TrainingConfig,
-    *,
-    n_participants: int,
-    devices: int = 1,
+    privacy: PrivacyConfig, window: WindowConfig, *, n_participants: int, devices: int = 1, residual: str = "none"
 ) -> None:
-    """Refuse a study whose training could not be as private as it says.
+    """Refuse a study whose training could not be as private as it says; the `Refusal` names the setting.
 
     Parameters
     ----------
@@ -53,21 +48,11 @@ def check_privacy(
         Training participants of the site.
     devices : int
         Processes that share the site's training.
-
-    Raises
-    ------
-    Refusal
-        Naming the setting.
+    residual : str
+        The model's, where it is known.
     """
-    if training.privacy is None:
-        return
-    if isinstance(model, ModelConfig) and model.residual == "gaussian":
+    if residual == "gaussian":
         raise Refusal(RefusalCode.NOT_PRIVATE, f"the model's residual 'gaussian' {_SUMS}. Use residual 'none'.")
-    check_site(training.privacy, model.window, n_participants=n_participants, devices=devices)
-
-
-def check_site(privacy: PrivacyConfig, window: WindowConfig, *, n_participants: int, devices: int = 1) -> None:
-    """Refuse what `check_privacy` does, as far as it is known before there is a model; arguments as there."""
     if window.scaling == "robust":
         raise Refusal(RefusalCode.NOT_PRIVATE, f"the window's scaling 'robust' {_SUMS}. Use scaling 'zscore'.")
     if devices > 1:
@@ -86,17 +71,7 @@ def check_site(privacy: PrivacyConfig, window: WindowConfig, *, n_participants: 
 def spends_to_come(request: DescribeRequest, n_participants: int, ledger: PrivacyLedger) -> list[Spend]:
     """What the rest of a study will cost of the site's budget: its rounds of private training, and noisy sums.
 
-    Parameters
-    ----------
-    n_participants : int
-        Training participants of the site.
-    ledger : PrivacyLedger
-        Of the study.
-
-    Raises
-    ------
-    Refusal
-        If no noise gives the study's ε.
+    `n_participants` are trained on. A study whose ε no noise gives is refused.
     """
     spends = []
     if request.privacy is not None and request.steps_per_round:
@@ -162,40 +137,31 @@ def train_privately(
     DivergenceError
         If the weights are not finite. That tells something of the noisy gradients, and so the steps are counted.
     """
-    n_participants = len(windows.participants)
-    check_privacy(model.config, config, n_participants=n_participants, devices=devices)
-    assert config.privacy is not None
-    first_step, steps = (round_number - 1) * config.steps_per_round, rounds * config.steps_per_round
-    rate = sample_rate(config.batch_size, n_participants)
-    spend = Spend(ledger.noise_multiplier(config.privacy, rate, steps), rate, config.steps_per_round)
+    privacy, n_participants = config.privacy, len(windows.participants)
+    assert privacy is not None
+    residual = model.config.residual if isinstance(model.config, ModelConfig) else "none"
+    check_privacy(privacy, model.config.window, n_participants=n_participants, devices=devices, residual=residual)
+    steps, rate = rounds * config.steps_per_round, sample_rate(config.batch_size, n_participants)
+    spend = Spend(ledger.noise_multiplier(privacy, rate, steps), rate, config.steps_per_round)
     ledger.permit(spend)
 
     model.to(device).train()
     optimizer = optimizer or make_optimizer(model, config)
-    secret, deviation = random_bytes(32).hex(), spend.noise_multiplier * config.privacy.clip
+    secret, first = random_bytes(32).hex(), (round_number - 1) * config.steps_per_round
     with ClippedSum(model, windows, config) as clipped:
-        for step in range(first_step, first_step + config.steps_per_round):
+        for step in range(first, first + config.steps_per_round):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, steps)
-            draws = Draws(secret, step, steps)
-            total = clipped.of(draws.participants(windows.participants, rate), draws)
-            for parameter, values in zip(clipped.parameters, total, strict=True):
-                parameter.grad = _with_noise(values, deviation, random_bytes) / (rate * n_participants)
+            clipped.set_noisy_gradients(Draws(secret, step, steps), spend, random_bytes)
             optimizer.step()
             model.after_step()
     if not all(bool(values.isfinite().all()) for values in model.state_dict().values()):
-        ledger.commit([spend], f"diverged {secret}")
+        ledger.commit([spend])
         raise DivergenceError(
             f"round {round_number}: the weights are no longer finite. Lower training.learning_rate, or ask for less "
             "privacy."
         )
     return TrainingOutcome(math.nan, windows.n_windows, config.steps_per_round), spend
-
-
-def _with_noise(values: Tensor, deviation: float, random_bytes: RandomBytes) -> Tensor:
-    """Add normal noise of that standard deviation."""
-    noise: Tensor = draw_normal(values.numel(), random_bytes).view(values.shape).to(values)
-    return values + deviation * noise
 
 
 @dataclass(frozen=True)
@@ -204,18 +170,14 @@ class Draws:
 
     Each draw comes from a secret and the participant alone, by SHA-256. So one participant more changes nothing about
     the others, and adds one gradient to the sum.
-
-    Attributes
-    ----------
-    secret : str
-        Of the round.
-    step, steps : int
-        Which step of the whole study, from 0, and of how many.
     """
 
     secret: str
+    """Of the round."""
     step: int
+    """Which of the whole study, from 0."""
     steps: int
+    """Of the whole study."""
 
     def participants(self, everybody: list[str], rate: float) -> list[str]:
         """Draw each of them with probability `rate` (Poisson sampling)."""
@@ -289,6 +251,18 @@ class ClippedSum:
     def __exit__(self, *error: object) -> None:
         if self._hooked:
             self._hooks.cleanup()
+
+    def set_noisy_gradients(self, draws: Draws, spend: Spend, random_bytes: RandomBytes) -> None:
+        """Give each parameter the gradient of a step: the clipped sum over those drawn, with noise, over the expected.
+
+        Noise is normal, with a standard deviation of the multiplier times the clip.
+        """
+        everybody = self._windows.participants
+        total = self.of(draws.participants(everybody, spend.sample_rate), draws)
+        for parameter, values in zip(self.parameters, total, strict=True):
+            noise = draw_normal(values.numel(), random_bytes).view(values.shape).to(values)
+            noisy = values + spend.noise_multiplier * self._clip * noise
+            parameter.grad = noisy / (spend.sample_rate * len(everybody))
 
     def of(self, participants: list[str], draws: Draws) -> list[Tensor]:
         """Sum the clipped gradients of some participants, by parameter; zeros for none."""

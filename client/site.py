@@ -18,9 +18,11 @@ from base.settings import read_settings
 from brainlm.errors import BrainLMError
 from brainlm.parallel import count_devices
 from client.door.audit import AuditLog
+from client.door.database import SiteDatabase
+from client.door.kept_answers import KeptAnswers
 from client.door.ledger import ReleaseLedger
+from client.door.older_files import take_in
 from client.door.spending import PrivacyLedger
-from client.door.sums import SumStore
 from client.keys.approvals import Approvals
 from client.keys.keyring import Keyring
 from client.logs import site_log
@@ -76,13 +78,7 @@ class Site:
 
     @property
     def devices(self) -> int:
-        """How many processes share the training.
-
-        Raises
-        ------
-        Refusal
-            If there are not as many GPUs.
-        """
+        """How many processes share the training; more than there are GPUs are refused."""
         try:
             return count_devices(self.device, self.settings.devices)
         except BrainLMError as error:
@@ -98,20 +94,24 @@ class Site:
         """The apps that its administrators approved."""
         return Approvals(self.state, self.audit, self.policy)
 
-    @property
-    def sums(self) -> SumStore:
-        """What the site gave out under masks."""
-        return SumStore(self.state / "sums", self.policy)
-
-    def spending(self, study: str) -> PrivacyLedger:
-        """What a study has spent of the site's privacy budget."""
-        path = self.state / "privacy" / f"{check_identifier(study, 'study')}.json"
-        return PrivacyLedger(path, delta=self.policy.delta, budget=self.policy.epsilon)
+    @cached_property
+    def database(self) -> SiteDatabase:
+        """What the site told, gave out under masks, and spent."""
+        return SiteDatabase(self.state, str(self.private_seed("ledger")).encode(), take_in)
 
     @property
     def ledger(self) -> ReleaseLedger:
         """What the site told of whom before."""
-        return ReleaseLedger(self.state / "ledger.sqlite", str(self.private_seed("ledger")).encode())
+        return ReleaseLedger(self.database)
+
+    @property
+    def kept(self) -> KeptAnswers:
+        """What the site gave out under masks."""
+        return KeptAnswers(self.database, self.policy)
+
+    def spending(self, study: str) -> PrivacyLedger:
+        """What a study has spent of the site's privacy budget."""
+        return PrivacyLedger(self.database, study, delta=self.policy.delta, budget=self.policy.epsilon)
 
     @cached_property
     def log(self) -> logging.Logger:
@@ -127,25 +127,13 @@ class Site:
         return self.state / "studies" / check_identifier(study, "study")
 
     def private_seed(self, *purpose: str) -> int:
-        """Derive a seed that nobody outside can know, the same whenever the purpose is.
-
-        Raises
-        ------
-        SecretError
-            If the secret behind it cannot be read or made.
-        """
+        """Derive a seed that nobody outside can know, the same whenever the purpose is."""
         secret = secret_once(self.state / "private_seed", lambda: secrets.token_hex(32))
         return derive_seed(secret, *purpose)
 
 
 def load_site(path: Path) -> Site:
-    """Load a site from its ``site.yaml``.
-
-    Raises
-    ------
-    CohortError
-        If the file or a setting in it is wrong.
-    """
+    """Load a site from its ``site.yaml``."""
     return Site(read_settings(path, SiteSettings), path.parent)
 
 

@@ -7,8 +7,8 @@ second, smaller attempt. One exchange, no word between sites. With pair key K[ij
     sent[i] = encode(x[i]) + sum over j > i of mask[ij] - sum over j < i of mask[ij]    mod 2^64 or 2^32
 
 where mask[ij] is the ChaCha20 stream of a key that is K[ij] bound to the context: study, run, step, attempt, the sites
-of the attempt, all that is asked, and what is summed, name by name. A mask is a one-time pad: `client.door.sums` gives
-out one plaintext only under one context.
+of the attempt, all that is asked, and what is summed, name by name. A mask is a one-time pad:
+`client.door.kept_answers` gives out one plaintext only under one context.
 """
 
 import hashlib

@@ -274,7 +274,7 @@ HOSPITAL = {
     "name": "exchange/test_messages.py: test_what_a_site_says_of_itself_is_plain_short_and_no_path",
     "cohort": "client/test_app.py: test_a_cohort_is_only_read",
     "state": "client/test_process.py: test_a_folder_is_made_private_with_all_in_it_and_nothing_outside; "
-    "client/door/test_sums.py: test_only_the_last_plaintext_stays_on_the_disk",
+    "client/door/test_kept_answers.py: test_only_the_last_plaintext_stays_on_the_disk",
     "device": "client/test_site.py: test_gpus_that_are_not_there_are_a_fault_of_the_set_up",
     "devices": "brainlm/test_parallel.py: test_a_cpu_has_one_process_unless_told_otherwise",
     "threads": "client/test_app.py: test_whom_a_study_leaves_out_is_counted_and_a_few_are_not_told_apart",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import RecordDict
 
@@ -44,18 +44,17 @@ _APP = Path(__file__).parents[2]
 
 def describe_records(records: RecordDict) -> list[dict[str, Any]]:
     """List what a reply carries: name, dtype, shape, bytes and SHA-256 of each array and of the header."""
-    items: list[dict[str, Any]] = []
-    for arrays in records.array_records.values():
-        for name, array in arrays.items():
-            items.append(
-                {
-                    "name": name,
-                    "dtype": array.dtype,
-                    "shape": list(array.shape),
-                    "bytes": len(array.data),
-                    "sha256": hashlib.sha256(array.data).hexdigest(),
-                }
-            )
+    items = [
+        {
+            "name": name,
+            "dtype": array.dtype,
+            "shape": list(array.shape),
+            "bytes": len(array.data),
+            "sha256": _sha256(array.data),
+        }
+        for arrays in records.array_records.values()
+        for name, array in arrays.items()
+    ]
     for name, config in records.config_records.items():
         text = json.dumps(dict(config), sort_keys=True)
         items.append({"name": name, "bytes": len(text), "sha256": _sha256(text.encode()), "text": text})
@@ -84,27 +83,18 @@ def app_hash(folder: Path = _APP) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `AuditLog.verify` found. As text it is one sentence, or two.
-
-    Attributes
-    ----------
-    n_lines : int
-        Lines from the first that are one unbroken chain.
-    head : str
-        SHA-256 of the last of them.
-    head_line : int or None
-        Line whose SHA-256 is the head that was asked about, counted from 1.
-    defect : str
-        What is wrong; empty if nothing is.
-    line : int or None
-        The first line that is wrong, counted from 1; None if no single line is.
-    """
+    """What `AuditLog.verify` found. As text it is one sentence, or two."""
 
     n_lines: int
+    """Lines from the first that are one unbroken chain."""
     head: str
+    """SHA-256 of the last of them."""
     head_line: int | None = None
+    """Line whose SHA-256 is the head that was asked about, counted from 1."""
     defect: str = ""
+    """What is wrong; empty if nothing is."""
     line: int | None = None
+    """The first line that is wrong, counted from 1; None if no single line is."""
 
     @property
     def intact(self) -> bool:
@@ -172,35 +162,33 @@ class AuditLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(self.path) as descriptor:
             tail = _read_tail(descriptor, self.path)
-            chain = _Chain(tail.number, tail.head)
-            if tail.number == 0:
-                chain.add(BEGIN, site=self.site, salt=secrets.token_hex(32))
+            events: list[tuple[str, dict[str, Any]]]
+            events = [] if tail.number else [(BEGIN, {"site": self.site, "salt": secrets.token_hex(32)})]
             if tail.torn:
-                chain.add(TORN, bytes=len(tail.torn), sha256=_sha256(tail.torn), hex=tail.torn.hex())
-            if chain.add(event, **fields) > _LONGEST_EVENT:
+                kept = {"bytes": len(tail.torn), "sha256": _sha256(tail.torn), "hex": tail.torn.hex()}
+                events.append((TORN, kept))
+            head, text, line = tail.head, b"", b""
+            for number, (name, content) in enumerate([*events, (event, fields)], start=tail.number + 1):
+                line = _line(number, name, content, head)
+                head, text = _sha256(line), text + line + b"\n"
+            if len(line) > _LONGEST_EVENT:
                 raise AuditError(
                     f"{self.path}: a line of event '{event}' would be longer than lines are. It is not written."
                 )
             with naming(self.path):
                 # Over the torn bytes, never a truncation before: the line that keeps them is longer than they are.
-                _write(descriptor, chain.text, tail.end)
+                _write(descriptor, text, tail.end)
                 os.fsync(descriptor)
             if tail.number == 0:
                 sync(self.path.parent)
-        return chain.head
+        return head
 
     def read(self) -> list[dict[str, Any]]:
         """Return all events after the first line, oldest first."""
         return [event for event in self.events() if event["event"] != BEGIN]
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Yield all lines, oldest first, but not one that is half written.
-
-        Raises
-        ------
-        AuditError
-            If a line is damaged.
-        """
+        """Yield all lines, oldest first, but not one that is half written; an AuditError if one is damaged."""
         for number, line in enumerate(_lines(self.path) if self.path.is_file() else (), start=1):
             event = _parse(line.rstrip(b"\n"))
             if line.endswith(b"\n"):
@@ -241,38 +229,18 @@ class AuditLog:
         return Verdict(number, latest, head_line)
 
     def export(self, path: Path) -> None:
-        """Copy the log as it is now, for `verify` elsewhere; mode 600.
-
-        Raises
-        ------
-        FileExistsError
-            If `path` exists.
-        """
+        """Copy the log as it is now to a new file, mode 600, for `verify` elsewhere."""
         with new_path(path) as temporary, _locked(self.path, os.O_RDONLY, fcntl.LOCK_SH):
             shutil.copyfile(self.path, temporary)
 
 
-class _Chain:
-    """New lines that follow from the last of a log."""
-
-    def __init__(self, number: int, head: str) -> None:
-        self.number = number
-        self.head = head
-        self.text = b""
-
-    def add(self, event: str, **fields: Any) -> int:
-        """Add a line, and return its length in bytes."""
-        self.number += 1
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        content = dict(number=self.number, time=time, event=event, **fields, previous=self.head)
-        line = json.dumps(content, allow_nan=False).encode()
-        self.head = _sha256(line)
-        self.text += line + b"\n"
-        return len(line)
+def _line(number: int, event: str, fields: dict[str, Any], previous: str) -> bytes:
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    content = dict(number=number, time=time, event=event, **fields, previous=previous)
+    return json.dumps(content, allow_nan=False).encode()
 
 
-@dataclass(frozen=True)
-class _Tail:
+class _Tail(NamedTuple):
     """The end of a log: number and SHA-256 of its last whole line, where that ends, and what follows it."""
 
     number: int
@@ -295,7 +263,8 @@ def _read_tail(descriptor: int, path: Path) -> _Tail:
     before, last = [b"", b"", *lines][-2:]
     event = _parse(last)
     known = _parse(before) if before else {"number": 0}
-    if len(torn) > _LONGEST or event is None or known is None or not _follows(event, known["number"], before):
+    link = (known["number"] + 1, _sha256(before) if before else _NOTHING) if known else None
+    if len(torn) > _LONGEST or event is None or (event["number"], event["previous"]) != link:
         raise AuditError(
             f"{path}: the end of this audit log is damaged, and nothing leaves until it is mended. See 'fedbrainlm "
             "site audit verify', find out who changed it, and keep it under another name: the site then begins anew."
@@ -303,29 +272,10 @@ def _read_tail(descriptor: int, path: Path) -> _Tail:
     return _Tail(event["number"], _sha256(last), size - len(torn), torn)
 
 
-def _follows(event: dict[str, Any], number: int, line_before: bytes) -> bool:
-    link = _sha256(line_before) if line_before else _NOTHING
-    return bool(event["number"] == number + 1 and event["previous"] == link)
-
-
 def _defect(
     line: bytes, number: int, latest: str, line_before: bytes, following: Iterator[bytes]
 ) -> tuple[int, str] | None:
-    """Say which line is wrong and what is, if a line does not follow from the one before it.
-
-    Parameters
-    ----------
-    line : bytes
-        The line, with its newline.
-    number : int
-        Its number in the file, from 1.
-    latest : str
-        SHA-256 of the line before it.
-    line_before : bytes
-        That line.
-    following : iterator
-        The lines after it: one is taken if that tells which of two lines was changed.
-    """
+    """Say which line is wrong, and what is, if line `number` does not follow from `latest`, the SHA-256 before it."""
     if not line.endswith(b"\n"):
         return number, f"is half written ({len(line)} bytes): cut, or after a power cut the next answer sets it aside"
     event = _parse(line[:-1])

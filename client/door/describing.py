@@ -1,6 +1,6 @@
 """What a policy has against a study, whoever the participants are: asked also where no cohort is at hand."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from base.settings import check_settings
@@ -11,12 +11,27 @@ from exchange.messages import DescribeRequest
 from exchange.refusals import Refusal, RefusalCode
 from harmonization.core.registry import ANALYSES, TAKEN
 
+Checks = Iterable[Callable[[], object]]
+
+
+def refusals_of(checks: Checks) -> Iterator[Refusal]:
+    """Yield what is refused, one by one."""
+    for check in checks:
+        try:
+            check()
+        except Refusal as refusal:
+            yield refusal
+
 
 def policy_objections(policy: Policy, request: DescribeRequest) -> Iterator[Refusal]:
-    """Yield all that a policy has against a study."""
+    """Yield all that a policy has against a study; of one that is not named, everything else is refused, too."""
+    unnamed = list(refusals_of([partial(policy.permit, request.study)]))
+    yield from unnamed or refusals_of(_checks(policy, request))
+
+
+def _checks(policy: Policy, request: DescribeRequest) -> Checks:
     privacy = privacy_of(request)
     checks: list[Callable[[], None]] = [
-        partial(policy.permit, request.study),
         *(partial(policy.permit, request.study, [analysis]) for analysis in request.analyses),
         *(partial(_require_known, analysis) for analysis in request.analyses),
         partial(policy.permit, request.study, recipe=request.recipe),
@@ -31,13 +46,7 @@ def policy_objections(policy: Policy, request: DescribeRequest) -> Iterator[Refu
         checks.append(partial(policy.permit_vectors, request.vectors))
     if privacy and privacy.epsilon is not None:
         checks.append(partial(policy.permit_epsilon, privacy.epsilon))
-    for check in checks:
-        try:
-            check()
-        except Refusal as refusal:
-            yield refusal
-            if check is checks[0]:  # of a study that is not named, everything else is refused, too
-                return
+    return checks
 
 
 def _require_known(analysis: str) -> None:

@@ -11,6 +11,8 @@ Each check stops an attack that works; tests/client/door/test_disclosure.py carr
   rows span, and who knows a part of a row can complete it. `permit_sums`, which lets nothing leave that an analysis did
   not declare, with its shape, the people of whom it tells, and the matrices in it (`harmonization.core.declared`).
 - The same sums before and after a few people joined, or among all sites and all but one. `client.door.ledger`.
+
+A `Refusal` names the covariate, the array or the limit.
 """
 
 from collections.abc import Iterator, Mapping
@@ -61,13 +63,7 @@ def permit_categories(site: Site, participants: list[str], covariate: Categorica
 
 
 def permit_table(site: Site, participants: list[str], design: Design, predicted: Design) -> None:
-    """Refuse covariates, or a target, that have too few of these participants behind a level or a column.
-
-    Raises
-    ------
-    Refusal
-        Naming the covariate, or the number of columns.
-    """
+    """Refuse covariates, or a target, that have too few of these participants behind a level or a column."""
     q, n = len(design.columns), len(participants)
     for covariate in (*design.covariates, *predicted.covariates):
         if isinstance(covariate, Categorical):
@@ -86,11 +82,6 @@ def permit_declared(policy: Policy, analysis: Analysis, declared: Declared, n_pa
         What the analysis says that it sends in this round (`Analysis.sends`).
     n_participants : int
         People behind it.
-
-    Raises
-    ------
-    Refusal
-        Naming the array, or the limit.
     """
     policy.permit_size("memory_gb", 8 * numbers_in(declared.values()) / 1e9, f"GB of sums of '{analysis.name}'")
     for name, sent in declared.items():
@@ -123,19 +114,10 @@ def permit_sums(
 
     Parameters
     ----------
-    analysis : Analysis
-        What made the sums.
-    declared : mapping
-        What it said that it sends in this round.
-    n_participants : int
-        People behind them.
+    declared, n_participants
+        As of `permit_declared`.
     clear : bool
-        Whether they would leave without a secure sum.
-
-    Raises
-    ------
-    Refusal
-        Naming the array.
+        Whether the sums would leave without a secure sum.
     """
     for name, values in sums.items():
         if name not in declared or np.shape(values) != declared[name].shape:

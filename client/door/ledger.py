@@ -5,75 +5,33 @@ but one, differ in that site's. No single answer shows it, so what was answered 
 """
 
 import json
-import os
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any
 
+from client.door.database import SiteDatabase
 from client.door.policy import Policy
 from exchange.messages import FrameSpec, Job
-from exchange.refusals import Refusal, RefusalCode
 
-_VERSION = 1
-_PATIENCE = 60
-"""Seconds to wait for another process that writes to the ledger."""
 _BYTES = 16
 """Of a participant's keyed hash."""
-_TABLES = """
-CREATE TABLE key (digest BLOB NOT NULL);
-CREATE TABLE studies (
-    study TEXT PRIMARY KEY,
-    rounds INTEGER NOT NULL,
-    releases INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE people (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, members BLOB NOT NULL);
-CREATE TABLE questions (id INTEGER PRIMARY KEY, question TEXT NOT NULL UNIQUE);
-CREATE TABLE told (data TEXT, people INTEGER REFERENCES people, PRIMARY KEY (data, people)) WITHOUT ROWID;
-CREATE TABLE answers (
-    question INTEGER REFERENCES questions,
-    people INTEGER REFERENCES people,
-    sites TEXT,
-    study TEXT,
-    run TEXT,
-    times INTEGER NOT NULL,
-    last TEXT NOT NULL,
-    PRIMARY KEY (question, people, sites, study, run)
-) WITHOUT ROWID;
-"""
-_TRAINED = (
-    "CREATE TABLE IF NOT EXISTS trained (study TEXT, run TEXT, question TEXT, answered INTEGER NOT NULL DEFAULT 0, "
-    "PRIMARY KEY (study, run, question))"
-)
-"""Rounds that were counted. Apart from the others: ledgers of earlier versions lack it."""
-_REFUSED = "CREATE TABLE IF NOT EXISTS refused (study TEXT PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID"
-"""Refusals for reasons in the participants' data, each of which told something. Apart from the others, too."""
 _PLAIN = ""
 """Sites of an answer that left on its own."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked, whoever asked it: no study, run, round, seed, parameter or name of a site is a part of it.
-
-    Attributes
-    ----------
-    kind : str
-        Name of an analysis, or of another kind of answer.
-    data : tuple of str
-        What the answer tells of the participants (`client.features.Table.data`). Answers of any kind over the same data
-        have sums in common.
-    details : tuple of str
-        What tells it from other questions of that kind over the same data.
-    """
+    """What was asked, whoever asked it: no study, run, round, seed, parameter or name of a site is a part of it."""
 
     kind: str
+    """Name of an analysis, or of another kind of answer."""
     data: tuple[str, ...]
+    """What the answer tells of the participants (`client.features.Table.data`). Answers of any kind over the same data
+    have sums in common."""
     details: tuple[str, ...] = ()
+    """What tells it from other questions of that kind over the same data."""
 
     def __str__(self) -> str:
         return json.dumps([self.kind, sorted(self.data), sorted(self.details)])
@@ -108,33 +66,24 @@ def question_of_job(job: Job, data: Sequence[str] = ()) -> Question:
 
 @dataclass(frozen=True)
 class Release:
-    """One answer that is about to leave.
-
-    Attributes
-    ----------
-    question : Question
-        What it answers.
-    participants : collection of str
-        Whom it is about. The ledger keeps keyed hashes of the ids.
-    parts : tuple of str
-        Names of the parts of the message that it is; each may be masked among other sites.
-    sites : tuple of str, optional
-        Names of the sites of the secure sum that it is a part of; None if it leaves on its own, where the coordinator
-        reads this site's sums anyway.
-    accounted : bool
-        Whether a privacy budget pays for all that it tells, since it carries noise; or it tells only how many there
-        are, which is taken to be known.
-    """
+    """One answer that is about to leave."""
 
     question: Question
+    """What it answers."""
     participants: Collection[str]
+    """Whom it is about. The ledger keeps keyed hashes of the ids."""
     parts: tuple[str, ...] = ()
+    """Names of the parts of the message that it is; each may be masked among other sites."""
     sites: tuple[str, ...] | None = None
+    """Names of the sites of the secure sum that it is a part of; None if it leaves on its own, where the coordinator
+    reads this site's sums anyway."""
     accounted: bool = False
+    """Whether a privacy budget pays for all that it tells, since it carries noise; or it tells only how many there
+    are, which is taken to be known."""
 
 
 class ReleaseLedger:
-    """A SQLite database of what was released, on the disk before an answer leaves.
+    """What was released, on the disk before an answer leaves.
 
     An answer is refused if
 
@@ -155,15 +104,12 @@ class ReleaseLedger:
 
     Parameters
     ----------
-    path : Path
-        The database, made with mode 600 if it is not there.
-    key : bytes
-        The site's secret, with which ids are hashed. The same always.
+    database : SiteDatabase
+        Its key is the ids' hash's.
     """
 
-    def __init__(self, path: Path, key: bytes) -> None:
-        self.path = path
-        self._key = blake2b(key).digest()
+    def __init__(self, database: SiteDatabase) -> None:
+        self._database = database
 
     def enter(
         self,
@@ -173,89 +119,33 @@ class ReleaseLedger:
         releases: Sequence[Release],
         policy: Policy,
         rounds: int = 0,
-        question: str = "",
     ) -> None:
-        """Check all answers of a message against what was told before, and enter all of them or none.
+        """Check all answers of a message, of so many rounds of training, by what was told before; enter all or none.
 
-        One transaction: two processes cannot pass each other's check. When this returns, the entry is on the disk.
-
-        Parameters
-        ----------
-        rounds : int
-            Rounds of training that the message is.
-        question : str
-            Hash of all that these rounds were asked with. They are not counted again where a run asks the same again
-            and nothing was answered, as when the site was killed meanwhile.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule; or that the ledger is damaged, or cannot be written.
+        One transaction: two processes cannot pass each other's check. A `Refusal` names the rule.
         """
-        with self._transaction() as database:
-            if question and rounds and not _is_new(database, study, run, question):
-                rounds = 0
+        with self._database.transaction() as database:
             self._count(database, study, rounds, len(releases), policy)
-            entry = _Entry(database, self._key, policy)
+            entry = _Entry(database, self._database.key, policy)
             for release in releases:
                 entry.add(release, study, run)
 
-    def note_answered(self, *, study: str, run: str, question: str) -> None:
-        """Note that the answer to a round of training may leave: whoever asks the same again pays again.
-
-        Raises
-        ------
-        Refusal
-            If the ledger cannot be written.
-        """
-        with self._transaction() as database:
-            where = (study, run, question)
-            database.execute("UPDATE trained SET answered = 1 WHERE study = ? AND run = ? AND question = ?", where)
-
     def refusals(self, study: str) -> int:
         """Count how often a study was refused for reasons that lie in the participants' data."""
-        with self._transaction() as database:
+        with self._database.transaction() as database:
             row = database.execute("SELECT times FROM refused WHERE study = ?", (study,)).fetchone()
         return int(row[0]) if row else 0
 
     def note_refusal(self, study: str) -> None:
-        """Count such a refusal, before its code leaves.
-
-        Raises
-        ------
-        Refusal
-            If the ledger cannot be written.
-        """
-        with self._transaction() as database:
+        """Count such a refusal, before its code leaves."""
+        with self._database.transaction() as database:
             database.execute("INSERT INTO refused VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1", (study,))
 
     def rounds(self, study: str) -> int:
         """Count the rounds of training that a study has had."""
-        with self._transaction() as database:
+        with self._database.transaction() as database:
             row = database.execute("SELECT rounds FROM studies WHERE study = ?", (study,)).fetchone()
         return int(row[0]) if row else 0
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return all answers, the oldest question first: question, number of participants, sites, study, run, times."""
-        with self._transaction() as database:
-            rows = database.execute(
-                "SELECT q.question, p.digest, length(p.members), a.sites, a.study, a.run, a.times, a.last "
-                "FROM answers a JOIN questions q ON q.id = a.question JOIN people p ON p.id = a.people "
-                "ORDER BY a.question, a.people"
-            ).fetchall()
-        return [
-            {
-                "question": json.loads(question),
-                "people": digest.hex(),
-                "n_participants": size // _BYTES,
-                "sites": json.loads(sites) if sites else None,
-                "study": study,
-                "run": run,
-                "times": times,
-                "last": last,
-            }
-            for question, digest, size, sites, study, run, times, last in rows
-        ]
 
     def _count(self, database: sqlite3.Connection, study: str, rounds: int, releases: int, policy: Policy) -> None:
         """Count what the study has had, this message with it."""
@@ -266,65 +156,6 @@ class ReleaseLedger:
         if releases:
             policy.permit_releases(total[1])
         database.execute("INSERT OR REPLACE INTO studies VALUES (?, ?, ?)", (study, *total))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Open the ledger for this process alone; keep what was done in it only if nothing is raised."""
-        try:
-            self._make_file()
-            database = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
-            try:
-                database.execute("PRAGMA synchronous = EXTRA")  # FULL, and the folder's entry of the journal, too
-                database.execute("BEGIN IMMEDIATE")
-                self._check(database)
-                database.execute(_TRAINED)
-                database.execute(_REFUSED)
-                yield database
-                database.execute("COMMIT")
-            finally:
-                database.close()  # without COMMIT, it undoes what was done
-        except (sqlite3.Error, OSError) as error:
-            raise Refusal(
-                RefusalCode.SETUP,
-                f"the release ledger {self.path} cannot be used ({error}), and nothing leaves without it. Free the "
-                "disk or mend its permissions; if it is damaged, restore it from a backup.",
-            ) from error
-
-    def _make_file(self) -> None:
-        if not self.path.exists():
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_CREAT, 0o600))  # SQLite's own would be readable by others
-
-    def _check(self, database: sqlite3.Connection) -> None:
-        """Make the tables of a new ledger; refuse a damaged one, another version's, or another key's."""
-        known = blake2b(b"release ledger", key=self._key).digest()
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version == 0 and self.path.stat().st_size == 0:
-            for statement in _TABLES.split(";"):
-                database.execute(statement)
-            database.execute("INSERT INTO key VALUES (?)", (known,))
-            database.execute(f"PRAGMA user_version = {_VERSION}")
-            return
-        if version != _VERSION:
-            raise sqlite3.DatabaseError(f"it is of version {version}; expected {_VERSION}")
-        (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise sqlite3.DatabaseError(found)
-        if database.execute("SELECT digest FROM key").fetchall() != [(known,)]:
-            raise Refusal(
-                RefusalCode.SETUP,
-                f"the release ledger {self.path} was written with another private seed, so that nobody in it would be "
-                "known again. Restore the state folder's private_seed.",
-            )
-
-
-def _is_new(database: sqlite3.Connection, study: str, run: str, question: str) -> bool:
-    """Note the question of a round of training; say whether it was not there, or was answered."""
-    noted = database.execute(
-        "INSERT INTO trained VALUES (?, ?, ?, 0) ON CONFLICT DO UPDATE SET answered = 0 WHERE answered",
-        (study, run, question),
-    )
-    return noted.rowcount > 0
 
 
 class _Entry:

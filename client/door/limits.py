@@ -1,7 +1,7 @@
 """What a question may cost a site: whoever may ask anything may otherwise ask for hours and all memory.
 
 What can be told from the question is refused before anything is made: steps, weights, levels, jobs, components. Time is
-limited while it is answered, whatever the question, and so is memory (`runtime.prefork`).
+limited while it is answered, whatever the question, and so is memory (`runtime.prefork`). A `Refusal` names the limit.
 """
 
 import signal
@@ -12,7 +12,7 @@ from typing import Any
 
 from brainlm.architectures import AnyConfig, count_weights
 from client.door.policy import Policy
-from exchange.messages import FrameSpec, Job, TableSpec
+from exchange.messages import Job, TableSpec
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Analysis
 
@@ -33,11 +33,6 @@ def permit_model(policy: Policy, config: AnyConfig, n_parcels: int, batch_size: 
         As a request brings it: nothing is taken for granted of its numbers.
     batch_size : int
         Windows at a time.
-
-    Raises
-    ------
-    Refusal
-        Naming the limit.
     """
     n_weights = count_weights(config)
     policy.permit_size("parameters", n_weights, "weights of the model")
@@ -48,40 +43,16 @@ def permit_model(policy: Policy, config: AnyConfig, n_parcels: int, batch_size: 
 
 
 def permit_job(policy: Policy, job: Job, analysis: Analysis) -> None:
-    """Refuse an analysis of too many levels, components, folds, draws or anything else that is counted.
-
-    Raises
-    ------
-    Refusal
-        Naming the limit.
-    """
+    """Refuse an analysis of too many levels, components, folds, draws or anything else that is counted."""
     for name, number in _numbers(analysis.parameters()):
         policy.permit_size("components", number, f"as {name} of '{analysis.name}'")
-    if isinstance(job.table, FrameSpec):
-        return
-    permit_table(policy, job.table)
-
-
-def permit_table(policy: Policy, table: TableSpec) -> None:
-    """Refuse a table of too many levels of a category, columns or components.
-
-    Raises
-    ------
-    Refusal
-        Naming the limit.
-    """
-    permit_design(policy, [*table.covariates, *table.complete, {"levels": table.levels}])
-    policy.permit_size("components", table.n_loadings or 0, "components")
+    if isinstance(job.table, TableSpec):
+        permit_design(policy, [*job.table.covariates, *job.table.complete, {"levels": job.table.levels}])
+        policy.permit_size("components", job.table.n_loadings or 0, "components")
 
 
 def permit_design(policy: Policy, covariates: list[dict[str, Any]]) -> None:
-    """Refuse covariates with too many levels, or too many covariates.
-
-    Raises
-    ------
-    Refusal
-        Naming the limit.
-    """
+    """Refuse covariates with too many levels, or too many covariates."""
     policy.permit_size("levels", len(covariates), "covariates")
     for covariate in covariates:
         levels = covariate.get("levels") if isinstance(covariate, dict) else None
@@ -113,11 +84,6 @@ def time_limit(policy: Policy) -> Iterator[None]:
 
     The clock is the process's alarm, which exists once and in the main thread: where an app runs in another, as it may
     in a simulation, there is no limit.
-
-    Raises
-    ------
-    Refusal
-        Naming the limit.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -4,7 +4,6 @@ What a site would refuse after training, for reasons that are known before, it r
 same functions. Whoever checks a site beforehand asks these, too.
 """
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -12,10 +11,10 @@ from typing import Self
 from base.settings import check_settings
 from brainlm.config import WindowConfig
 from brainlm.windows import Lengths, lengths_of, split_participants
-from client.door.describing import policy_objections, privacy_of
+from client.door.describing import Checks, policy_objections, privacy_of, refusals_of
 from client.door.disclosure import permit_categories, permit_table, read_design
 from client.door.limits import permit_design
-from client.privacy import check_site, spends_to_come
+from client.privacy import check_privacy, spends_to_come
 from client.site import Site
 from cohorts.contract import CohortContract
 from cohorts.vectors import Vectors, read_vectors
@@ -33,24 +32,16 @@ _MISMATCHES = {
 
 @dataclass(frozen=True)
 class Participation:
-    """Whom of a site's people a study would have.
-
-    Attributes
-    ----------
-    lengths : Lengths
-        Whose recordings are as long as a window.
-    people : list of str
-        Those participants.
-    complete : list of str
-        Those of them of whom all is known that the study asks for.
-    vectors : Vectors or None
-        The second table of vectors that the study associates, if it does.
-    """
+    """Whom of a site's people a study would have."""
 
     lengths: Lengths
+    """Whose recordings are as long as a window."""
     people: list[str]
+    """Those participants."""
     complete: list[str]
+    """Those of them of whom all is known that the study asks for."""
     vectors: Vectors | None
+    """The second table of vectors that the study associates, if it does."""
 
     @classmethod
     def of(cls, site: Site, request: DescribeRequest) -> Self:
@@ -73,26 +64,13 @@ class Participation:
 
 def objections(site: Site, request: DescribeRequest) -> list[Refusal]:
     """List all that a site's policy and its cohort have against a study."""
-    found = list(policy_objections(site.policy, request))
-    found += _raised(_checks_of_columns(site, request))
+    found = [*policy_objections(site.policy, request), *refusals_of(_checks_of_columns(site, request))]
     found += (Refusal(_MISMATCHES[one.kind], one.message) for one in _contract(request).mismatches(site.cohort))
     if not found:  # else people would be counted by columns that are not there
         whom = Participation.of(site, request)
-        found += _raised(_checks_of_numbers(site, request, whom)) or _raised(_checks_of_people(site, request, whom))
+        found += refusals_of(_checks_of_numbers(site, request, whom))
+        found = found or list(refusals_of(_checks_of_people(site, request, whom)))
     return found
-
-
-Checks = Iterable[Callable[[], object]]
-
-
-def _raised(checks: Checks) -> list[Refusal]:
-    refusals = []
-    for check in checks:
-        try:
-            check()
-        except Refusal as refusal:
-            refusals.append(refusal)
-    return refusals
 
 
 def _checks_of_columns(site: Site, request: DescribeRequest) -> Checks:
@@ -114,7 +92,7 @@ def _checks_of_people(site: Site, request: DescribeRequest, whom: Participation)
     """All else that depends on how many people stand behind what is asked for."""
     policy, folds, training = site.policy, max(1, request.folds), whom.training(request)
     if (privacy := privacy_of(request)) is not None:
-        yield partial(check_site, privacy, _window(request), n_participants=len(training), devices=site.devices)
+        yield partial(check_privacy, privacy, _window(request), n_participants=len(training), devices=site.devices)
     lacking = set(whom.without_vectors)
     for people in (whom.complete, [participant for participant in whom.complete if participant not in lacking]):
         yield partial(policy.permit_group, len(people) // folds, f"each of {folds} folds")

@@ -30,7 +30,10 @@ def every_analysis() -> list[str]:
 
 
 class Policy(Settings):
-    """The hospital's limits. The defaults refuse every study until the administrator names one."""
+    """The hospital's limits. The defaults refuse every study until the administrator names one.
+
+    What a ``permit…`` does not permit it raises as a `Refusal`, which names the rule, its value, and the remedy.
+    """
 
     studies: tuple[str, ...] = ()
     """Studies that may run here, by name; ``"*"`` for any."""
@@ -140,13 +143,7 @@ class Policy(Settings):
         return self
 
     def permit(self, study: str, analyses: Iterable[str] = (), recipe: str | None = None) -> None:
-        """Refuse what is not allowed, before anything is computed.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
+        """Refuse what is not allowed, before anything is computed."""
         if not _allows(self.studies, study):
             raise Refusal(RefusalCode.STUDY, f"study '{study}' is not in policy.studies of site.yaml.")
         for analysis in analyses:
@@ -156,45 +153,23 @@ class Policy(Settings):
             raise Refusal(RefusalCode.RECIPE, f"recipe '{recipe}' is not in policy.recipes of site.yaml.")
 
     def permit_vectors(self, name: str) -> None:
-        """Refuse a second table that is not named.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
+        """Refuse a second table that is not named."""
         if not _allows(self.vectors, name):
             raise Refusal(RefusalCode.ANALYSIS, f"vectors '{name}' are not in policy.vectors of site.yaml.")
 
     def permit_column(self, name: str) -> None:
-        """Refuse a covariate or target that is not named.
-
-        Raises
-        ------
-        Refusal
-            Naming the column.
-        """
+        """Refuse a covariate or target that is not named."""
         if not _allows(self.columns, name):
             raise Refusal(
                 RefusalCode.COLUMN,
-                f"column '{name}' is not in policy.columns of site.yaml, which names {_listed(self.columns)}. Add "
-                "it if studies may use it.",
+                f"column '{name}' is not in policy.columns of site.yaml, which names "
+                f"{', '.join(self.columns) or 'none'}. Add it if studies may use it.",
             )
 
     def permit_columns(self, names: Iterable[str], known: Collection[str]) -> None:
-        """Refuse covariates and targets that are not named, or that the cohort does not count among its covariates.
+        """Refuse covariates and targets that are not named, or not `known`: among the cohort's covariates.
 
         Ids are never among those, so that a sum cannot be asked over people picked by name.
-
-        Parameters
-        ----------
-        known : collection of str
-            The cohort's covariates.
-
-        Raises
-        ------
-        Refusal
-            Naming the column.
         """
         for name in names:
             self.permit_column(name)
@@ -206,13 +181,7 @@ class Policy(Settings):
                 )
 
     def permit_covariates(self, n_columns: int, n_participants: int) -> None:
-        """Refuse so many covariates that they nearly tell participants apart.
-
-        Raises
-        ------
-        Refusal
-            Naming the ratio.
-        """
+        """Refuse so many covariates that they nearly tell participants apart."""
         if n_columns > self.max_covariate_ratio * n_participants:
             raise Refusal(
                 RefusalCode.RATIO,
@@ -221,13 +190,7 @@ class Policy(Settings):
             )
 
     def permit_group(self, n_participants: int, what: str) -> None:
-        """Refuse an answer with a part that too few stand behind.
-
-        Raises
-        ------
-        Refusal
-            Naming the part.
-        """
+        """Refuse an answer with a part that too few stand behind."""
         if n_participants < self.min_group:
             raise Refusal(
                 RefusalCode.GROUP,
@@ -239,13 +202,7 @@ class Policy(Settings):
         return n_participants if n_participants == 0 or n_participants >= self.min_group else None
 
     def permit_release(self, n_participants: int, *, carries_sums: bool, in_secure_sum: bool) -> None:
-        """Refuse to let out what too few stand behind, or a plain sum where only secure ones may leave.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
+        """Refuse to let out what too few stand behind, or a plain sum where only secure ones may leave."""
         if n_participants < self.min_participants:
             raise Refusal(
                 RefusalCode.PARTICIPANTS,
@@ -256,13 +213,7 @@ class Policy(Settings):
             self.permit_sum(in_secure_sum=in_secure_sum)
 
     def permit_sum(self, *, in_secure_sum: bool) -> None:
-        """Refuse a plain sum where only secure ones may leave.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
+        """Refuse a plain sum where only secure ones may leave."""
         if self.secure_sum_required and not in_secure_sum:
             raise Refusal(
                 RefusalCode.PLAIN,
@@ -271,13 +222,7 @@ class Policy(Settings):
             )
 
     def permit_sites(self, n_sites: int) -> None:
-        """Refuse a secure sum in which each site could be seen through.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
+        """Refuse a secure sum in which each site could be seen through."""
         if n_sites < self.min_sites:
             raise Refusal(
                 RefusalCode.FEW_SITES,
@@ -285,13 +230,7 @@ class Policy(Settings):
             )
 
     def permit_attempt(self, attempt: int) -> None:
-        """Refuse a further attempt at a secure sum, counted from 1.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
+        """Refuse a further attempt at a secure sum, counted from 1."""
         if attempt > self.max_attempts:
             raise Refusal(
                 RefusalCode.ATTEMPT,
@@ -300,13 +239,7 @@ class Policy(Settings):
             )
 
     def permit_site_sets(self, n_sets: int) -> None:
-        """Refuse one question among ever other sites: what two answers differ in is one site's.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
+        """Refuse one question among ever other sites: what two answers differ in is one site's."""
         if n_sets > self.max_attempts:
             raise Refusal(
                 RefusalCode.SITES,
@@ -315,13 +248,7 @@ class Policy(Settings):
             )
 
     def permit_change(self, n_changed: int) -> None:
-        """Refuse a second answer for a cohort that is nearly the same: what both differ in is those few people's.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
+        """Refuse a second answer for a cohort that is nearly the same: what both differ in is those few people's."""
         if 0 < n_changed < self.min_change:
             raise Refusal(
                 RefusalCode.REPEAT,
@@ -330,13 +257,7 @@ class Policy(Settings):
             )
 
     def permit_gram(self, n_behind: int, what: str) -> None:
-        """Refuse, outside of secure sums, what shows single people: a matrix as large as their number, or small counts.
-
-        Raises
-        ------
-        Refusal
-            Naming the matrix.
-        """
+        """Refuse, outside of secure sums, what shows single people: a matrix of as many columns, or small counts."""
         if not self.plain_grams:
             raise Refusal(
                 RefusalCode.GRAM,
@@ -345,13 +266,7 @@ class Policy(Settings):
             )
 
     def permit_rounds(self, rounds: int) -> None:
-        """Refuse more rounds of training of one study.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
+        """Refuse more rounds of training of one study."""
         if rounds > self.max_rounds:
             raise Refusal(
                 RefusalCode.ROUNDS,
@@ -360,13 +275,7 @@ class Policy(Settings):
             )
 
     def permit_releases(self, releases: int) -> None:
-        """Refuse more answers to one study.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
+        """Refuse more answers to one study."""
         if releases > self.max_releases:
             raise Refusal(
                 RefusalCode.RELEASES,
@@ -375,18 +284,7 @@ class Policy(Settings):
             )
 
     def permit_refusals(self, refusals: int) -> None:
-        """Refuse a study whose questions could not be answered as often as that: each refusal told something.
-
-        Parameters
-        ----------
-        refusals : int
-            Refusals of the study so far.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
+        """Refuse a study whose questions could not be answered as often as that: each refusal told something."""
         if refusals >= self.max_refusals:
             raise Refusal(
                 RefusalCode.REFUSALS,
@@ -401,13 +299,7 @@ class Policy(Settings):
         value: float,
         what: str,
     ) -> None:
-        """Refuse what would cost the site more than it gives.
-
-        Raises
-        ------
-        Refusal
-            Naming the limit.
-        """
+        """Refuse what would cost the site more than it gives."""
         if value > (most := getattr(self, f"max_{limit}")):
             raise Refusal(
                 RefusalCode.LIMIT,
@@ -415,44 +307,23 @@ class Policy(Settings):
             )
 
     def permit_privacy(self, delta: float | None) -> None:
-        """Refuse a study without differential privacy, or with a weaker kind than is asked for.
-
-        Parameters
-        ----------
-        delta : float or None
-            Chance at which the study's promise may fail; None for a study that promises nothing.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
-        counts = self.privacy_required or self.epsilon is not None
-        if counts and delta is None:
+        """Refuse a study without differential privacy (`delta` None), or with a larger δ than is asked for."""
+        if not self.privacy_required and self.epsilon is None:
+            return
+        if delta is None:
             raise Refusal(
                 RefusalCode.PRIVACY,
                 "policy.privacy_required or policy.epsilon asks for differential privacy, and the study trains without "
                 "it. Let it set training.privacy, or leave both out of the policy.",
             )
-        if counts and delta is not None and delta > self.delta:
+        if delta > self.delta:
             raise Refusal(
                 RefusalCode.PRIVACY,
                 f"the study's delta is {delta:g}; policy.delta is {self.delta:g}. Let the study lower it.",
             )
 
     def permit_without_noise(self, name: str) -> None:
-        """Refuse a sum over participants without noise, where the budget would not be all that is told of them.
-
-        Parameters
-        ----------
-        name : str
-            Of an analysis, or ``evaluation``.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
+        """Refuse a sum (an analysis, or ``evaluation``) without noise where the budget is to be all that is told."""
         if self.epsilon is not None and name not in self.outside_epsilon:
             raise Refusal(
                 RefusalCode.PRIVACY,
@@ -461,18 +332,7 @@ class Policy(Settings):
             )
 
     def permit_epsilon(self, spent: float) -> None:
-        """Refuse what would spend more than the study's budget.
-
-        Parameters
-        ----------
-        spent : float
-            Privacy loss of the study so far, this answer's with it.
-
-        Raises
-        ------
-        Refusal
-            Naming the budget.
-        """
+        """Refuse a privacy loss of the study, all its answers together, above its budget."""
         if self.epsilon is not None and spent > self.epsilon:
             raise Refusal(
                 RefusalCode.BUDGET,
@@ -481,13 +341,7 @@ class Policy(Settings):
             )
 
     def permit_sharing(self, what: Literal["metrics", "parameters", "embeddings"]) -> None:
-        """Refuse to let out what is the site's own, or its participants', and no sum over sites.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
-        """
+        """Refuse to let out what is the site's own, or its participants', and no sum over sites."""
         if not getattr(self, f"share_{what}"):
             raise Refusal(
                 RefusalCode.ANALYSIS,
@@ -497,7 +351,3 @@ class Policy(Settings):
 
 def _allows(allowed: tuple[str, ...], name: str) -> bool:
     return EVERYTHING in allowed or name in allowed
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names) or "none"

@@ -5,7 +5,6 @@ handler computes and returns a payload; whatever goes wrong on the way leaves as
 full sentence in the site's own log.
 """
 
-import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,10 +17,10 @@ from base.settings import read_yaml
 from brainlm.errors import CheckpointError, DivergenceError, ShapeError
 from client.app_files import STUDY
 from client.door.audit import app_hash, describe_records
+from client.door.kept_answers import Kept
 from client.door.ledger import Question, Release
 from client.door.limits import time_limit
 from client.door.spending import Spend
-from client.door.sums import Kept
 from client.errors import AuditError, ClientError
 from client.logs import one_line
 from client.process import keep_private
@@ -79,27 +78,18 @@ _SHOWN: dict[str, Literal["metrics", "parameters", "embeddings"]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What a handler wants to let out.
-
-    Attributes
-    ----------
-    payload : Reply
-        The answer in the clear.
-    n_participants : int
-        How many participants of the site took part in it.
-    releases : tuple of Release
-        Whose data each of its parts is about, for the site's ledger.
-    spends : tuple of Spend
-        What it costs of the privacy budget.
-    rounds : int
-        Rounds of training that it is.
-    """
+    """What a handler wants to let out."""
 
     payload: Reply
+    """The answer in the clear."""
     n_participants: int
+    """How many participants of the site took part in it."""
     releases: tuple[Release, ...] = ()
+    """Whose data each of its parts is about, for the site's ledger."""
     spends: tuple[Spend, ...] = ()
+    """What it costs of the privacy budget."""
     rounds: int = 0
+    """Rounds of training that it is."""
 
 
 def answer(
@@ -131,71 +121,85 @@ def answer(
         _permit_shipped(request.study)
         site.policy.permit_refusals(site.ledger.refusals(request.study))
         with time_limit(site.policy):  # masks, too: of ever so many groups
-            answered, question = _answer_once(site, request, lambda: handle(site, request))
-            records = _release(site, message, request, answered, question)
+            records = _release(site, message, request, lambda: handle(site, request))
         return Message(records, reply_to=message)
     except Exception as error:
         return Message(_error(_refuse(site, message, asked, error)), reply_to=message)
 
 
 def _permit_shipped(study: str, app: Path = _APP) -> None:
-    """Refuse another study than the one that was approved together with this app.
-
-    Raises
-    ------
-    Refusal
-        Naming both.
-    """
+    """Refuse another study than the one that was approved together with this app."""
     shipped = app / STUDY
     if shipped.is_file() and (name := read_yaml(shipped).get("study")) != study:
         raise Refusal(RefusalCode.CODE, f"the app was built for study '{name}', and the message is of '{study}'.")
 
 
-def _answer_once(site: Site, request: DescribeRequest | SumRequest, handle: Callable[[], Answer]) -> tuple[Answer, str]:
-    """Compute the answer, and hash what it answers; under masks take the stored one, if there is one.
+def _release(
+    site: Site, message: Message, request: DescribeRequest | SumRequest, handle: Callable[[], Answer]
+) -> RecordDict:
+    """Compute the answer, or take the stored one; mask it, write down what leaves, and let it out."""
+    kept = None
+    if request.secure is not None:
+        _permit_sum(site, request)
+        kept = site.kept.find(request.run, request)
+    answered, question = (handle(), request.question) if kept is None else (_restored(kept), kept.question)
+    _permit(site, request, answered)
+    payload = _masked(site, request, answered.payload, question)
+    with site.database.transaction():  # all of it or nothing, and on the disk before anything leaves
+        site.ledger.enter(
+            study=request.study,
+            run=request.run,
+            releases=[one for release in answered.releases for one in _told(site, request, answered.payload, release)],
+            policy=site.policy,
+            rounds=answered.rounds,
+        )
+        spending = site.spending(request.study)
+        spending.commit(answered.spends)
+        if request.secure is not None and kept is None:
+            site.kept.keep(request.run, request, _kept(answered, question))
+        elif request.secure is not None:
+            site.kept.use(request.run, request)
+        epsilon = spending.epsilon
+    records = payload.to_records()
+    head = site.audit.append(
+        "release",
+        study=request.study,
+        run=request.run,
+        app=app_hash(),
+        message=message.metadata.message_type,
+        question=question,
+        **request.audited,
+        payload=type(payload).__name__,
+        n_participants=answered.n_participants,
+        masked=request.secure is not None,
+        attempt=request.secure.attempt if request.secure else None,
+        among=request.secure.sites if request.secure else None,
+        groups=[group.sites for group in payload.sealed],
+        epsilon=epsilon or None,  # nothing was counted, which is not nothing lost
+        bytes=size_of(records),
+        items=describe_records(records),
+    )
+    site.log.info("%s released, %d bytes", message.metadata.message_type, size_of(records))
+    return with_audit_head(records, head)
 
-    Nothing is stored that the policy or the ledger does not let out.
-    """
-    question = request.question
-    if request.secure is None:
-        return _permitted(site, request, handle(), question), question
-    _permit_sum(site, request)
-    if (kept := site.sums.find(request.run, request)) is not None:
-        return _permitted(site, request, _restored(kept), kept.question), kept.question
-    answered = _permitted(site, request, handle(), question)
-    site.sums.keep(request.run, request, _kept(answered, question))
-    return answered, question
 
-
-def _permitted(site: Site, request: DescribeRequest | SumRequest, answered: Answer, question: str) -> Answer:
-    """Ask the policy about an answer, and enter it into the ledger."""
+def _permit(site: Site, request: DescribeRequest | SumRequest, answered: Answer) -> None:
+    """Ask the policy about an answer, and refuse numbers that no sum has room for, so that mended data can answer."""
     site.policy.permit_release(
         answered.n_participants, carries_sums=bool(answered.payload.arrays), in_secure_sum=request.secure is not None
     )
-    _permit_shown(site, answered.payload)
+    for name in part_of(answered.payload.arrays, "shown"):
+        site.policy.permit_sharing(_SHOWN.get(name.partition("/")[0], "embeddings"))
     for release in answered.releases:
         if not release.accounted:
             site.policy.permit_without_noise(release.question.kind)
-    _permit_numbers(site, request, answered.payload, answered.spends)
-    site.ledger.enter(
-        study=request.study,
-        run=request.run,
-        releases=[told for release in answered.releases for told in _told(site, request, answered.payload, release)],
-        policy=site.policy,
-        rounds=answered.rounds,
-        question=question,
-    )
-    return answered
-
-
-def _permit_numbers(site: Site, request: DescribeRequest | SumRequest, reply: Reply, spends: tuple[Spend, ...]) -> None:
-    """Refuse an answer with a number that no sum has room for: before it is kept, so that mended data can answer."""
     try:
-        check_room(reply, request, site.name)
+        check_room(answered.payload, request, site.name)
     except RingError as error:
-        site.spending(request.study).commit(spends, secrets.token_hex(16))  # a refusal tells something of it, too
-        if isinstance(error, RingOverflowError):
-            site.sums.note_overflow(request.study)
+        with site.database.transaction():
+            site.spending(request.study).commit(answered.spends)  # a refusal tells something of it, too
+            if isinstance(error, RingOverflowError):
+                site.kept.note_overflow(request.study)
         raise
 
 
@@ -212,17 +216,12 @@ def _kept(answered: Answer, question: str) -> Kept:
         }
         for release in answered.releases
     ]
-    about = {
-        "n_participants": answered.n_participants,
-        "people": list(people),
-        "releases": releases,
-        "spends": answered.spends,
-    }
+    about = {"n_participants": answered.n_participants, "people": list(people), "releases": releases}
     return Kept(answered.payload, about, question)
 
 
 def _restored(kept: Kept) -> Answer:
-    """Undo `_kept`. The round of training was counted when it left first."""
+    """Undo `_kept`. The round of training was counted, and what it costs was spent, when it was kept."""
     releases = [
         Release(
             Question(**release["question"]),
@@ -232,15 +231,14 @@ def _restored(kept: Kept) -> Answer:
         )
         for release in kept.about["releases"]
     ]
-    spends = tuple(Spend(*spend) for spend in kept.about["spends"])
-    return Answer(kept.reply, kept.about["n_participants"], tuple(releases), spends)
+    return Answer(kept.reply, kept.about["n_participants"], tuple(releases))
 
 
 def _permit_sum(site: Site, request: SumRequest) -> None:
     """Refuse a secure sum that the site's administrator did not approve, or that is among too few."""
     secure = request.secure
     assert secure is not None, "only asked of masked requests"
-    site.sums.permit_overflow(request.study)
+    site.kept.permit_overflow(request.study)
     roster = site.keys.approved(secure.roster)
     names = {key.name for key in roster.sites}
     for sites in (secure.sites, *(group.sites for group in request.groups if group.sites)):
@@ -251,48 +249,12 @@ def _permit_sum(site: Site, request: SumRequest) -> None:
         raise Refusal(RefusalCode.ROSTER, f"the sum is among {', '.join(secure.sites)}, without this site.")
 
 
-def _release(
-    site: Site, message: Message, request: DescribeRequest | SumRequest, answered: Answer, question: str
-) -> RecordDict:
-    """Mask what is about to leave, and write it down."""
-    run, secure = request.run, request.secure
-    payload = _masked(site, request, answered.payload, question)
-    if request.is_round:
-        site.ledger.note_answered(study=request.study, run=run, question=question)
-    spending = site.spending(request.study)
-    # An answer in the clear is computed anew for every question, and costs each time.
-    spending.commit(answered.spends, f"{run}/{secure.step}" if secure else secrets.token_hex(16))
-    records = payload.to_records()
-    head = site.audit.append(
-        "release",
-        study=request.study,
-        run=run,
-        app=app_hash(),
-        message=message.metadata.message_type,
-        question=question,
-        **request.audited,
-        payload=type(payload).__name__,
-        n_participants=answered.n_participants,
-        masked=secure is not None,
-        attempt=secure.attempt if secure else None,
-        among=secure.sites if secure else None,
-        groups=[group.sites for group in payload.sealed],
-        epsilon=spending.epsilon or None,  # nothing was counted, which is not nothing lost
-        bytes=size_of(records),
-        items=describe_records(records),
-    )
-    site.log.info("%s released, %d bytes", message.metadata.message_type, size_of(records))
-    return with_audit_head(records, head)
-
-
 def _masked(site: Site, request: DescribeRequest | SumRequest, reply: Reply, question: str) -> Reply:
     """Mask what would be added, unless the request is for an answer in the clear."""
     if request.secure is None:
         return own_parts(reply, request, site.name)
     masker = Masker(site.name, site.keys.private_key, site.keys.approved(request.secure.roster))
-    sealed = seal(reply, request, masker, site=site.name, run=request.run, question=question)
-    site.sums.use(request.run, request)
-    return sealed
+    return seal(reply, request, masker, site=site.name, run=request.run, question=question)
 
 
 def _told(site: Site, request: DescribeRequest | SumRequest, payload: Reply, release: Release) -> list[Release]:
@@ -305,12 +267,6 @@ def _told(site: Site, request: DescribeRequest | SumRequest, payload: Reply, rel
     parts = tuple(f"{part}/" for part in release.parts)
     sets = {tuple(request.sites_of(name, request.secure.sites)) for name in payload.arrays if name.startswith(parts)}
     return [replace(release, sites=sites) for sites in sorted(sets) if site.name in sites]
-
-
-def _permit_shown(site: Site, payload: Reply) -> None:
-    """Refuse to show of the site itself what its policy keeps."""
-    for name in part_of(payload.arrays, "shown"):
-        site.policy.permit_sharing(_SHOWN.get(name.partition("/")[0], "embeddings"))
 
 
 def _refuse(site: Site, message: Message, asked: DescribeRequest | SumRequest | None, error: Exception) -> RefusalCode:

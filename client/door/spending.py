@@ -1,29 +1,27 @@
 """The ε ledger: what a study has told of this site's participants, on the site's own disk.
 
-A release is written down after it was computed and before it leaves, and waits until it is on the disk. A round that is
-killed before that has told nobody anything, so it costs nothing, and when it is done again its draws and its noise are
-new. A round that is killed after that is counted although nobody saw it. So the ledger never counts too little, and a
-training that was killed and went on ends with the ε of one that was not.
+A release is written down after it was computed and before it leaves, together with the answer that is kept under masks.
+A round that is killed before that has told nobody anything, so it costs nothing, and when it is done again its draws
+and its noise are new. A round that is killed after that is counted, and what was kept of it leaves when it is asked for
+again, at no further cost. So the ledger never counts too little, and a training that was killed and went on ends with
+the ε of one that was not.
 """
 
-import fcntl
 import hashlib
 import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from pydantic import Field, ValidationError
 
-from base.files import write_text
 from base.settings import Settings
 from brainlm.config import PrivacyConfig
+from client.door.database import SiteDatabase
 from exchange.refusals import Refusal, RefusalCode
 
 _COMPOSED_UP_TO, _MOST_STEPS = 500.0, 10**5
@@ -38,31 +36,39 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Spend(NamedTuple):
-    """Some equal steps of a Gaussian mechanism on a random sample of the participants.
-
-    Attributes
-    ----------
-    noise_multiplier : float
-        Standard deviation of the noise over the most that one participant can add.
-    sample_rate : float
-        Probability with which each participant is in a step; 1 for all.
-    steps : int
-        How many.
-    """
+    """Some equal steps of a Gaussian mechanism on a random sample of the participants."""
 
     noise_multiplier: float
+    """Standard deviation of the noise over the most that one participant can add."""
     sample_rate: float
+    """Probability with which each participant is in a step; 1 for all."""
     steps: int
+    """How many."""
 
 
-class _Content(Settings):
-    """What the file holds: releases as Opacus keeps them, the last one's name, and the noise chosen for each target."""
+class Spent(Settings):
+    """What one study has spent: releases as Opacus keeps them, and the noise chosen for each target."""
 
     history: tuple[tuple[Positive, Annotated[float, Field(gt=0, le=1)], Annotated[int, Field(ge=1)]], ...] = ()
     noise_multipliers: dict[str, Positive] = Field(default_factory=dict)
-    last: str = ""
     epsilons: dict[str, float] = Field(default_factory=dict)
     """By the delta that each was computed for: it takes a second, and every answer of the site names it."""
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Undo `to_text`; a text that is damaged, or was changed, is a ValueError."""
+        try:
+            content = json.loads(text)
+            if content["sha256"] == _digest(content["ledger"]):
+                return cls.model_validate(content["ledger"])
+        except (KeyError, RecursionError, TypeError, ValidationError):
+            pass
+        raise ValueError("damaged")
+
+    def to_text(self) -> str:
+        """Return it as JSON with its own checksum."""
+        ledger = self.model_dump(mode="json")
+        return json.dumps({"ledger": ledger, "sha256": _digest(ledger)})
 
 
 class PrivacyLedger:
@@ -70,126 +76,88 @@ class PrivacyLedger:
 
     Parameters
     ----------
-    path : Path
-        The study's file; made at the first release.
+    database : SiteDatabase
+        The site's.
+    study : str
+        Name of the study.
     delta : float
         Probability with which ε may not hold: the policy's.
     budget : float, optional
         Largest ε; no limit if not given.
     """
 
-    def __init__(self, path: Path, *, delta: float, budget: float | None = None) -> None:
-        self.path = path
+    def __init__(self, database: SiteDatabase, study: str, *, delta: float, budget: float | None = None) -> None:
+        self.study = study
         self.delta = delta
         self.budget = budget
+        self._database = database
 
     @property
     def epsilon(self) -> float:
-        """What all releases up to now have spent together.
-
-        Raises
-        ------
-        Refusal
-            If the file is damaged: it is never begun anew.
-        """
-        content = self._read()
-        known = content.epsilons.get(str(self.delta))
-        return epsilon_of(content.history, self.delta) if known is None else known
+        """What all releases up to now have spent together. A damaged ledger is refused, and never begun anew."""
+        spent = self._read()
+        known = spent.epsilons.get(str(self.delta))
+        return epsilon_of(spent.history, self.delta) if known is None else known
 
     def permit(self, *spends: Spend) -> None:
-        """Refuse a release that the budget does not allow.
-
-        Raises
-        ------
-        Refusal
-            With what is spent, what would be, and the budget; or if the file is damaged.
-        """
-        content = self._read()  # a damaged ledger is refused without a budget, too
+        """Refuse a release that the budget does not allow."""
+        spent = self._read()  # a damaged ledger is refused without a budget, too
         if self.budget is not None:
-            self._require_budget(content, epsilon_of([*content.history, *spends], self.delta))
+            self._require_budget(spent, epsilon_of([*spent.history, *spends], self.delta))
 
-    def _require_budget(self, content: _Content, after: float) -> None:
+    def _require_budget(self, spent: Spent, after: float) -> None:
         if self.budget is not None and after > self.budget:
             raise Refusal(
                 RefusalCode.BUDGET,
-                f"epsilon is {epsilon_of(content.history, self.delta):.2f} and would be {after:.2f} at delta "
+                f"epsilon is {epsilon_of(spent.history, self.delta):.2f} and would be {after:.2f} at delta "
                 f"{self.delta:g}; policy.epsilon is {self.budget:g}. Let the study ask for less, or raise the budget.",
             )
 
-    def commit(self, spends: Sequence[Spend], release: str) -> None:
-        """Write down what a release costs, and wait until it is on the disk. To be called before it leaves.
-
-        Parameters
-        ----------
-        release : str
-            What leaves. Named as the last one, as when a site was killed between this and its answer, it is the same
-            and is not counted again.
-
-        Raises
-        ------
-        Refusal
-            As `permit`: another message may have spent the budget in the meantime.
-        """
+    def commit(self, spends: Sequence[Spend]) -> None:
+        """Write down what a release costs, before it leaves; refuse it if the budget was spent in the meantime."""
         if not spends:
             return
-        with self._locked():
-            content = self._read()
-            if content.last == release:
-                return
-            history = _add([*content.history, *spends])
+        with self._database.transaction():
+            spent = self._read()
+            history = _add([*spent.history, *spends])
             epsilon = epsilon_of(history, self.delta)
-            self._require_budget(content, epsilon)
-            known = {str(self.delta): epsilon}
-            self._write(content.model_copy(update={"history": history, "last": release, "epsilons": known}))
+            self._require_budget(spent, epsilon)
+            self._write(spent.model_copy(update={"history": history, "epsilons": {str(self.delta): epsilon}}))
 
     def noise_multiplier(self, privacy: PrivacyConfig, sample_rate: float, steps: int) -> float:
         """Return the noise of a study of so many steps in all: as stated, or what its ε takes.
 
-        That is found once, and is the same in all rounds as long as the site has as many participants.
-
-        Raises
-        ------
-        Refusal
-            If no noise is enough.
+        That is found once, and is the same in all rounds as long as the site has as many participants. If no noise is
+        enough, the study is refused.
         """
         if privacy.noise_multiplier is not None:
             return privacy.noise_multiplier
         target = {"epsilon": privacy.epsilon, "delta": privacy.delta, "sample_rate": sample_rate, "steps": steps}
         key = json.dumps(target, sort_keys=True)
-        with self._locked():
-            content = self._read()
-            if key not in content.noise_multipliers:
-                found = {**content.noise_multipliers, key: _find_noise(privacy, sample_rate, steps)}
-                content = content.model_copy(update={"noise_multipliers": found})
-                self._write(content)
-        return content.noise_multipliers[key]
+        known = self._read().noise_multipliers.get(key)
+        if known is not None:
+            return known
+        found = _find_noise(privacy, sample_rate, steps)  # which takes seconds, and is the same in every process
+        with self._database.transaction():
+            spent = self._read()
+            self._write(spent.model_copy(update={"noise_multipliers": {**spent.noise_multipliers, key: found}}))
+        return found
 
-    def _read(self) -> _Content:
-        if not self.path.exists():
-            return _Content()
+    def _read(self) -> Spent:
+        with self._database.transaction() as database:
+            row = database.execute("SELECT content FROM spending WHERE study = ?", (self.study,)).fetchone()
         try:
-            file = json.loads(self.path.read_text(encoding="utf-8"))
-            if file["sha256"] == _digest(file["ledger"]):
-                return _Content.model_validate(file["ledger"])
-        except (OSError, ValueError, KeyError, RecursionError, TypeError, ValidationError):
-            pass
-        raise Refusal(
-            RefusalCode.SETUP,
-            f"{self.path}: the ledger is damaged or was changed, and nothing is released without it. Restore it from a "
-            "backup; the audit log tells what left.",
-        )
+            return Spent() if row is None else Spent.from_text(row[0])
+        except ValueError:
+            raise Refusal(
+                RefusalCode.SETUP,
+                f"{self._database.path}: what study '{self.study}' has spent is damaged or was changed, and nothing is "
+                "released without it. Restore it from a backup; the audit log tells what left.",
+            ) from None
 
-    def _write(self, content: _Content) -> None:
-        ledger = content.model_dump(mode="json")
-        write_text(self.path, json.dumps({"ledger": ledger, "sha256": _digest(ledger)}, indent=1) + "\n")
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes of the site from reading what is about to change."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _write(self, spent: Spent) -> None:
+        with self._database.transaction() as database:
+            database.execute("INSERT OR REPLACE INTO spending VALUES (?, ?)", (self.study, spent.to_text()))
 
 
 def epsilon_of(history: Iterable[tuple[float, float, int]], delta: float) -> float:
@@ -222,13 +190,7 @@ def epsilon_of(history: Iterable[tuple[float, float, int]], delta: float) -> flo
 
 
 def _find_noise(privacy: PrivacyConfig, sample_rate: float, steps: int) -> float:
-    """Find the least noise, to a thousandth of it, whose ε is not above the target.
-
-    Raises
-    ------
-    Refusal
-        If there is none.
-    """
+    """Find the least noise, to a thousandth of it, whose ε is not above the target."""
     from scipy.optimize import brentq
 
     assert privacy.epsilon is not None, "the noise is stated otherwise"

@@ -1,14 +1,15 @@
 """The apps that people of the site approved: by the SHA-256 of their bytes, or by signatures if the policy says so."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from base.files import write_text
+from base.settings import Settings
 from client.app_files import read_fab
 from client.door.audit import AuditLog
 from client.door.policy import Policy
@@ -18,45 +19,26 @@ from exchange.refusals import Refusal, RefusalCode
 from exchange.roster import RosterError, read_json
 
 
-@dataclass(frozen=True)
-class Approval:
-    """One person's approval of an app.
-
-    Attributes
-    ----------
-    by : str
-        Who, as given on the site's machine.
-    time : str
-        When, in UTC.
-    key : str
-        Fingerprint of the key that signed; empty where the policy lists no keys.
-    signature : str
-        What was signed with it.
-    """
+class Approval(Settings):
+    """One person's approval of an app, as given on the site's machine."""
 
     by: str
     time: str
+    """In UTC."""
     key: str = ""
+    """Fingerprint of the key that signed; empty where the policy lists no keys."""
     signature: str = ""
 
 
-@dataclass(frozen=True)
-class ApprovedApp:
-    """What was approved.
-
-    Attributes
-    ----------
-    hash : str
-        SHA-256 of the FAB, Flower's bundle of the app.
-    study : str
-        Name of the study in it; empty where only the hash was given.
-    approvals : tuple of Approval
-        In their order, each person's once.
-    """
+class ApprovedApp(Settings):
+    """What was approved."""
 
     hash: str
+    """SHA-256 of the FAB, Flower's bundle of the app."""
     study: str
-    approvals: tuple[Approval, ...]
+    """Name of the study in it; empty where only the hash was given."""
+    approvers: tuple[Approval, ...]
+    """Approvals in their order, each person's once."""
 
 
 class Approvals:
@@ -67,7 +49,7 @@ class Approvals:
     state : Path
         The site's state folder. ``code/`` holds a file for each app.
     audit : AuditLog
-        Approvals and withdrawals are written there.
+        Approvals and withdrawals are written there; if it is damaged, nothing is approved or withdrawn (`AuditError`).
     policy : Policy
         Says whose signatures count, and how many it takes.
     """
@@ -96,8 +78,6 @@ class Approvals:
             If it is none of ours.
         SignatureError
             If the signature is nobody's who may approve.
-        AuditError
-            If the audit log is damaged.
         """
         read_fab(fab)
         if self._keys and signature is None:
@@ -106,7 +86,8 @@ class Approvals:
                 "'ssh-keygen -Y sign -n fedbrainlm-app -f KEY APP.fab', and give --signature APP.fab.sig."
             )
         key = key_fingerprint(signer_of(fab, signature, self._keys)) if self._keys and signature is not None else ""
-        return self._add(hashlib.sha256(fab).hexdigest(), study, Approval(by, _now(), key, signature or ""))
+        approval = Approval(by=by, time=_now(), key=key, signature=signature or "")
+        return self._add(hashlib.sha256(fab).hexdigest(), study, approval)
 
     def approve_unseen(self, code_hash: str, by: str) -> ApprovedApp:
         """Add somebody's approval of an app of which only the hash is at hand.
@@ -115,8 +96,6 @@ class Approvals:
         ------
         ApprovalError
             If the hash is none, this person has approved it before, or the policy asks for signatures.
-        AuditError
-            If the audit log is damaged.
         """
         if not re.fullmatch("[0-9a-f]{64}", code_hash):
             raise ApprovalError(
@@ -125,27 +104,21 @@ class Approvals:
             )
         if self._keys:
             raise ApprovalError("policy.approvers lists keys, and a signature is of the app's file. Give the file.")
-        return self._add(code_hash, "", Approval(by, _now()))
+        return self._add(code_hash, "", Approval(by=by, time=_now()))
 
     def _add(self, code_hash: str, study: str, approval: Approval) -> ApprovedApp:
-        before = self.find(code_hash) or ApprovedApp(code_hash, study, ())
-        if _person(approval) in map(_person, before.approvals):
+        before = self.find(code_hash) or ApprovedApp(hash=code_hash, study=study, approvers=())
+        if _person(approval) in map(_person, before.approvers):
             raise ApprovalError(f"app {code_hash}: {approval.by} has approved it before. Nothing is to be done.")
         self._audit.append("code-approved", hash=code_hash, study=study, by=approval.by, key=approval.key or None)
-        approved = ApprovedApp(code_hash, study or before.study, (*before.approvals, approval))
-        self._write(approved)
+        approvers = (*before.approvers, approval)
+        approved = before.model_copy(update={"study": study or before.study, "approvers": approvers})
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(self._path(code_hash), approved.model_dump_json(indent=2) + "\n")
         return approved
 
     def withdraw(self, code_hash: str, by: str) -> None:
-        """Take all approvals of an app back.
-
-        Raises
-        ------
-        ApprovalError
-            If nobody has approved it.
-        AuditError
-            If the audit log is damaged.
-        """
+        """Take all approvals of an app back, or raise an ApprovalError if nobody has approved it."""
         if self.find(code_hash) is None:
             raise ApprovalError(f"app {code_hash}: is not approved. 'fedbrainlm site approved' lists those that are.")
         self._audit.append("code-withdrawn", hash=code_hash, by=by)
@@ -158,30 +131,19 @@ class Approvals:
                 yield approved
 
     def find(self, code_hash: str) -> ApprovedApp | None:
-        """Return an app that somebody approved; None for any other.
-
-        Raises
-        ------
-        ApprovalError
-            If its record is damaged.
-        """
+        """Return an app that somebody approved, None for any other; an ApprovalError if its record is damaged."""
         if not re.fullmatch("[0-9a-f]{64}", code_hash) or not self._path(code_hash).is_file():
             return None
         try:
-            record = read_json(self._path(code_hash))
-            fields = ("by", "time", "key", "signature")
-            approvals = tuple(Approval(*(str(entry.get(name, "")) for name in fields)) for entry in record["approvers"])
-            return ApprovedApp(code_hash, str(record["study"]), approvals)
-        except (RosterError, AttributeError, KeyError, TypeError):
+            return ApprovedApp.model_validate({**read_json(self._path(code_hash)), "hash": code_hash})
+        except (RosterError, ValidationError):
             raise ApprovalError(
                 f"{self._path(code_hash)}: is damaged. Remove the file and approve the app again."
             ) from None
 
     def missing(self, approved: ApprovedApp) -> int:
         """Count the approvals that an app lacks before it may run."""
-        known = {key_fingerprint(key) for key in self._keys}
-        given = {_person(one) for one in approved.approvals if not self._keys or one.key in known}
-        return max(0, self.needed - len(given))
+        return max(0, self.needed - len(set(map(_person, self._counted(approved)))))
 
     def check(self, fab: bytes) -> ApprovedApp:
         """Return the approved app that a FAB is, if it may run.
@@ -203,28 +165,23 @@ class Approvals:
             if approved is None:
                 raise Refusal(RefusalCode.CODE, f"app {code_hash} ({len(fab)} bytes) is not approved. {remedy}")
             read_fab(fab)
-            signers = {key_fingerprint(signer_of(fab, one.signature, self._keys)) for one in self._signed(approved)}
+            counted = self._counted(approved)
+            if self._keys:  # what the record says of keys does not count
+                given = len({key_fingerprint(signer_of(fab, one.signature, self._keys)) for one in counted})
+            else:
+                given = len(counted)
         except (ApprovalError, AppError, SignatureError) as error:
             raise Refusal(RefusalCode.CODE, f"app {code_hash}: {error}") from None
-        given = len(signers) if self._keys else len(approved.approvals)
         if given < self.needed:
-            who = ", ".join(one.by for one in approved.approvals)
+            who = ", ".join(one.by for one in approved.approvers)
             detail = f"app {code_hash} is approved by {who} alone; policy.min_approvers is {self.needed}. {remedy}"
             raise Refusal(RefusalCode.CODE, detail)
         return approved
 
-    def _signed(self, approved: ApprovedApp) -> list[Approval]:
-        """Approvals by people whose keys the policy lists today."""
+    def _counted(self, approved: ApprovedApp) -> list[Approval]:
+        """Approvals that count: where the policy lists keys, those by one of them."""
         known = {key_fingerprint(key) for key in self._keys}
-        return [one for one in approved.approvals if one.key in known]
-
-    def _write(self, approved: ApprovedApp) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        approvers = [
-            {"by": one.by, "time": one.time, "key": one.key, "signature": one.signature} for one in approved.approvals
-        ]
-        record = {"hash": approved.hash, "study": approved.study, "approvers": approvers}
-        write_text(self._path(approved.hash), json.dumps(record, indent=2) + "\n")
+        return [one for one in approved.approvers if not known or one.key in known]
 
     def _path(self, code_hash: str) -> Path:
         return self._folder / f"{code_hash}.json"

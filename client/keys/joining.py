@@ -12,14 +12,9 @@ NAME = "federation.json"
 
 
 def join(state: Path, audit: AuditLog, package: JoinPackage, by: str) -> None:
-    """Keep a package whose fingerprints were compared, in place of an older one of the same federation.
+    """Keep a package whose fingerprints were compared, in place of an older one.
 
-    Raises
-    ------
-    JoinError
-        If the site is in another federation.
-    AuditError
-        If the audit log is damaged.
+    A JoinError if that is of another federation; an AuditError if the audit log is damaged.
     """
     path = state / NAME
     if path.is_file():
@@ -37,13 +32,7 @@ def join(state: Path, audit: AuditLog, package: JoinPackage, by: str) -> None:
 
 
 def joined(state: Path) -> JoinPackage:
-    """Return the package that the site joined with.
-
-    Raises
-    ------
-    JoinError
-        If there is none, or it is damaged.
-    """
+    """Return the package that the site joined with; a JoinError if there is none, or it is damaged."""
     path = state / NAME
     if not path.is_file():
         raise JoinError(f"{path}: the site has joined no federation. See 'fedbrainlm site join'.")

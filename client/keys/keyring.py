@@ -4,10 +4,10 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -21,19 +21,8 @@ from exchange.refusals import Refusal, RefusalCode
 from exchange.roster import MIN_SITES, KeyRoster, RosterError, SiteKey, read_json
 
 
-@dataclass(frozen=True)
-class Approval:
-    """That somebody approved a roster for this site.
-
-    Attributes
-    ----------
-    hash : str
-        The roster's.
-    by : str
-        Who approved it.
-    time : str
-        When, in UTC.
-    """
+class Approval(NamedTuple):
+    """That somebody approved a roster, by its hash, for this site; the time is in UTC."""
 
     hash: str
     by: str
@@ -51,7 +40,7 @@ class Keyring:
         Its state folder. ``x25519.key`` holds the private key for sums, ``supernode.key`` that of the SuperNode, and
         ``rosters/`` the approved rosters by their hash.
     audit : AuditLog
-        Approvals and revocations are written there.
+        Approvals and revocations are written there; if it is damaged, there are none (`AuditError`).
     """
 
     def __init__(self, name: str, state: Path, audit: AuditLog) -> None:
@@ -63,13 +52,7 @@ class Keyring:
 
     @cached_property
     def private_key(self) -> X25519PrivateKey:
-        """The site's private key: made the first time, and never again.
-
-        Raises
-        ------
-        SecretError
-            If others may read its file, or it holds no key.
-        """
+        """The site's private key: made the first time, and never again; a SecretError if others may read its file."""
         return X25519PrivateKey.from_private_bytes(key_once(self._path))
 
     @property
@@ -89,13 +72,7 @@ class Keyring:
         }
 
     def check(self, roster: KeyRoster) -> None:
-        """Refuse a roster that does not list this site with its own key.
-
-        Raises
-        ------
-        ApprovalError
-            If it does not.
-        """
+        """Refuse a roster that does not list this site with its own key, by an `ApprovalError`."""
         try:
             listed = roster.site(self.name)
         except RosterError as error:
@@ -107,15 +84,7 @@ class Keyring:
             )
 
     def approve(self, roster: KeyRoster, by: str) -> None:
-        """Approve a roster, once the fingerprints of its keys were compared with the other sites.
-
-        Raises
-        ------
-        ApprovalError
-            If the roster does not list this site with its own key.
-        AuditError
-            If the audit log is damaged.
-        """
+        """Approve a roster that passes `check`, once the fingerprints in it were compared with the other sites."""
         self.check(roster)
         self._rosters.mkdir(mode=0o700, parents=True, exist_ok=True)
         with atomic_path(self._roster_path(roster.hash)) as temporary:
@@ -126,15 +95,7 @@ class Keyring:
         write_text(self._approval_path(roster.hash), json.dumps({"hash": roster.hash, "by": by, "time": time}))
 
     def revoke(self, roster_hash: str, by: str) -> None:
-        """Take an approval back; the roster itself is kept.
-
-        Raises
-        ------
-        ApprovalError
-            If no such roster is approved.
-        AuditError
-            If the audit log is damaged.
-        """
+        """Take an approval back, or raise an ApprovalError if there is none; the roster itself is kept."""
         if roster_hash not in [approval.hash for approval in self.approvals()]:
             raise ApprovalError(
                 f"roster {roster_hash}: is not approved at {self.name}. 'fedbrainlm site rosters' lists those that are."

@@ -33,13 +33,7 @@ class NodeKey:
 
     @property
     def private(self) -> EllipticCurvePrivateKey:
-        """The private key.
-
-        Raises
-        ------
-        SecretError
-            If others may read its file, or it holds no such key.
-        """
+        """The private key; a SecretError if others may read its file, or it holds no such key."""
         text = secret_once(self.path, _new_key)
         if (mode := stat.S_IMODE(self.path.stat().st_mode)) & 0o077:
             raise SecretError(

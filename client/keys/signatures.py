@@ -24,13 +24,7 @@ _HASHES = {b"sha256": hashlib.sha256, b"sha512": hashlib.sha512}
 
 
 def public_key(line: str) -> Ed25519PublicKey:
-    """Read a public key as OpenSSH writes it, ``ssh-ed25519 AAAA… name``.
-
-    Raises
-    ------
-    SignatureError
-        If it is none.
-    """
+    """Read a public key as OpenSSH writes it, ``ssh-ed25519 AAAA… name``; a SignatureError if it is none."""
     try:
         key = load_ssh_public_key(line.encode())
     except (ValueError, UnsupportedAlgorithm):

@@ -10,6 +10,7 @@ from base.settings import check_settings
 from brainlm import ModelConfig
 from brainlm.pretraining import initial_model
 from client.app import app as client_app
+from client.door.kept_answers import read_answer
 from client.features import FeatureSet, FeatureStore
 from client.keys.keyring import agree
 from client.site import load_site
@@ -66,6 +67,12 @@ def write_careful_sites(
 
 def features_of(site: Path, name: str = "x") -> np.ndarray:
     return FeatureStore(load_site(site).folder_of("small")).read(name).features
+
+
+def kept_of(site: Path, step: int = 1) -> SumReply:
+    """What lies on a site's disk of an answer under masks, and the coordinator must not learn."""
+    with load_site(site).database.transaction() as database:
+        return read_answer(database, "small", str(RUN), step).reply
 
 
 class Coordinator:

@@ -83,8 +83,8 @@ def test_a_site_that_was_killed_remembers(coordinator):
 
     assert coordinator.ask("bergen", coordinator.sums(step=3)) is RefusalCode.CONTEXT
     assert coordinator.ask("bergen", coordinator.sums(step=4, jobs=OTHER)) is RefusalCode.CONTEXT
-    (answer,) = (load_site(coordinator.sites["bergen"]).state / "sums").glob("*/*.safetensors")
-    answer.unlink()  # as by hand
+    with load_site(coordinator.sites["bergen"]).database.transaction() as database:
+        database.execute("DELETE FROM kept")  # as by hand
     assert coordinator.ask("bergen", coordinator.sums(step=4)) is RefusalCode.CONTEXT
 
 
@@ -122,7 +122,7 @@ def test_a_second_attempt_trains_nobody_again(coordinator, monkeypatch):
     monkeypatch.setattr("client.training.train", trains)
     second = coordinator.total(coordinator.training(names[:3], secure={"attempt": 2}))
     kept = [
-        load_site(coordinator.sites[name]).sums.find("77", coordinator.training(names[:3], secure={"attempt": 2}))
+        load_site(coordinator.sites[name]).kept.find("77", coordinator.training(names[:3], secure={"attempt": 2}))
         for name in names[:3]
     ]
     for name in WEIGHTS:

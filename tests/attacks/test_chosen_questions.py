@@ -4,6 +4,7 @@ Each test says what the coordinator does, and asserts that it is stopped. One is
 those of test_open_attacks.py do, and docs/privacy.md says so.
 """
 
+import json
 import math
 
 import numpy as np
@@ -15,8 +16,8 @@ from base.seeding import derive_seed
 from brainlm import TrainingConfig
 from brainlm.pretraining import initial_model
 from brainlm.windows import WindowSet
+from client.door.kept_answers import Kept
 from client.door.policy import SHOWS_ONE_SITE
-from client.door.sums import Kept
 from client.features import FeatureSet, FeatureStore
 from client.frames import split_site
 from client.site import load_site
@@ -36,7 +37,16 @@ from exchange.messages import (
     join,
 )
 from exchange.refusals import Refusal, RefusalCode
-from tests.attacks.coordinator import MODEL, SUMS, WEIGHTS, WIDTH, Coordinator, features_of, write_careful_sites
+from tests.attacks.coordinator import (
+    MODEL,
+    SUMS,
+    WEIGHTS,
+    WIDTH,
+    Coordinator,
+    features_of,
+    kept_of,
+    write_careful_sites,
+)
 
 
 def works(remedy: str) -> pytest.MarkDecorator:
@@ -54,8 +64,7 @@ def vector(arrays: Arrays, part: str = "update") -> np.ndarray:
 
 def kept_update(coordinator: Coordinator, site: str) -> np.ndarray:
     """What the coordinator must not learn: the update of one site, as it lies on that site's disk."""
-    kept = load_site(coordinator.sites[site]).sums._read("small", "77", 1)
-    return vector(kept.reply.arrays)
+    return vector(kept_of(coordinator.sites[site]).arrays)
 
 
 def likeness(seen: np.ndarray, secret: np.ndarray) -> float:
@@ -121,7 +130,9 @@ def test_no_person_is_told_of_in_an_evaluation_of_too_few(tmp_path, four_cohorts
     site = load_site(coordinator.sites["aalborg"])
 
     assert coordinator.code(coordinator.training(training={"holdout": 0})) is None
-    assert [entry["question"][0] for entry in site.ledger.read()] == ["pretraining"]
+    with site.database.transaction() as database:
+        asked = [json.loads(question)[0] for (question,) in database.execute("SELECT question FROM questions")]
+    assert asked == ["pretraining"]
 
 
 def test_an_update_is_not_of_one_person_s_window(coordinator):
@@ -435,7 +446,7 @@ def test_a_study_that_was_withdrawn_gets_no_kept_answer(coordinator):
 
 def test_of_two_questions_at_once_the_one_that_was_answered_is_kept(coordinator):
     """Both find the context free; the later one fails, but its plaintext has taken the place of the earlier one's."""
-    store = load_site(coordinator.sites["aalborg"]).sums
+    store = load_site(coordinator.sites["aalborg"]).kept
     asked = [coordinator.sums(), coordinator.sums(jobs={"other": SUMS["projection"]})]
     assert [store.find("77", request) for request in asked] == [None, None]
     store.keep("77", asked[0], Kept(SummarizeReply(arrays={"a/n": np.array(1.0)}), {}, asked[0].question))
@@ -449,7 +460,7 @@ def test_of_two_questions_at_once_the_one_that_was_answered_is_kept(coordinator)
 
 def test_of_two_second_attempts_at_once_one_is_refused(coordinator):
     """Each is checked against the first attempt before the other is noted: two differences instead of one."""
-    store, names = load_site(coordinator.sites["aalborg"]).sums, coordinator.names
+    store, names = load_site(coordinator.sites["aalborg"]).kept, coordinator.names
     coordinator.ask("aalborg", coordinator.sums())
     attempts = [coordinator.sums(names[:3], attempt=2), coordinator.sums([*names[:2], names[3]], attempt=2)]
     refused = 0

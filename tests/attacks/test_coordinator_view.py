@@ -132,13 +132,13 @@ def requests(coordinator: Coordinator) -> dict[str, DescribeRequest | EmbedReque
         "app._describe": DescribeRequest(study="small", **describe),
         "training.train": coordinator.training(),
         "app._embed": EmbedRequest(**about, model={}, recipe="r", holdout=0.2, seed=1),
-        "door.summing.summarize": coordinator.sums(),
+        "door.summaries.summarize": coordinator.sums(),
         "app._harmonize": HarmonizeRequest(**about, steps=[step]),
     }
 
 
 @pytest.mark.parametrize(
-    "handler", ["app._describe", "training.train", "app._embed", "door.summing.summarize", "app._harmonize"]
+    "handler", ["app._describe", "training.train", "app._embed", "door.summaries.summarize", "app._harmonize"]
 )
 def test_no_error_of_a_handler_crosses_with_its_text(coordinator, monkeypatch, handler):
     """Flower sends the text of an exception to the coordinator; whatever is raised, ours leaves as a code."""
@@ -167,7 +167,7 @@ def test_an_error_whose_text_cannot_be_had_is_a_code_too(coordinator, monkeypatc
     def fail(*_: object) -> None:
         raise SpeechlessError
 
-    monkeypatch.setattr("client.door.summing.summarize", fail)
+    monkeypatch.setattr("client.door.summaries.summarize", fail)
     assert coordinator.code(coordinator.sums()) is RefusalCode.DATA
     log = (coordinator.sites["aalborg"].parent / "state" / "site.log").read_text()
     assert "site.internal-error: SpeechlessError" in log

@@ -13,7 +13,7 @@ from client.site import load_site
 from exchange.adding import add_replies
 from exchange.messages import Arrays, FrameSpec, HarmonizeRequest, Job, Step, SumReply, TableSpec, join
 from harmonization.core.newton import contrasts
-from tests.attacks.coordinator import MODEL, WIDTH, Coordinator, features_of, write_careful_sites
+from tests.attacks.coordinator import MODEL, WIDTH, Coordinator, features_of, kept_of, write_careful_sites
 from tests.attacks.test_chosen_questions import own_sum, works
 
 HOSPITAL = {"min_group": 5, "min_change": 10, "columns": ["age", "sex", "mean_fd", "tsnr"]}
@@ -114,7 +114,7 @@ def test_seeds_do_not_take_the_sums_over_frames_apart(tmp_path, four_cohorts):
 
     total = add_replies(request, replies)
     for accomplice in accomplices:
-        own = load_site(coordinator.sites[accomplice]).sums._read("small", "77", 1).reply.arrays
+        own = kept_of(coordinator.sites[accomplice]).arrays
         total = {name: values - own[name] for name, values in total.items()}
     answers = np.stack([total[f"{job}/products"].ravel() for job in jobs])
     seen, *_ = np.linalg.lstsq(np.stack(list(taken.values())), answers, rcond=None)

@@ -367,7 +367,7 @@ def test_a_study_whose_rounds_to_come_the_budget_does_not_allow_is_refused_at_on
     limits = f"policy:\n  epsilon: 8.0\n  delta: {privacy.get('delta', 1e-5):f}"
     limits += "\n  outside_epsilon: [evaluation, lacking, cross_validated_ridge]"
     path.write_text(path.read_text().replace("policy:", limits))
-    site.spending("small").commit([Spend(3.0, 1.0, 1)] * spent, "an earlier run")
+    site.spending("small").commit([Spend(3.0, 1.0, 1)] * spent)
     plan = {"rounds": 10, "all_rounds": 10, "steps_per_round": 20, "batch_size": 4, **changes}
 
     answered = describe(context, privacy=privacy, **plan)

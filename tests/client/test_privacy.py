@@ -15,6 +15,7 @@ from brainlm.config import MaskConfig, ModelConfig, PrivacyConfig, TrainingConfi
 from brainlm.pretraining import initial_model
 from brainlm.released.dense import DenseConfig
 from brainlm.windows import WindowSet
+from client.door.database import SiteDatabase
 from client.door.spending import PrivacyLedger, Spend, epsilon_of
 from client.privacy import ClippedSum, Draws, check_privacy, spends_to_come, train_privately
 from cohorts import Cohort, Recording
@@ -214,7 +215,7 @@ def test_a_round_is_the_steps_of_clipped_sums_and_their_noise(config, cohort, tm
     windows = WindowSet(cohort, config.window)
 
     def trained_with(noise: int | None) -> torch.Tensor:
-        model, ledger = make_model(config), PrivacyLedger(tmp_path / f"{noise}.json", delta=1e-5)
+        model, ledger = make_model(config), PrivacyLedger(SiteDatabase(tmp_path, b"key"), str(noise), delta=1e-5)
         outcome, spend = train_privately(
             model, windows, training, round_number=2, rounds=3, ledger=ledger, random_bytes=Chance(1, noise)
         )
@@ -245,7 +246,7 @@ def test_a_round_is_the_steps_of_clipped_sums_and_their_noise(config, cohort, tm
         training,
         round_number=1,
         rounds=1,
-        ledger=PrivacyLedger(tmp_path / "x.json", delta=1e-5),
+        ledger=PrivacyLedger(SiteDatabase(tmp_path, b"key"), "x", delta=1e-5),
         random_bytes=Chance(1, 7),
     )
     noise = (weights(model) - before).double().numpy() / (0.1 * math.sqrt(6))
@@ -274,11 +275,11 @@ def test_a_killed_round_costs_nothing_and_is_done_again_with_other_noise(cohort,
         return bytes_of(0)(n)
 
     def train(name: str, round_number: int, **changes: object) -> torch.Tensor:
-        model, ledger = make_model(config), PrivacyLedger(tmp_path / name, delta=1e-5)
+        model, ledger = make_model(config), PrivacyLedger(SiteDatabase(tmp_path, b"key"), name, delta=1e-5)
         _, spend = train_privately(
             model, windows, training, round_number=round_number, rounds=2, ledger=ledger, **changes
         )
-        ledger.commit([spend], f"round {round_number}")
+        ledger.commit([spend])
         return weights(model)
 
     calls: list[int] = []
@@ -289,7 +290,7 @@ def test_a_killed_round_costs_nothing_and_is_done_again_with_other_noise(cohort,
     for round_number in (1, 2):
         train("whole", round_number)
 
-    spent = [PrivacyLedger(tmp_path / name, delta=1e-5).epsilon for name in ("killed", "whole")]
+    spent = [PrivacyLedger(SiteDatabase(tmp_path, b"key"), name, delta=1e-5).epsilon for name in ("killed", "whole")]
     assert spent == [epsilon_by_hand(1.5, 1.0, 4)] * 2
     assert not torch.equal(train("killed", 2), again)
 
@@ -297,7 +298,7 @@ def test_a_killed_round_costs_nothing_and_is_done_again_with_other_noise(cohort,
 def test_a_round_over_the_budget_trains_nothing(cohort, tmp_path):
     config, model = make_config(), make_model(make_config())
     before = weights(model)
-    ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5, budget=0.5)
+    ledger = PrivacyLedger(SiteDatabase(tmp_path, b"key"), "x", delta=1e-5, budget=0.5)
 
     with pytest.raises(Refusal) as refused:
         train_privately(
@@ -311,20 +312,19 @@ def test_a_round_over_the_budget_trains_nothing(cohort, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "code", "says"),
     [
-        ({"model": make_config(residual="gaussian")}, RefusalCode.NOT_PRIVATE, "'gaussian'"),
-        ({"model": make_config(window=WindowConfig(scaling="robust"))}, RefusalCode.NOT_PRIVATE, "'robust'"),
+        ({"residual": "gaussian"}, RefusalCode.NOT_PRIVATE, "'gaussian'"),
+        ({"window": WindowConfig(scaling="robust")}, RefusalCode.NOT_PRIVATE, "'robust'"),
         ({"devices": 2}, RefusalCode.NOT_PRIVATE, "devices is 2"),
         ({"n_participants": 200_000}, RefusalCode.PARTICIPANTS, "delta"),
     ],
 )
 def test_what_would_not_be_as_private_as_it_says_is_refused(changes, code, says):
-    asked = {"model": make_config(), "training": make_training(), "n_participants": 40, **changes}
+    asked = {"privacy": make_training().privacy, "window": make_config().window, "n_participants": 40, **changes}
 
     with pytest.raises(Refusal, match=says) as refused:
         check_privacy(**asked)
     assert refused.value.code is code
-    check_privacy(make_config(), make_training(), n_participants=40)
-    check_privacy(make_config(), TrainingConfig(), n_participants=40)
+    check_privacy(make_training().privacy, make_config().window, n_participants=40)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -353,19 +353,20 @@ def test_what_a_study_will_cost_is_known_when_it_begins(tmp_path, seed):
         frame_noise={"clip": 1.0, "noise_multiplier": 4.0},
         noisy_sums=2,
     )
-    unlimited = PrivacyLedger(tmp_path / "ledger.json", delta=1e-5)
-    unlimited.commit(before, "before")
+    database = SiteDatabase(tmp_path, b"key")
+    unlimited = PrivacyLedger(database, "x", delta=1e-5)
+    unlimited.commit(before)
     training, sums = spends_to_come(request, n_participants, unlimited)
     needed = epsilon_of([*before, training, sums], 1e-5)
 
     with pytest.raises(Refusal, match=r"would be .* policy\.epsilon is"):
-        PrivacyLedger(unlimited.path, delta=1e-5, budget=0.999 * needed).permit(training, sums)
-    ledger = PrivacyLedger(unlimited.path, delta=1e-5, budget=needed)
+        PrivacyLedger(database, "x", delta=1e-5, budget=0.999 * needed).permit(training, sums)
+    ledger = PrivacyLedger(database, "x", delta=1e-5, budget=needed)
     ledger.permit(training, sums)
-    for number in range(2):
-        ledger.commit([Spend(4.0, 1.0, 1)], f"sum {number}")
-    for number in range(rounds):
-        ledger.commit([training._replace(steps=steps)], f"round {number}")
+    for _ in range(2):
+        ledger.commit([Spend(4.0, 1.0, 1)])
+    for _ in range(rounds):
+        ledger.commit([training._replace(steps=steps)])
     assert ledger.epsilon == needed
 
 

@@ -13,8 +13,9 @@ from brainlm import ModelConfig, TrainingConfig
 from brainlm.config import PrivacyConfig
 from brainlm.pretraining import initial_model
 from client.app import app
+from client.door.audit import AuditLog
+from client.door.kept_answers import KeptAnswers
 from client.door.spending import PrivacyLedger
-from client.door.sums import SumStore
 from client.keys.keyring import agree
 from client.site import load_site
 from exchange.messages import SecureSum, TrainRequest, join
@@ -72,8 +73,8 @@ def train_and_die(site: Path, number: int, owner: type, method: str) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "method"),
-    [(SumStore, "keep"), (PrivacyLedger, "commit"), (SumStore, "use")],
-    ids=["trained", "answer stored", "answer masked"],
+    [(PrivacyLedger, "commit"), (KeptAnswers, "keep"), (AuditLog, "append")],
+    ids=["trained", "paid, and not stored", "paid and stored"],
 )
 def test_epsilon_after_a_kill_is_that_of_an_uninterrupted_training(tmp_path, site, owner, method):
     """The round that was killed is asked for again; another site, never killed, ends with the same."""
@@ -93,6 +94,7 @@ def test_epsilon_after_a_kill_is_that_of_an_uninterrupted_training(tmp_path, sit
         train(others, number)
     spent = [load_site(path).spending("small").epsilon for path in (site, others)]
     assert spent[0] == spent[1] > 0
+    assert [load_site(path).ledger.rounds("small") for path in (site, others)] == [3, 3]
 
 
 def test_people_who_are_held_out_are_not_told_of_beyond_the_budget(site):
@@ -138,7 +140,7 @@ def test_a_site_whose_budget_is_spent_refuses(site):
 
 def test_no_loss_of_a_private_round_leaves(site):
     records = train(site, 1)
-    plain = load_site(site).sums.find("7", request_of(site, 1)).reply
+    plain = load_site(site).kept.find("7", request_of(site, 1)).reply
 
     assert plain.arrays["tally/n_losses"] == 0
     assert plain.arrays["tally/loss"] == 0

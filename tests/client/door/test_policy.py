@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from base.errors import SettingsError
 from base.settings import check_settings
 from client.door.audit import AuditLog
+from client.door.database import SiteDatabase
 from client.door.disclosure import permit_sums
 from client.door.ledger import Question, Release, ReleaseLedger
 from client.door.limits import time_limit
@@ -219,7 +220,7 @@ def test_a_secure_sum_of_two_sites_cannot_be_allowed():
 
 
 def test_limits_hold_in_the_ledger(tmp_path):
-    ledger = ReleaseLedger(tmp_path / "ledger.sqlite", b"key")
+    ledger = ReleaseLedger(SiteDatabase(tmp_path, b"key"))
     release = Release(Question("combat", ("features/x",)), ["a", "b"])
     policy = Policy(max_releases=3, max_rounds=1)
 

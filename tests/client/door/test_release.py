@@ -72,11 +72,11 @@ def test_what_leaves_is_written_down_first(site):
 
 
 def test_what_is_kept_of_many_parts_names_their_people_once():
-    """A header of safetensors has 100 MB: a few hundred lists of a large cohort's people do not fit."""
+    """A few hundred lists of a large cohort's people would be larger than the answer."""
     people, fewer = [f"sub-{number:05d}" for number in range(1000)], ["sub-00001", "sub-00002"]
     releases = [Release(Question("combat", ("x",)), people, (f"job {number}",)) for number in range(300)]
     releases += [Release(Question("probe", ("x",), ("column/age",)), fewer, ("a", "b"))]
-    answered = Answer(HarmonizeReply(), 1000, tuple(releases), (Spend(1.0, 0.5, 3),))
+    answered = Answer(HarmonizeReply(), 1000, tuple(releases))
 
     kept = _kept(answered, "question")
     about = json.loads(json.dumps(kept.about))
@@ -85,7 +85,6 @@ def test_what_is_kept_of_many_parts_names_their_people_once():
     assert [set(release.participants) for release in restored.releases] == [set(r.participants) for r in releases]
     assert [str(release.question) for release in restored.releases] == [str(r.question) for r in releases]
     assert [release.parts for release in restored.releases] == [r.parts for r in releases]
-    assert restored.spends == answered.spends
     assert len(json.dumps(about)) < 100_000
 
 
@@ -144,12 +143,12 @@ def test_errors_leave_as_codes_and_stay_as_sentences(site, error, code):
     assert "sub-0042" not in json.dumps(event)
 
 
-def summing(value: float):
+def summing(value: float, n_people: int = 12, spends: tuple[Spend, ...] = ()):
     """A handler whose sum has this number."""
 
     def handle(site, request) -> Answer:
-        release = Release(Question("combat", ("x",)), [f"sub-{number}" for number in range(12)], ("job",))
-        return Answer(HarmonizeReply(arrays=join(job={"x": np.array([1.0, value])})), 12, (release,))
+        release = Release(Question("combat", ("x",)), [f"sub-{number}" for number in range(n_people)], ("job",))
+        return Answer(HarmonizeReply(arrays=join(job={"x": np.array([1.0, value])})), n_people, (release,), spends)
 
     return handle
 
@@ -189,6 +188,22 @@ def test_a_number_that_is_too_large_is_counted_and_mended_data_answer_until_the_
 
     assert ask(site, summing(1e17), later).error.reason == "sum.overflow"
     assert ask(site, summing(2.0), later).error.reason == "sum.overflow"
+
+
+def test_an_answer_what_it_told_and_what_it_cost_are_kept_together_or_not_at_all(site, masked):
+    """Refused by the ledger, it costs nothing and its context is free; too large, it costs what a refusal may tell."""
+    asked = HarmonizeRequest.from_records(masked)
+    later = asked.model_copy(update={"secure": asked.secure.model_copy(update={"step": 2})}).to_records()
+    spends = (Spend(1.0, 1.0, 1),)
+    site.write_text(site.read_text().replace("min_change: 1", "min_change: 2"))
+    assert ask(site, summing(2.0, spends=spends), masked).has_content()
+    once = load_site(site).spending("s").epsilon
+
+    assert ask(site, summing(2.0, n_people=11, spends=spends), later).error.reason == "site.cannot-answer"
+    assert load_site(site).spending("s").epsilon == once > 0
+    assert load_site(site).kept.find("7", HarmonizeRequest.from_records(later)) is None
+    assert ask(site, summing(1e17, spends=spends), later).error.reason == "site.cannot-answer"
+    assert load_site(site).spending("s").epsilon > once
 
 
 def test_nothing_leaves_beside_a_damaged_audit_log(site):

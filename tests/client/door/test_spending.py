@@ -7,11 +7,22 @@ import pytest
 from opacus.accountants import PRVAccountant, RDPAccountant
 
 from brainlm.config import PrivacyConfig
+from client.door.database import SiteDatabase
 from client.door.spending import PrivacyLedger, Spend, epsilon_of
 from exchange.refusals import Refusal, RefusalCode
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:Optimal order")  # of Opacus, asked by hand
 ROUND = Spend(1.2, 0.2, 20)
+
+
+@pytest.fixture
+def database(tmp_path) -> SiteDatabase:
+    return SiteDatabase(tmp_path, b"key")
+
+
+def ledger_of(database: SiteDatabase, study: str = "x", **changes: object) -> PrivacyLedger:
+    """As a new process has it."""
+    return PrivacyLedger(SiteDatabase(database.path.parent, b"key"), study, **{"delta": 1e-5, **changes})
 
 
 def by_hand(*releases: Spend) -> float:
@@ -22,24 +33,14 @@ def by_hand(*releases: Spend) -> float:
     return accountant.get_epsilon(1e-5)
 
 
-def test_rounds_and_sums_add_up_over_restarts_as_in_the_accountant(tmp_path):
+def test_rounds_and_sums_add_up_over_restarts_as_in_the_accountant(database):
     other = Spend(3.0, 1.0, 1)
-    for number, spend in enumerate((ROUND, other, ROUND, other)):
-        PrivacyLedger(tmp_path / "x.json", delta=1e-5).commit([spend], f"step {number}")
-    ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5)
+    for spend in (ROUND, other, ROUND, other):
+        ledger_of(database).commit([spend])
 
-    assert ledger.epsilon == by_hand(ROUND, ROUND, other, other)
-    assert ledger.epsilon < PrivacyLedger(ledger.path, delta=1e-7).epsilon
-    assert PrivacyLedger(tmp_path / "y.json", delta=1e-5).epsilon == 0
-
-
-def test_a_release_that_is_repeated_after_a_kill_is_counted_once(tmp_path):
-    for release in ("one", "two", "two"):  # each by a new process
-        PrivacyLedger(tmp_path / "x.json", delta=1e-5).commit([ROUND], release)
-    ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5, budget=1e-3)
-
-    ledger.commit([ROUND], "two")  # though there is nothing left to spend
-    assert ledger.epsilon == by_hand(ROUND, ROUND)
+    assert ledger_of(database).epsilon == by_hand(ROUND, ROUND, other, other)
+    assert ledger_of(database).epsilon < ledger_of(database, delta=1e-7).epsilon
+    assert ledger_of(database, "y").epsilon == 0
 
 
 @pytest.mark.parametrize(
@@ -71,13 +72,13 @@ def test_what_protects_nobody_is_counted_all_the_same(release):
     assert epsilon_of([Spend(10_000, 1.0, 1)], 0.5) == 0
 
 
-def test_a_release_over_the_budget_is_refused_and_not_counted(tmp_path):
+def test_a_release_over_the_budget_is_refused_and_not_counted(database):
     budget = epsilon_of([ROUND, ROUND], 1e-5)
-    ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5, budget=budget)
-    ledger.commit([ROUND], "one")
-    ledger.commit([ROUND], "two")
+    ledger = ledger_of(database, budget=budget)
+    ledger.commit([ROUND])
+    ledger.commit([ROUND])
 
-    for spend in (ledger.permit, lambda spend: ledger.commit([spend], "three")):
+    for spend in (ledger.permit, lambda spend: ledger.commit([spend])):
         with pytest.raises(Refusal, match=r"epsilon is .* would be .* policy.epsilon is") as refused:
             spend(ROUND)
         assert refused.value.code is RefusalCode.BUDGET
@@ -85,53 +86,58 @@ def test_a_release_over_the_budget_is_refused_and_not_counted(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["", "{}", "[]", "nonsense", "half", "fewer steps", "a list of nothing"])
-def test_a_damaged_ledger_is_never_begun_anew(tmp_path, damage):
-    ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5)
-    ledger.commit([ROUND], "one")
-    text = ledger.path.read_text()
+def test_a_damaged_ledger_is_never_begun_anew(database, damage):
+    """Of one study alone: the others go on."""
+    ledger = ledger_of(database)
+    ledger.commit([ROUND])
+    text = stored(database)
     changed = {
         "half": text[: len(text) // 2],
         "fewer steps": text.replace("20", "1"),
         "a list of nothing": json.dumps({**json.loads(text), "ledger": {}}),
-    }
-    ledger.path.write_text(changed.get(damage, damage))
+    }.get(damage, damage)
+    with database.transaction() as connection:
+        connection.execute("UPDATE spending SET content = ?", (changed,))
 
-    for use in (lambda: ledger.epsilon, lambda: ledger.permit(ROUND), lambda: ledger.commit([ROUND], "two")):
-        with pytest.raises(Refusal, match="the ledger is damaged") as refused:
+    for use in (lambda: ledger.epsilon, lambda: ledger.permit(ROUND), lambda: ledger.commit([ROUND])):
+        with pytest.raises(Refusal, match="what study 'x' has spent is damaged") as refused:
             use()
         assert refused.value.code is RefusalCode.SETUP
-    assert ledger.path.read_text() == changed.get(damage, damage)
+    assert stored(database) == changed
+    assert ledger_of(database, "y").epsilon == 0
 
 
-def test_the_noise_of_a_target_lasts_for_the_whole_study(tmp_path):
+def stored(database: SiteDatabase) -> str:
+    with database.transaction() as connection:
+        return connection.execute("SELECT content FROM spending WHERE study = 'x'").fetchone()[0]
+
+
+def test_the_noise_of_a_target_lasts_for_the_whole_study(database):
     """Ten rounds spend what was asked for and hardly less; every round has the same noise, also after a restart."""
     privacy = PrivacyConfig(epsilon=3.0)
-    for number in range(10):
-        ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5, budget=3.0)
-        ledger.commit([Spend(ledger.noise_multiplier(privacy, 0.1, 200), 0.1, 20)], f"round {number}")
+    for _ in range(10):
+        ledger = ledger_of(database, budget=3.0)
+        ledger.commit([Spend(ledger.noise_multiplier(privacy, 0.1, 200), 0.1, 20)])
 
     assert 2.98 < ledger.epsilon <= 3.0
-    assert len(json.loads(ledger.path.read_text())["ledger"]["history"]) == 1
+    assert len(json.loads(stored(database))["ledger"]["history"]) == 1
     assert ledger.noise_multiplier(PrivacyConfig(noise_multiplier=1.5), 0.1, 200) == 1.5
 
 
-def test_a_target_that_is_the_budget_lasts_to_the_last_round(tmp_path):
+def test_a_target_that_is_the_budget_lasts_to_the_last_round(database):
     """Noise is chosen by the number that the budget is kept by, also where a looser bound is far above it."""
     epsilon = 45.0
-    privacy, ledger = PrivacyConfig(epsilon=epsilon), PrivacyLedger(tmp_path / "x.json", delta=1e-5, budget=epsilon)
+    privacy, ledger = PrivacyConfig(epsilon=epsilon), ledger_of(database, budget=epsilon)
     noise_multiplier = ledger.noise_multiplier(privacy, 0.1, 3 * 10)
-    for number in range(3):
-        ledger.commit([Spend(noise_multiplier, 0.1, 10)], f"round {number}")
+    for _ in range(3):
+        ledger.commit([Spend(noise_multiplier, 0.1, 10)])
 
     assert 0.98 * epsilon < ledger.epsilon <= epsilon
     with pytest.raises(Refusal, match=r"policy\.epsilon is"):
         ledger.permit(Spend(noise_multiplier, 0.1, 10))
 
 
-def test_a_target_that_no_noise_reaches_is_refused(tmp_path):
-    ledger = PrivacyLedger(tmp_path / "x.json", delta=1e-5)
-
+def test_a_target_that_no_noise_reaches_is_refused(database):
     with pytest.raises(Refusal, match="no noise gives 1000000000000 steps") as refused:
-        ledger.noise_multiplier(PrivacyConfig(epsilon=0.1), 1.0, 10**12)
+        ledger_of(database).noise_multiplier(PrivacyConfig(epsilon=0.1), 1.0, 10**12)
     assert refused.value.code is RefusalCode.NOT_PRIVATE
-    assert not ledger.path.exists()

@@ -5,20 +5,18 @@ the stored answer, masked as before, or for fewer sites where one fell silent; n
 again for a second attempt: no training, no further noise, no second look at data that may have changed.
 """
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import numpy as np
 
-from base.files import HEADER, save_arrays
+from client.door.database import SiteDatabase
 from client.door.policy import Policy
 from exchange.messages import (
+    Arrays,
     EmbedReply,
     HarmonizeReply,
     SecureSum,
@@ -32,46 +30,37 @@ from exchange.refusals import Refusal, RefusalCode
 _REPLIES = {kind.__name__: kind for kind in (TrainReply, EmbedReply, SummarizeReply, HarmonizeReply)}
 _MOST_OVERFLOWS = 3
 """Refusals of numbers that do not fit, for one study: each says something of how large a number is."""
-_TABLES = """
-CREATE TABLE IF NOT EXISTS contexts (
-    run TEXT NOT NULL, step INTEGER NOT NULL, question TEXT NOT NULL, attempt INTEGER NOT NULL, among TEXT NOT NULL,
-    PRIMARY KEY (run, step));
-CREATE TABLE IF NOT EXISTS overflows (study TEXT PRIMARY KEY, times INTEGER NOT NULL);
-"""
+_HEADER = ""
+"""Name of an answer's header among its arrays."""
+_PIECE = 2**26
+"""Bytes of an array that are one row: SQLite takes no rows of a gigabyte."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A stored answer.
-
-    Attributes
-    ----------
-    reply : SumReply
-        The plaintext.
-    about : dict
-        What else belongs to it, JSON-able.
-    question : str
-        What it answers (`exchange.messages.SumRequest.question`).
-    """
+    """A stored answer."""
 
     reply: SumReply
+    """The plaintext."""
     about: dict[str, Any]
+    """What else belongs to it, JSON-able."""
     question: str
+    """What it answers (`exchange.messages.SumRequest.question`)."""
 
 
-class SumStore:
+class KeptAnswers:
     """The site's answers under masks.
 
     Parameters
     ----------
-    folder : Path
-        Made if it is not there.
+    database : SiteDatabase
+        The site's.
     policy : Policy
         The site's: how many attempts one sum may take.
     """
 
-    def __init__(self, folder: Path, policy: Policy) -> None:
-        self._folder = folder
+    def __init__(self, database: SiteDatabase, policy: Policy) -> None:
+        self._database = database
         self._policy = policy
 
     def find(self, run: str, request: SumRequest) -> Kept | None:
@@ -83,45 +72,26 @@ class SumStore:
             ``sum.context-used-before`` if the context had another question, or is over; ``sum.attempt-not-allowed`` if
             the attempt does not follow the one before.
         """
-        with self._connected() as database:
+        with self._database.transaction() as database:
             known = self._check(database, run, request)
-        return self._read(request.study, run, _secure(request).step) if known else None
+            return read_answer(database, request.study, run, _secure(request).step) if known else None
 
     def keep(self, run: str, request: SumRequest, kept: Kept) -> None:
-        """Store a new answer, on the disk before it returns, and forget the study's plaintext of the one before it.
-
-        Raises
-        ------
-        Refusal
-            ``sum.context-used-before`` if another process of the site was faster.
-        """
+        """Store a new answer in place of the study's last one; of two processes the later is refused."""
         step = _secure(request).step
-        path = self._path(request.study, run, step)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        header = {"kind": type(kept.reply).__name__, "reply": kept.reply.model_dump(mode="json"), "about": kept.about}
-        try:
-            with self._connected() as database:  # the context is taken before its answer is in place
-                database.execute(
-                    "INSERT INTO contexts VALUES (?, ?, ?, 1, ?)", (run, step, kept.question, _among(request))
-                )
-                save_arrays(path, kept.reply.arrays, {**header, "question": kept.question})
-        except sqlite3.IntegrityError:
-            raise Refusal(RefusalCode.CONTEXT, f"step {step} of run {run} was answered at the same moment.") from None
-        with self._connected():  # while nobody writes: hidden files are answers that a kill left half written
-            for older in path.parent.iterdir():
-                if older != path:
-                    older.unlink()
+        with self._database.transaction() as database:
+            context = (run, step, kept.question, 1, _among(request))
+            try:
+                database.execute("INSERT INTO contexts VALUES (?, ?, ?, ?, ?)", context)
+            except sqlite3.IntegrityError:
+                detail = f"step {step} of run {run} was answered at the same moment."
+                raise Refusal(RefusalCode.CONTEXT, detail) from None
+            write_answer(database, request.study, run, step, kept)
 
     def use(self, run: str, request: SumRequest) -> None:
-        """Note the attempt that an answer is about to leave in.
-
-        Raises
-        ------
-        Refusal
-            As `find`: another process of the site may have been faster.
-        """
+        """Note the attempt that a stored answer is about to leave in; of two processes the later is refused."""
         secure = _secure(request)
-        with self._connected() as database:
+        with self._database.transaction() as database:
             self._check(database, run, request)
             database.execute(
                 "UPDATE contexts SET attempt = ?, among = ? WHERE run = ? AND step = ?",
@@ -132,13 +102,8 @@ class SumStore:
         """Refuse a study for which numbers did not fit again and again.
 
         A coordinator could find a site's number by asking for ever larger multiples of it.
-
-        Raises
-        ------
-        Refusal
-            Naming the rule.
         """
-        with self._connected() as database:
+        with self._database.transaction() as database:
             row = database.execute("SELECT times FROM overflows WHERE study = ?", (study,)).fetchone()
         if row is not None and row[0] >= _MOST_OVERFLOWS:
             raise Refusal(
@@ -149,7 +114,7 @@ class SumStore:
 
     def note_overflow(self, study: str) -> None:
         """Count that a number did not fit."""
-        with self._connected() as database:
+        with self._database.transaction() as database:
             database.execute(
                 "INSERT INTO overflows VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1", (study,)
             )
@@ -161,7 +126,7 @@ class SumStore:
             "SELECT question, attempt, among FROM contexts WHERE run = ? AND step = ?", (run, secure.step)
         ).fetchone()
         if row is None:
-            self._check_new(database, run, secure)
+            _check_new(database, run, secure)
             return False
         question, attempt, among = row
         if secure.attempt != attempt:
@@ -172,13 +137,6 @@ class SumStore:
                 f"step {secure.step} of run {run} was answered before, and what is asked now is not the same.",
             )
         return True
-
-    def _check_new(self, database: sqlite3.Connection, run: str, secure: SecureSum) -> None:
-        if secure.attempt != 1:
-            raise Refusal(RefusalCode.ATTEMPT, f"attempt {secure.attempt} of a sum that the site never saw begin.")
-        (last,) = database.execute("SELECT MAX(step) FROM contexts WHERE run = ?", (run,)).fetchone()
-        if last is not None and last > secure.step:
-            raise Refusal(RefusalCode.CONTEXT, f"step {secure.step} of run {run} came after step {last}.")
 
     def _check_attempt(self, request: SumRequest, attempt: int, among: dict[str, Any]) -> None:
         secure = _secure(request)
@@ -191,41 +149,61 @@ class SumStore:
                 f"{', '.join(among['sites'])}, all else being the same and one or more having fallen silent.",
             )
 
-    def _read(self, study: str, run: str, step: int) -> Kept:
-        path = self._path(study, run, step)
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = json.loads(file.metadata()[HEADER])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-        except (OSError, ValueError, SafetensorError):
-            raise Refusal(RefusalCode.CONTEXT, f"step {step} of run {run} is over; its answer is not kept.") from None
-        reply = _REPLIES[header["kind"]](**header["reply"], arrays=arrays)
-        return Kept(reply, header["about"], header["question"])
 
-    def _path(self, study: str, run: str, step: int) -> Path:
-        """Names that arrive are hashed: they may hold anything."""
-        of_study, of_run = (hashlib.sha256(name.encode()).hexdigest()[:16] for name in (study, run))
-        return self._folder / of_study / f"{of_run}-{step}.safetensors"
+def write_answer(database: sqlite3.Connection, study: str, run: str, step: int, kept: Kept) -> None:
+    """Store an answer in place of the study's last one."""
+    arrays = {name: np.asarray(values) for name, values in kept.reply.arrays.items()}
+    header = {
+        "kind": type(kept.reply).__name__,
+        "reply": kept.reply.model_dump(mode="json"),
+        "about": kept.about,
+        "question": kept.question,
+        "arrays": {name: [values.dtype.str, values.shape] for name, values in arrays.items()},
+    }
+    database.execute("DELETE FROM kept WHERE study = ?", (study,))
+    rows = ((study, run, step, *piece) for piece in _pieces(json.dumps(header).encode(), arrays))
+    database.executemany("INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        path = self._folder / "contexts.sqlite"
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            with closing(sqlite3.connect(path, timeout=30)) as database:
-                database.execute("PRAGMA synchronous=FULL")
-                database.executescript(_TABLES)
-                database.execute("BEGIN IMMEDIATE")  # what is checked is still true when it is written
-                with database:
-                    yield database
-        except sqlite3.IntegrityError:
-            raise
-        except sqlite3.Error as error:
-            raise Refusal(
-                RefusalCode.SETUP,
-                f"{path}: cannot be used ({error}), and no sum is masked without it. Free the disk or mend its "
-                "permissions; if it is damaged, restore it from a backup.",
-            ) from error
+
+def _pieces(header: bytes, arrays: Arrays) -> Iterator[tuple[str, int, Any]]:
+    contents = {_HEADER: np.frombuffer(header, np.uint8)}
+    contents |= {name: np.ravel(values).view(np.uint8) for name, values in arrays.items()}
+    for name, content in contents.items():
+        for number, start in enumerate(range(0, len(content), _PIECE)):
+            yield name, number, content[start : start + _PIECE]
+
+
+def read_answer(database: sqlite3.Connection, study: str, run: str, step: int) -> Kept:
+    """Return a stored answer; one that is not there any more, or is damaged, is refused."""
+    rows = database.execute(
+        "SELECT name, content FROM kept WHERE study = ? AND run = ? AND step = ? ORDER BY name, piece",
+        (study, run, step),
+    )
+    contents: dict[str, bytearray] = {}
+    for name, content in rows:
+        contents.setdefault(name, bytearray()).extend(content)
+    try:
+        header = json.loads(contents[_HEADER])
+        arrays = {
+            name: np.frombuffer(contents.get(name, bytearray()), dtype).reshape(shape)
+            for name, (dtype, shape) in header["arrays"].items()
+        }
+    except (KeyError, ValueError):
+        raise Refusal(RefusalCode.CONTEXT, f"step {step} of run {run} is over; its answer is not kept.") from None
+    return Kept(reply_of(header["kind"], header["reply"], arrays), header["about"], header["question"])
+
+
+def reply_of(kind: str, header: dict[str, Any], arrays: Arrays) -> SumReply:
+    """Make a reply of what was stored of it."""
+    return _REPLIES[kind](**header, arrays=arrays)
+
+
+def _check_new(database: sqlite3.Connection, run: str, secure: SecureSum) -> None:
+    if secure.attempt != 1:
+        raise Refusal(RefusalCode.ATTEMPT, f"attempt {secure.attempt} of a sum that the site never saw begin.")
+    (last,) = database.execute("SELECT MAX(step) FROM contexts WHERE run = ?", (run,)).fetchone()
+    if last is not None and last > secure.step:
+        raise Refusal(RefusalCode.CONTEXT, f"step {secure.step} of run {run} came after step {last}.")
 
 
 def _secure(request: SumRequest) -> SecureSum:

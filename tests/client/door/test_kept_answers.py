@@ -1,12 +1,17 @@
 """One plaintext for one context, whatever the coordinator asks, and whenever the site is killed."""
 
-import subprocess
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from client.door import kept_answers
+from client.door.database import SiteDatabase
+from client.door.kept_answers import Kept, KeptAnswers
 from client.door.policy import Policy
-from client.door.sums import Kept, SumStore
 from exchange.messages import EmbedReply, EmbedRequest, SecureSum
 from exchange.refusals import Refusal
 from tests.support.disks import filled, small_disk
@@ -22,20 +27,23 @@ def request(step: int = 1, attempt: int = 1, sites: list[str] = SITES, seed: int
 
 
 @pytest.fixture
-def store(tmp_path) -> SumStore:
-    store = SumStore(tmp_path / "sums", Policy(max_attempts=3))
+def store(tmp_path) -> KeptAnswers:
+    store = KeptAnswers(SiteDatabase(tmp_path, b"key"), Policy(max_attempts=3))
     store.keep("77", request(), Kept(REPLY, {"n_participants": 7}, request().question))
     return store
 
 
-def refused(store: SumStore, asked: EmbedRequest, run: str = "77") -> str:
+def refused(store: KeptAnswers, asked: EmbedRequest, run: str = "77") -> str:
     with pytest.raises(Refusal) as refusal:
         store.find(run, asked)
     return str(refusal.value.code)
 
 
 def test_the_same_question_gets_the_same_answer(store, tmp_path):
-    for reader in (store, SumStore(tmp_path / "sums", Policy(max_attempts=3))):  # the second after a restart
+    for reader in (
+        store,
+        KeptAnswers(SiteDatabase(tmp_path, b"key"), Policy(max_attempts=3)),
+    ):  # the second after a restart
         found = reader.find("77", request())
 
         assert found.about == {"n_participants": 7}
@@ -82,35 +90,48 @@ def test_a_second_attempt_at_what_never_began_is_refused(store):
     assert refused(store, request(step=9, attempt=2)) == "sum.attempt-not-allowed"
 
 
-def test_a_stored_answer_that_is_damaged_is_refused_and_not_computed_again(store, tmp_path):
-    (path,) = (tmp_path / "sums").glob("*/*.safetensors")
-    path.write_bytes(path.read_bytes()[:-9])
+@pytest.mark.parametrize("lost", ["name = 'evaluation/x'", "name = '' AND study = 's'"], ids=["array", "header"])
+def test_a_stored_answer_that_is_damaged_is_refused_and_not_computed_again(store, tmp_path, lost):
+    with SiteDatabase(tmp_path, b"key").transaction() as database:
+        assert database.execute(f"DELETE FROM kept WHERE {lost}").rowcount
 
     assert refused(store, request()) == "sum.context-used-before"
 
 
+def test_large_arrays_are_kept_in_pieces(store, monkeypatch):
+    monkeypatch.setattr(kept_answers, "_PIECE", 5)
+    arrays = {"a": np.arange(12.0).reshape(3, 4).T, "b": np.zeros((0, 3), np.int64), "c": np.array(7, np.int32)}
+    store.keep("78", request(), Kept(EmbedReply(arrays=arrays), {}, request().question))
+
+    found = store.find("78", request()).reply.arrays
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(found[name], values, strict=True)
+
+
 def test_only_the_last_plaintext_stays_on_the_disk(store, tmp_path):
-    (first,) = (tmp_path / "sums").glob("*/*.safetensors")
-    first.with_name(f".{first.name}.4711.tmp").write_bytes(b"left by a kill")
+    plaintext = REPLY.arrays["evaluation/x"].tobytes()
+    assert plaintext in (tmp_path / "ledger.sqlite").read_bytes()
 
-    store.keep("78", request(step=2), Kept(REPLY, {}, ""))
+    store.keep("78", request(step=2), Kept(EmbedReply(), {}, ""))
 
-    (last,) = first.parent.iterdir()
-    assert last != first
+    assert not any(plaintext in path.read_bytes() for path in tmp_path.iterdir())
 
 
-def test_the_answer_of_a_study_lies_where_the_guide_says(store, tmp_path):
-    command = f"ls sums/$(printf %s '{request().study}' | sha256sum | cut -c-16)"
-    listed = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+def test_the_answer_of_a_study_is_deleted_as_the_guide_says(store, tmp_path):
+    guide = (Path(__file__).parents[3] / "docs" / "privacy.md").read_text(encoding="utf-8")
+    (statements,) = re.findall(r'sqlite3 state/ledger.sqlite "(.*)"', guide)
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as database:
+        database.executescript(statements.replace("STUDY", request().study))
 
-    assert listed.split() == [path.name for path in tmp_path.rglob("*.safetensors")]
+    assert REPLY.arrays["evaluation/x"].tobytes() not in (tmp_path / "ledger.sqlite").read_bytes()
+    assert refused(store, request()) == "sum.context-used-before"  # the masks that were used are still known
 
 
 def test_a_disk_that_takes_no_answer_is_the_administrators_to_mend(store, tmp_path):
-    (tmp_path / "sums" / "contexts.sqlite").write_bytes(b"no database at all, and no header of one either")
+    (tmp_path / "ledger.sqlite").write_bytes(b"no database at all, and no header of one either")
 
     assert refused(store, request()) == "site.not-set-up"
 
     with small_disk(tmp_path / "disk") as disk, filled(disk):
-        full = SumStore(disk / "sums", Policy(max_attempts=3))
+        full = KeptAnswers(SiteDatabase(disk, b"key"), Policy(max_attempts=3))
         assert refused(full, request()) == "site.not-set-up"
