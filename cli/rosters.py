@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from base.output import PlainConsole, say
-from exchange.roster import KeyRoster
+from exchange.key_roster import KeyRoster
 
 
 def show_roster(roster: KeyRoster) -> None:

@@ -19,7 +19,7 @@ from base.settings import Name, Settings, read_settings
 from deployment.authority import Authority
 from deployment.edge import nginx_configuration
 from exchange.bundle import JoinPackage, SiteBundle
-from exchange.roster import MIN_SITES, KeyRoster, read_json
+from exchange.key_roster import MIN_SITES, KeyRoster, read_json
 from runtime.flower import flower_home, program
 
 _COMMENTS = {

@@ -15,7 +15,7 @@ from deployment import probes, serving
 from deployment.authority import days_left, read_certificate
 from deployment.checks import Check, attempt, expiry, failed, passed, versions, warned
 from deployment.coordinator import Federation
-from exchange.roster import MIN_SITES
+from exchange.key_roster import MIN_SITES
 
 _DISK_GB = 10
 

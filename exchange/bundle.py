@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from base.settings import Name
-from exchange.roster import KeyRoster, RosterError, SiteKey, explain, read_json
+from exchange.key_roster import KeyRoster, RosterError, SiteKey, explain, read_json
 
 Address = Annotated[
     str,

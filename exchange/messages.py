@@ -159,7 +159,7 @@ class SecureSum(BaseModel):
     Attributes
     ----------
     roster : str
-        Hash of the roster of keys (`exchange.roster`).
+        Hash of the roster of keys (`exchange.key_roster`).
     step : int
         Number of the exchange in the run: a site answers each once.
     attempt : int
@@ -284,7 +284,7 @@ class SealedGroup(BaseModel):
     sites : list of str
         Who adds.
     layout : dict
-        What the words hold (`exchange.secure_sum.Layout`).
+        What the words hold (`exchange.secure_sum.SumLayout`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

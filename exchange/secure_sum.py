@@ -1,7 +1,7 @@
 """The secure sum: each site adds masks that cancel in the sum over all sites, and in nothing less.
 
 After Bonawitz et al., Practical Secure Aggregation (CCS 2017), with static keys that each site's administrator has
-approved (`exchange.roster`), and without secret shares: hospitals are few and known, so a dropout is answered by a
+approved (`exchange.key_roster`), and without secret shares: hospitals are few and known, so a dropout is answered by a
 second, smaller attempt. One exchange, no word between sites. With pair key K[ij] = HKDF(X25519(secret i, public j))::
 
     sent[i] = encode(x[i]) + sum over j > i of mask[ij] - sum over j < i of mask[ij]    mod 2^64 or 2^32
@@ -26,8 +26,8 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from numpy.typing import NDArray
 
-from exchange.ring import Kind, RingError, Words, bits_of, decode, encode, words_of
-from exchange.roster import MIN_SITES, KeyRoster
+from exchange.key_roster import MIN_SITES, KeyRoster
+from exchange.ring import Encoding, RingError, Words, bits_of, decode, encode, words_of
 
 _INFO = b"fedbrainlm secure-sum v1"
 _PIECE_BYTES = 2**17
@@ -42,12 +42,12 @@ class SecureSumError(Exception):
 
 
 @dataclass(frozen=True)
-class Field:
-    """What is known in public of a summed array: its name, shape and kind (`exchange.ring.Kind`)."""
+class SummedArray:
+    """What is known in public of a summed array: its name, shape and kind (`exchange.ring.Encoding`)."""
 
     name: str
     shape: tuple[int, ...]
-    kind: Kind
+    kind: Encoding
 
     @property
     def n_numbers(self) -> int:
@@ -55,17 +55,17 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SumLayout:
     """The arrays that a group of sites sums together, in order of names, and the bound of updates among them."""
 
-    fields: tuple[Field, ...]
+    fields: tuple[SummedArray, ...]
     bound: float = 0.0
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]], bound: float = 0.0) -> Self:
         """Describe arrays: whole numbers are counts, what is called ``update/…`` are updates, all else are sums."""
         named = ((name, np.asarray(arrays[name])) for name in sorted(arrays))
-        return cls(tuple(Field(name, values.shape, _kind(name, values)) for name, values in named), bound)
+        return cls(tuple(SummedArray(name, values.shape, _kind(name, values)) for name, values in named), bound)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
@@ -98,7 +98,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Context:
+class MaskContext:
     """What a mask is for. It is never used for anything else.
 
     Attributes
@@ -124,7 +124,7 @@ class Context:
     sites: tuple[str, ...]
     question: str
 
-    def digest(self, layout: Layout, bits: int) -> bytes:
+    def digest(self, layout: SumLayout, bits: int) -> bytes:
         """Hash the context of one ring's words: no two contexts or layouts share it."""
         content = {**asdict(self), **layout.to_json(), "bits": bits}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).digest()
@@ -149,22 +149,22 @@ class Masker:
         self._roster = roster
 
     def seal(
-        self, arrays: Mapping[str, NDArray[Any]], context: Context, bound: float = 0.0
-    ) -> tuple[Layout, dict[int, Words]]:
+        self, arrays: Mapping[str, NDArray[Any]], context: MaskContext, bound: float = 0.0
+    ) -> tuple[SumLayout, dict[int, Words]]:
         """Encode and mask arrays.
 
         Parameters
         ----------
         arrays : mapping
             What the site adds, by name.
-        context : Context
+        context : MaskContext
             The sum that they are for.
         bound : float
             Public bound of ``update/…`` (`exchange.ring.encode`).
 
         Returns
         -------
-        layout : Layout
+        layout : SumLayout
             What the words hold; the same at every site.
         words : dict
             Bits of a ring → masked words [n].
@@ -180,7 +180,7 @@ class Masker:
             raise SecureSumError(f"a secure sum is among {len(set(context.sites))} sites; expected {MIN_SITES}.")
         if list(context.sites) != sorted(set(context.sites)):
             raise SecureSumError("the sites of a secure sum are not in order of names.")
-        layout = Layout.of(arrays, bound)
+        layout = SumLayout.of(arrays, bound)
         n_sites, sealed = len(context.sites), {}
         for bits in (32, 64):
             if layout.n_words(bits):
@@ -189,7 +189,7 @@ class Masker:
                 sealed[bits] = words
         return layout, sealed
 
-    def _mask(self, words: Words, context: Context, layout: Layout, bits: int) -> None:
+    def _mask(self, words: Words, context: MaskContext, layout: SumLayout, bits: int) -> None:
         """Add the masks shared with later sites to the words, and subtract those shared with earlier ones."""
         digest = context.digest(layout, bits)
         streams = [
@@ -225,11 +225,11 @@ def check_numbers(arrays: Mapping[str, NDArray[Any]], n_sites: int, bound: float
     RingError
         Naming the array, and why.
     """
-    for field in Layout.of(arrays, bound).fields:
+    for field in SumLayout.of(arrays, bound).fields:
         _encoded(field, arrays, n_sites, bound)
 
 
-def open_sum(sealed: Sequence[tuple[Layout, Mapping[int, Words]]]) -> dict[str, NDArray[np.float64]]:
+def open_sum(sealed: Sequence[tuple[SumLayout, Mapping[int, Words]]]) -> dict[str, NDArray[np.float64]]:
     """Add what all sites of an attempt sealed; masks cancel.
 
     Returns
@@ -265,7 +265,7 @@ def open_sum(sealed: Sequence[tuple[Layout, Mapping[int, Words]]]) -> dict[str, 
     return total
 
 
-def _field_of(content: Mapping[str, Any]) -> Field:
+def _field_of(content: Mapping[str, Any]) -> SummedArray:
     """Read one field of a layout.
 
     Raises
@@ -277,16 +277,16 @@ def _field_of(content: Mapping[str, Any]) -> Field:
     sizes = all(type(size) is int and 0 <= size <= _MOST_WORDS for size in shape)
     if not isinstance(name, str) or kind not in ("count", "sum", "update") or not sizes:
         raise ValueError("no field of a layout")
-    return Field(name, shape, kind)
+    return SummedArray(name, shape, kind)
 
 
-def _kind(name: str, values: NDArray[Any]) -> Kind:
+def _kind(name: str, values: NDArray[Any]) -> Encoding:
     if name.startswith("update/"):
         return "update"
     return "count" if values.dtype.kind in "iu" else "sum"
 
 
-def _pack(arrays: Mapping[str, NDArray[Any]], layout: Layout, bits: int, n_sites: int) -> Words:
+def _pack(arrays: Mapping[str, NDArray[Any]], layout: SumLayout, bits: int, n_sites: int) -> Words:
     """Encode the fields of one ring, one after the other, and a one."""
     words: Words = np.ones(layout.n_words(bits), dtype=np.uint32 if bits == 32 else np.uint64)
     start = 0
@@ -299,14 +299,14 @@ def _pack(arrays: Mapping[str, NDArray[Any]], layout: Layout, bits: int, n_sites
     return words
 
 
-def _encoded(field: Field, arrays: Mapping[str, NDArray[Any]], n_sites: int, bound: float) -> Words:
+def _encoded(field: SummedArray, arrays: Mapping[str, NDArray[Any]], n_sites: int, bound: float) -> Words:
     try:
         return encode(np.asarray(arrays[field.name]), field.kind, n_sites, bound)
     except RingError as error:
         raise type(error)(f"{field.name}: {error}") from None
 
 
-def _unpack(words: Words, layout: Layout, bits: int, n_sites: int) -> dict[str, NDArray[np.float64]]:
+def _unpack(words: Words, layout: SumLayout, bits: int, n_sites: int) -> dict[str, NDArray[np.float64]]:
     """Undo `_pack`, of the sum of all sites."""
     arrays, start = {}, 0
     for field in layout.fields:

@@ -86,7 +86,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """Where a run is, for a display.
 
     Attributes
@@ -334,12 +334,12 @@ class Journal:
         with self._connected() as database:
             return pd.read_sql_query(f"SELECT * FROM {name} ORDER BY rowid", database)
 
-    def progress(self) -> Progress:
+    def progress(self) -> RunProgress:
         """Return where the run is."""
         facts = self.facts()
         with self._connected() as database:
             (last,) = database.execute("SELECT MAX(round) FROM exchanges WHERE ended IS NOT NULL").fetchone()
-        return Progress(
+        return RunProgress(
             status=next((status for status in get_args(Status) if status == facts.get("status")), "starting"),
             stage=facts.get("stage", ""),
             round_number=int(last or 0),
@@ -348,7 +348,7 @@ class Journal:
             reason=facts.get("reason", ""),
         )
 
-    def end(self) -> Progress | None:
+    def end(self) -> RunProgress | None:
         """Return how the run ended; None while it goes on.
 
         Whoever was killed could not say so: a run that nobody holds any more has failed.

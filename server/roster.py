@@ -11,8 +11,9 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from cohorts import load_atlas
-from exchange.adding import add_replies
+from exchange.aggregation import add_replies
 from exchange.expected import Expected, check_reply
+from exchange.key_roster import MIN_SITES
 from exchange.messages import (
     AnySumRequest,
     Arrays,
@@ -27,7 +28,6 @@ from exchange.messages import (
     size_of,
 )
 from exchange.refusals import RefusalCode
-from exchange.roster import MIN_SITES
 from server.absences import AWAY, explained
 from server.answers import Answers, AnySumReply, read_answers
 from server.errors import QuorumError, ServerError

@@ -13,7 +13,7 @@ from client.app import app as client_app
 from client.features import FeatureSet, FeatureStore
 from client.keys.keyring import agree
 from client.site import load_site
-from exchange.adding import add_replies
+from exchange.aggregation import add_replies
 from exchange.messages import (
     Arrays,
     Group,

@@ -20,7 +20,7 @@ from client.door.sums import Kept
 from client.features import FeatureSet, FeatureStore
 from client.frames import split_site
 from client.site import load_site
-from exchange.adding import add_replies
+from exchange.aggregation import add_replies
 from exchange.messages import (
     Arrays,
     Group,

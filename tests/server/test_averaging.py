@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from brainlm.evaluation import MODEL
-from exchange.adding import add_replies
+from exchange.aggregation import add_replies
 from exchange.messages import TrainReply, TrainRequest, join
 from server.answers import Answers
 from server.averaging import averaged, measure_reconstruction

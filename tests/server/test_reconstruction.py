@@ -3,7 +3,7 @@ import pytest
 
 from brainlm.evaluation import MODEL, ReconstructionSums
 from cohorts import load_atlas
-from exchange.adding import add_replies
+from exchange.aggregation import add_replies
 from exchange.messages import EmbedReply, EmbedRequest, Group, join
 from server.reconstruction import read_reconstruction, summarize_reconstruction, sums_of, write_reconstruction
 from study.settings import Study

@@ -7,8 +7,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from flwr.app import Message
 
-from exchange.adding import seal
+from exchange.aggregation import seal
 from exchange.expected import Expected
+from exchange.key_roster import KeyRoster, SiteKey
 from exchange.messages import (
     DescribeReply,
     DescribeRequest,
@@ -25,7 +26,6 @@ from exchange.messages import (
     TrainReply,
     TrainRequest,
 )
-from exchange.roster import KeyRoster, SiteKey
 from exchange.secure_sum import Masker
 from server import replies
 from server.errors import QuorumError
