@@ -27,7 +27,7 @@ def reply(seed: int, n_windows: int, value: float | None = None) -> TrainReply:
 REQUEST = TrainRequest(study="s", model={}, training={}, round_number=1, rounds=4, seed=0)
 
 
-def in_clear(replies: dict[str, TrainReply]) -> Answers[TrainReply]:
+def in_clear(replies: dict[str, TrainReply]) -> Answers:
     return Answers(replies, add_replies(REQUEST, replies), masked=False)
 
 
