@@ -22,7 +22,7 @@ from cohorts import Cohort
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from exchange.messages import Arrays
 from server.robust import robust_centre
-from study.settings import RoundsConfig
+from study.sections import RoundsConfig
 
 RULES = ("none", "median", "trimmed_mean", "krum", "multi_krum", "bulyan")
 SEED = 1

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from exchange.key_roster import KeyRoster, SiteKey
 from exchange.ring import decode, encode
-from exchange.roster import KeyRoster, SiteKey
-from exchange.secure_sum import Context, Masker, open_sum
+from exchange.secure_sum import MaskContext, Masker, open_sum
 from harmonization import ComBat, HarmonizationError, SiteTable, add_sums
 
 SIZES = (1e-6, 1e-3, 1.0, 1e3, 1e6)
@@ -53,7 +53,7 @@ def main() -> None:
     print("| what | mask, MB/s a peer | open, MB/s a site | plain sum, MB/s a site | largest error |")
     print("| --- | --- | --- | --- | --- |")
     for what, arrays in kinds.items():
-        context = Context("benchmark", "1", 1, 1, tuple(keys), "")
+        context = MaskContext("benchmark", "1", 1, 1, tuple(keys), "")
         (values,) = arrays.values()
         masking, opening, plain = [], [], []
         for _ in range(options.turns):

@@ -12,7 +12,7 @@ from base.plain import printable
 from cohorts import Cohort
 from cohorts.identities import Linkage
 from cohorts.notices import NOTICES
-from exchange.roster import KeyRoster
+from exchange.key_roster import KeyRoster
 
 console = PlainConsole(stderr=True)
 

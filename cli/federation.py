@@ -18,7 +18,7 @@ from deployment.authority import days_left, read_certificate
 from deployment.checks import STRICT, report
 from deployment.coordinator import Federation, FederationSettings, Member
 from exchange.bundle import SiteBundle
-from exchange.roster import KeyRoster, read_json
+from exchange.key_roster import KeyRoster, read_json
 from runtime.control import node_statuses
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)

@@ -20,8 +20,8 @@ from client.door.audit import AuditLog
 from client.keys.keyring import Keyring
 from client.process import keep_private
 from deployment.site_files import By, SettingsFile, login, open_site
+from exchange.key_roster import KeyRoster
 from exchange.refusals import Refusal
-from exchange.roster import KeyRoster
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 

@@ -20,7 +20,7 @@ from base.output import PlainConsole, say
 from base.plain import printable
 from cli.display import console, live
 from server.absences import absences_of
-from server.journal import Journal, Progress
+from server.journal import Journal, RunProgress
 from server.summary import PROBE_SCORES, probe_score, remarks_on, site_score
 from study.pretraining import PRETRAINING
 
@@ -53,7 +53,7 @@ class News:
         self._stage = now.stage
         return events
 
-    def _rounds(self, now: Progress) -> Iterator[dict[str, Any]]:
+    def _rounds(self, now: RunProgress) -> Iterator[dict[str, Any]]:
         metrics = self._journal.table("metrics")
         exchanges, outcomes = self._journal.table("exchanges"), self._journal.table("outcomes")
         for number in range(self._round + 1, self._journal.rounds_done() + 1):
@@ -107,7 +107,7 @@ def print_event(event: dict[str, Any]) -> None:
     say(json.dumps(event))
 
 
-def end_of(progress: Progress, journal: Journal) -> dict[str, Any]:
+def end_of(progress: RunProgress, journal: Journal) -> dict[str, Any]:
     """Return the last event of a run."""
     event = {"event": "end", "status": progress.status, "reason": progress.reason, "folder": str(journal.folder)}
     absences = [asdict(absence) for absence in absences_of(journal)]
@@ -151,7 +151,7 @@ def _view(journal: Journal) -> RenderableType:
     return Group(head, sites, *notes, *([now.reason] if now.reason else []))
 
 
-def _how_far(now: Progress, done: int, exchanges: pd.DataFrame) -> tuple[RenderableType, ...]:
+def _how_far(now: RunProgress, done: int, exchanges: pd.DataFrame) -> tuple[RenderableType, ...]:
     """How far the stage is: rounds of training take time; how many questions other stages ask is not known."""
     asked = int((exchanges["stage"] == now.stage).sum())
     if now.stage != PRETRAINING:
@@ -160,7 +160,7 @@ def _how_far(now: Progress, done: int, exchanges: pd.DataFrame) -> tuple[Rendera
     return (f"round {done} of {now.rounds}", ProgressBar(max(1, now.rounds), done, 30), left)
 
 
-def _training_left(now: Progress, done: int, exchanges: pd.DataFrame) -> str:
+def _training_left(now: RunProgress, done: int, exchanges: pd.DataFrame) -> str:
     """How long the rounds that are left take, if they take as long as the last ones, with what lies between them.
 
     The median, since a round may have waited for a site, or for somebody to resume the run.

@@ -19,7 +19,7 @@ from base.secrets import secret_once
 from base.settings import Name, Settings, read_settings
 from deployment.authority import Authority
 from exchange.bundle import JoinPackage, SiteBundle
-from exchange.roster import MIN_SITES, KeyRoster, read_json
+from exchange.key_roster import MIN_SITES, KeyRoster, read_json
 from runtime.flower import connections, flower_home, program
 
 _NGINX = jinja2.Template(

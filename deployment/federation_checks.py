@@ -14,7 +14,7 @@ from deployment import probes, serving
 from deployment.authority import days_left, read_certificate
 from deployment.checks import Check, Found, attempt, expiry, versions
 from deployment.coordinator import Federation
-from exchange.roster import MIN_SITES
+from exchange.key_roster import MIN_SITES
 from runtime.control import node_statuses
 
 _DISK_GB = 10

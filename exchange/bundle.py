@@ -5,20 +5,18 @@ could otherwise put himself between the two.
 """
 
 import hashlib
-import json
 from base64 import b64decode, b64encode
-from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Self
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from base.settings import Name
-from exchange.roster import KeyRoster, RosterError, SiteKey, explain, read_json
+from exchange.key_roster import KeyRoster, Mailed, SiteKey, spoken
 
 Address = Annotated[
     str,
@@ -28,7 +26,6 @@ Address = Annotated[
     ),
 ]
 """Host name or IPv4 address, and port."""
-AnyFile = TypeVar("AnyFile", bound=BaseModel)
 
 
 def ssh_fingerprint(public_key: str) -> str:
@@ -49,7 +46,7 @@ def ssh_fingerprint(public_key: str) -> str:
     return "SHA256:" + b64encode(digest).decode().rstrip("=")
 
 
-class SiteBundle(BaseModel):
+class SiteBundle(Mailed):
     """A hospital's public keys, for the coordinator.
 
     Attributes
@@ -64,7 +61,8 @@ class SiteBundle(BaseModel):
         As ``ssh-keygen -lf`` shows it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    no_such = ": no bundle of a site"
+    remedy = "Ask the site to send it again"
 
     site: Name
     public_key: str
@@ -80,22 +78,8 @@ class SiteBundle(BaseModel):
             raise ValueError("its supernode_fingerprint is not its supernode_key's, so it was changed on its way")
         return self
 
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a bundle's JSON file.
 
-        Raises
-        ------
-        RosterError
-            If there is none, or it is damaged.
-        """
-        return _checked(cls, read_json(path), f"{path}: no bundle of a site", "Ask the site to send it again")
-
-    def to_json(self) -> str:
-        return json.dumps(self.model_dump(), indent=2) + "\n"
-
-
-class JoinPackage(BaseModel):
+class JoinPackage(Mailed):
     """How a hospital reaches the coordinator, and whom it will sum with.
 
     Attributes
@@ -110,7 +94,8 @@ class JoinPackage(BaseModel):
         The sites' keys; None while they are fewer than three.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    no_such = ": no join package"
+    remedy = "Ask the coordinator to send it again"
 
     federation: Name
     address: Address
@@ -121,12 +106,11 @@ class JoinPackage(BaseModel):
     @classmethod
     def _is_an_authority(cls, pem: str) -> str:
         try:
-            constraints = x509.load_pem_x509_certificate(pem.encode()).extensions.get_extension_for_class(
-                x509.BasicConstraints
-            )
+            extensions = x509.load_pem_x509_certificate(pem.encode()).extensions
+            is_authority = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         except (ValueError, x509.ExtensionNotFound):
-            raise ValueError("this is no certificate of an authority") from None
-        if not constraints.value.ca:
+            is_authority = False
+        if not is_authority:
             raise ValueError("this is no certificate of an authority")
         return pem
 
@@ -141,31 +125,4 @@ class JoinPackage(BaseModel):
     @property
     def fingerprint(self) -> str:
         """The authority's, for the telephone: the start of what ``openssl x509 -fingerprint -sha256`` shows."""
-        return certificate_fingerprint(x509.load_pem_x509_certificate(self.ca_certificate.encode()))
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a package's JSON file.
-
-        Raises
-        ------
-        RosterError
-            If there is none, or it is damaged.
-        """
-        return _checked(cls, read_json(path), f"{path}: no join package", "Ask the coordinator to send it again")
-
-    def to_json(self) -> str:
-        return json.dumps(self.model_dump(), indent=2) + "\n"
-
-
-def certificate_fingerprint(certificate: x509.Certificate) -> str:
-    """Return 16 bytes of a certificate's SHA-256, in groups of four digits."""
-    digits = certificate.fingerprint(SHA256()).hex()[:32]
-    return " ".join(digits[start : start + 4] for start in range(0, 32, 4))
-
-
-def _checked(model: type[AnyFile], content: dict[str, Any], source: str, remedy: str) -> AnyFile:
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise RosterError(f"{source}: {explain(error, model)}. {remedy}.") from None
+        return spoken(x509.load_pem_x509_certificate(self.ca_certificate.encode()).fingerprint(SHA256()).hex())

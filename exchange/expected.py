@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exchange.messages import Arrays, DescribeRequest, MessageError, Reply, SumRequest
-from exchange.secure_sum import Layout, SecureSumError
+from exchange.secure_sum import SecureSumError, SumLayout
 
 _DTYPES = {"count": ("int64",), "sum": ("float64",), "shown": ("float64", "int64", "bool")}
 _MOST = 10**15
@@ -27,7 +27,7 @@ class Expected:
     Attributes
     ----------
     kind : {"count", "sum", "update", "weights", "shown"}
-        The first three are what it is added as (`exchange.ring.Kind`). A change of weights is asked for under masks
+        The first three are what it is added as (`exchange.ring.Encoding`). A change of weights is asked for under masks
         alone, and the weights themselves in the clear alone. What a site shows of itself is neither masked nor added,
         and may be absent.
     shape : tuple of int or None
@@ -127,9 +127,9 @@ def _check_sealed(reply: Reply, arrays: Arrays, request: SumRequest, wanted: Map
             raise MessageError(f"'{name}' of shape {values.shape} and kind {values.dtype} is not what its layout says.")
 
 
-def _layout_of(content: Mapping[str, Any], bound: float) -> Layout:
+def _layout_of(content: Mapping[str, Any], bound: float) -> SumLayout:
     try:
-        layout = Layout.from_json(content)
+        layout = SumLayout.from_json(content)
     except SecureSumError as error:
         raise MessageError(str(error)) from None
     if layout.bound != bound:
@@ -137,7 +137,7 @@ def _layout_of(content: Mapping[str, Any], bound: float) -> Layout:
     return layout
 
 
-def _check_layout(layout: Layout, wanted: Mapping[str, Expected]) -> None:
+def _check_layout(layout: SumLayout, wanted: Mapping[str, Expected]) -> None:
     _require_names({field.name for field in layout.fields}, wanted)
     for field in layout.fields:
         of = wanted[field.name]

@@ -42,10 +42,16 @@ class MessageError(Exception):
     """A message cannot be read: another version, or damaged. Use the same version everywhere."""
 
 
-class Payload(BaseModel):
+class Part(BaseModel):
+    """JSON-able fields of a header, and no others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Payload(Part):
     """A header of JSON-able fields, and named arrays."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(arbitrary_types_allowed=True, ser_json_inf_nan="constants")
 
     arrays: Arrays = Field(default_factory=dict, exclude=True)
 
@@ -136,7 +142,7 @@ def size_of(records: RecordDict) -> int:
 # --- sums: what sites answer is added, in the clear or under masks --------------------------------------------------
 
 
-class Group(BaseModel):
+class Group(Part):
     """Parts of an answer that only some sites send, such as those that share an atlas.
 
     Attributes
@@ -147,19 +153,17 @@ class Group(BaseModel):
         Who sends them, in order of names; nobody where a secure sum would be over too few.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     parts: list[str]
     sites: list[str]
 
 
-class SecureSum(BaseModel):
+class SecureSum(Part):
     """How an answer is to be masked (`exchange.secure_sum`).
 
     Attributes
     ----------
     roster : str
-        Hash of the roster of keys (`exchange.roster`).
+        Hash of the roster of keys (`exchange.key_roster`).
     step : int
         Number of the exchange in the run: a site answers each once.
     attempt : int
@@ -170,8 +174,6 @@ class SecureSum(BaseModel):
     bound : float
         Largest change of a weight that has room in the sum; larger updates are scaled down to it.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     roster: str
     step: int = Field(ge=1)
@@ -253,12 +255,10 @@ class SumRequest(StudyRequest):
         return list(sites)
 
 
-_PARTS = frozenset(
-    {
-        *("", "weights", "update", "tally", "lacking", "evaluation", "overall", "baselines", "shown", "sealed"),
-        *("scaling", "moments"),
-    }
-)
+_PARTS = {
+    *("", "weights", "update", "tally", "lacking", "evaluation", "overall", "baselines", "shown", "sealed"),
+    *("scaling", "moments"),
+}
 """Parts of answers and requests that have a meaning of their own."""
 
 
@@ -276,7 +276,7 @@ class SumReply(Payload):
     sealed: list["SealedGroup"] = []
 
 
-class SealedGroup(BaseModel):
+class SealedGroup(Part):
     """Masked words of one group of sites; arrays ``sealed/<number>/32`` and ``…/64`` hold them, by its place.
 
     Attributes
@@ -284,10 +284,8 @@ class SealedGroup(BaseModel):
     sites : list of str
         Who adds.
     layout : dict
-        What the words hold (`exchange.secure_sum.Layout`).
+        What the words hold (`exchange.secure_sum.SumLayout`).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sites: list[str]
     layout: dict[str, Any]
@@ -518,7 +516,7 @@ class EmbedReply(SumReply):
 # --- summarize: one round of any analyses ----------------------------------------------------------------------------
 
 
-class TableSpec(BaseModel):
+class TableSpec(Part):
     """Which rows and columns of a site make an analysis's table.
 
     Attributes
@@ -541,8 +539,6 @@ class TableSpec(BaseModel):
         A design that rows must be complete in, too, so that variants are measured on the same people.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     features: str
     through: str | None = None
     n_loadings: int | None = None
@@ -553,7 +549,7 @@ class TableSpec(BaseModel):
     complete: list[dict[str, Any]] = []
 
 
-class FrameSpec(BaseModel):
+class FrameSpec(Part):
     """Frames of a site's recordings as tables: those of its training participants, a table a recording.
 
     Sites with another atlas leave the job out. For robust scaling, part ``scaling/<atlas>`` of the request holds median
@@ -571,15 +567,13 @@ class FrameSpec(BaseModel):
         The study's; it decides who is held out.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     atlas: str
     window: dict[str, Any]
     holdout: Fraction
     seed: int
 
 
-class Job(BaseModel):
+class Job(Part):
     """One analysis in one of its rounds.
 
     Attributes
@@ -593,8 +587,6 @@ class Job(BaseModel):
     state : str or None
         Class of the state that the coordinator solved last; its arrays are a part of the request. None at first.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     analysis: str = Field(pattern="^[a-z_]{1,64}$")
     parameters: dict[str, Any]
@@ -637,7 +629,7 @@ class SummarizeReply(SumReply):
 # --- harmonize: apply what was solved; the results stay at the site --------------------------------------------------
 
 
-class Step(BaseModel):
+class Step(Part):
     """One transform of a feature set, its solved model being the part of the request of the same name.
 
     Attributes
@@ -653,8 +645,6 @@ class Step(BaseModel):
     covariates : list of dict
         The agreed design.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str
     result: str

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["count", "sum", "update"]
+Encoding = Literal["count", "sum", "update"]
 Words = NDArray[np.unsignedinteger[Any]]
 """Words of one ring, all 64 or all 32 bits."""
 
@@ -39,17 +39,17 @@ class RingOverflowError(RingError):
     """
 
 
-def bits_of(kind: Kind) -> Literal[32, 64]:
+def bits_of(kind: Encoding) -> Literal[32, 64]:
     """Bits of the ring of a kind."""
     return 32 if kind == "update" else 64
 
 
-def words_of(kind: Kind) -> int:
+def words_of(kind: Encoding) -> int:
     """Words a number takes."""
     return 2 if kind == "sum" else 1
 
 
-def encode(values: NDArray[np.generic], kind: Kind, n_sites: int, bound: float = 0.0) -> Words:
+def encode(values: NDArray[np.generic], kind: Encoding, n_sites: int, bound: float = 0.0) -> Words:
     """Encode numbers, so that those of `n_sites` sites add without wrapping.
 
     Parameters
@@ -81,7 +81,7 @@ def encode(values: NDArray[np.generic], kind: Kind, n_sites: int, bound: float =
     return _encode_sums(flat, n_sites)
 
 
-def decode(words: Words, kind: Kind, n_sites: int, bound: float = 0.0) -> NDArray[np.float64]:
+def decode(words: Words, kind: Encoding, n_sites: int, bound: float = 0.0) -> NDArray[np.float64]:
     """Decode the sum of what `n_sites` sites encoded, [n] float64; arguments as of `encode`."""
     if kind == "count":
         return words.view(np.int64).astype(np.float64)

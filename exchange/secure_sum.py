@@ -1,7 +1,7 @@
 """The secure sum: each site adds masks that cancel in the sum over all sites, and in nothing less.
 
 After Bonawitz et al., Practical Secure Aggregation (CCS 2017), with static keys that each site's administrator has
-approved (`exchange.roster`), and without secret shares: hospitals are few and known, so a dropout is answered by a
+approved (`exchange.key_roster`), and without secret shares: hospitals are few and known, so a dropout is answered by a
 second, smaller attempt. One exchange, no word between sites. With pair key K[ij] = HKDF(X25519(secret i, public j))::
 
     sent[i] = encode(x[i]) + sum over j > i of mask[ij] - sum over j < i of mask[ij]    mod 2^64 or 2^32
@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from cryptography.hazmat.primitives import hashes
@@ -25,9 +25,11 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
 
-from exchange.ring import Kind, RingError, Words, bits_of, decode, encode, words_of
-from exchange.roster import MIN_SITES, KeyRoster
+from exchange.key_roster import MIN_SITES, KeyRoster
+from exchange.ring import Encoding, RingError, Words, bits_of, decode, encode, words_of
 
 _INFO = b"fedbrainlm secure-sum v1"
 _PIECE_BYTES = 2**17
@@ -41,64 +43,63 @@ class SecureSumError(Exception):
     """Parts of a secure sum do not belong together. Use the same version, study and roster everywhere."""
 
 
-@dataclass(frozen=True)
-class Field:
-    """What is known in public of a summed array: its name, shape and kind (`exchange.ring.Kind`)."""
+@checked_dataclass(frozen=True)
+class SummedArray:
+    """What is known in public of a summed array: its name, shape and kind (`exchange.ring.Encoding`)."""
 
     name: str
-    shape: tuple[int, ...]
-    kind: Kind
+    shape: tuple[Annotated[int, Field(ge=0, le=_MOST_WORDS, strict=True)], ...]
+    kind: Encoding
 
     @property
-    def n_numbers(self) -> int:
-        return math.prod(self.shape)
+    def n_words(self) -> int:
+        return math.prod(self.shape) * words_of(self.kind)
 
 
-@dataclass(frozen=True)
-class Layout:
+@checked_dataclass(frozen=True)
+class SumLayout:
     """The arrays that a group of sites sums together, in order of names, and the bound of updates among them."""
 
-    fields: tuple[Field, ...]
-    bound: float = 0.0
+    fields: tuple[SummedArray, ...]
+    bound: float = Field(0.0, ge=0, allow_inf_nan=False)
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]], bound: float = 0.0) -> Self:
         """Describe arrays: whole numbers are counts, what is called ``update/…`` are updates, all else are sums."""
         named = ((name, np.asarray(arrays[name])) for name in sorted(arrays))
-        return cls(tuple(Field(name, values.shape, _kind(name, values)) for name, values in named), bound)
+        return cls(tuple(SummedArray(name, values.shape, _kind(name, values)) for name, values in named), bound)
+
+    @model_validator(mode="after")
+    def _fits_into_a_message(self) -> Self:
+        names = [field.name for field in self.fields]
+        if names != sorted(set(names)) or sum(field.n_words for field in self.fields) > _MOST_WORDS:
+            raise ValueError("a layout has names twice, without order, or more words than a message")
+        return self
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Read what `to_json` returned.
-
-        Raises
-        ------
-        SecureSumError
-            If it is no layout.
-        """
+        """Read what `to_json` returned; `SecureSumError` if it is no layout."""
         try:
-            fields = tuple(_field_of(field) for field in content["fields"])
-            bound = float(content["bound"])
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            return TypeAdapter(cls).validate_python(content)
+        except ValidationError:
             raise SecureSumError("the layout of a secure sum is damaged.") from None
-        names = [field.name for field in fields]
-        n_words = sum(field.n_numbers * words_of(field.kind) for field in fields)
-        if names != sorted(set(names)) or n_words > _MOST_WORDS or not (math.isfinite(bound) and bound >= 0):
-            raise SecureSumError("the layout of a secure sum is damaged.")
-        return cls(fields, bound)
 
     def to_json(self) -> dict[str, Any]:
         """Return the layout, JSON-able."""
         return asdict(self)
 
+    def of_ring(self, bits: int) -> list[SummedArray]:
+        """Return the arrays that are words of one ring."""
+        return [field for field in self.fields if bits_of(field.kind) == bits]
+
     def n_words(self, bits: int) -> int:
         """Count the words of one ring: those of its fields, and one more that tells whether the sum opened."""
-        numbers = [field.n_numbers * words_of(field.kind) for field in self.fields if bits_of(field.kind) == bits]
-        return sum(numbers) + 1 if numbers else 0
+        fields = self.of_ring(bits)
+        return sum(field.n_words for field in fields) + 1 if fields else 0
 
 
 @dataclass(frozen=True)
-class Context:
+class MaskContext:
     """What a mask is for. It is never used for anything else.
 
     Attributes
@@ -124,7 +125,7 @@ class Context:
     sites: tuple[str, ...]
     question: str
 
-    def digest(self, layout: Layout, bits: int) -> bytes:
+    def digest(self, layout: SumLayout, bits: int) -> bytes:
         """Hash the context of one ring's words: no two contexts or layouts share it."""
         content = {**asdict(self), **layout.to_json(), "bits": bits}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).digest()
@@ -149,22 +150,22 @@ class Masker:
         self._roster = roster
 
     def seal(
-        self, arrays: Mapping[str, NDArray[Any]], context: Context, bound: float = 0.0
-    ) -> tuple[Layout, dict[int, Words]]:
+        self, arrays: Mapping[str, NDArray[Any]], context: MaskContext, bound: float = 0.0
+    ) -> tuple[SumLayout, dict[int, Words]]:
         """Encode and mask arrays.
 
         Parameters
         ----------
         arrays : mapping
             What the site adds, by name.
-        context : Context
+        context : MaskContext
             The sum that they are for.
         bound : float
             Public bound of ``update/…`` (`exchange.ring.encode`).
 
         Returns
         -------
-        layout : Layout
+        layout : SumLayout
             What the words hold; the same at every site.
         words : dict
             Bits of a ring → masked words [n].
@@ -180,7 +181,7 @@ class Masker:
             raise SecureSumError(f"a secure sum is among {len(set(context.sites))} sites; expected {MIN_SITES}.")
         if list(context.sites) != sorted(set(context.sites)):
             raise SecureSumError("the sites of a secure sum are not in order of names.")
-        layout = Layout.of(arrays, bound)
+        layout = SumLayout.of(arrays, bound)
         n_sites, sealed = len(context.sites), {}
         for bits in (32, 64):
             if layout.n_words(bits):
@@ -189,7 +190,7 @@ class Masker:
                 sealed[bits] = words
         return layout, sealed
 
-    def _mask(self, words: Words, context: Context, layout: Layout, bits: int) -> None:
+    def _mask(self, words: Words, context: MaskContext, layout: SumLayout, bits: int) -> None:
         """Add the masks shared with later sites to the words, and subtract those shared with earlier ones."""
         digest = context.digest(layout, bits)
         streams = [
@@ -225,11 +226,11 @@ def check_numbers(arrays: Mapping[str, NDArray[Any]], n_sites: int, bound: float
     RingError
         Naming the array, and why.
     """
-    for field in Layout.of(arrays, bound).fields:
+    for field in SumLayout.of(arrays, bound).fields:
         _encoded(field, arrays, n_sites, bound)
 
 
-def open_sum(sealed: Sequence[tuple[Layout, Mapping[int, Words]]]) -> dict[str, NDArray[np.float64]]:
+def open_sum(sealed: Sequence[tuple[SumLayout, Mapping[int, Words]]]) -> dict[str, NDArray[np.float64]]:
     """Add what all sites of an attempt sealed; masks cancel.
 
     Returns
@@ -249,13 +250,11 @@ def open_sum(sealed: Sequence[tuple[Layout, Mapping[int, Words]]]) -> dict[str, 
     for bits in (32, 64):
         if not (n_words := layout.n_words(bits)):
             continue
-        dtype = np.uint32 if bits == 32 else np.uint64
-        words: Words | None = None
+        words: Words = np.zeros(n_words, dtype=f"uint{bits}")
         for _, of_site in sealed:
-            if bits not in of_site or of_site[bits].shape != (n_words,) or of_site[bits].dtype != dtype:
+            if bits not in of_site or of_site[bits].shape != words.shape or of_site[bits].dtype != words.dtype:
                 raise SecureSumError("a site's part of a secure sum is incomplete.")
-            words = of_site[bits].copy() if words is None else np.add(words, of_site[bits], out=words)
-        assert words is not None, "there is a site"
+            words += of_site[bits]
         if words[-1] != n_sites:
             raise SecureSumError(
                 "masks did not cancel: the sites were asked different things or know other keys, or an answer was not "
@@ -265,53 +264,34 @@ def open_sum(sealed: Sequence[tuple[Layout, Mapping[int, Words]]]) -> dict[str, 
     return total
 
 
-def _field_of(content: Mapping[str, Any]) -> Field:
-    """Read one field of a layout.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError
-        If it is none.
-    """
-    name, shape, kind = content["name"], tuple(content["shape"]), content["kind"]
-    sizes = all(type(size) is int and 0 <= size <= _MOST_WORDS for size in shape)
-    if not isinstance(name, str) or kind not in ("count", "sum", "update") or not sizes:
-        raise ValueError("no field of a layout")
-    return Field(name, shape, kind)
-
-
-def _kind(name: str, values: NDArray[Any]) -> Kind:
+def _kind(name: str, values: NDArray[Any]) -> Encoding:
     if name.startswith("update/"):
         return "update"
     return "count" if values.dtype.kind in "iu" else "sum"
 
 
-def _pack(arrays: Mapping[str, NDArray[Any]], layout: Layout, bits: int, n_sites: int) -> Words:
+def _pack(arrays: Mapping[str, NDArray[Any]], layout: SumLayout, bits: int, n_sites: int) -> Words:
     """Encode the fields of one ring, one after the other, and a one."""
-    words: Words = np.ones(layout.n_words(bits), dtype=np.uint32 if bits == 32 else np.uint64)
+    words: Words = np.ones(layout.n_words(bits), dtype=f"uint{bits}")
     start = 0
-    for field in layout.fields:
-        if bits_of(field.kind) != bits:
-            continue
-        part = _encoded(field, arrays, n_sites, layout.bound)
-        words[start : start + len(part)] = part
-        start += len(part)
+    for field in layout.of_ring(bits):
+        words[start : start + field.n_words] = _encoded(field, arrays, n_sites, layout.bound)
+        start += field.n_words
     return words
 
 
-def _encoded(field: Field, arrays: Mapping[str, NDArray[Any]], n_sites: int, bound: float) -> Words:
+def _encoded(field: SummedArray, arrays: Mapping[str, NDArray[Any]], n_sites: int, bound: float) -> Words:
     try:
         return encode(np.asarray(arrays[field.name]), field.kind, n_sites, bound)
     except RingError as error:
         raise type(error)(f"{field.name}: {error}") from None
 
 
-def _unpack(words: Words, layout: Layout, bits: int, n_sites: int) -> dict[str, NDArray[np.float64]]:
+def _unpack(words: Words, layout: SumLayout, bits: int, n_sites: int) -> dict[str, NDArray[np.float64]]:
     """Undo `_pack`, of the sum of all sites."""
     arrays, start = {}, 0
-    for field in layout.fields:
-        if bits_of(field.kind) == bits:
-            end = start + field.n_numbers * words_of(field.kind)
-            arrays[field.name] = decode(words[start:end], field.kind, n_sites, layout.bound).reshape(field.shape)
-            start = end
+    for field in layout.of_ring(bits):
+        part = words[start : start + field.n_words]
+        arrays[field.name] = decode(part, field.kind, n_sites, layout.bound).reshape(field.shape)
+        start += field.n_words
     return arrays

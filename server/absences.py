@@ -1,5 +1,6 @@
 """Sites that were not in all of a run: who, where, and why."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from exchange.refusals import RefusalCode
@@ -62,6 +63,11 @@ def absences_of(journal: Journal) -> list[Absence]:
 def explained(said: str) -> str:
     """Add to a code what it means."""
     return f"{said} ({RefusalCode(said).sentence})" if said in list(RefusalCode) else said
+
+
+def silent(outcomes: Mapping[str, str]) -> str:
+    """Say of each site that did not answer what came instead."""
+    return "; ".join(f"{name}: {explained(said)}" for name, said in outcomes.items() if said != "ok")
 
 
 def _listed(rounds: tuple[int, ...]) -> str:

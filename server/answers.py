@@ -7,30 +7,28 @@ it had solved, and asks the sites only for what is missing.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any
 
 from base.errors import FileError
 from base.files import read_arrays, save_arrays
 from exchange.messages import Arrays, SumReply, join, part_of
 
-AnySumReply = TypeVar("AnySumReply", bound=SumReply)
-
 
 @dataclass(frozen=True)
-class Answers(Generic[AnySumReply]):
+class Answers:
     """What the sites answered to one question.
 
     Attributes
     ----------
     replies : dict
-        Site → reply, in the order of names. Under masks only what is public of it can be read.
+        Site → reply of the question's kind, in the order of names. Under masks only what is public of it can be read.
     total : dict
         Name → sum over the sites that send it.
     masked : bool
         Whether it was a secure sum.
     """
 
-    replies: dict[str, AnySumReply]
+    replies: dict[str, Any]
     total: Arrays
     masked: bool
 
@@ -45,11 +43,11 @@ class Answers(Generic[AnySumReply]):
         }
         save_arrays(path, join(total=self.total, **parts), header)
 
-    def _readable(self, reply: AnySumReply) -> Arrays:
+    def _readable(self, reply: SumReply) -> Arrays:
         return join(shown=reply.part("shown")) if self.masked else reply.arrays
 
 
-def read_answers(path: Path, question: str, kind: type[AnySumReply]) -> Answers[AnySumReply] | None:
+def read_answers(path: Path, question: str, kind: type[SumReply]) -> Answers | None:
     """Read what `Answers.save` wrote; None if the file is absent or damaged, or answers another question."""
     try:
         arrays, header = read_arrays(path)

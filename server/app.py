@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -18,10 +17,11 @@ from harmonization import Design
 from server.answers import Answers
 from server.averaging import Checkpoints, averaged, measure_reconstruction, measure_training
 from server.errors import JournalError, QuorumError
+from server.inquiry import Inquiry
 from server.journal import Journal
 from server.keeping import hold_study
+from server.presence import Presence
 from server.reconstruction import write_reconstruction
-from server.roster import Roster
 from server.shown import keep_shown
 from server.summary import write_parcels, write_summary
 from server.tracking import tracking
@@ -46,7 +46,7 @@ def main(grid: Grid, context: Context) -> None:
     journal = Journal(folder)
     with journal.at_work():
         study = load_study(folder / "study.yaml")
-        roster = Roster(grid, journal, study.averaging, study.privacy)
+        presence = Presence(grid, journal, study.averaging, study.privacy)
         journal.note(
             status="running",
             reason="",
@@ -56,16 +56,16 @@ def main(grid: Grid, context: Context) -> None:
         )
         try:
             hold_study(journal)
-            findings = run_study(study, roster, journal)
+            findings = run_study(study, presence, journal)
         except Exception as error:
-            _fail(study, roster, journal, error)
+            _fail(study, presence, journal, error)
             raise
-        write_summary(study, journal, roster.about, findings)
+        write_summary(study, journal, presence.about, findings)
         journal.note(status="completed", stage="done")
         shutil.rmtree(folder / "answers", ignore_errors=True)
 
 
-def _fail(study: Study, roster: Roster, journal: Journal, error: Exception) -> None:
+def _fail(study: Study, presence: Presence, journal: Journal, error: Exception) -> None:
     """Leave the reason in the journal and a summary; in the log, too, where the disk takes no more.
 
     Flower ends a run whose ServerApp raises as failed, but does not say why.
@@ -76,10 +76,10 @@ def _fail(study: Study, roster: Roster, journal: Journal, error: Exception) -> N
     print(f"fedbrainlm: {reason}", flush=True)
     with suppress(JournalError, OSError):
         journal.fail(reason)
-        write_summary(study, journal, roster.about, None)
+        write_summary(study, journal, presence.about, None)
 
 
-def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
+def run_study(study: Study, presence: Presence, journal: Journal) -> Findings:
     """Run all stages of a study.
 
     Raises
@@ -88,14 +88,15 @@ def run_study(study: Study, roster: Roster, journal: Journal) -> Findings:
         If a stage cannot end well; the message is the reason.
     """
     journal.note(stage="gathering the sites")
-    roster.gather(_describe(study, journal))
-    _check_sites(study, roster, journal)
-    run, checkpoints = Run(Program(study), roster, journal), Checkpoints(study, journal)
-    state = run.program.begin(roster.about, checkpoints.first())
-    journal.note(stage="measuring the recordings", sites=len(roster.members))
+    presence.gather(_describe(study, journal))
+    _check_sites(study, presence, journal)
+    run = Run(Program(study), Inquiry(presence, study.privacy.max_attempts), journal)
+    checkpoints = Checkpoints(study, journal)
+    state = run.program.begin(presence.about, checkpoints.first())
+    journal.note(stage="measuring the recordings", sites=len(presence.sites))
     state = run.through(MEASURING, state)
     _keep_measures(study, journal, state)
-    journal.note(stage="pretraining", sites=len(roster.members))
+    journal.note(stage="pretraining", sites=len(presence.sites))
     with tracking(journal) as track:
 
         def after_round(state: State) -> None:
@@ -119,16 +120,14 @@ class Run:
     """A program, asked of the sites; every answer is kept before it is used, and is there when the run is resumed."""
 
     program: Program
-    roster: Roster
+    inquiry: Inquiry
     journal: Journal
 
     def through(self, stage: str, state: State, after: Callable[[State], object] = lambda state: None) -> State:
         """Ask all questions of a stage, and call `after` with the state that follows from each."""
         while (asked := self.program.ask(state)) is not None and asked.stage == stage:
             try:
-                answers: Answers[Any] = self.roster.ask(
-                    asked.request, asked.reply, asked.expected, stage, asked.round_number, bound=asked.bound
-                )
+                answers = self.inquiry.ask(asked)
             except QuorumError as error:
                 if not asked.optional:
                     raise
@@ -137,12 +136,12 @@ class Run:
                 continue
             total = averaged(self.program.study.averaging, asked.request, answers)
             state = self.program.advance(state, answers.replies, total)
-            self.roster.keep(state.sites)
+            self.inquiry.presence.keep(state.sites)
             self._keep(asked.request, answers)
             after(state)
         return state
 
-    def _keep(self, request: AnySumRequest, answers: Answers[Any]) -> None:
+    def _keep(self, request: AnySumRequest, answers: Answers) -> None:
         """Write what answers tell beside their sums, and what all sites share: scores, and models that were applied."""
         study, journal = self.program.study, self.journal
         if isinstance(request, TrainRequest):
@@ -166,14 +165,14 @@ def _describe(study: Study, journal: Journal) -> DescribeRequest:
     return asked.model_copy(update={"noisy_sums": max(0, study.frame_sums - journal.last_question(MEASURING))})
 
 
-def _check_sites(study: Study, roster: Roster, journal: Journal) -> None:
+def _check_sites(study: Study, presence: Presence, journal: Journal) -> None:
     """Go on with the sites whose vectors go together, and say before training what they are too few for."""
-    left_out = unlike(study, roster.about)
+    left_out = unlike(study, presence.about)
     for site, why in left_out.items():
         journal.say(f"{site} is left out: {why}")
         journal.leave_out(site, "describe", why)
-    roster.keep(roster.about.keys() - left_out.keys())
-    for one in lacking_sites(study, len(roster.sites)):
+    presence.keep(presence.about.keys() - left_out.keys())
+    for one in lacking_sites(study, len(presence.sites)):
         journal.say(f"{one.measure.name}: will be left out, since {one.why}")
 
 

@@ -35,7 +35,7 @@ from study.state import State
 _SOFTWARE = ("fedbrainlm", "torch")
 
 
-def averaged(config: RoundsConfig, request: AnySumRequest, answers: Answers[Any]) -> Arrays:
+def averaged(config: RoundsConfig, request: AnySumRequest, answers: Answers) -> Arrays:
     """Return the sum of answers; of a round of training in the clear with the average of the weights, too.
 
     Weights are averaged by the number of windows behind them, in the order of names, so that the average is the same
@@ -54,7 +54,7 @@ def averaged(config: RoundsConfig, request: AnySumRequest, answers: Answers[Any]
 
 
 def measure_reconstruction(
-    journal: Journal, round_number: int, answers: Answers[TrainReply] | Answers[EmbedReply]
+    journal: Journal, round_number: int, answers: Answers
 ) -> dict[str, dict[str, ReconstructionSums]]:
     """Write how the model after `round_number` did on held-out participants: the scores over all, and of each site.
 
@@ -84,7 +84,7 @@ def _own_sums(reply: TrainReply | EmbedReply) -> ReconstructionSums | None:
     return next(iter(sums_of(reply.arrays).get(MODEL, {}).values()), None)
 
 
-def measure_training(journal: Journal, round_number: int, answers: Answers[TrainReply]) -> None:
+def measure_training(journal: Journal, round_number: int, answers: Answers) -> None:
     """Write the mean loss over all windows, and those of the sites that show it."""
     metrics: dict[str, dict[str, float]] = {}
     for site, reply in answers.replies.items():

@@ -86,7 +86,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """Where a run is, for a display.
 
     Attributes
@@ -129,10 +129,8 @@ class Journal:
     @property
     def run(self) -> str:
         """What the sites know the run by: drawn once, and the same when the run is resumed as another of Flower's."""
-        with self._connected() as database:
-            database.execute("INSERT OR IGNORE INTO facts VALUES ('run', ?)", (secrets.token_hex(16),))
-            (run,) = database.execute("SELECT value FROM facts WHERE name = 'run'").fetchone()
-        return str(run)
+        self._write("INSERT OR IGNORE INTO facts VALUES ('run', ?)", [(secrets.token_hex(16),)])
+        return self.facts()["run"]
 
     @contextmanager
     def at_work(self, who: Literal["server", "command"] = "server") -> Iterator[None]:
@@ -180,20 +178,15 @@ class Journal:
 
     def note(self, **facts: str | int) -> None:
         """Write facts of the run, replacing those of the same name: status, stage, reason, rounds, sites."""
-        with self._connected() as database:
-            database.executemany(
-                "INSERT OR REPLACE INTO facts VALUES (?, ?)", [(name, str(value)) for name, value in facts.items()]
-            )
+        self._write("INSERT OR REPLACE INTO facts VALUES (?, ?)", [(name, str(value)) for name, value in facts.items()])
 
     def facts(self) -> dict[str, str]:
         """Return all facts."""
-        with self._connected() as database:
-            return dict(database.execute("SELECT name, value FROM facts").fetchall())
+        return dict(self._read("SELECT name, value FROM facts"))
 
     def say(self, text: str) -> None:
         """Write down what somebody who looks at the run should know."""
-        with self._connected() as database:
-            database.execute("INSERT INTO notes (time, text) VALUES (?, ?)", (time.time(), text))
+        self._write("INSERT INTO notes (time, text) VALUES (?, ?)", [(time.time(), text)])
 
     def fail(self, reason: str) -> None:
         """Write that the run failed; where the user is stopping it, that it was stopped: what broke then broke of that.
@@ -230,26 +223,20 @@ class Journal:
 
         A question that was asked before the run's last one is a new one to the sites, which forget what is over.
         """
-        with self._connected() as database:
-            last = database.execute(
-                "SELECT stage, number, question, step, attempt, sites FROM exchanges WHERE step IS NOT NULL "
-                "ORDER BY id DESC LIMIT 1"
-            ).fetchone()
-        if last is not None and last[:3] == (stage, number, question):
-            return Attempt(stage, number, question, last[3], last[4], tuple(json.loads(last[5])))
-        return Attempt(stage, number, question, 1 if last is None else last[3] + 1, 1, sites)
+        columns = "stage, number, question, step, attempt, sites"
+        asked = self._read(f"SELECT {columns} FROM exchanges WHERE step IS NOT NULL ORDER BY id DESC LIMIT 1")
+        last = replace(Attempt(*asked[0]), sites=tuple(json.loads(asked[0][-1]))) if asked else None
+        if last is not None and (last.stage, last.number, last.question) == (stage, number, question):
+            return last
+        return Attempt(stage, number, question, 1 if last is None else last.step + 1, 1, sites)
 
     def last_round(self) -> int:
         """Last round of training that sites were asked for; 0 before the first."""
-        with self._connected() as database:
-            (last,) = database.execute("SELECT MAX(round) FROM exchanges").fetchone()
-        return int(last or 0)
+        return int(self._first("SELECT MAX(round) FROM exchanges") or 0)
 
     def last_question(self, stage: str) -> int:
         """Last question of a stage that sites were asked, counted from 1; 0 before the first."""
-        with self._connected() as database:
-            (last,) = database.execute("SELECT MAX(number) FROM exchanges WHERE stage = ?", (stage,)).fetchone()
-        return int(last or 0)
+        return int(self._first("SELECT MAX(number) FROM exchanges WHERE stage = ?", stage) or 0)
 
     def end_exchange(
         self, exchange: int, outcomes: dict[str, str], bytes_up: int, audit_heads: Mapping[str, str] | None = None
@@ -272,59 +259,50 @@ class Journal:
 
     def leave_out(self, site: str, stage: str, why: str) -> None:
         """Write that the run goes on without a site, since which stage and why; what stands there stays."""
-        with self._connected() as database:
-            database.execute("INSERT OR IGNORE INTO left_out VALUES (?, ?, ?)", (site, stage, why))
+        self._write("INSERT OR IGNORE INTO left_out VALUES (?, ?, ?)", [(site, stage, why)])
         self.note(left_out=", ".join(sorted(site for site, _, _ in self.left_out())))
 
     def leave_nobody_out(self) -> None:
         """Forget who was left out, of a run whose sites gather anew because it had not begun."""
-        with self._connected() as database:
-            database.execute("DELETE FROM left_out")
+        self._write("DELETE FROM left_out", [()])
         self.note(left_out="")
 
     def left_out(self) -> list[tuple[str, str, str]]:
         """Return the sites that the run went on without, since which stage each, and why."""
-        with self._connected() as database:
-            return database.execute("SELECT site, stage, why FROM left_out ORDER BY site").fetchall()
+        return self._read("SELECT site, stage, why FROM left_out ORDER BY site")
 
     def unanswered(self) -> list[tuple[str, str, int | None, str]]:
         """Return what sites did not answer in the end, as it was asked: site, stage, round, and what came instead."""
-        with self._connected() as database:
-            return database.execute(
-                "SELECT site, stage, round, outcome FROM (SELECT *, ROW_NUMBER() OVER "
-                "(PARTITION BY site, stage, number ORDER BY exchange DESC) AS place FROM outcomes JOIN exchanges "
-                "ON exchange = id WHERE step IS NOT NULL OR stage = 'describe') "
-                "WHERE place = 1 AND outcome != 'ok' ORDER BY exchange"
-            ).fetchall()
+        return self._read(
+            "SELECT site, stage, round, outcome FROM (SELECT *, ROW_NUMBER() OVER "
+            "(PARTITION BY site, stage, number ORDER BY exchange DESC) AS place FROM outcomes JOIN exchanges "
+            "ON exchange = id WHERE step IS NOT NULL OR stage = 'describe') "
+            "WHERE place = 1 AND outcome != 'ok' ORDER BY exchange"
+        )
 
     def measure(self, round_number: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Write metrics of a round: site → name → value; site ``all`` is the federation."""
-        rows = [(round_number, site, name, value) for site, named in metrics.items() for name, value in named.items()]
-        with self._connected() as database:
-            database.executemany(
-                "INSERT INTO metrics VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (round, site, name) DO UPDATE SET value = excluded.value",  # a round that is done again
-                rows,
-            )
+        self._write(
+            "INSERT INTO metrics VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (round, site, name) DO UPDATE SET value = excluded.value",  # a round that is done again
+            [(round_number, site, name, value) for site, named in metrics.items() for name, value in named.items()],
+        )
 
     def seal(self, path: Path) -> None:
         """Write down that a file of the run is whole."""
-        with self._connected() as database:
-            database.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (self._name(path), _sha256(path)))
+        self._write("INSERT OR REPLACE INTO files VALUES (?, ?)", [(self._name(path), _sha256(path))])
 
     def is_whole(self, path: Path) -> bool:
         """Whether a file is as it was when it was sealed."""
-        with self._connected() as database:
-            row = database.execute("SELECT sha256 FROM files WHERE name = ?", (self._name(path),)).fetchone()
+        sealed = self._first("SELECT sha256 FROM files WHERE name = ?", self._name(path))
         try:
-            return row is not None and _sha256(path) == row[0]
+            return sealed is not None and _sha256(path) == sealed
         except OSError:
             return False
 
     def files(self) -> dict[str, str]:
         """Return the SHA-256 of every file that was sealed, by its name in the run's folder."""
-        with self._connected() as database:
-            return dict(database.execute("SELECT name, sha256 FROM files ORDER BY name").fetchall())
+        return dict(self._read("SELECT name, sha256 FROM files ORDER BY name"))
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -334,12 +312,10 @@ class Journal:
         with self._connected() as database:
             return pd.read_sql_query(f"SELECT * FROM {name} ORDER BY rowid", database)
 
-    def progress(self) -> Progress:
+    def progress(self) -> RunProgress:
         """Return where the run is."""
-        facts = self.facts()
-        with self._connected() as database:
-            (last,) = database.execute("SELECT MAX(round) FROM exchanges WHERE ended IS NOT NULL").fetchone()
-        return Progress(
+        facts, last = self.facts(), self._first("SELECT MAX(round) FROM exchanges WHERE ended IS NOT NULL")
+        return RunProgress(
             status=next((status for status in get_args(Status) if status == facts.get("status")), "starting"),
             stage=facts.get("stage", ""),
             round_number=int(last or 0),
@@ -348,7 +324,7 @@ class Journal:
             reason=facts.get("reason", ""),
         )
 
-    def end(self) -> Progress | None:
+    def end(self) -> RunProgress | None:
         """Return how the run ended; None while it goes on.
 
         Whoever was killed could not say so: a run that nobody holds any more has failed.
@@ -368,8 +344,7 @@ class Journal:
 
     def rounds_done(self) -> int:
         """Rounds of training whose checkpoints were written."""
-        with self._connected() as database:
-            (last,) = database.execute("SELECT MAX(name) FROM files WHERE name LIKE 'checkpoints/round-%'").fetchone()
+        last = self._first("SELECT MAX(name) FROM files WHERE name LIKE 'checkpoints/round-%'")
         return int(Path(last).stem.partition("-")[2]) if last else 0
 
     def checkpoint(self, round_number: int) -> Path:
@@ -383,6 +358,18 @@ class Journal:
     def answers(self, stage: str, number: int) -> Path:
         """Path of what the sites answered to one question of a stage."""
         return self.folder / "answers" / f"{stage}-{number:04d}.safetensors"
+
+    def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
+        with self._connected() as database:
+            database.executemany(statement, rows)
+
+    def _read(self, query: str, *values: Any) -> list[Any]:
+        with self._connected() as database:
+            return database.execute(query, values).fetchall()
+
+    def _first(self, query: str, *values: Any) -> Any:
+        """Value in the first row; None where there is no row."""
+        return next((value for (value,) in self._read(query, *values)), None)
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:

@@ -58,9 +58,8 @@ def write_reconstruction(study: Study, folder: Path, by_predictor: Mapping[str, 
         pd.DataFrame(rows).to_parquet(temporary, index=False)
 
 
-def read_reconstruction(folder: Path) -> pd.DataFrame | None:
-    """Read the table; None if the run did not come so far."""
-    path = folder / "reconstruction.parquet"
+def read_table(path: Path) -> pd.DataFrame | None:
+    """Read a table of a run's folder; None if the run did not come so far."""
     return pd.read_parquet(path) if path.is_file() else None
 
 

@@ -4,7 +4,8 @@ It takes the place of the sites' average. Whoever tells an outlier must see each
 it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -74,15 +75,14 @@ def as_reply(weights: Mapping[str, np.ndarray], weight: float) -> Message:
 
 def _make_strategy(config: RoundsConfig, n_replies: int) -> FedAvg:
     f = config.byzantine
-    if config.robust == "median":
-        return FedMedian(weighted_by_key=WEIGHT)
-    if config.robust == "trimmed_mean":
+    rules: dict[str, Callable[..., FedAvg]] = {
+        "median": FedMedian,
         # Flower rounds the fraction's number of sites down, and 1/49 of 49 is 0.99…: a quarter more is f for certain.
-        return FedTrimmedAvg(weighted_by_key=WEIGHT, beta=(f + 0.25) / n_replies)
-    if config.robust == "krum":
-        return Krum(weighted_by_key=WEIGHT, num_malicious_nodes=f)
-    if config.robust == "multi_krum":
-        return MultiKrum(weighted_by_key=WEIGHT, num_malicious_nodes=f, num_nodes_to_select=n_replies - f - 2)
-    if config.robust == "bulyan":
-        return Bulyan(weighted_by_key=WEIGHT, num_malicious_nodes=f)
+        "trimmed_mean": partial(FedTrimmedAvg, beta=(f + 0.25) / n_replies),
+        "krum": partial(Krum, num_malicious_nodes=f),
+        "multi_krum": partial(MultiKrum, num_malicious_nodes=f, num_nodes_to_select=n_replies - f - 2),
+        "bulyan": partial(Bulyan, num_malicious_nodes=f),
+    }
+    if config.robust in rules:
+        return rules[config.robust](weighted_by_key=WEIGHT)
     raise ValueError("averaging.robust is none: there is no rule to average by.")

@@ -3,9 +3,9 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -16,7 +16,7 @@ from exchange.messages import DescribeReply
 from server.absences import absences_of
 from server.cautions import cautions_of
 from server.journal import Journal
-from server.reconstruction import read_reconstruction, summarize_reconstruction
+from server.reconstruction import read_table, summarize_reconstruction
 from study.associating import ASSOCIATION
 from study.comparing import EFFECT_KINDS
 from study.harmonizing import label
@@ -59,8 +59,7 @@ def remarks_on(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return said
 
 
-@dataclass(frozen=True)
-class SiteScore:
+class SiteScore(NamedTuple):
     """How much of the site is in one variant of a feature set, in the number that a run is known by.
 
     Attributes
@@ -162,10 +161,9 @@ def _pretraining(study: Study, journal: Journal) -> dict[str, Any]:
     for (site, name), value in final.items():
         by_site.setdefault(str(site), {})[str(name)] = float(value)
     overall = by_site.pop("all", {})
-    beginning = (wanted["round"] == 0) & (wanted["site"] == "all") & (wanted["name"] == "masked_r2")
-    first = wanted[beginning]["value"]
+    first = wanted.query("round == 0 and site == 'all' and name == 'masked_r2'")["value"]
     before = "masked_r2_untrained" if study.start is None else "masked_r2_start"
-    reconstruction = read_reconstruction(journal.folder)
+    reconstruction = read_table(journal.folder / "reconstruction.parquet")
     return {
         **overall,
         before: float(first.iloc[0]) if len(first) else math.nan,
@@ -175,14 +173,8 @@ def _pretraining(study: Study, journal: Journal) -> dict[str, Any]:
 
 
 def _harmonization(study: Study, findings: Findings | None) -> dict[str, Any]:
-    settings = {
-        "method": study.harmonization.method,
-        "prior": study.harmonization.prior,
-        "reference": study.harmonization.reference,
-        "order": study.harmonization.order,
-        "keep": list(study.kept),
-        "residualize": list(study.residualized),
-    }
+    chosen = study.harmonization.model_dump(include={"method", "prior", "reference", "order"})
+    settings = {**chosen, "keep": list(study.kept), "residualize": list(study.residualized)}
     if findings is None:
         return settings
     return {

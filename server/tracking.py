@@ -1,7 +1,7 @@
 """The rounds' metrics for TensorBoard, and for MLflow where it is installed. The journal holds all that they show."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -22,37 +22,32 @@ def tracking(journal: Journal) -> Iterator[Callable[[], None]]:
     """
     loggers = {"tensorboard": _tensorboard, **({"mlflow": _mlflow} if find_spec("mlflow") else {})}
     logs: dict[str, tuple[_Log, Callable[[], Any]]] = {}
-    for name, begin in loggers.items():
-        with _left_out_where_it_fails(journal, name, logs):
-            logs[name] = begin(journal)
     seen = 0
+
+    def try_each(names: Iterable[str], action: Callable[[str], Any]) -> None:
+        for name in list(names):
+            try:
+                action(name)
+            except Exception as error:  # whatever an optional program makes of its server or its disk
+                logs.pop(name, None)
+                journal.say(f"{name} is left out: {type(error).__name__}: {error}")
 
     def update() -> None:
         nonlocal seen
-        if not logs:
-            return
         rows = journal.table("metrics").iloc[seen:]
         seen += len(rows)
-        for name, (log, _) in list(logs.items()):
-            with _left_out_where_it_fails(journal, name, logs):
-                for row in rows.itertuples():
-                    log(f"{row.name}/{row.site}", row.value, row.round)
 
+        def log(name: str) -> None:
+            for row in rows.itertuples():
+                logs[name][0](f"{row.name}/{row.site}", row.value, row.round)
+
+        try_each(logs, log)
+
+    try_each(loggers, lambda name: logs.update({name: loggers[name](journal)}))
     try:
         yield update
     finally:
-        for name, (_, close) in list(logs.items()):
-            with _left_out_where_it_fails(journal, name, logs):
-                close()
-
-
-@contextmanager
-def _left_out_where_it_fails(journal: Journal, name: str, logs: dict[str, Any]) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # whatever an optional program makes of its server or its disk
-        logs.pop(name, None)
-        journal.say(f"{name} is left out: {type(error).__name__}: {error}")
+        try_each(logs, lambda name: logs[name][1]())
 
 
 def _tensorboard(journal: Journal) -> tuple[_Log, Callable[[], Any]]:

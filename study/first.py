@@ -19,7 +19,7 @@ from brainlm.embedding import RECIPES
 from brainlm.windows import usable_recordings
 from cohorts import AtlasError, Cohort, load_atlas
 from cohorts.participants import as_levels, identifying_columns
-from exchange.roster import MIN_SITES
+from exchange.key_roster import MIN_SITES
 from harmonization import Categorical
 from harmonization.core.design import KNOWN
 from study.sections import LARGEST, CohortConfig

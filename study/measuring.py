@@ -7,8 +7,8 @@ from typing import Any
 
 from brainlm.config import WindowConfig
 from brainlm.scaling import QUARTILES, Scaling
+from exchange.key_roster import MIN_SITES
 from exchange.messages import FrameSpec, join
-from exchange.roster import MIN_SITES
 from harmonization import Analysis, Quantiles, SecondMoments
 from study.errors import StudyError
 from study.question import by_atlas

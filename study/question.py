@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from exchange.expected import Expected
+from exchange.key_roster import MIN_SITES
 from exchange.messages import AnySumRequest, DescribeReply, Group, SumReply
-from exchange.roster import MIN_SITES
 
 
 @dataclass(frozen=True)

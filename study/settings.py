@@ -24,8 +24,8 @@ from brainlm.provenance import check_atlas
 from brainlm.released.base import ReleasedConfig
 from cohorts import load_atlas
 from cohorts.contract import CohortContract
+from exchange.key_roster import MIN_SITES
 from exchange.messages import DescribeRequest
-from exchange.roster import MIN_SITES
 from harmonization import CovarianceDistance, CrossValidatedPermanova, SiteSpread, SiteVariance, harmonizers
 from harmonization.core.design import KNOWN, Categorical, Continuous, Covariate, Design
 from harmonization.core.quantiles import DIGITS

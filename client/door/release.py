@@ -26,7 +26,7 @@ from client.logs import one_line
 from client.process import keep_private
 from client.site import Site, find_site
 from cohorts.errors import CohortError, RecordingError, VectorsError
-from exchange.adding import check_room, own_parts, seal
+from exchange.aggregation import check_room, own_parts, seal
 from exchange.messages import (
     DescribeRequest,
     MessageError,

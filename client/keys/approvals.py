@@ -15,8 +15,8 @@ from client.door.audit import AuditLog
 from client.door.policy import Policy
 from client.errors import AppError, ApprovalError, SignatureError
 from client.keys.signatures import key_fingerprint, public_key, signer_of
+from exchange.key_roster import RosterError, read_json
 from exchange.refusals import Refusal, RefusalCode
-from exchange.roster import RosterError, read_json
 
 
 class Approval(Settings):

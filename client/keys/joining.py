@@ -6,7 +6,7 @@ from base.files import write_text
 from client.door.audit import AuditLog
 from client.errors import JoinError
 from exchange.bundle import JoinPackage
-from exchange.roster import RosterError
+from exchange.key_roster import RosterError
 
 NAME = "federation.json"
 

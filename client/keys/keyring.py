@@ -17,8 +17,8 @@ from client.door.audit import AuditLog
 from client.errors import ApprovalError
 from client.keys.nodekey import NodeKey
 from exchange.bundle import ssh_fingerprint
+from exchange.key_roster import MIN_SITES, KeyRoster, RosterError, SiteKey, read_json
 from exchange.refusals import Refusal, RefusalCode
-from exchange.roster import MIN_SITES, KeyRoster, RosterError, SiteKey, read_json
 
 
 class Approval(NamedTuple):

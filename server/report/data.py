@@ -14,9 +14,9 @@ from base.errors import FedBrainLMError
 from base.files import read_arrays
 from base.settings import read_yaml
 from cohorts import Atlas, Cohort, load_atlas
-from server.absences import Absence, absences_of
+from server.absences import absences_of
 from server.journal import Journal
-from server.reconstruction import read_reconstruction
+from server.reconstruction import read_table
 from study.settings import load_study
 
 
@@ -31,7 +31,7 @@ class Example:
 
 
 class RunData:
-    """A run's folder.
+    """A run's folder: its summary, study and tables, and the SHA-256 of its files by name.
 
     In a simulation the sites' own folders lie in it, and what stays at a site can be drawn. Of a deployed federation
     the coordinator has nothing of the kind, and the report says so.
@@ -41,45 +41,20 @@ class RunData:
         self.folder = folder
         self.summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         self.study: dict[str, Any] = read_yaml(folder / "study.yaml")
-        self._journal = Journal(folder)
-
-    @property
-    def sites(self) -> list[str]:
-        return list(self.summary["sites"])
-
-    @cached_property
-    def metrics(self) -> pd.DataFrame:
-        return self._journal.table("metrics")
-
-    @cached_property
-    def exchanges(self) -> pd.DataFrame:
-        return self._journal.table("exchanges")
-
-    @cached_property
-    def outcomes(self) -> pd.DataFrame:
-        return self._journal.table("outcomes")
-
-    @cached_property
-    def absences(self) -> list[Absence]:
-        return absences_of(self._journal)
-
-    @cached_property
-    def parcels(self) -> pd.DataFrame | None:
-        path = self.folder / "parcels.parquet"
-        return pd.read_parquet(path) if path.is_file() else None
-
-    @cached_property
-    def reconstruction(self) -> pd.DataFrame | None:
-        return read_reconstruction(self.folder)
+        self.sites = list(self.summary["sites"])
+        self.is_simulation = (folder / "sites").is_dir()
+        journal = Journal(folder)
+        self.metrics, self.exchanges = journal.table("metrics"), journal.table("exchanges")
+        self.outcomes = journal.table("outcomes")
+        self.absences = absences_of(journal)
+        self.files = journal.files()
+        self.parcels = read_table(folder / "parcels.parquet")
+        self.reconstruction = read_table(folder / "reconstruction.parquet")
 
     def atlas(self, name: str) -> Atlas:
         """One of the study's atlases, by name."""
         atlases = map(load_atlas, load_study(self.folder / "study.yaml").cohort.atlases)
         return next(atlas for atlas in atlases if atlas.name == name)
-
-    @property
-    def is_simulation(self) -> bool:
-        return (self.folder / "sites").is_dir()
 
     @property
     def span(self) -> tuple[datetime, datetime] | None:
@@ -89,11 +64,6 @@ class RunData:
             return None
         begun, ended = float(known["started"].min()), float(known["ended"].max())
         return datetime.fromtimestamp(begun, UTC), datetime.fromtimestamp(ended, UTC)
-
-    @cached_property
-    def files(self) -> dict[str, str]:
-        """SHA-256 of every checkpoint that is whole, by its name."""
-        return self._journal.files()
 
     @cached_property
     def cohorts(self) -> dict[str, Cohort]:

@@ -14,7 +14,7 @@ from client.door.kept_answers import read_answer
 from client.features import FeatureSet, FeatureStore
 from client.keys.keyring import agree
 from client.site import load_site
-from exchange.adding import add_replies
+from exchange.aggregation import add_replies
 from exchange.messages import (
     Arrays,
     Group,

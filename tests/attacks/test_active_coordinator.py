@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from client.features import FeatureSet, FeatureStore
 from client.site import load_site
+from exchange.key_roster import KeyRoster, SiteKey
 from exchange.messages import (
     EmbedRequest,
     HarmonizeReply,
@@ -23,7 +24,6 @@ from exchange.messages import (
     join,
 )
 from exchange.refusals import RefusalCode
-from exchange.roster import KeyRoster, SiteKey
 from tests.attacks.coordinator import MODEL, SUMS, WEIGHTS, Coordinator, features_of, write_careful_sites
 from tests.support.federation import STUDY
 

@@ -21,7 +21,7 @@ from client.door.policy import SHOWS_ONE_SITE
 from client.features import FeatureSet, FeatureStore
 from client.frames import split_site
 from client.site import load_site
-from exchange.adding import add_replies
+from exchange.aggregation import add_replies
 from exchange.messages import (
     Arrays,
     Group,

@@ -10,7 +10,7 @@ import pytest
 from base.seeding import derive_seed
 from brainlm.windows import prepare, split_participants, usable_recordings
 from client.site import load_site
-from exchange.adding import add_replies
+from exchange.aggregation import add_replies
 from exchange.messages import Arrays, FrameSpec, HarmonizeRequest, Job, Step, SumReply, TableSpec, join
 from harmonization.core.newton import contrasts
 from tests.attacks.coordinator import MODEL, WIDTH, Coordinator, features_of, kept_of, write_careful_sites

@@ -17,9 +17,11 @@ from exchange.refusals import RefusalCode
 from harmonization import Projection
 from harmonization.core.declared import Widths
 from server.errors import ServerError
+from server.inquiry import Inquiry
 from server.journal import Journal
-from server.roster import Roster
+from server.presence import Presence
 from study.expecting import of_sums
+from study.question import Question
 from study.sections import ProtectionConfig, RoundsConfig
 from study.settings import load_study
 from tests.attacks.coordinator import MODEL, SUMS, Coordinator, features_of
@@ -82,7 +84,7 @@ def test_a_fraction_that_is_none_is_no_request(coordinator, holdout):
 
 
 class Federation:
-    """The coordinator's real side: its roster, over the sites, with something in between."""
+    """The coordinator's real side, over the sites, with something in between."""
 
     def __init__(self, coordinator: Coordinator, folder: Path) -> None:
         self.names = coordinator.names
@@ -90,12 +92,13 @@ class Federation:
         self.grid = LocalGrid(list(coordinator.sites.values()))
         self.journal = Journal(folder)
         limits = RoundsConfig(quorum=3, deadline_s=5, start_deadline_s=1, quorum_deadline_s=0)
-        self.roster = Roster(self.grid, self.journal, limits, ProtectionConfig())
+        presence = Presence(self.grid, self.journal, limits, ProtectionConfig())
         window = MODEL.window.model_dump(mode="json")
         (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
         contract = load_study(folder / "study.yaml").contract().model_dump(mode="json")
         about = {"analyses": ["projection"], "recipe": "rsfmri_brainlm_segments_v1", "holdout": 0.2, "folds": 1}
-        self.roster.gather(DescribeRequest(study="small", contract=contract, window=window, **about))
+        presence.gather(DescribeRequest(study="small", contract=contract, window=window, **about))
+        self.inquiry = Inquiry(presence, ProtectionConfig().max_attempts)
 
     def truth_without(self, node: int) -> np.ndarray:
         return self.truth - features_of(self.grid.sites[node]).sum(axis=0)
@@ -103,7 +106,8 @@ class Federation:
     def ask(self) -> np.ndarray:
         request = SummarizeRequest(study="small", jobs=SUMS)
         declared = {"projection": Projection(2).sends(Widths(len(self.truth), len(self.truth), 0, None, 0), None)}
-        return self.roster.ask(request, SummarizeReply, of_sums(declared), "sums").total["projection/feature_sum"]
+        question = Question("sums", request, SummarizeReply, of_sums(declared))
+        return self.inquiry.ask(question).total["projection/feature_sum"]
 
     def spoil(self, change) -> None:
         """Hand each summarize reply, with its node, to `change`, and let through what that returns."""

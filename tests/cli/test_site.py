@@ -8,7 +8,7 @@ import yaml
 
 from cli.main import run_command
 from client.door.audit import AuditLog
-from exchange.roster import KeyRoster
+from exchange.key_roster import KeyRoster
 
 NAMES = ("aalborg", "bergen", "coimbra")
 

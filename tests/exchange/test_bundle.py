@@ -7,7 +7,7 @@ from client.door.audit import AuditLog
 from client.keys.keyring import Keyring
 from deployment.authority import Authority
 from exchange.bundle import JoinPackage, SiteBundle
-from exchange.roster import KeyRoster, RosterError
+from exchange.key_roster import KeyRoster, RosterError
 
 
 @pytest.fixture

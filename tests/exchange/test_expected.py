@@ -8,11 +8,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exchange.adding import seal
+from exchange.aggregation import seal
 from exchange.expected import Expected, check_reply
+from exchange.key_roster import KeyRoster, SiteKey
 from exchange.messages import Group, MessageError, SealedGroup, SecureSum, TrainReply, TrainRequest
-from exchange.roster import KeyRoster, SiteKey
-from exchange.secure_sum import Layout, Masker
+from exchange.secure_sum import Masker, SumLayout
 
 SITES = ["a", "b", "c", "d", "e"]
 KEYS = {site: X25519PrivateKey.generate() for site in SITES}
@@ -136,7 +136,7 @@ def test_nobody_can_put_the_others_out_by_naming_them_in_a_sum_of_its_own():
 @pytest.mark.parametrize("sites", [["d"], SITES], ids=["alone", "twice"])
 def test_a_sum_that_nobody_asked_for_takes_no_other_s_place(sites):
     """Its words open alone, and what they hold could be called like anything that the sites sum."""
-    alone = Layout.of({"evaluation/large/parcels": np.zeros((3, 4))}, 0.5)
+    alone = SumLayout.of({"evaluation/large/parcels": np.zeros((3, 4))}, 0.5)
     words = np.zeros(alone.n_words(64), dtype=np.uint64)
     words[-1] = 1
     right = answer("d", SECURE)

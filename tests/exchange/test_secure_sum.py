@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from exchange.key_roster import KeyRoster, SiteKey
 from exchange.ring import RingOverflowError, encode
-from exchange.roster import KeyRoster, SiteKey
-from exchange.secure_sum import Context, Layout, Masker, SecureSumError, open_sum
+from exchange.secure_sum import MaskContext, Masker, SecureSumError, SumLayout, open_sum
 
 NAMES = ("aalborg", "bergen", "coimbra", "delft", "evora")
 KEYS = {name: X25519PrivateKey.generate() for name in NAMES}
@@ -29,7 +29,7 @@ def roster_of(keys: dict[str, X25519PrivateKey]) -> KeyRoster:
 
 ROSTER = roster_of(KEYS)
 MASKERS = {name: Masker(name, key, ROSTER) for name, key in KEYS.items()}
-CONTEXT = Context("study", "77", 3, 1, NAMES, "what is asked")
+CONTEXT = MaskContext("study", "77", 3, 1, NAMES, "what is asked")
 
 
 def arrays_of(seed: int) -> dict[str, np.ndarray]:
@@ -42,7 +42,7 @@ def arrays_of(seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def seal(name: str, context: Context = CONTEXT, seed: int | None = None, maskers=MASKERS):
+def seal(name: str, context: MaskContext = CONTEXT, seed: int | None = None, maskers=MASKERS):
     return maskers[name].seal(arrays_of(NAMES.index(name) if seed is None else seed), context, bound=0.1)
 
 
@@ -167,9 +167,9 @@ SHAPES = ([math.inf], [math.nan], [-1], [1.0], [True], ["1"], [10**30], [2**20, 
 
 
 def test_layouts_travel_as_json_and_damaged_ones_are_refused():
-    layout = Layout.of(arrays_of(1), bound=0.1)
+    layout = SumLayout.of(arrays_of(1), bound=0.1)
 
-    assert Layout.from_json(layout.to_json()) == layout
+    assert SumLayout.from_json(layout.to_json()) == layout
     for damaged in (
         {},
         {"fields": [{"name": "a"}], "bound": 1},
@@ -182,8 +182,8 @@ def test_layouts_travel_as_json_and_damaged_ones_are_refused():
         *({"fields": [], "bound": bound} for bound in (math.nan, math.inf, -1, 10**400)),
     ):
         with pytest.raises(SecureSumError):
-            Layout.from_json(damaged)
+            SumLayout.from_json(damaged)
     twice = layout.to_json()
     twice["fields"] = [twice["fields"][0], twice["fields"][0]]
     with pytest.raises(SecureSumError):
-        Layout.from_json(twice)
+        SumLayout.from_json(twice)

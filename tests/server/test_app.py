@@ -33,6 +33,7 @@ from server.errors import QuorumError
 from server.journal import Journal
 from server.report import write_report
 from study.program import Program
+from study.question import Question
 from study.settings import Study, load_study
 from tests.support.federation import PLAIN, STUDY, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
@@ -405,17 +406,21 @@ def test_every_kind_of_model_is_trained_and_embeds(tmp_path, small_cohorts, mode
     assert "age" in found["probes"]["embedding"]
 
 
-class PooledRoster:
-    """Sites whose tables lie at hand, of which too few answer about the association."""
+class PooledInquiry:
+    """Of sites whose tables lie at hand, of which too few answer about the association."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
         self.members = {name: PooledSite(number, name) for number, name in enumerate(ATLASES)}
 
-    def ask(self, request, reply, expected, stage, round_number, *, bound) -> Answers:
-        if any(name.startswith("association/") for name in expected):
+    @property
+    def presence(self) -> "PooledInquiry":
+        return self
+
+    def ask(self, question: Question) -> Answers:
+        if any(name.startswith("association/") for name in question.expected):
             raise QuorumError("harmonization: 1 of 5 sites answered, the quorum is 3. bergen: no reply.")
-        total = added(self.members, request, self.study)
+        total = added(self.members, question.request, self.study)
         return Answers(
             dict.fromkeys(self.members, HarmonizeReply(sealed=[SealedGroup(sites=[], layout={})])), total, masked=True
         )
@@ -426,9 +431,9 @@ class PooledRoster:
 
 def test_too_few_sites_for_the_association_cost_the_run_nothing_else_and_are_named(tmp_path):
     study = read_study(tmp_path, analyses={"targets": ["age"], "folds": 3, "permutations": 0, "bootstrap": 0})
-    roster, journal = PooledRoster(study), Journal(tmp_path)
-    run = Run(Program(study), roster, journal)
-    state = run.program.begin({name: site.about for name, site in roster.members.items()}, WEIGHTS)
+    inquiry, journal = PooledInquiry(study), Journal(tmp_path)
+    run = Run(Program(study), inquiry, journal)
+    state = run.program.begin({name: site.about for name, site in inquiry.members.items()}, WEIGHTS)
 
     for stage in ("measuring", "pretraining", "embedding", "harmonization"):
         state = run.through(stage, state)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from brainlm.evaluation import MODEL
-from exchange.adding import add_replies
+from exchange.aggregation import add_replies
 from exchange.messages import TrainReply, TrainRequest, join
 from server.answers import Answers
 from server.averaging import averaged, measure_reconstruction
@@ -27,7 +27,7 @@ def reply(seed: int, n_windows: int, value: float | None = None) -> TrainReply:
 REQUEST = TrainRequest(study="s", model={}, training={}, round_number=1, rounds=4, seed=0)
 
 
-def in_clear(replies: dict[str, TrainReply]) -> Answers[TrainReply]:
+def in_clear(replies: dict[str, TrainReply]) -> Answers:
     return Answers(replies, add_replies(REQUEST, replies), masked=False)
 
 

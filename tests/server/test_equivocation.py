@@ -4,7 +4,7 @@ import pytest
 from flwr.app import Message
 
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
-from exchange.adding import add_replies
+from exchange.aggregation import add_replies
 from exchange.messages import (
     Group,
     Job,

@@ -7,12 +7,12 @@ import pytest
 
 from server import journal as module
 from server.errors import JournalError
-from server.journal import Journal, Progress
+from server.journal import Journal, RunProgress
 
 
 def test_a_second_reader_sees_where_the_run_is(tmp_path):
     writer = Journal(tmp_path)
-    assert Journal(tmp_path).progress() == Progress("starting", "", 0, 0, 0, "")
+    assert Journal(tmp_path).progress() == RunProgress("starting", "", 0, 0, 0, "")
     writer.note(status="running", rounds=5, sites=3, stage="pretraining")
     for number in (1, 2):
         exchange = writer.begin_exchange("pretraining", "train", number, asked=3, bytes_down=100)
@@ -21,7 +21,7 @@ def test_a_second_reader_sees_where_the_run_is(tmp_path):
 
     reader = Journal(tmp_path)
 
-    assert reader.progress() == Progress("running", "pretraining", 1, 5, 3, "")
+    assert reader.progress() == RunProgress("running", "pretraining", 1, 5, 3, "")
     exchanges = reader.table("exchanges")
     assert exchanges["answered"].fillna(-1).tolist() == [2, -1]
     assert exchanges["bytes_up"].fillna(-1).tolist() == [70, -1]

@@ -14,11 +14,11 @@ from brainlm.windows import prepare, split_participants, usable_recordings
 from client.site import load_site
 from cohorts import Cohort
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
-from exchange.messages import DescribeRequest
 from server.app import Run
 from server.errors import QuorumError
+from server.inquiry import Inquiry
 from server.journal import Journal
-from server.roster import Roster
+from server.presence import Presence
 from study.errors import StudyError
 from study.measuring import MEASURING
 from study.program import Program
@@ -93,29 +93,21 @@ def test_a_robust_study_with_two_atlases(tmp_path, small_cohorts):
     assert len(measuring) == 4  # three rounds of quantiles and one of moments, all atlases in each
 
 
-def gathered(tmp_path: Path, grid: LocalGrid, content: dict[str, object]) -> tuple[Study, Roster, Journal]:
+def gathered(tmp_path: Path, grid: LocalGrid, content: dict[str, object]) -> tuple[Study, Presence, Journal]:
     """A study whose sites have gathered, and nothing more."""
     (tmp_path / "run").mkdir(exist_ok=True)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
     study, journal = load_study(tmp_path / "study.yaml"), Journal(tmp_path / "run")
-    roster = Roster(grid, journal, study.averaging, study.privacy)
-    request = DescribeRequest(
-        study=study.study,
-        contract=study.contract().model_dump(mode="json"),
-        window=study.model.window.model_dump(mode="json"),
-        analyses=study.asks_for(),
-        recipe=study.recipe,
-        holdout=study.training.holdout,
-        folds=study.analyses.folds,
-        secure_sums=study.privacy.secure_sums,
-    )
-    roster.gather(request)
-    return study, roster, journal
+    presence = Presence(grid, journal, study.averaging, study.privacy)
+    presence.gather(study.opening())
+    return study, presence, journal
 
 
-def measure(study: Study, roster: Roster, journal: Journal) -> State:
+def measure(study: Study, presence: Presence, journal: Journal) -> State:
     program = Program(study)
-    return Run(program, roster, journal).through(MEASURING, program.begin(roster.about, {"w": np.zeros(1)}))
+    return Run(program, Inquiry(presence, 2), journal).through(
+        MEASURING, program.begin(presence.about, {"w": np.zeros(1)})
+    )
 
 
 def test_what_a_model_needs_of_an_atlas_that_too_few_share_ends_the_study(tmp_path, small_cohorts):
@@ -160,14 +152,14 @@ def test_a_site_that_falls_silent_is_left_out_of_every_sum(tmp_path, small_cohor
         return None if asked["bergen"] == 1 else False
 
     sites = write_sites(tmp_path / "s", small_cohorts)
-    study, roster, journal = gathered(tmp_path, LocalGrid(sites, dies), ROBUST)
-    measured = measure(study, roster, journal)
+    study, presence, journal = gathered(tmp_path, LocalGrid(sites, dies), ROBUST)
+    measured = measure(study, presence, journal)
 
     unscaled = np.concatenate([frames for site in (sites[0], sites[2]) for frames in training_frames(site, "none")])
     median = np.quantile(unscaled, 0.5, axis=0, method="inverted_cdf")
     np.testing.assert_allclose(measured.part("scaling/schaefer100")["median"], median, rtol=2e-6)
     assert measured.part("moments/schaefer100")["n"] == len(unscaled)
-    assert roster.sites == ["aalborg", "coimbra"]
+    assert presence.sites == ["aalborg", "coimbra"]
     assert journal.facts()["left_out"] == "bergen"
 
 

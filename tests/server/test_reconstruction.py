@@ -3,9 +3,9 @@ import pytest
 
 from brainlm.evaluation import MODEL, ReconstructionSums
 from cohorts import load_atlas
-from exchange.adding import add_replies
+from exchange.aggregation import add_replies
 from exchange.messages import EmbedReply, EmbedRequest, Group, join
-from server.reconstruction import read_reconstruction, summarize_reconstruction, sums_of, write_reconstruction
+from server.reconstruction import read_table, summarize_reconstruction, sums_of, write_reconstruction
 from study.settings import Study
 from tests.support.federation import STUDY
 from tests.support.wire import be_in_run
@@ -49,7 +49,7 @@ def test_scores_are_over_all_atlases_and_networks_of_one_name(tmp_path):
 
     write_reconstruction(study, tmp_path, {MODEL: by_atlas, "flat": by_atlas})
 
-    found = summarize_reconstruction(read_reconstruction(tmp_path))
+    found = summarize_reconstruction(read_table(tmp_path / "reconstruction.parquet"))
     total = sum(of_atlas.parcels.sum(axis=1) for of_atlas in by_atlas.values())
     assert found["baselines"]["flat"]["mae"] == pytest.approx(total[7] / total[0])
     assert found["by_horizon"] == {"2": pytest.approx(found["baselines"]["flat"])}

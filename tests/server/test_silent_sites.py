@@ -7,8 +7,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from flwr.app import Message
 
-from exchange.adding import seal
+from exchange.aggregation import seal
 from exchange.expected import Expected
+from exchange.key_roster import KeyRoster, SiteKey
 from exchange.messages import (
     DescribeReply,
     DescribeRequest,
@@ -25,13 +26,13 @@ from exchange.messages import (
     TrainReply,
     TrainRequest,
 )
-from exchange.roster import KeyRoster, SiteKey
 from exchange.secure_sum import Masker
 from server import replies
 from server.errors import QuorumError
+from server.inquiry import Inquiry
 from server.journal import Journal
-from server.roster import Roster
-from study.question import evaluation_groups
+from server.presence import Presence
+from study.question import Question, evaluation_groups
 from study.sections import ProtectionConfig, RoundsConfig
 from tests.support.local_grid import LocalGrid
 
@@ -110,26 +111,27 @@ def _atlas(site: str) -> str:
     return list(ATLASES)[NAMES.index(site) % 3 == 2]
 
 
-def begun(folder: Path, grid: Hospitals, *, quorum: int = 3, attempts: int = 2) -> Roster:
+def begun(folder: Path, grid: Hospitals, *, quorum: int = 3, attempts: int = 2) -> Inquiry:
     folder.mkdir(parents=True, exist_ok=True)
     limits = RoundsConfig(quorum=quorum, deadline_s=5, start_deadline_s=5, quorum_deadline_s=0)
-    roster = Roster(grid, Journal(folder), limits, ProtectionConfig(max_attempts=attempts))
+    presence = Presence(grid, Journal(folder), limits, ProtectionConfig())
     request = DescribeRequest(
         study="s", contract={"atlases": ATLASES}, window={}, analyses=[], recipe="r", holdout=0, folds=1
     )
-    roster.gather(request)
-    return roster
+    presence.gather(request)
+    return Inquiry(presence, attempts)
 
 
-def ask(roster: Roster, stage: str) -> dict[str, np.ndarray]:
+def ask(inquiry: Inquiry, stage: str) -> dict[str, np.ndarray]:
     """What the sites sum."""
-    question = QUESTIONS[stage]
+    presence, request = inquiry.presence, QUESTIONS[stage]
     if stage in ("pretraining", "embedding"):
-        question = question.model_copy(update={"groups": evaluation_groups(roster.about, secure=True)})
+        request = request.model_copy(update={"groups": evaluation_groups(presence.about, secure=True)})
     if stage == "measuring":
-        question = question.model_copy(update={"groups": [Group(parts=["x"], sites=roster.sites)]})
-    parts = {name for site in roster.sites for name in Hospitals.parts(site, stage)}
-    return roster.ask(question, KINDS[stage], {name: Expected("sum", (2,)) for name in parts}, stage).total
+        request = request.model_copy(update={"groups": [Group(parts=["x"], sites=presence.sites)]})
+    parts = {name for site in presence.sites for name in Hospitals.parts(site, stage)}
+    expected = {name: Expected("sum", (2,)) for name in parts}
+    return inquiry.ask(Question(stage, request, KINDS[stage], expected)).total
 
 
 def outcomes(folder: Path) -> dict[str, set[str]]:
@@ -163,9 +165,9 @@ def test_those_that_answered_are_added_however_many_are_silent(tmp_path, stage):
     for number, (names, silent) in enumerate(CASES):
         left = [name for name in names if name not in silent]
         folder = tmp_path / str(number)
-        roster = begun(folder, Hospitals(len(names), silent, {}), quorum=len(left))
+        inquiry = begun(folder, Hospitals(len(names), silent, {}), quorum=len(left))
 
-        total = ask(roster, stage)
+        total = ask(inquiry, stage)
 
         part = "x/total" if stage == "measuring" else "tally/n"
         np.testing.assert_array_equal(total[part], [sum_of(left)] * 2)
@@ -189,9 +191,9 @@ def test_beside_silent_sites_one_that_deviates_is_left_out_and_no_other(tmp_path
         deviating = answering[number % len(answering)]
         left = [name for name in answering if name != deviating]
         folder = tmp_path / str(number)
-        roster = begun(folder, Hospitals(len(names), silent, {deviating: 1}))
+        inquiry = begun(folder, Hospitals(len(names), silent, {deviating: 1}))
 
-        total = ask(roster, stage)
+        total = ask(inquiry, stage)
 
         part = "x/total" if stage == "measuring" else "tally/n"
         np.testing.assert_array_equal(total[part], [sum_of(left)] * 2)
@@ -202,10 +204,10 @@ def test_beside_silent_sites_one_that_deviates_is_left_out_and_no_other(tmp_path
 
 def test_a_site_that_deviates_once_others_fell_silent_takes_one_more_attempt(tmp_path):
     """It is not answered by an attempt more than privacy.max_attempts: then the run ends and names it, and no other."""
-    roster = begun(tmp_path / "three", Hospitals(7, ["aalborg", "hobro", "bergen"], {"delft": 2}), attempts=3)
+    inquiry = begun(tmp_path / "three", Hospitals(7, ["aalborg", "hobro", "bergen"], {"delft": 2}), attempts=3)
 
     np.testing.assert_array_equal(
-        ask(roster, "pretraining")["tally/n"], [sum_of(["coimbra", "espoo", "fulda", "ghent"])] * 2
+        ask(inquiry, "pretraining")["tally/n"], [sum_of(["coimbra", "espoo", "fulda", "ghent"])] * 2
     )
 
     two = begun(tmp_path / "two", Hospitals(7, ["aalborg", "bergen"], {"delft": 2}))

@@ -10,8 +10,8 @@ from base.errors import SecretError
 from client.door.audit import AuditLog
 from client.errors import ApprovalError, AuditError
 from client.keys.keyring import Keyring
+from exchange.key_roster import KeyRoster
 from exchange.refusals import Refusal, RefusalCode
-from exchange.roster import KeyRoster
 
 NAMES = ("aalborg", "bergen", "coimbra")
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
@@ -25,7 +25,49 @@ class RosterError(FedBrainLMError):
     """A roster or a key bundle is missing or wrong. Ask whoever made the named file for a right one."""
 
 
-class SiteKey(BaseModel):
+class Mailed(BaseModel):
+    """What hospitals and the coordinator send each other once, by mail: a JSON file that the reader may not trust.
+
+    Attributes
+    ----------
+    no_such, remedy : str
+        How an error begins after the file's path, and how it ends.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    no_such: ClassVar[str] = ""
+    remedy: ClassVar[str]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file.
+
+        Raises
+        ------
+        RosterError
+            If there is none, or it is damaged.
+        """
+        return cls.checked(read_json(path), f"{path}{cls.no_such}", cls.remedy)
+
+    @classmethod
+    def checked(cls, content: Mapping[str, Any], source: str, remedy: str) -> Self:
+        """Check what a file holds; an error begins with its source, and says all that is wrong, in its field names."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            said = "; ".join(fault.said for fault in faults_of(error, cls))
+            raise RosterError(f"{source}: {said}. {remedy}.") from None
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(), indent=2) + "\n"
+
+
+def spoken(sha256: str) -> str:
+    """What two people compare over the telephone: the first 16 bytes of a SHA-256, in groups of four digits."""
+    return " ".join(sha256[start : start + 4] for start in range(0, 32, 4))
+
+
+class SiteKey(Mailed):
     """A site's public key.
 
     Attributes
@@ -36,7 +78,7 @@ class SiteKey(BaseModel):
         The 32 bytes of its X25519 public key (RFC 7748), in 64 lower-case hexadecimal digits.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    remedy = "Ask the site for a right one"
 
     name: Name
     public_key: Hex64
@@ -56,12 +98,10 @@ class SiteKey(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """What two people compare over the telephone: 16 bytes of the key's SHA-256, in groups of four digits."""
-        digits = hashlib.sha256(bytes.fromhex(self.public_key)).hexdigest()[:32]
-        return " ".join(digits[start : start + 4] for start in range(0, 32, 4))
+        return spoken(hashlib.sha256(bytes.fromhex(self.public_key)).hexdigest())
 
 
-class KeyRoster(BaseModel):
+class KeyRoster(Mailed):
     """The sites of a federation and their keys, in one fixed order.
 
     Attributes
@@ -72,7 +112,7 @@ class KeyRoster(BaseModel):
         At least three, sorted by name; no name and no key twice.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    remedy = "Ask the coordinator for a right one"
 
     name: Name
     sites: tuple[SiteKey, ...]
@@ -101,25 +141,7 @@ class KeyRoster(BaseModel):
         """
         sites = [_site_of(bundle) for bundle in bundles]
         content = {"name": name, "sites": sorted(sites, key=lambda site: site.name)}
-        return cls._checked(content, "the roster", "Give the bundles of three or more sites, each once")
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a roster's JSON file.
-
-        Raises
-        ------
-        RosterError
-            If there is none, or it is not a roster.
-        """
-        return cls._checked(read_json(path), str(path), "Ask the coordinator for a right one")
-
-    @classmethod
-    def _checked(cls, content: dict[str, Any], source: str, remedy: str) -> Self:
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise RosterError(f"{source}: {explain(error, cls)}. {remedy}.") from None
+        return cls.checked(content, "the roster", "Give the bundles of three or more sites, each once")
 
     def write(self, path: Path) -> None:
         """Write the roster. The SHA-256 of the file is the roster's hash."""
@@ -149,13 +171,7 @@ class KeyRoster(BaseModel):
         raise RosterError(f"roster {self.name}: does not list the site {name}; it lists {listed}. Ask the coordinator.")
 
     def public_key(self, name: str) -> X25519PublicKey:
-        """Return a site's public key.
-
-        Raises
-        ------
-        RosterError
-            If the roster does not list the site.
-        """
+        """Return a site's public key, of a `site` that it lists."""
         return X25519PublicKey.from_public_bytes(bytes.fromhex(self.site(name).public_key))
 
 
@@ -180,18 +196,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _site_of(bundle: Mapping[str, Any]) -> SiteKey:
     name = bundle.get("site")
-    try:
-        site = SiteKey(name=name, public_key=bundle.get("public_key"))
-    except ValidationError as error:
-        raise RosterError(f"key bundle of {name}: {explain(error, SiteKey)}. Ask the site for a right one.") from None
+    content = {"name": name, "public_key": bundle.get("public_key")}
+    site = SiteKey.checked(content, f"key bundle of {name}", SiteKey.remedy)
     if bundle.get("fingerprint") != site.fingerprint:
         raise RosterError(
             f"key bundle of {name}: its fingerprint is not its key's ({site.fingerprint}), so it was changed on its "
             "way. Ask the site to send it again."
         )
     return site
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Say all that is wrong with a file, in its own field names; the remedy is to ask for another."""
-    return "; ".join(fault.said for fault in faults_of(error, model))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from exchange.adding import add_replies, seal
+from exchange.aggregation import add_replies, seal
+from exchange.key_roster import KeyRoster, SiteKey
 from exchange.messages import EmbedRequest, Group, SecureSum, TrainReply
-from exchange.roster import KeyRoster, SiteKey
 from exchange.secure_sum import Masker, SecureSumError
 
 SITES = ["a", "b", "c", "d", "e"]

@@ -16,7 +16,7 @@ from exchange.messages import (
     SumRequest,
 )
 from exchange.ring import RingError, Words
-from exchange.secure_sum import Context, Layout, Masker, SecureSumError, check_numbers, open_sum
+from exchange.secure_sum import MaskContext, Masker, SecureSumError, SumLayout, check_numbers, open_sum
 
 _NOT_ADDED = (SHOWN, "weights/")
 _BITS = {"32": 32, "64": 64}
@@ -54,7 +54,7 @@ def seal(reply: Reply, request: SumRequest, masker: Masker, *, site: str, run: s
     arrays = {name: values for name, values in reply.arrays.items() if name.startswith(SHOWN)}
     groups = []
     for number, (sites, of_group) in enumerate(sorted(_by_group(reply, request, site, secure.sites).items())):
-        context = Context(request.study, run, secure.step, secure.attempt, sites, question)
+        context = MaskContext(request.study, run, secure.step, secure.attempt, sites, question)
         layout, sealed = masker.seal(of_group, context, secure.bound)
         groups.append(SealedGroup(sites=list(sites), layout=layout.to_json()))
         arrays |= {f"sealed/{number}/{bits}": words for bits, words in sealed.items()}
@@ -129,8 +129,8 @@ def _added(reply: SumReply) -> list[str]:
     return [name for name in reply.arrays if not name.startswith(_NOT_ADDED)]
 
 
-def _words(reply: SumReply, sites: tuple[str, ...]) -> tuple[Layout, dict[int, Words]]:
+def _words(reply: SumReply, sites: tuple[str, ...]) -> tuple[SumLayout, dict[int, Words]]:
     """Layout and words by ring of one group of a masked answer."""
     number = next(number for number, group in enumerate(reply.sealed) if tuple(group.sites) == sites)
     words = reply.part(f"sealed/{number}")
-    return Layout.from_json(reply.sealed[number].layout), {_BITS[bits]: words[bits] for bits in words}
+    return SumLayout.from_json(reply.sealed[number].layout), {_BITS[bits]: words[bits] for bits in words}

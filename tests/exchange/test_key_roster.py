@@ -5,7 +5,7 @@ import random
 import pytest
 from pydantic import ValidationError
 
-from exchange.roster import KeyRoster, RosterError, SiteKey
+from exchange.key_roster import KeyRoster, RosterError, SiteKey
 
 #: Public keys of Alice and Bob in RFC 7748, section 6.1.
 ALICE = "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
