@@ -332,12 +332,7 @@ def _filtered(values: np.ndarray, kept: np.ndarray, cleaning: Cleaning, t_r: flo
 
 
 def _check_frames(
-    signals: np.ndarray,
-    censored: np.ndarray,
-    cleaning: Cleaning,
-    name: str,
-    t_r: float,
-    regressors: np.ndarray,
+    signals: np.ndarray, censored: np.ndarray, cleaning: Cleaning, name: str, t_r: float, regressors: np.ndarray
 ) -> None:
     """Refuse what cannot be cleaned, before it is tried."""
     for what, given in (("confounds", regressors), ("censored frames", censored)):

@@ -12,6 +12,7 @@ from brainlm.windows import split_participants, usable_recordings
 from cli.main import run_command
 from cohorts import Cohort, load_atlas
 from cohorts.tables import read_text_table
+from tests.support.cohorts import contents
 from tests.support.derivatives import KnownTree, make_fmriprep_tree, make_xcpd_tree
 from tests.support.programs import processes_of, start, wait_until
 
@@ -29,10 +30,6 @@ def fmriprep(tmp_path) -> KnownTree:
 def of_images(tree: KnownTree, out: Path, *more: str) -> list[str]:
     labels = ["--atlas-image", str(tree.label_image.path), "--atlas-labels", str(tree.label_table)]
     return ["cohort", "prepare", str(tree.root), str(out), *labels, "--atlas-space", "MNI152NLin6Asym", *more]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_an_fmriprep_tree_becomes_a_cohort_and_a_second_time_nothing_is_read(fmriprep, tmp_path, capsys):

@@ -18,6 +18,7 @@ from cohorts.preparation import prepare_cohort
 from cohorts.quality import QualityRules
 from cohorts.settings import Preparation
 from cohorts.sources.matrices import MatrixSource
+from tests.support.cohorts import contents
 from tests.support.runs import MadeSource
 
 
@@ -37,10 +38,6 @@ def people(n: int = 12, **columns: object) -> ParticipantsTable:
     ids = [f"sub-{number:04d}" for number in range(12)]
     table = pd.DataFrame({"participant_id": ids, "age": np.arange(12.0) + 20, **columns})
     return ParticipantsTable(table.iloc[:n], pd.DataFrame({"participant_id": [], "session_id": []}))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_good_runs_go_in_and_bad_ones_are_quarantined(source, tmp_path):
