@@ -106,12 +106,10 @@ def read_frames(path: Path, header: Header) -> Iterator[np.ndarray]:
     n_frames = header.get_data_shape()[3]
     frame_bytes = 8 * math.prod(map(int, header.get_data_shape()[:3]))
     step = max(1, _BLOCK_BYTES // frame_bytes)
-    with _faults_of(path), ImageOpener(str(path)) as stream:
-        numbers = ArrayProxy(stream, header)
+    with _numbers_of(path, header) as numbers:
         for start in range(0, n_frames, step):
             block = np.asanyarray(numbers[..., start : start + step])
             yield from np.moveaxis(block, -1, 0)
-        _read_to_end(stream)
 
 
 def read_volume(path: Path, header: Header) -> np.ndarray:
@@ -125,17 +123,19 @@ def read_volume(path: Path, header: Header) -> np.ndarray:
         raise RecordingError(
             "too-large", f"{path.name}: has {' x '.join(map(str, shape))} voxels; expected at most {_MAX_VOXELS:,}."
         )
-    with _faults_of(path), ImageOpener(str(path)) as stream:
-        volume = np.asanyarray(ArrayProxy(stream, header)[...])
-        _read_to_end(stream)
-    return volume
+    with _numbers_of(path, header) as numbers:
+        return np.asanyarray(numbers[...])
 
 
 @contextmanager
-def _faults_of(path: Path) -> Iterator[None]:
-    """Turn what reading raises into the fault of the file."""
+def _numbers_of(path: Path, header: Header) -> Iterator[ArrayProxy]:
+    """Yield the numbers of a file; what reading them raises becomes the fault of the file."""
     try:
-        yield
+        with ImageOpener(str(path)) as stream:
+            yield ArrayProxy(stream, header)
+            # At its end gzip compares its checksum. A bomb may lie there, so not for ever.
+            if len(stream.read(_MAX_REST)) == _MAX_REST:
+                raise ValueError("more than the header declares")
     except _READING_ERRORS as error:
         if isinstance(error, EOFError) or "not enough data" in str(error):
             raise RecordingError(
@@ -145,12 +145,6 @@ def _faults_of(path: Path) -> Iterator[None]:
             "corrupt",
             f"{path.name}: its numbers are damaged, or more than its header declares. Copy or export it again.",
         ) from None
-
-
-def _read_to_end(stream: ImageOpener) -> None:
-    """Read what follows the numbers, so that gzip compares its checksum; a bomb may lie there, so not for ever."""
-    if len(stream.read(_MAX_REST)) == _MAX_REST:
-        raise ValueError("more than the header declares")
 
 
 def _parse(path: Path) -> Header:
