@@ -21,15 +21,7 @@ _ERRORS = (*_OWN_ERRORS, ArithmeticError, AttributeError, EOFError, LookupError,
 
 
 def read_ptseries(path: Path) -> tuple[list[str], np.ndarray]:
-    """Read parcellated series in CIFTI-2.
-
-    Returns
-    -------
-    list of str
-        Names of the parcels.
-    numpy.ndarray
-        [T, parcels].
-    """
+    """Read parcellated series in CIFTI-2: the names of the parcels, and values [T, parcels]."""
     try:
         with warnings.catch_warnings(action="ignore"):  # what they are about is checked below
             image = nib.load(path)

@@ -53,13 +53,7 @@ def first_unread(paths: Iterable[Path]) -> str:
 
 
 def kind_of(path: str | Path) -> Kind:
-    """Tell what kind of source a path is, by what made it, else by the first file that shows it.
-
-    Raises
-    ------
-    CohortError
-        If there is nothing, or nothing that can be read.
-    """
+    """Tell what kind of source a path is, by what made it, else by its files; refuse what holds none that is read."""
     path = Path(path)
     if path.is_file() and path.suffix.lower() == ".npz":
         return "matrices"

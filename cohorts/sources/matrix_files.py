@@ -75,13 +75,7 @@ def read_npy(path: Path) -> np.ndarray:
 
 
 def npz_keys(path: Path) -> list[str]:
-    """Keys of an .npz in order of its directory, as `numpy.load` names them.
-
-    Raises
-    ------
-    Any of `BROKEN_ARCHIVE`
-        If the file cannot be read as an archive.
-    """
+    """Keys of an .npz in order of its directory, as `numpy.load` names them; raises any of `BROKEN_ARCHIVE`."""
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist() if not name.endswith("/")]
 
