@@ -69,13 +69,7 @@ class Source(Protocol):
         """Whether the readings have kept their units, or are z-scored parcel by parcel."""
 
     def runs(self) -> list[Run]:
-        """List the runs in order of their names, without reading them.
-
-        Raises
-        ------
-        CohortError
-            If the source as a whole is unusable, such as one without runs.
-        """
+        """List the runs in order of their names, without reading them; refuse one that has none, or is unusable."""
 
     def read(self, run: Run) -> Reading:
         """Read one run.

@@ -150,18 +150,13 @@ class MatrixSource:
 
 
 def participant_of(name: str, known: tuple[str, ...] | None) -> str:
-    """Id of the participant that a recording's name names.
+    """Id of the participant that a recording's name names; refuse one that names none of the known, or several.
 
     Parameters
     ----------
     known : tuple of str or None
         The ids to choose from. None to take the name's own word: its ``sub-`` entity, or else what is left of it
         without the parts that say which scan it is.
-
-    Raises
-    ------
-    RecordingError
-        With code ``unknown-participant`` or ``ambiguous-participant``.
     """
     entity = re.match(r"sub-[A-Za-z0-9]+", name)
     own = entity.group() if entity else _ENTITIES.sub("", _DERIVATIVE.sub("", name))

@@ -140,11 +140,7 @@ def read_table(path: Path, separator: str | None) -> Table:
     """Read a matrix of numbers from a text file, packed (.gz) or not.
 
     Lines that begin with ``#`` and empty ones are passed over. UTF-8 and marked UTF-16, and any line ends, are read.
-
-    Parameters
-    ----------
-    separator : str or None
-        What stands between two cells; None for any white space.
+    Without a `separator`, any white space stands between two cells.
     """
     lines = [line for line in _text(path).splitlines() if line.strip() and not line.startswith("#")]
     _check_separator(lines, separator, path.name)

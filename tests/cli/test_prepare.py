@@ -169,14 +169,6 @@ def test_a_lost_key_is_not_replaced(fmriprep, tmp_path, capsys):
     assert run_command([*command, "--key", str(tmp_path / "moved.key")]) == 0
 
 
-def test_what_differs_from_before_is_named(fmriprep, tmp_path, capsys):
-    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--high-pass", "0.01")) == 0
-
-    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--high-pass", "0.02")) == 2
-
-    assert "high_pass was 0.01, and is 0.02" in capsys.readouterr().err
-
-
 def test_killed_with_its_processes_at_work_it_goes_on_to_the_same_bytes(fmriprep, tmp_path):
     out = tmp_path / "b" / "oslo"
     command = of_images(fmriprep, out, "--workers", "2", "--no-report", "--key", str(tmp_path / "key"))
