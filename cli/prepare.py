@@ -20,7 +20,7 @@ from cohorts.participants import ParticipantsTable
 from cohorts.preparation import PreparationReport, prepare_cohort
 from cohorts.quality import QualityRules
 from cohorts.settings import KINDS, SourceSettings, check_preparation, with_paths
-from cohorts.sources.derivatives import Kind, kind_of
+from cohorts.sources.formats import Kind, kind_of
 
 
 @with_settings(KINDS.values())

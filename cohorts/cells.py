@@ -55,39 +55,27 @@ _OTHER_SEX = re.compile(r"o|x|.*\b(?:others?|intersex|diverse?|non-?binary|third
 
 @dataclass(frozen=True)
 class TableRules:
-    """What becomes of cells that are no plain value.
-
-    Attributes
-    ----------
-    missing : tuple of (column, value)
-        Values that stand for none; of every column where its name is empty. So do a column's ``MissingValues`` in
-        ``participants.json``, and ``Levels`` that are said to be missing there.
-    top_coded, ranges : str or None
-        None for what a column's ``TopCoded`` and ``Ranges`` say in ``participants.json``; missing if these say nothing.
-    judge : bool
-        Whether to look for numbers that are codes for missing values.
-    """
+    """What becomes of cells that are no plain value."""
 
     missing: tuple[tuple[str, str], ...] = ()
+    """Values that stand for none; of every column where its name is empty. So do a column's ``MissingValues`` in
+    ``participants.json``, and ``Levels`` that are said to be missing there."""
     top_coded: TopCoded | None = None
     ranges: Ranges | None = None
+    """None for what a column's ``TopCoded`` and ``Ranges`` say in ``participants.json``; missing if these say
+    nothing."""
     judge: bool = True
+    """Whether to look for numbers that are codes for missing values."""
 
 
 @dataclass(frozen=True)
 class ColumnRules:
-    """`TableRules` for one column, with what its description says.
-
-    Attributes
-    ----------
-    missing : frozenset of str
-        Cells that stand for no value.
-    levels : dict
-        Code → what is said of it, of those that mean something.
-    """
+    """`TableRules` for one column, with what its description says."""
 
     missing: frozenset[str]
+    """Cells that stand for no value."""
     levels: dict[str, str]
+    """Code → what is said of it, of those that mean something."""
     top_coded: str
     ranges: str
     judge: bool

@@ -49,29 +49,21 @@ _STRUCTURE = QualityRules(min_frames=2, min_coverage=0.0)
 
 @dataclass(frozen=True)
 class PreparationReport:
-    """What `prepare_cohort` did.
-
-    Attributes
-    ----------
-    path : Path
-        The cohort.
-    n_recordings, n_participants : int
-        What the cohort holds now.
-    n_done, n_unchanged, n_not_selected, n_gone : int
-        Runs read now, runs that were there already, runs of participants that were not selected, and recordings that
-        stay though the source has no such run any more.
-    quarantined : pandas.DataFrame
-        recording_id, code, message.
-    """
+    """What `prepare_cohort` did."""
 
     path: Path
+    """The cohort."""
     n_recordings: int
     n_participants: int
+    """What the cohort holds now."""
     n_done: int
     n_unchanged: int
     n_not_selected: int
     n_gone: int
+    """Runs read now, runs that were there already, runs of participants that were not selected, and recordings that
+    stay though the source has no such run any more."""
     quarantined: pd.DataFrame
+    """recording_id, code, message."""
 
 
 @dataclass(frozen=True)

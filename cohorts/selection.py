@@ -16,15 +16,12 @@ from cohorts.sources.kinds import Run, Source
 class Selection:
     """The people of a participants table and those who are selected of it; without a table, whoever comes.
 
+    A selection of nobody, or by a table or a column that is not there, is refused as a `CohortError`.
+
     Attributes
     ----------
     ids : set of str or None
         Who is selected; None without a table.
-
-    Raises
-    ------
-    CohortError
-        If nobody is selected, or a setting needs a table or a column that is not there.
     """
 
     def __init__(self, table: ParticipantsTable | None, settings: Preparation) -> None:

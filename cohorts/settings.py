@@ -24,7 +24,7 @@ from cohorts.cohort import Scale
 from cohorts.errors import CohortError
 from cohorts.participants import MissingRule, ParticipantsTable, load_participants
 from cohorts.persons import PersonPattern
-from cohorts.sources.derivatives import Kind
+from cohorts.sources.formats import Kind
 from cohorts.sources.kinds import Source, check_given_t_r
 
 _OF_THE_TABLE = ("missing_value", "top_coded", "ranges", "participant_column")

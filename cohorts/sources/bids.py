@@ -26,21 +26,14 @@ _SKIPPED_FOLDERS = {"sourcedata", "logs", "figures"}
 
 @dataclass(frozen=True)
 class BIDSName:
-    """What a file's name says.
-
-    Attributes
-    ----------
-    entities : dict
-        Key → value in the name's order: ``{"sub": "01", "task": "rest"}``.
-    suffix : str
-        The last part, such as ``bold``.
-    extension : str
-        From the first dot on: ``.nii.gz``, ``.ptseries.nii``; empty if there is none.
-    """
+    """What a file's name says."""
 
     entities: dict[str, str]
+    """Key → value in the name's order: ``{"sub": "01", "task": "rest"}``."""
     suffix: str
+    """The last part, such as ``bold``."""
     extension: str
+    """From the first dot on: ``.nii.gz``, ``.ptseries.nii``; empty if there is none."""
 
     @property
     def run(self) -> str:
@@ -77,11 +70,7 @@ def walk(root: str | Path) -> Iterator[Path]:
 
     Symbolic links are followed, but not to folders around the tree, and each real folder is visited once, so that loops
     end. Left out are links that lead nowhere, hidden files and folders, and folders named sourcedata, logs or figures.
-
-    Raises
-    ------
-    CohortError
-        If a folder cannot be listed.
+    A folder that cannot be listed is refused.
     """
     around = Path(os.path.realpath(root)).parents
     seen = {(status.st_dev, status.st_ino) for status in map(os.stat, filter(os.path.exists, around))}
@@ -113,12 +102,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 class Tree:
-    """The files of a folder of derivatives, listed once.
-
-    Parameters
-    ----------
-    root : path
-        The folder with ``dataset_description.json``.
+    """The files of a folder of derivatives, that with ``dataset_description.json``, listed once.
 
     Attributes
     ----------

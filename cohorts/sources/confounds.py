@@ -35,40 +35,27 @@ _NILEARN_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, 
 class ConfoundStrategy:
     """One of nilearn's strategies, and what differs from its defaults; None keeps nilearn's.
 
-    Attributes
-    ----------
-    name : {"simple", "scrubbing", "compcor", "ica_aroma", "none"}
-        ``simple``: 24 motion parameters, white matter and CSF, high-pass cosines (Fox et al. 2005). ``scrubbing``: the
-        same with 8 parameters of white matter and CSF, and frames of high motion censored (Power et al. 2012).
-        ``compcor``: motion and the components of white matter and CSF (Behzadi et al. 2007). ``ica_aroma``: white
-        matter and CSF, on images that ICA-AROMA cleaned (Pruim et al. 2015). ``none``: nothing is regressed. All but
-        ``none`` censor the volumes before the scanner's steady state.
-    motion : {"basic", "power2", "derivatives", "full"}, optional
-        6, 12, 12 or 24 parameters.
-    wm_csf : {"basic", "power2", "derivatives", "full"}, optional
-        2, 4, 4 or 8 parameters.
-    global_signal : {"basic", "power2", "derivatives", "full"}, optional
-        Regress the global signal, too: 1, 2, 2 or 4 parameters. No strategy does by default.
-    fd_threshold : float, optional
-        Censor frames whose framewise displacement is above it, mm; nilearn's default is 0.5.
-    std_dvars_threshold : float, optional
-        Censor frames whose standardized DVARS is above it; nilearn's default is 1.5.
-    scrub : int, optional
-        Censor what is left between censored frames, too, where it is shorter than this; nilearn's default is 5.
-
-    Raises
-    ------
-    CohortError
-        If the strategy is unknown or has no such option.
+    A strategy that is unknown, or has no such option, is refused as a `CohortError`.
     """
 
     name: str = "simple"
+    """``simple``: 24 motion parameters, white matter and CSF, high-pass cosines (Fox et al. 2005). ``scrubbing``: the
+    same with 8 parameters of white matter and CSF, and frames of high motion censored (Power et al. 2012). ``compcor``:
+    motion and the components of white matter and CSF (Behzadi et al. 2007). ``ica_aroma``: white matter and CSF, on
+    images that ICA-AROMA cleaned (Pruim et al. 2015). ``none``: nothing is regressed. All but ``none`` censor the
+    volumes before the scanner's steady state."""
     motion: str | None = None
+    """One of `MODELS`: 6, 12, 12 or 24 parameters."""
     wm_csf: str | None = None
+    """One of `MODELS`: 2, 4, 4 or 8 parameters."""
     global_signal: str | None = None
+    """Regress the global signal, too: 1, 2, 2 or 4 parameters. No strategy does by default."""
     fd_threshold: float | None = None
+    """Censor frames whose framewise displacement is above it, mm; nilearn's default is 0.5."""
     std_dvars_threshold: float | None = None
+    """Censor frames whose standardized DVARS is above it; nilearn's default is 1.5."""
     scrub: int | None = None
+    """Censor what is left between censored frames, too, where it is shorter than this; nilearn's default is 5."""
 
     def __post_init__(self) -> None:
         if self.name not in _OPTIONS:
@@ -105,21 +92,14 @@ class ConfoundStrategy:
 
 @dataclass(frozen=True)
 class Confounds:
-    """What a confounds file says of a run of A frames.
-
-    Attributes
-    ----------
-    regressors : numpy.ndarray
-        [A, C] float64, finite; C may be 0.
-    censored : numpy.ndarray
-        [A] bool; empty if no frames were judged.
-    framewise_displacement : numpy.ndarray
-        [A] float32 in mm, the first NaN; empty if the file does not have it.
-    """
+    """What a confounds file says of a run of A frames."""
 
     regressors: np.ndarray
+    """[A, C] float64, finite; C may be 0."""
     censored: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    """[A] bool; empty if no frames were judged."""
     framewise_displacement: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    """[A] float32 in mm, the first NaN; empty if the file does not have it."""
 
 
 def load_strategy(image: Path, confounds_file: Path, strategy: ConfoundStrategy, n_frames: int) -> Confounds:

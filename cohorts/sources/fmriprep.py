@@ -27,20 +27,15 @@ class FMRIPrepSource(ImageSource):
     """The runs of an fMRIPrep tree in one space and resolution.
 
     `root` is the derivatives folder, with ``sub-*`` folders in it.
-
-    Attributes
-    ----------
-    strategy : ConfoundStrategy
-        nilearn's confound strategy. ``ica_aroma`` takes the ``desc-smoothAROMAnonaggr`` images, others
-        ``desc-preproc``.
-    res, tasks, sessions
-        As of `cohorts.settings.FMRIPrepSettings`; the resolution of images without one is ``native``.
     """
 
     strategy: ConfoundStrategy = field(default_factory=ConfoundStrategy)
+    """nilearn's confound strategy. ``ica_aroma`` takes the ``desc-smoothAROMAnonaggr`` images, others
+    ``desc-preproc``."""
     res: str = ""
     tasks: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
+    """As of `cohorts.settings.FMRIPrepSettings`; the resolution of images without one is ``native``."""
 
     @property
     def preprocessing(self) -> str:

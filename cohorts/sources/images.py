@@ -31,21 +31,30 @@ Header = nib.Nifti1Header
 
 def read_header(path: Path) -> Header:
     """Read and check the header of a NIfTI file (.nii or .nii.gz), and nothing of its numbers."""
-    header = _parse(path)
+    block = _first_bytes(path)
+    kinds = (kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if len(block) >= kind.sizeof_hdr)
+    kind = next((kind for kind in kinds if kind.may_contain_header(block)), None)
+    if kind is None:
+        raise _not_nifti(path)
     try:
-        shape, n_bytes = header.get_data_shape(), header.get_data_dtype().itemsize
+        header = kind(block[: kind.sizeof_hdr], check=False)
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
         header.get_slope_inter()
         offset = header.get_data_offset()
-    except (HeaderDataError, ValueError, OverflowError):
-        raise _broken(path) from None
-    if not shape or min(shape) < 1 or offset < header.sizeof_hdr:
-        raise _broken(path)
-    if header.get_data_dtype().kind not in "iuf":
+        if not shape or min(shape) < 1 or offset < header.sizeof_hdr:
+            raise ValueError
+    except (HeaderDataError, KeyError, ValueError, OverflowError):
+        raise RecordingError(
+            "broken-header",
+            f"{path.name}: its NIfTI header is broken (dimensions, type or scaling); expected a valid one. "
+            "Export it again.",
+        ) from None
+    if dtype.kind not in "iuf":
         raise RecordingError(
             "not-numbers",
             f"{path.name}: holds colours or complex numbers; expected real numbers. Export the BOLD signal alone.",
         )
-    declared = math.prod(map(int, shape)) * n_bytes + offset
+    declared = math.prod(map(int, shape)) * dtype.itemsize + offset
     if declared > MAX_RUN_BYTES:
         raise RecordingError(
             "too-large",
@@ -106,12 +115,10 @@ def read_frames(path: Path, header: Header) -> Iterator[np.ndarray]:
     n_frames = header.get_data_shape()[3]
     frame_bytes = 8 * math.prod(map(int, header.get_data_shape()[:3]))
     step = max(1, _BLOCK_BYTES // frame_bytes)
-    with _faults_of(path), ImageOpener(str(path)) as stream:
-        numbers = ArrayProxy(stream, header)
+    with _numbers_of(path, header) as numbers:
         for start in range(0, n_frames, step):
             block = np.asanyarray(numbers[..., start : start + step])
             yield from np.moveaxis(block, -1, 0)
-        _read_to_end(stream)
 
 
 def read_volume(path: Path, header: Header) -> np.ndarray:
@@ -125,17 +132,19 @@ def read_volume(path: Path, header: Header) -> np.ndarray:
         raise RecordingError(
             "too-large", f"{path.name}: has {' x '.join(map(str, shape))} voxels; expected at most {_MAX_VOXELS:,}."
         )
-    with _faults_of(path), ImageOpener(str(path)) as stream:
-        volume = np.asanyarray(ArrayProxy(stream, header)[...])
-        _read_to_end(stream)
-    return volume
+    with _numbers_of(path, header) as numbers:
+        return np.asanyarray(numbers[...])
 
 
 @contextmanager
-def _faults_of(path: Path) -> Iterator[None]:
-    """Turn what reading raises into the fault of the file."""
+def _numbers_of(path: Path, header: Header) -> Iterator[ArrayProxy]:
+    """Yield the numbers of a file; what reading them raises becomes the fault of the file."""
     try:
-        yield
+        with ImageOpener(str(path)) as stream:
+            yield ArrayProxy(stream, header)
+            # At its end gzip compares its checksum. A bomb may lie there, so not for ever.
+            if len(stream.read(_MAX_REST)) == _MAX_REST:
+                raise ValueError("more than the header declares")
     except _READING_ERRORS as error:
         if isinstance(error, EOFError) or "not enough data" in str(error):
             raise RecordingError(
@@ -147,18 +156,13 @@ def _faults_of(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _read_to_end(stream: ImageOpener) -> None:
-    """Read what follows the numbers, so that gzip compares its checksum; a bomb may lie there, so not for ever."""
-    if len(stream.read(_MAX_REST)) == _MAX_REST:
-        raise ValueError("more than the header declares")
-
-
-def _parse(path: Path) -> Header:
+def _first_bytes(path: Path) -> bytes:
+    """As many bytes of an image, unpacked if need be, as the longer header takes."""
     try:
         if path.stat().st_size == 0:
             raise RecordingError("empty-file", f"{path.name}: is empty; expected a NIfTI image. Copy it again.")
         with ImageOpener(str(path)) as stream:
-            block = stream.read(nib.Nifti2Header.sizeof_hdr)
+            return stream.read(nib.Nifti2Header.sizeof_hdr)
     except FileNotFoundError:
         raise RecordingError(
             "missing-file",
@@ -166,26 +170,9 @@ def _parse(path: Path) -> Header:
         ) from None
     except _READING_ERRORS:
         raise _not_nifti(path) from None
-    for kind in (nib.Nifti1Header, nib.Nifti2Header):
-        if len(block) >= kind.sizeof_hdr and kind.may_contain_header(block):
-            try:
-                header = kind(block[: kind.sizeof_hdr], check=False)
-                header.get_data_dtype()
-            except (HeaderDataError, KeyError, ValueError):
-                raise _broken(path) from None
-            return header
-    raise _not_nifti(path)
 
 
 def _not_nifti(path: Path) -> RecordingError:
     return RecordingError(
         "not-nifti", f"{path.name}: is not a NIfTI file; expected .nii or .nii.gz. Export or copy it again."
-    )
-
-
-def _broken(path: Path) -> RecordingError:
-    return RecordingError(
-        "broken-header",
-        f"{path.name}: its NIfTI header is broken (dimensions, type or scaling); expected a valid one. "
-        "Export it again.",
     )

@@ -18,57 +18,39 @@ LONGEST_T_R = 20.0
 
 @dataclass(frozen=True)
 class Run:
-    """One recording that a source offers, before anything of it is read.
-
-    Attributes
-    ----------
-    name : str
-        As the source names it, such as ``sub-01_ses-1_task-rest_run-1``; unique in the source, known at the site alone.
-    participant : str
-        Whose it is, as in the participants table: ``sub-01``.
-    session, task, run : str
-        Labels after BIDS, without ``ses-``, ``task-`` and ``run-``; empty where the name has none.
-    files : tuple of Path
-        Every file that decides what reading it gives. What changes in them means reading it again.
-    part : str
-        Which part of the first file, where one file holds several recordings: the key in an .npz.
-    """
+    """One recording that a source offers, before anything of it is read."""
 
     name: str
+    """As the source names it, such as ``sub-01_ses-1_task-rest_run-1``; unique in the source, known at the site
+    alone."""
     participant: str
+    """Whose it is, as in the participants table: ``sub-01``."""
     session: str = ""
     task: str = ""
     run: str = ""
+    """Labels after BIDS, without ``ses-``, ``task-`` and ``run-``; empty where the name has none."""
     files: tuple[Path, ...] = ()
+    """Every file that decides what reading it gives. What changes in them means reading it again."""
     part: str = ""
+    """Which part of the first file, where one file holds several recordings: the key in an .npz."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a source gives for one run.
-
-    Attributes
-    ----------
-    signal : numpy.ndarray
-        [T, P] float32 in the order of the atlas; NaN throughout where a parcel is missing.
-    t_r : float
-        Repetition time in seconds; NaN where the source does not know it.
-    tsnr : float
-        Median over parcels of mean/sd over time before cleaning; NaN if unknown.
-    framewise_displacement : numpy.ndarray
-        [A] float32 in millimetres, over the frames as acquired, the first NaN; empty if unknown.
-    censored : numpy.ndarray
-        [A] bool, True for frames that were dropped from `signal` or interpolated in it; empty if none were judged.
-    notices : tuple of str
-        Codes of `cohorts.notices`.
-    """
+    """What a source gives for one run."""
 
     signal: np.ndarray
+    """[T, P] float32 in the order of the atlas; NaN throughout where a parcel is missing."""
     t_r: float = math.nan
+    """Repetition time in seconds; NaN where the source does not know it."""
     tsnr: float = math.nan
+    """Median over parcels of mean/sd over time before cleaning; NaN if unknown."""
     framewise_displacement: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    """[A] float32 in millimetres, over the frames as acquired, the first NaN; empty if unknown."""
     censored: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    """[A] bool, True for frames that were dropped from `signal` or interpolated in it; empty if none were judged."""
     notices: tuple[str, ...] = ()
+    """Codes of `cohorts.notices`."""
 
 
 class Source(Protocol):
@@ -87,13 +69,7 @@ class Source(Protocol):
         """Whether the readings have kept their units, or are z-scored parcel by parcel."""
 
     def runs(self) -> list[Run]:
-        """List the runs in order of their names, without reading them.
-
-        Raises
-        ------
-        CohortError
-            If the source as a whole is unusable, such as one without runs.
-        """
+        """List the runs in order of their names, without reading them; refuse one that has none, or is unusable."""
 
     def read(self, run: Run) -> Reading:
         """Read one run.

@@ -16,16 +16,7 @@ from cohorts.sources.matlab import MatlabError, Variable
 
 _NUMBERS = {b"double", b"single", *(b"%sint%d" % (sign, bits) for sign in (b"", b"u") for bits in (8, 16, 32, 64))}
 """Classes of an array; others are text, logicals, cells, structures and objects."""
-_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 """What h5py raises on files with bytes changed or cut off: of HDF5's own faults it makes plain Python errors."""
 
 

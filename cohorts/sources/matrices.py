@@ -48,32 +48,25 @@ class MatrixSource:
 
     A recording belongs to the participant that its name names: the key in an .npz, or the file's name without its
     suffix. ``sub-01_ses-2_run-1`` is run 1 of session 2 of ``sub-01``.
-
-    Attributes
-    ----------
-    path : Path
-        An .npz file with one array [T, P] a recording, or a folder of `MATRIX_SUFFIXES`: matrices in .npy, .npz, .mat
-        (version 5 to 7.3), .csv, .tsv or .1D, the last three also packed (.gz), and parcellated series of CIFTI.
-    atlas : Atlas
-        The atlas of the columns.
-    preprocessing, t_r, orientation, columns, variable, scaling
-        As of `cohorts.settings.MatrixSettings`, columns as the first and the last, from 1. A table whose header names
-        the parcels shows by itself how it lies.
-    participants : tuple of str or None
-        The ids that names are matched with, as the participants table spells them. A name matches an id also without
-        ``sub-``, without leading zeros, and where it stands between other words: ``PITT_0050003_rois_aal`` is
-        ``50003``. None to take each name's own word for it.
     """
 
     path: Path
+    """An .npz file with one array [T, P] a recording, or a folder of `MATRIX_SUFFIXES`: matrices in .npy, .npz, .mat
+    (version 5 to 7.3), .csv, .tsv or .1D, the last three also packed (.gz), and parcellated series of CIFTI."""
     atlas: Atlas
+    """The atlas of the columns."""
     preprocessing: str = "unspecified"
     t_r: float | None = None
     orientation: str = "auto"
     columns: tuple[int, int] | None = None
     variable: str = ""
-    participants: tuple[str, ...] | None = None
     scaling: Scale = "raw"
+    """These as of `cohorts.settings.MatrixSettings`, columns as the first and the last, from 1. A table whose header
+    names the parcels shows by itself how it lies."""
+    participants: tuple[str, ...] | None = None
+    """The ids that names are matched with, as the participants table spells them. A name matches an id also without
+    ``sub-``, without leading zeros, and where it stands between other words: ``PITT_0050003_rois_aal`` is ``50003``.
+    None to take each name's own word for it."""
 
     def __post_init__(self) -> None:
         check_given_t_r(self.t_r)
@@ -157,18 +150,13 @@ class MatrixSource:
 
 
 def participant_of(name: str, known: tuple[str, ...] | None) -> str:
-    """Id of the participant that a recording's name names.
+    """Id of the participant that a recording's name names; refuse one that names none of the known, or several.
 
     Parameters
     ----------
     known : tuple of str or None
         The ids to choose from. None to take the name's own word: its ``sub-`` entity, or else what is left of it
         without the parts that say which scan it is.
-
-    Raises
-    ------
-    RecordingError
-        With code ``unknown-participant`` or ``ambiguous-participant``.
     """
     entity = re.match(r"sub-[A-Za-z0-9]+", name)
     own = entity.group() if entity else _ENTITIES.sub("", _DERIVATIVE.sub("", name))

@@ -10,7 +10,6 @@ import io
 import math
 import os
 import stat
-import tokenize
 import warnings
 import zipfile
 import zlib
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, TypeVar
 
 import numpy as np
@@ -34,17 +34,7 @@ AnyVariable = TypeVar("AnyVariable", bound=Variable)
 _MISSING = frozenset(map(str.lower, MISSING))
 
 # What numpy raises for a header that is no header: it evaluates the text as a Python literal and builds a dtype of it.
-_BROKEN_HEADER = (
-    AttributeError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    RecursionError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    tokenize.TokenError,
-)
+_NO_HEADER = (AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError, TokenError)
 # What an archive raises that is damaged, encrypted or exotic, when it or a member is opened or read.
 BROKEN_ARCHIVE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -85,13 +75,7 @@ def read_npy(path: Path) -> np.ndarray:
 
 
 def npz_keys(path: Path) -> list[str]:
-    """Keys of an .npz in order of its directory, as `numpy.load` names them.
-
-    Raises
-    ------
-    Any of `BROKEN_ARCHIVE`
-        If the file cannot be read as an archive.
-    """
+    """Keys of an .npz in order of its directory, as `numpy.load` names them; raises any of `BROKEN_ARCHIVE`."""
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist() if not name.endswith("/")]
 
@@ -156,11 +140,7 @@ def read_table(path: Path, separator: str | None) -> Table:
     """Read a matrix of numbers from a text file, packed (.gz) or not.
 
     Lines that begin with ``#`` and empty ones are passed over. UTF-8 and marked UTF-16, and any line ends, are read.
-
-    Parameters
-    ----------
-    separator : str or None
-        What stands between two cells; None for any white space.
+    Without a `separator`, any white space stands between two cells.
     """
     lines = [line for line in _text(path).splitlines() if line.strip() and not line.startswith("#")]
     _check_separator(lines, separator, path.name)
@@ -197,7 +177,7 @@ def _members(path: Path) -> list[Variable]:
             with archive.open(member) as file:
                 try:
                     shape, _, dtype = _npy_header(file)
-                except _BROKEN_HEADER:
+                except _NO_HEADER:
                     continue
             found.append(Variable(member.filename.removesuffix(".npy"), shape, dtype.kind in "fiu"))
     return found
@@ -207,7 +187,7 @@ def _read_array(file: IO[bytes], size: int, name: str) -> np.ndarray:
     """Read an .npy stream of `size` bytes, after its header has shown that it is a matrix that fits."""
     try:
         shape, fortran_order, dtype = _npy_header(file)
-    except _BROKEN_HEADER:
+    except _NO_HEADER:
         raise RecordingError(
             "unreadable", f"{name}: is no array that numpy wrote, whatever its name says. Export it again."
         ) from None

@@ -23,24 +23,17 @@ class NiftiSource(ImageSource):
     ``X_mask.nii.gz`` and ``X.json``. If one run has confounds, every run must.
 
     ``derivatives``, ``sourcedata``, ``code`` and hidden folders in `root` are left out.
-
-    Attributes
-    ----------
-    confounds_suffix, mask_suffix : str
-        What follows X in the names of its confounds and its brain mask.
-    confound_columns : tuple of str
-        Columns of the confounds to regress; all that are numbers, if empty.
-    participants : frozenset of str
-        Ids of the participants table, to know a participant by the name of a file or folder that has no ``sub-``.
-    pipeline : str
-        A short id of what was done to the images before.
     """
 
     confounds_suffix: str = "_confounds.tsv"
     mask_suffix: str = "_mask.nii.gz"
+    """What follows X in the names of its confounds and its brain mask."""
     confound_columns: tuple[str, ...] = ()
+    """Columns of the confounds to regress; all that are numbers, if empty."""
     participants: frozenset[str] = frozenset()
+    """Ids of the participants table, to know a participant by the name of a file or folder that has no ``sub-``."""
     pipeline: str = "nifti"
+    """A short id of what was done to the images before."""
 
     @property
     def preprocessing(self) -> str:

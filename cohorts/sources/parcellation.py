@@ -46,31 +46,22 @@ _SAME_GRID = 1e-5
 
 @dataclass(frozen=True)
 class Cleaning:
-    """How the parcels' signals are cleaned, by ``nilearn.signal.clean``.
-
-    Attributes
-    ----------
-    detrend : bool
-        Remove a line over time.
-    high_pass, low_pass : float or None
-        Cutoffs in Hz of a Butterworth filter, fifth order, forwards and backwards.
-    standardize : {None, "zscore_sample"}
-        None keeps units and mean; else each parcel gets mean 0 and standard deviation 1 over the kept frames.
-    censoring : {"interpolate", "drop", "none"}
-        What becomes of frames that the confounds' strategy censors. None of them takes part in the fit, except with
-        ``none``. ``interpolate`` then fills them from their neighbours by a cubic spline, and holds the ends, so that
-        frames stay evenly spaced; ``drop`` removes them; ``none`` treats them as the others.
-    min_parcel_coverage : float
-        Least fraction of a parcel's voxels with signal in the brain mask; below it the parcel is missing. 0.5 is
-        XCP-D's default.
-    """
+    """How the parcels' signals are cleaned, by ``nilearn.signal.clean``."""
 
     detrend: bool = False
+    """Remove a line over time."""
     high_pass: float | None = None
     low_pass: float | None = None
+    """Cutoffs in Hz of a Butterworth filter, fifth order, forwards and backwards."""
     standardize: Literal["zscore_sample"] | None = None
+    """None keeps units and mean; else each parcel gets mean 0 and standard deviation 1 over the kept frames."""
     censoring: Censoring = "interpolate"
+    """What becomes of frames that the confounds' strategy censors. None of them takes part in the fit, except with
+    ``none``. ``interpolate`` then fills them from their neighbours by a cubic spline, and holds the ends, so that
+    frames stay evenly spaced; ``drop`` removes them; ``none`` treats them as the others."""
     min_parcel_coverage: float = 0.5
+    """Least fraction of a parcel's voxels with signal in the brain mask; below it the parcel is missing. 0.5 is XCP-D's
+    default."""
 
     def __post_init__(self) -> None:
         cutoffs = [cutoff for cutoff in (self.high_pass, self.low_pass) if cutoff is not None]
@@ -98,31 +89,21 @@ class Cleaning:
 
 @dataclass(frozen=True)
 class ImageSource(ABC):
-    """What sources of images have in common, as `cohorts.sources.kinds.Source`.
-
-    Attributes
-    ----------
-    root : Path
-        The folder.
-    label_image : LabelImage
-        The parcels.
-    cleaning : Cleaning
-        Filters, standardization, and what becomes of censored frames; a plain table of confounds censors none.
-    space : str
-        Space of the images, such as ``MNI152NLin6Asym`` or ``MNIInfant:cohort-1``: of a tree's the one to take, the
-        label image's if empty; of plain images where their names (``space-``) do not say it.
-    allow_space : str
-        A space other than the label image's that is accepted; see `check_space`.
-    t_r : float or None
-        Repetition time in seconds, where no sidecar says it; must agree with those that do. Headers do not count.
-    """
+    """What sources of images have in common, as `cohorts.sources.kinds.Source`."""
 
     root: Path
+    """The folder."""
     label_image: LabelImage
+    """The parcels."""
     cleaning: Cleaning = field(default_factory=Cleaning)
+    """Filters, standardization, and what becomes of censored frames; a plain table of confounds censors none."""
     space: str = ""
+    """Space of the images, such as ``MNI152NLin6Asym`` or ``MNIInfant:cohort-1``: of a tree's the one to take, the
+    label image's if empty; of plain images where their names (``space-``) do not say it."""
     allow_space: str = ""
+    """A space other than the label image's that is accepted; see `check_space`."""
     t_r: float | None = None
+    """Repetition time in seconds, where no sidecar says it; must agree with those that do. Headers do not count."""
 
     def __post_init__(self) -> None:
         check_given_t_r(self.t_r)
@@ -333,12 +314,7 @@ def _filtered(values: np.ndarray, kept: np.ndarray, cleaning: Cleaning, t_r: flo
 
 
 def _check_frames(
-    signals: np.ndarray,
-    censored: np.ndarray,
-    cleaning: Cleaning,
-    name: str,
-    t_r: float,
-    regressors: np.ndarray,
+    signals: np.ndarray, censored: np.ndarray, cleaning: Cleaning, name: str, t_r: float, regressors: np.ndarray
 ) -> None:
     """Refuse what cannot be cleaned, before it is tried."""
     for what, given in (("confounds", regressors), ("censored frames", censored)):

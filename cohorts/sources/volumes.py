@@ -32,24 +32,16 @@ _NAME_COLUMNS = ("name", "label", "region")
 
 @dataclass(frozen=True)
 class LabelImage:
-    """An image whose voxels hold the labels of an atlas's parcels.
-
-    Attributes
-    ----------
-    path : Path
-        A 3D NIfTI file of whole numbers; 0 is background.
-    atlas : Atlas
-        What the parcels are, in the order of a recording's columns.
-    values : tuple of int
-        The label in the image of each parcel [P], in the atlas's order.
-    space : str
-        Template space in the words of BIDS, such as ``MNI152NLin6Asym``.
-    """
+    """An image whose voxels hold the labels of an atlas's parcels."""
 
     path: Path
+    """A 3D NIfTI file of whole numbers; 0 is background."""
     atlas: Atlas
+    """What the parcels are, in the order of a recording's columns."""
     values: tuple[int, ...]
+    """The label in the image of each parcel [P], in the atlas's order."""
     space: str
+    """Template space in the words of BIDS, such as ``MNI152NLin6Asym``."""
 
 
 def load_label_image(
@@ -109,11 +101,6 @@ def check_space(label_image: LabelImage, bold_space: str, name: str, *, allow_sp
     allow_space : str
         One more space that is accepted, on the responsibility of who names it: labels are looked up by their
         millimetres, and two MNI templates differ by a few of them.
-
-    Raises
-    ------
-    RecordingError
-        With code ``no-space`` or ``wrong-space``.
     """
     if not bold_space:
         raise RecordingError(

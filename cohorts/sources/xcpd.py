@@ -29,37 +29,25 @@ class XCPDSource:
     Three generations of names are read: ``_space-X_atlas-Y_timeseries`` (to 0.6),
     ``_space-X_seg-Y_stat-mean_timeseries`` (0.7 to 0.14) and ``_space-X_atlas-Y_stat-mean_timeseries`` (26.0 on), as
     ``.tsv``, or as ``.ptseries.nii`` where there is no table. A concatenation of runs that stands beside them
-    (``--combine-runs``) is left out.
-
-    Parameters
-    ----------
-    root : Path
-        The folder with ``dataset_description.json``.
-    atlas : Atlas
-        The parcels that a reading has. Every one of them must be in the tree's series, by name; series may have more.
-    atlas_name, space : str
-        The tree's names, such as ``4S456Parcels`` and ``fsLR``; may be empty where it has one only.
-    censoring : {"as-is", "interpolate", "drop"}
-        What to do about frames of high motion: leave it as XCP-D did, fill them where it dropped them, or drop them
-        where it filled them.
-    tasks, sessions, min_parcel_coverage, t_r
-        As of `cohorts.settings.XCPDSettings`.
-
-    Raises
-    ------
-    CohortError
-        If the tree has no such series, or several atlases or spaces of which none is named.
+    (``--combine-runs``) is left out. A tree without such series, or with several atlases or spaces of which none is
+    named, is refused as a `CohortError`.
     """
 
     root: Path
+    """The folder with ``dataset_description.json``."""
     atlas: Atlas
+    """The parcels that a reading has. Every one of them must be in the tree's series, by name; series may have more."""
     atlas_name: str = ""
     space: str = ""
+    """The tree's names, such as ``4S456Parcels`` and ``fsLR``; may be empty where it has one only."""
     tasks: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
     censoring: Censoring = "as-is"
+    """What to do about frames of high motion: leave it as XCP-D did, fill them where it dropped them, or drop them
+    where it filled them."""
     min_parcel_coverage: float = 0.5
     t_r: float | None = None
+    """The other settings as of `cohorts.settings.XCPDSettings`."""
     scaling: ClassVar[Scale] = "raw"
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from brainlm.windows import split_participants, usable_recordings
 from cli.main import run_command
 from cohorts import Cohort, load_atlas
 from cohorts.tables import read_text_table
+from tests.support.cohorts import contents
 from tests.support.derivatives import KnownTree, make_fmriprep_tree, make_xcpd_tree
 from tests.support.programs import processes_of, start, wait_until
 
@@ -29,10 +30,6 @@ def fmriprep(tmp_path) -> KnownTree:
 def of_images(tree: KnownTree, out: Path, *more: str) -> list[str]:
     labels = ["--atlas-image", str(tree.label_image.path), "--atlas-labels", str(tree.label_table)]
     return ["cohort", "prepare", str(tree.root), str(out), *labels, "--atlas-space", "MNI152NLin6Asym", *more]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_an_fmriprep_tree_becomes_a_cohort_and_a_second_time_nothing_is_read(fmriprep, tmp_path, capsys):
@@ -170,14 +167,6 @@ def test_a_lost_key_is_not_replaced(fmriprep, tmp_path, capsys):
     assert "pseudonyms.key: is not there" in capsys.readouterr().err
     assert not (tmp_path / "pseudonyms.key").exists()
     assert run_command([*command, "--key", str(tmp_path / "moved.key")]) == 0
-
-
-def test_what_differs_from_before_is_named(fmriprep, tmp_path, capsys):
-    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--high-pass", "0.01")) == 0
-
-    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--high-pass", "0.02")) == 2
-
-    assert "high_pass was 0.01, and is 0.02" in capsys.readouterr().err
 
 
 def test_killed_with_its_processes_at_work_it_goes_on_to_the_same_bytes(fmriprep, tmp_path):

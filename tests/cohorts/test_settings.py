@@ -13,6 +13,7 @@ from cohorts import Cohort, atlas_names
 from cohorts.identities import OwnNames
 from cohorts.preparation import prepare_cohort
 from cohorts.settings import KINDS, MatrixSettings, Preparation, check_preparation
+from tests.support.cohorts import contents
 
 
 @pytest.fixture
@@ -30,11 +31,6 @@ def folder(tmp_path) -> Path:
 def command(folder: Path, out: str, *more: object) -> list[str]:
     fast = ("--workers", "0", "--no-report", "--keep-ids")
     return ["cohort", "prepare", str(folder / "source"), str(folder / out / "oslo"), *map(str, more), *fast]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_options_a_file_and_python_give_the_same_cohort(folder):

@@ -32,3 +32,8 @@ def read_recordings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(cohorts.cohort, "load_recording", load_and_note)
     return read
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

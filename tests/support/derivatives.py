@@ -24,24 +24,16 @@ Generation = Literal["0.6", "0.7", "26"]
 
 @dataclass(frozen=True)
 class KnownRun:
-    """What is true of one run.
-
-    Attributes
-    ----------
-    bold : Path
-        The 4D image, or of XCP-D the table of time series.
-    signal : numpy.ndarray
-        [A, P] float32, the mean of each parcel in every frame as acquired.
-    framewise_displacement : numpy.ndarray
-        [A] mm, the first NaN.
-    censored : numpy.ndarray
-        [A] bool, frames that move more than `FD_THRESHOLD`.
-    """
+    """What is true of one run."""
 
     bold: Path
+    """The 4D image, or of XCP-D the table of time series."""
     signal: np.ndarray
+    """[A, P] float32, the mean of each parcel in every frame as acquired."""
     framewise_displacement: np.ndarray
+    """[A] mm, the first NaN."""
     censored: np.ndarray
+    """[A] bool, frames that move more than `FD_THRESHOLD`."""
 
 
 @dataclass(frozen=True)

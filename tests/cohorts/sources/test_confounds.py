@@ -85,13 +85,6 @@ def test_without_a_strategy_motion_is_known_and_nothing_regressed(run):
     assert confounds.framewise_displacement[10] == 3
 
 
-def test_an_old_name_of_the_file_is_found(run):
-    image, path = run
-    path.rename(path.with_name("sub-01_task-rest_desc-confounds_regressors.tsv"))
-    old = path.with_name("sub-01_task-rest_desc-confounds_regressors.tsv")
-    assert load_strategy(image, old, ConfoundStrategy(), N_FRAMES).regressors.shape == (N_FRAMES, 28)
-
-
 def edited(change) -> str:
     """Table of fMRIPrep after a change, as text."""
     return change(fmriprep_table()).to_csv(sep="\t", index=False, na_rep="n/a")

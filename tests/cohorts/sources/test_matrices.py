@@ -22,7 +22,7 @@ from cohorts import Atlas, Cohort, CohortError, RecordingError, load_atlas
 from cohorts.preparation import prepare_cohort
 from cohorts.quality import QualityRules
 from cohorts.settings import MatrixSettings
-from cohorts.sources.derivatives import kind_of
+from cohorts.sources.formats import kind_of
 from cohorts.sources.kinds import Run
 from cohorts.sources.matrices import MatrixSource, participant_of
 from tests.support.derivatives import write_ptseries
