@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from base.errors import FedBrainLMError
+from base.files import read_json as read_object
 from base.settings import Hex64, Name
 from base.wording import faults_of
 
@@ -184,14 +185,13 @@ def read_json(path: Path) -> dict[str, Any]:
         If there is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except OSError as error:
         raise RosterError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise RosterError(f"{path}: is not a JSON object. Ask whoever made it for the file as it was written.")
-    return content
+    except ValueError:
+        raise RosterError(
+            f"{path}: is not a JSON object. Ask whoever made it for the file as it was written."
+        ) from None
 
 
 def _site_of(bundle: Mapping[str, Any]) -> SiteKey:

@@ -49,47 +49,32 @@ def _when(data: RunData) -> str:
 
 def _headlines(data: RunData) -> list[tuple[str, str, str]]:
     """Number, what it is, and what to read it beside."""
-    pretraining = data.summary["pretraining"]
+    pretraining, probes = data.summary["pretraining"], data.summary["probes"]
     before = "start" if "masked_r2_start" in pretraining else "untrained"
-    found = [
-        (
-            _number(pretraining.get("masked_r2")),
-            "masked R², held-out participants",
-            f"{before}: {_number(pretraining.get(f'masked_r2_{before}'))}{_best_baseline(data)}",
-        )
-    ]
+    beside = f"{before}: {_number(pretraining.get(f'masked_r2_{before}'))}{_best_baseline(data)}"
+    found = [(_number(pretraining.get("masked_r2")), "masked R², held-out participants", beside)]
     effect = data.summary["harmonization"].get("site_effect", {}).get("embedding", {})
     if {"raw", "harmonized"} <= effect.keys():
         raw, harmonized = site_score(effect["raw"]), site_score(effect["harmonized"])
-        found.append(
-            (
-                f"{_number(raw.value)} → {_number(harmonized.value)}",
-                f"{raw.title}, raw → harmonized",
-                f"by chance: {_number(raw.by_chance)}",
-            )
-        )
-    for target, scores in data.summary["probes"].get("embedding", {}).items():
+        change = _change(raw.value, harmonized.value)
+        found.append((change, f"{raw.title}, raw → harmonized", f"by chance: {_number(raw.by_chance)}"))
+    name = "connectivity" if "connectivity" in probes else "untrained"
+    called = "functional connectivity" if name == "connectivity" else name
+    for target, scores in probes.get("embedding", {}).items():
         if {"raw", "harmonized"} <= scores.keys():
-            name = "connectivity" if "connectivity" in data.summary["probes"] else "untrained"
-            baseline = data.summary["probes"].get(name, {}).get(target, {}).get("harmonized", {})
             score = probe_score(scores["raw"])
-            found.append(
-                (
-                    f"{_number(scores['raw'][score])} → {_number(scores['harmonized'][score])}",
-                    f"{target} predicted ({PROBE_SCORES[score]}), raw → harmonized",
-                    f"{'functional connectivity' if name == 'connectivity' else name}: {_number(baseline.get(score))}",
-                )
-            )
-    cca = data.summary["association"].get("cca")
-    if cca:
-        found.append(
-            (
-                _number(cca["correlations"][0]),
-                "first canonical correlation, held-out participants",
-                f"by chance (95%): {_number(cca['null_95'][0])}; p = {_number(cca['p_value'])}",
-            )
-        )
+            change = _change(scores["raw"][score], scores["harmonized"][score])
+            baseline = probes.get(name, {}).get(target, {}).get("harmonized", {}).get(score)
+            title = f"{target} predicted ({PROBE_SCORES[score]}), raw → harmonized"
+            found.append((change, title, f"{called}: {_number(baseline)}"))
+    if cca := data.summary["association"].get("cca"):
+        beside = f"by chance (95%): {_number(cca['null_95'][0])}; p = {_number(cca['p_value'])}"
+        found.append((_number(cca["correlations"][0]), "first canonical correlation, held-out participants", beside))
     return found
+
+
+def _change(raw: float | None, harmonized: float | None) -> str:
+    return f"{_number(raw)} → {_number(harmonized)}"
 
 
 def _best_baseline(data: RunData) -> str:

@@ -1,11 +1,10 @@
 """What the report is made from: the run's folder, read once."""
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,8 +19,7 @@ from server.reconstruction import read_table
 from study.settings import load_study
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """A held-out recording of a simulated site: signal, reconstruction and mask, [P, T] each."""
 
     site: str

@@ -34,7 +34,7 @@ from server.journal import Journal
 from server.report import write_report
 from study.program import Program
 from study.question import Question
-from study.settings import Study, load_study
+from study.settings import Study
 from tests.support.federation import PLAIN, STUDY, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 from tests.support.pooled_sites import ATLASES, WEIGHTS, PooledSite, added, read_study
@@ -344,10 +344,6 @@ def test_a_study_without_harmonization_measures_and_residualizes_only(tmp_path, 
 def test_a_policy_that_forbids_any_part_forbids_the_study_at_once(tmp_path, small_cohorts, policy):
     with pytest.raises(QuorumError, match=r"describe: 0 of 3 sites answered.*policy\."):
         run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts, **policy)))
-
-
-def test_the_study_in_the_run_s_folder_is_the_one_that_ran(finished_run):
-    assert load_study(finished_run.folder / "study.yaml").seed == STUDY["seed"]
 
 
 @pytest.mark.parametrize("content", [DENSE, PADDED], ids=["dense", "padded"])

@@ -9,7 +9,6 @@ from flwr.app import Message
 
 from exchange.aggregation import seal
 from exchange.expected import Expected
-from exchange.key_roster import KeyRoster, SiteKey
 from exchange.messages import (
     DescribeReply,
     DescribeRequest,
@@ -34,18 +33,18 @@ from server.journal import Journal
 from server.presence import Presence
 from study.question import Question, evaluation_groups
 from study.settings import ProtectionConfig, RoundsConfig
+from tests.exchange.sealing import roster_of
 from tests.support.local_grid import LocalGrid
 
 NAMES = ["aalborg", "bergen", "coimbra", "delft", "espoo", "fulda", "ghent", "hobro"]
 KEYS = {name: X25519PrivateKey.generate() for name in NAMES}
-ROSTER = KeyRoster(
-    name="eight",
-    sites=tuple(SiteKey(name=n, public_key=k.public_key().public_bytes_raw().hex()) for n, k in KEYS.items()),
-)
+ROSTER = roster_of(KEYS)
 FRAMES = FrameSpec(atlas="schaefer200", window={}, holdout=0, seed=0)
 QUESTIONS = {
     "measuring": SummarizeRequest(study="s", jobs={"x": Job(analysis="second_moments", parameters={}, table=FRAMES)}),
-    "pretraining": TrainRequest(study="s", model={}, training={}, round_number=1, rounds=1, seed=0),
+    "pretraining": TrainRequest(
+        study="s", model={}, training={}, round_number=1, rounds=1, seed=0, arrays={"weights/w": np.zeros(2)}
+    ),
     "embedding": EmbedRequest(study="s", model={}, recipe="r", holdout=0, seed=0),
     "harmonization": HarmonizeRequest(study="s", steps=[Step(source="a", result="b", transform="projection")]),
 }
@@ -77,6 +76,7 @@ class Hospitals(LocalGrid):
         kind = message.content["header"]["kind"]
         stage = next(stage for stage, question in QUESTIONS.items() if type(question).__name__ == kind)
         request = type(QUESTIONS[stage]).from_records(message.content)
+        assert bool(request.arrays) == (stage == "pretraining" and request.secure.attempt == 1)  # never sent again
         if request.secure.attempt == 1:
             self._asked = request.question
         if site in self.silent:
