@@ -108,9 +108,7 @@ def _require_names(found: Collection[str], wanted: Collection[str]) -> None:
 def _check_sealed(reply: Reply, arrays: Arrays, request: SumRequest, wanted: Mapping[str, Expected]) -> None:
     """Check that the layouts of a masked answer are of what was asked for, and its words as many as they say."""
     assert request.secure is not None
-    groups: dict[tuple[str, ...], dict[str, Expected]] = {}
-    for name, of in wanted.items():
-        groups.setdefault(tuple(request.sites_of(name, request.secure.sites)), {})[name] = of
+    groups = request.by_sites(wanted)
     among = [tuple(group.sites) for group in reply.sealed]
     if sorted(among) != sorted(groups):
         raise MessageError("an answer is masked among other sites than it was asked among.")

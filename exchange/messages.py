@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -36,6 +36,7 @@ _PACKED = "safetensors"
 """Name and kind of the one array that holds all arrays of a request, as the bytes of a safetensors file."""
 
 Arrays = dict[str, NDArray[Any]]
+AnyOne = TypeVar("AnyOne")
 
 
 class MessageError(Exception):
@@ -247,8 +248,15 @@ class SumRequest(StudyRequest):
         header = self.model_dump_json(exclude={"secure", "groups", "run"})
         return hashlib.sha256(f"{header}{hash_arrays(self.arrays)}".encode()).hexdigest()
 
+    def by_sites(self, arrays: Mapping[str, AnyOne]) -> dict[tuple[str, ...], dict[str, AnyOne]]:
+        """Return what stands by the names of arrays, by the sites of the secure sum that send them."""
+        assert self.secure is not None, "answers in the clear have no groups"
+        found: dict[tuple[str, ...], dict[str, AnyOne]] = {}
+        for name, one in arrays.items():
+            found.setdefault(tuple(self.sites_of(name, self.secure.sites)), {})[name] = one
+        return found
+
     def sites_of(self, array: str, sites: Sequence[str]) -> list[str]:
-        """Return those of `sites` that send an array."""
         for group in self.groups:
             if any(array.startswith(f"{part}/") for part in group.parts):
                 return [site for site in sites if site in group.sites]

@@ -71,15 +71,6 @@ def test_replies_show_nothing_of_a_site_but_words_of_a_ring(finished_run):
     assert {"loss", "masked_r2"} <= set(metrics["name"])
 
 
-def test_updates_take_no_more_bytes_than_float32(finished_run):
-    n_weights = sum(values.size for values in load_file(finished_run.journal.checkpoint(0)).values())
-    reply = next(m for m in finished_run.grid.received if m.content["header"]["kind"] == "TrainReply")
-
-    words = reply.content["arrays"]
-    (updates,) = (array.numpy() for name, array in words.items() if array.dtype == "uint32")
-    assert updates.shape == (n_weights + 1,)  # the last one tells whether masks cancelled
-
-
 @pytest.mark.parametrize(
     ("stage", "silent"),
     [
