@@ -61,13 +61,7 @@ def seal(reply: Reply, request: SumRequest, masker: Masker, *, site: str, run: s
 
 
 def check_room(reply: Reply, request: DescribeRequest | SumRequest, site: str) -> None:
-    """Refuse an answer with a number that cannot be summed, or that is too large for the sum's ring.
-
-    Raises
-    ------
-    RingError
-        Naming the array, and why.
-    """
+    """Refuse an answer with a number that cannot be summed, or has no room in its ring: a `RingError` names one."""
     masked = _masked_of(reply, request, site)
     for name, values in masked.items():
         if not np.isfinite(values).all():

@@ -158,13 +158,7 @@ class KeyRoster(Mailed):
         return hashlib.sha256(self.canonical()).hexdigest()
 
     def site(self, name: str) -> SiteKey:
-        """Return a site's entry.
-
-        Raises
-        ------
-        RosterError
-            If the roster does not list the site.
-        """
+        """Return a site's entry; `RosterError` if the roster does not list it."""
         for site in self.sites:
             if site.name == name:
                 return site
@@ -172,7 +166,7 @@ class KeyRoster(Mailed):
         raise RosterError(f"roster {self.name}: does not list the site {name}; it lists {listed}. Ask the coordinator.")
 
     def public_key(self, name: str) -> X25519PublicKey:
-        """Return a site's public key, of a `site` that it lists."""
+        """Return the public key of a `site`."""
         return X25519PublicKey.from_public_bytes(bytes.fromhex(self.site(name).public_key))
 
 

@@ -24,17 +24,6 @@ _MATTERS = ("n_participants", "n_windows", "n_parcels", "atlas", "preprocessing"
 class Presence:
     """The sites that take part, in the order of their names.
 
-    Parameters
-    ----------
-    grid : Grid
-        Flower's way to the nodes.
-    journal : Journal
-        Where every exchange is written down.
-    limits : RoundsConfig
-        Quorum and deadlines.
-    protection : ProtectionConfig
-        Whether sums are masked.
-
     Attributes
     ----------
     about : dict

@@ -273,12 +273,12 @@ def _exchanges(data: RunData) -> Table:
     table = data.exchanges
     header = ["stage", "message", "exchanges", "asked", "answered", "MB to the sites", "MB back", "seconds"]
     rows: Rows = []
-    for (stage, message), part in table.groupby(["stage", "message"], sort=False):
+    for names, part in table.groupby(["stage", "message"], sort=False):
         seconds = float((part["ended"] - part["started"]).sum())
         counts = [len(part), int(part["asked"].sum()), int(part["answered"].sum())]
-        megabytes = [float(part[name].sum() / 1e6) for name in ("bytes_down", "bytes_up")]
-        rows.append([stage, message, *counts, *(Shown(value, f"{value:,.2f}") for value in megabytes)])
-        rows[-1] = [*rows[-1], Shown(seconds, f"{seconds:,.1f}")]
+        sizes = [float(part[name].sum() / 1e6) for name in ("bytes_down", "bytes_up")]
+        measured = [*(Shown(size, f"{size:,.2f}") for size in sizes), Shown(seconds, f"{seconds:,.1f}")]
+        rows.append([*names, *counts, *measured])
     refused = data.outcomes[data.outcomes["outcome"] != "ok"].groupby(["site", "outcome"]).size()
     note = "; ".join(f"{site}: {outcome} ({count} times)" for (site, outcome), count in refused.items())
     return Table(header, rows, f"Not answered: {note}." if note else "Every question was answered.")
@@ -292,7 +292,10 @@ def _protection(data: RunData) -> Table:
     elif privacy["roster"] is None:
         sums = "on; the run ended before the sites had found keys in common"
     else:
-        sums = _secure_sums(data)
+        silent = data.outcomes.query("outcome != 'ok'")["exchange"].nunique()
+        again = f"; a site fell silent in {silent} exchanges" if silent else ""
+        keys = f"on, with the keys of roster {privacy['roster'][:12]}"
+        sums = f"{keys}: a coordinator that follows the protocol reads totals alone{again}"
     rows: Rows = [["secure sums", sums]]
     if privacy["max_norm"] is not None:
         rows.append(["length of an update", f"at most {privacy['max_norm']:g} (L2)"])
@@ -325,13 +328,6 @@ def _shows_one_site(study: dict[str, Any]) -> list[str]:
     named = dict.fromkeys((harmonization["method"], *analyses["compare"]))
     names += [method for method in named if harmonizers()[method].shows_one_site]
     return names + (["reference_site"] if harmonization["reference"] else [])
-
-
-def _secure_sums(data: RunData) -> str:
-    silent = data.outcomes.query("outcome != 'ok'")["exchange"].nunique()
-    again = f"; a site fell silent in {silent} exchanges" if silent else ""
-    roster = data.summary["privacy"]["roster"][:12]
-    return f"on, with the keys of roster {roster}: a coordinator that follows the protocol reads totals alone{again}"
 
 
 TABLES = {

@@ -80,10 +80,6 @@ class RunData:
         arrays, about = read_arrays(path)
         return arrays, about["covariates"]
 
-    def atlas_of(self, site: str) -> Atlas:
-        """Return the atlas that a site has, by the study's names."""
-        return self.atlas(self.summary["sites"][site]["atlas"])
-
     def vectors(self, name: str) -> pd.DataFrame | None:
         """Vectors of all simulated participants in a feature set, with their site and age; None if not at hand."""
         tables = []

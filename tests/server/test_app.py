@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -241,18 +242,23 @@ def first_round(message: Message) -> bool:
     return json.loads(message.content["header"]["json"])["round_number"] == 1
 
 
-def test_a_site_that_falls_silent_among_the_sums_is_left_out_of_all_of_them(tmp_path, small_cohorts):
-    """Sums before and after would otherwise be over different people: the others begin again without it."""
-    asked = {"bergen": 0}
+def bergen_answers_one_sum() -> Callable[[int, Message], bool | None]:
+    """Let the second site answer a question for sums, and no further one."""
+    answered = []
 
     def dies(node: int, message: Message) -> bool | None:
         if node != 2 or message.metadata.message_type != "query.summarize":
             return None
-        asked["bergen"] += 1
-        return None if asked["bergen"] == 1 else False
+        answered.append(node)
+        return None if len(answered) == 1 else False
 
+    return dies
+
+
+def test_a_site_that_falls_silent_among_the_sums_is_left_out_of_all_of_them(tmp_path, small_cohorts):
+    """Sums before and after would otherwise be over different people: the others begin again without it."""
     sites = write_sites(tmp_path / "s", small_cohorts)
-    journal = run_study(tmp_path / "run", LocalGrid(sites, dies), PLAIN)
+    journal = run_study(tmp_path / "run", LocalGrid(sites, bergen_answers_one_sum()), PLAIN)
     summary = summary_of(tmp_path / "run")
     without = run_study(
         tmp_path / "two", LocalGrid(write_sites(tmp_path / "t", [small_cohorts[0], small_cohorts[2]])), PLAIN

@@ -60,17 +60,17 @@ def nuisance(table) -> np.ndarray:
 
 def pooled(sites: list[Path], covariates, **more) -> list[SiteTable]:
     """Tables of the raw embedding of all sites, as an analyst with all data would make them."""
-    tables = []
-    for number, site in enumerate(sites):
-        table = features(site, "embedding")
-        extra = {name: values[number] for name, values in more.items()}
-        seed = private_seed(site)
-        tables.append(
-            SiteTable(
-                matrix(table), covariates(table), table["age"].to_numpy(), site=site.parent.name, seed=seed, **extra
-            )
+    return [
+        SiteTable(
+            matrix(table := features(site, "embedding")),
+            covariates(table),
+            table["age"].to_numpy(),
+            site=site.parent.name,
+            seed=private_seed(site),
+            **{name: values[number] for name, values in more.items()},
         )
-    return tables
+        for number, site in enumerate(sites)
+    ]
 
 
 def test_the_reference_site_comes_back_unchanged_and_others_as_pooled_combat_makes_them(tmp_path, cohorts):
