@@ -1,6 +1,6 @@
 """How answers are masked at a site, and added at the coordinator, with masks or without."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from exchange.ring import RingError, Words
 from exchange.secure_sum import MaskContext, Masker, SecureSumError, SumLayout, check_numbers, open_sum
 
 _NOT_ADDED = (SHOWN, "weights/")
-_BITS = {"32": 32, "64": 64}
 
 
 def seal(reply: Reply, request: SumRequest, masker: Masker, *, site: str, run: str, question: str) -> Reply:
@@ -53,7 +52,7 @@ def seal(reply: Reply, request: SumRequest, masker: Masker, *, site: str, run: s
         raise SecureSumError("the request is for an answer in the clear.")
     arrays = {name: values for name, values in reply.arrays.items() if name.startswith(SHOWN)}
     groups = []
-    for number, (sites, of_group) in enumerate(sorted(_by_group(reply, request, site, secure.sites).items())):
+    for number, (sites, of_group) in enumerate(sorted(request.by_sites(_masked_of(reply, request, site)).items())):
         context = MaskContext(request.study, run, secure.step, secure.attempt, sites, question)
         layout, sealed = masker.seal(of_group, context, secure.bound)
         groups.append(SealedGroup(sites=list(sites), layout=layout.to_json()))
@@ -62,28 +61,20 @@ def seal(reply: Reply, request: SumRequest, masker: Masker, *, site: str, run: s
 
 
 def check_room(reply: Reply, request: DescribeRequest | SumRequest, site: str) -> None:
-    """Refuse an answer with a number that cannot be summed, or that is too large for the sum's ring.
-
-    Raises
-    ------
-    RingError
-        Naming the array, and why.
-    """
-    for name, values in own_parts(reply, request, site).arrays.items():
-        if not name.startswith(SHOWN) and not np.isfinite(values).all():
+    """Refuse an answer with a number that cannot be summed, or has no room in its ring: a `RingError` names one."""
+    masked = _masked_of(reply, request, site)
+    for name, values in masked.items():
+        if not np.isfinite(values).all():
             raise RingError(f"{name}: a number is NaN or infinite, and cannot be summed.")
     if request.secure is not None:
-        for sites, of_group in _by_group(reply, request, site, request.secure.sites).items():
+        for sites, of_group in request.by_sites(masked).items():
             check_numbers(of_group, len(sites), request.secure.bound)
 
 
-def _by_group(reply: Reply, request: SumRequest, site: str, among: Sequence[str]) -> dict[tuple[str, ...], Arrays]:
-    """Arrays of a site's answer that are masked, by the sites that they are masked among."""
-    by_group: dict[tuple[str, ...], Arrays] = {}
-    for name, values in own_parts(reply, request, site).arrays.items():
-        if not name.startswith(SHOWN):
-            by_group.setdefault(tuple(request.sites_of(name, among)), {})[name] = values
-    return by_group
+def _masked_of(reply: Reply, request: StudyRequest, site: str) -> Arrays:
+    """Arrays of a site's answer that are added."""
+    arrays = own_parts(reply, request, site).arrays
+    return {name: values for name, values in arrays.items() if not name.startswith(SHOWN)}
 
 
 def own_parts(reply: Reply, request: StudyRequest, site: str) -> Reply:
@@ -110,9 +101,10 @@ def add_replies(request: SumRequest, replies: Mapping[str, SumReply]) -> Arrays:
     if request.secure is None:
         total: Arrays = {}
         for _, reply in sorted(replies.items()):
-            for name in _added(reply):
-                values = np.asarray(reply.arrays[name], dtype=np.float64)
-                total[name] = total[name] + values if name in total else values
+            for name, values in reply.arrays.items():
+                if not name.startswith(_NOT_ADDED):
+                    wide = np.asarray(values, dtype=np.float64)
+                    total[name] = total[name] + wide if name in total else wide
         return total
     by_group: dict[tuple[str, ...], list[SumReply]] = {}
     for reply in replies.values():
@@ -125,12 +117,8 @@ def add_replies(request: SumRequest, replies: Mapping[str, SumReply]) -> Arrays:
         raise MessageError(str(error)) from None
 
 
-def _added(reply: SumReply) -> list[str]:
-    return [name for name in reply.arrays if not name.startswith(_NOT_ADDED)]
-
-
 def _words(reply: SumReply, sites: tuple[str, ...]) -> tuple[SumLayout, dict[int, Words]]:
     """Layout and words by ring of one group of a masked answer."""
     number = next(number for number, group in enumerate(reply.sealed) if tuple(group.sites) == sites)
     words = reply.part(f"sealed/{number}")
-    return SumLayout.from_json(reply.sealed[number].layout), {_BITS[bits]: words[bits] for bits in words}
+    return SumLayout.from_json(reply.sealed[number].layout), {int(bits): words[bits] for bits in words}

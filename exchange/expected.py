@@ -108,15 +108,18 @@ def _require_names(found: Collection[str], wanted: Collection[str]) -> None:
 def _check_sealed(reply: Reply, arrays: Arrays, request: SumRequest, wanted: Mapping[str, Expected]) -> None:
     """Check that the layouts of a masked answer are of what was asked for, and its words as many as they say."""
     assert request.secure is not None
-    groups: dict[tuple[str, ...], dict[str, Expected]] = {}
-    for name, of in wanted.items():
-        groups.setdefault(tuple(request.sites_of(name, request.secure.sites)), {})[name] = of
+    groups = request.by_sites(wanted)
     among = [tuple(group.sites) for group in reply.sealed]
     if sorted(among) != sorted(groups):
         raise MessageError("an answer is masked among other sites than it was asked among.")
     words: dict[str, tuple[str, tuple[int, ...]]] = {}
     for number, group in enumerate(reply.sealed):
-        layout = _layout_of(group.layout, request.secure.bound)
+        try:
+            layout = SumLayout.from_json(group.layout)
+        except SecureSumError as error:
+            raise MessageError(str(error)) from None
+        if layout.bound != (bound := request.secure.bound):
+            raise MessageError(f"updates are masked within {layout.bound:g}; within {bound:g} was asked for.")
         _check_layout(layout, groups[tuple(group.sites)])
         for bits in (32, 64):
             if n_words := layout.n_words(bits):
@@ -125,16 +128,6 @@ def _check_sealed(reply: Reply, arrays: Arrays, request: SumRequest, wanted: Map
     for name, values in arrays.items():
         if (str(values.dtype), values.shape) != words[name]:
             raise MessageError(f"'{name}' of shape {values.shape} and kind {values.dtype} is not what its layout says.")
-
-
-def _layout_of(content: Mapping[str, Any], bound: float) -> SumLayout:
-    try:
-        layout = SumLayout.from_json(content)
-    except SecureSumError as error:
-        raise MessageError(str(error)) from None
-    if layout.bound != bound:
-        raise MessageError(f"updates are masked within {layout.bound:g}; within {bound:g} was asked for.")
-    return layout
 
 
 def _check_layout(layout: SumLayout, wanted: Mapping[str, Expected]) -> None:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from base.errors import FedBrainLMError
+from base.files import read_json as read_object
 from base.settings import Hex64, Name
 from base.wording import faults_of
 
@@ -157,13 +158,7 @@ class KeyRoster(Mailed):
         return hashlib.sha256(self.canonical()).hexdigest()
 
     def site(self, name: str) -> SiteKey:
-        """Return a site's entry.
-
-        Raises
-        ------
-        RosterError
-            If the roster does not list the site.
-        """
+        """Return a site's entry; `RosterError` if the roster does not list it."""
         for site in self.sites:
             if site.name == name:
                 return site
@@ -171,7 +166,7 @@ class KeyRoster(Mailed):
         raise RosterError(f"roster {self.name}: does not list the site {name}; it lists {listed}. Ask the coordinator.")
 
     def public_key(self, name: str) -> X25519PublicKey:
-        """Return a site's public key, of a `site` that it lists."""
+        """Return the public key of a `site`."""
         return X25519PublicKey.from_public_bytes(bytes.fromhex(self.site(name).public_key))
 
 
@@ -184,14 +179,13 @@ def read_json(path: Path) -> dict[str, Any]:
         If there is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except OSError as error:
         raise RosterError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise RosterError(f"{path}: is not a JSON object. Ask whoever made it for the file as it was written.")
-    return content
+    except ValueError:
+        raise RosterError(
+            f"{path}: is not a JSON object. Ask whoever made it for the file as it was written."
+        ) from None
 
 
 def _site_of(bundle: Mapping[str, Any]) -> SiteKey:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -36,6 +36,7 @@ _PACKED = "safetensors"
 """Name and kind of the one array that holds all arrays of a request, as the bytes of a safetensors file."""
 
 Arrays = dict[str, NDArray[Any]]
+AnyOne = TypeVar("AnyOne")
 
 
 class MessageError(Exception):
@@ -143,14 +144,9 @@ def size_of(records: RecordDict) -> int:
 
 
 class Group(Part):
-    """Parts of an answer that only some sites send, such as those that share an atlas.
+    """Parts of an answer that only some sites send, in order of names, such as those that share an atlas.
 
-    Attributes
-    ----------
-    parts : list of str
-        Names of parts.
-    sites : list of str
-        Who sends them, in order of names; nobody where a secure sum would be over too few.
+    Nobody sends them where a secure sum would be over too few.
     """
 
     parts: list[str]
@@ -216,14 +212,9 @@ class StudyRequest(Payload):
 
 
 class SumRequest(StudyRequest):
-    """A request whose answers the coordinator adds.
+    """A request whose answers the coordinator adds, in the clear where it is not for a secure sum.
 
-    Attributes
-    ----------
-    groups : list of Group
-        Parts that not all sites send.
-    secure : SecureSum or None
-        None lets answers leave in the clear.
+    `groups` are of the parts that not all sites send.
     """
 
     groups: list[Group] = []
@@ -247,8 +238,15 @@ class SumRequest(StudyRequest):
         header = self.model_dump_json(exclude={"secure", "groups", "run"})
         return hashlib.sha256(f"{header}{hash_arrays(self.arrays)}".encode()).hexdigest()
 
+    def by_sites(self, arrays: Mapping[str, AnyOne]) -> dict[tuple[str, ...], dict[str, AnyOne]]:
+        """Return what stands by the names of arrays, by the sites of the secure sum that send them."""
+        assert self.secure is not None, "answers in the clear have no groups"
+        found: dict[tuple[str, ...], dict[str, AnyOne]] = {}
+        for name, one in arrays.items():
+            found.setdefault(tuple(self.sites_of(name, self.secure.sites)), {})[name] = one
+        return found
+
     def sites_of(self, array: str, sites: Sequence[str]) -> list[str]:
-        """Return those of `sites` that send an array."""
         for group in self.groups:
             if any(array.startswith(f"{part}/") for part in group.parts):
                 return [site for site in sites if site in group.sites]
@@ -265,26 +263,17 @@ _PARTS = {
 class SumReply(Payload):
     """An answer to be added: arrays of whole numbers are counts, ``update/…`` are changes of weights, others sums.
 
-    What a site shows of itself, if its policy lets it, is in part ``shown``, and never added.
-
-    Attributes
-    ----------
-    sealed : list of SealedGroup
-        What masked arrays hold; empty for an answer in the clear.
+    What a site shows of itself, if its policy lets it, is in part ``shown``, and never added. `sealed` says what masked
+    arrays hold, and is empty for an answer in the clear.
     """
 
     sealed: list["SealedGroup"] = []
 
 
 class SealedGroup(Part):
-    """Masked words of one group of sites; arrays ``sealed/<number>/32`` and ``…/64`` hold them, by its place.
+    """Masked words of one group of sites, and what they hold (`exchange.secure_sum.SumLayout`).
 
-    Attributes
-    ----------
-    sites : list of str
-        Who adds.
-    layout : dict
-        What the words hold (`exchange.secure_sum.SumLayout`).
+    Arrays ``sealed/<number>/32`` and ``…/64`` hold the words of a group, by its place.
     """
 
     sites: list[str]

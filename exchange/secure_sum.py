@@ -102,20 +102,8 @@ class SumLayout:
 class MaskContext:
     """What a mask is for. It is never used for anything else.
 
-    Attributes
-    ----------
-    study : str
-        Name of the study.
-    run : str
-        What the run is called (`exchange.messages.SumRequest`).
-    step : int
-        Number of the exchange in the run.
-    attempt : int
-        Counted from 1; each later one is among fewer sites.
-    sites : tuple of str
-        The sites that add, in order of names.
-    question : str
-        Hash of all that is asked, so that answers to different questions, or of different models, never add.
+    Study, run, step, attempt and sites, in order of names, are those of the request (`exchange.messages.SecureSum`).
+    `question` is the hash of all that is asked: answers to different questions, or of different models, never add.
     """
 
     study: str
@@ -132,17 +120,7 @@ class MaskContext:
 
 
 class Masker:
-    """One site's masks.
-
-    Parameters
-    ----------
-    site : str
-        The site's name in the roster.
-    key : X25519PrivateKey
-        Its private key.
-    roster : KeyRoster
-        The public keys of all sites, which the site's administrator approved.
-    """
+    """One site's masks, of its private key and a roster of public ones, which the site's administrator approved."""
 
     def __init__(self, site: str, key: X25519PrivateKey, roster: KeyRoster) -> None:
         self._site = site
@@ -208,24 +186,15 @@ class Masker:
 
     def _stream(self, other: str, digest: bytes) -> CipherContext:
         """Open the stream of masks shared with one other site, for one context; the key is never used again."""
-        key = HKDFExpand(hashes.SHA256(), length=32, info=digest).derive(self._pair_key(other))
-        return Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
-
-    def _pair_key(self, other: str) -> bytes:
-        """Key that only this site and `other` know."""
         shared = self._key.exchange(self._roster.public_key(other))
         salt = bytes.fromhex(self._roster.hash)
-        return HKDF(hashes.SHA256(), length=32, salt=salt, info=_INFO).derive(shared)
+        pair_key = HKDF(hashes.SHA256(), length=32, salt=salt, info=_INFO).derive(shared)
+        key = HKDFExpand(hashes.SHA256(), length=32, info=digest).derive(pair_key)
+        return Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
 
 
 def check_numbers(arrays: Mapping[str, NDArray[Any]], n_sites: int, bound: float = 0.0) -> None:
-    """Refuse arrays that `Masker.seal` would refuse for a number in them.
-
-    Raises
-    ------
-    RingError
-        Naming the array, and why.
-    """
+    """Refuse arrays that `Masker.seal` would refuse for a number in them: a `RingError` names one, and says why."""
     for field in SumLayout.of(arrays, bound).fields:
         _encoded(field, arrays, n_sites, bound)
 

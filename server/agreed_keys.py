@@ -39,10 +39,8 @@ class AgreedKeys:
         """
         if not self._protection.secure_sums:
             return
-        counts, named = (
-            Counter(keys for about in sites.values() for keys in set(about.rosters)),
-            self._protection.roster,
-        )
+        named = self._protection.roster
+        counts = Counter(keys for about in sites.values() for keys in set(about.rosters))
         keys = named or min(counts, key=lambda one: (-counts[one], one), default="")
         listed = "; ".join(
             f"{site}: {', '.join(sorted(one[:12] for one in set(about.rosters))) or 'none'}"

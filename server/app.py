@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from base.files import save_arrays
 from brainlm.evaluation import MODEL
-from exchange.messages import AnySumRequest, DescribeRequest, EmbedRequest, HarmonizeRequest, TrainRequest
+from exchange.messages import AnySumRequest, EmbedRequest, HarmonizeRequest, TrainRequest
 from harmonization import Design
 from server.answers import Answers
 from server.averaging import Checkpoints, averaged, measure_reconstruction, measure_training
@@ -80,15 +80,11 @@ def _fail(study: Study, presence: Presence, journal: Journal, error: Exception) 
 
 
 def run_study(study: Study, presence: Presence, journal: Journal) -> Findings:
-    """Run all stages of a study.
-
-    Raises
-    ------
-    FedBrainLMError
-        If a stage cannot end well; the message is the reason.
-    """
+    """Run all stages of a study."""
     journal.note(stage="gathering the sites")
-    presence.gather(_describe(study, journal))
+    opening = study.opening(study.averaging.rounds - journal.last_round())
+    noisy_sums = max(0, study.frame_sums - journal.last_question(MEASURING))
+    presence.gather(opening.model_copy(update={"noisy_sums": noisy_sums}))
     _check_sites(study, presence, journal)
     run = Run(Program(study), Inquiry(presence, study.privacy.max_attempts), journal)
     checkpoints = Checkpoints(study, journal)
@@ -158,11 +154,6 @@ class Run:
                 about = {**step.model_dump(), "columns": Design.from_json(step.covariates).columns}
                 path = journal.folder / "harmonization" / f"{step.result}.safetensors"
                 save_arrays(path, request.part(step.result), about)
-
-
-def _describe(study: Study, journal: Journal) -> DescribeRequest:
-    asked = study.opening(study.averaging.rounds - journal.last_round())
-    return asked.model_copy(update={"noisy_sums": max(0, study.frame_sums - journal.last_question(MEASURING))})
 
 
 def _check_sites(study: Study, presence: Presence, journal: Journal) -> None:

@@ -176,14 +176,9 @@ def describe_training(study: Study, state: State) -> dict[str, Any]:
     Of the sites, only the counts with which they joined: no participant is named, nor any hash of one.
     """
     having = {about.atlas for about in state.sites.values()}
+    counted = ("n_participants", "n_recordings", "atlas", "preprocessing")
     sites = {
-        site: {
-            "participants": about.n_participants,
-            "recordings": about.n_recordings,
-            "atlas": about.atlas,
-            "preprocessing": about.preprocessing,
-        }
-        for site, about in state.sites.items()
+        site: {name.removeprefix("n_"): getattr(about, name) for name in counted} for site, about in state.sites.items()
     }
     scaling = state.part("scaling")
     return {

@@ -17,15 +17,7 @@ falls all the time, so the curve gains little at the end even where more rounds 
 
 
 def cautions_of(study: Study, metrics: pd.DataFrame, pretraining: dict[str, Any], findings: Findings) -> list[str]:
-    """List what the numbers do not say by themselves.
-
-    Parameters
-    ----------
-    metrics : pandas.DataFrame
-        The journal's.
-    pretraining : dict
-        That part of the summary.
-    """
+    """List what the journal's metrics, and the summary's numbers of pretraining, do not say by themselves."""
     by_reason = findings.left_out_by_reason()
     return [
         *_of_training(study, metrics, pretraining),

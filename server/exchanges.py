@@ -20,17 +20,7 @@ _CODES = {code.number: str(code) for code in RefusalCode}
 
 @dataclass(frozen=True)
 class Line:
-    """The way to the sites.
-
-    Attributes
-    ----------
-    grid : Grid
-        Flower's.
-    journal : Journal
-        Where every exchange is written down.
-    deadline_s : float
-        How long an answer is waited for.
-    """
+    """The way to the sites: Flower's, with the journal of all that goes over it, and how long an answer may take."""
 
     grid: Grid
     journal: Journal

@@ -19,15 +19,7 @@ _LONGEST_PAUSE_S = 30
 
 
 class Inquiry:
-    """Asks the sites that are present.
-
-    Parameters
-    ----------
-    presence : Presence
-        Of sites that have gathered.
-    max_attempts : int
-        At a secure sum of which sites fall silent.
-    """
+    """Asks the sites that are present, once they have gathered; at a secure sum in so many attempts at the most."""
 
     def __init__(self, presence: Presence, max_attempts: int) -> None:
         self.presence = presence

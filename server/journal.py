@@ -63,18 +63,8 @@ _PATIENCE_S = 30
 class Attempt:
     """One attempt at an answer of all sites, which is the same however often a site has to be asked.
 
-    Attributes
-    ----------
-    stage, number : str, int
-        The question's place in the run: the stage, and which of its questions, or rounds, it is.
-    question : str
-        Hash of what is asked (`exchange.messages.SumRequest.question`).
-    step : int
-        Number of the question in the run.
-    attempt : int
-        1, or more where a site fell silent.
-    sites : tuple of str
-        Whom it is among.
+    Its place in the run is a stage, and a number among the stage's questions, or rounds; `question` is the hash of what
+    is asked, and step, attempt and sites are those of the request (`exchange.messages.SecureSum`).
     """
 
     stage: str
@@ -87,21 +77,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """Where a run is, for a display.
-
-    Attributes
-    ----------
-    status : str
-        starting, running, completed, failed or stopped.
-    stage : str
-        What it is doing.
-    round_number, rounds : int
-        Last round that ended, and all.
-    sites : int
-        Sites that take part.
-    reason : str
-        Why it failed.
-    """
+    """Where a run is, for a display: the last round that ended, how many sites take part, and why it failed."""
 
     status: Status
     stage: str
@@ -112,13 +88,7 @@ class RunProgress:
 
 
 class Journal:
-    """A run's journal. One process writes it; any number may read.
-
-    Parameters
-    ----------
-    folder : Path
-        The run's folder.
-    """
+    """The journal in a run's folder. One process writes it; any number may read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,11 +1,7 @@
 """What a run needs, kept in its folder: the resolved study, and copies of the files that it names.
 
-::
-
-    runs/<study>/<run-id>/
-      study.yaml
-      inputs/start/<file>      the checkpoint that training goes on from
-      inputs/atlas-0/<file>    tables of atlases that do not come with FedBrainLM
+Under ``inputs/`` lie the checkpoint that training goes on from, in ``start/``, and in ``atlas-0/`` and so on the tables
+of atlases that do not come with FedBrainLM.
 """
 
 import shutil

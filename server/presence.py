@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from flwr.serverapp import Grid
 
@@ -23,17 +23,6 @@ _MATTERS = ("n_participants", "n_windows", "n_parcels", "atlas", "preprocessing"
 
 class Presence:
     """The sites that take part, in the order of their names.
-
-    Parameters
-    ----------
-    grid : Grid
-        Flower's way to the nodes.
-    journal : Journal
-        Where every exchange is written down.
-    limits : RoundsConfig
-        Quorum and deadlines.
-    protection : ProtectionConfig
-        Whether sums are masked.
 
     Attributes
     ----------
@@ -135,21 +124,25 @@ class Presence:
 
     def _wait_for_nodes(self) -> list[int]:
         """Wait for the nodes that are hoped for, and at the deadline make do with a quorum."""
-        limits, deadline = self.limits, time.monotonic() + self.limits.start_deadline_s
+        limits = self.limits
         hoped_for = limits.sites or limits.quorum
-        while len(nodes := sorted(self.line.grid.get_node_ids())) < hoped_for:
-            if time.monotonic() > deadline:
-                if len(nodes) >= limits.quorum:
-                    break
-                missing = f" Missing: {', '.join(absent)}." if (absent := self._absent(nodes)) else ""
-                raise QuorumError(
-                    f"{len(nodes)} sites were online after {limits.start_deadline_s:g} s; the quorum is "
-                    f"{limits.quorum}.{missing} Start the sites, or lower averaging.quorum."
-                )
-            time.sleep(POLL_S)
+        self._wait_until(lambda: len(list(self.line.grid.get_node_ids())) >= hoped_for)
+        nodes = sorted(self.line.grid.get_node_ids())
+        if len(nodes) < limits.quorum:
+            missing = f" Missing: {', '.join(absent)}." if (absent := self._absent(nodes)) else ""
+            raise QuorumError(
+                f"{len(nodes)} sites were online after {limits.start_deadline_s:g} s; the quorum is "
+                f"{limits.quorum}.{missing} Start the sites, or lower averaging.quorum."
+            )
         if absent := self._absent(nodes):
             self._journal.say(f"not online when the run began, and left out: {', '.join(absent)}")
         return nodes
+
+    def _wait_until(self, over: Callable[[], bool]) -> None:
+        """Wait until something is so, and at the deadline go on."""
+        deadline = time.monotonic() + self.limits.start_deadline_s
+        while not over() and time.monotonic() <= deadline:
+            time.sleep(POLL_S)
 
     def _absent(self, nodes: Collection[int]) -> list[str]:
         """Name the sites that the coordinator registered and that are not among these nodes."""
@@ -162,15 +155,15 @@ class Presence:
         """
         self.about = {site: DescribeReply.model_validate(about) for site, about in members.items()}
         expected = [site for site in self.about if site not in left_out]
-        deadline = time.monotonic() + self.limits.start_deadline_s
-        while True:
+
+        def all_are_back() -> bool:
             self.look_again()
-            missing = [site for site in expected if site not in self.nodes]
-            if not missing:
-                return
-            if time.monotonic() > deadline:
-                break
-            time.sleep(POLL_S)
+            return self.nodes.keys() >= set(expected)
+
+        self._wait_until(all_are_back)
+        missing = [site for site in expected if site not in self.nodes]
+        if not missing:
+            return
         if len(expected) - len(missing) < self.limits.quorum:
             raise QuorumError(
                 f"{len(expected) - len(missing)} of {len(expected)} sites of the run were back after "

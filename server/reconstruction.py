@@ -37,13 +37,7 @@ def sums_of(arrays: Arrays) -> dict[str, dict[str, ReconstructionSums]]:
 
 
 def write_reconstruction(study: Study, folder: Path, by_predictor: Mapping[str, SumsByAtlas]) -> None:
-    """Write ``reconstruction.parquet`` into the run's folder.
-
-    Parameters
-    ----------
-    by_predictor : mapping
-        Predictor → atlas → sums over the sites with that atlas.
-    """
+    """Write ``reconstruction.parquet`` into the run's folder: of each predictor, by atlas, the sums over its sites."""
     networks = {atlas.name: atlas.networks for atlas in map(load_atlas, study.cohort.atlases)}
     rows = []
     for predictor, by_atlas in by_predictor.items():

@@ -33,13 +33,7 @@ def probe_score(scores: Mapping[str, Any]) -> str:
 
 
 def remarks_on(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say what of each site took no part, and whom it may have taken for several people, a sentence each.
-
-    Parameters
-    ----------
-    sites : mapping
-        Name → what the site said of itself, as in the summary.
-    """
+    """Say what of each site took no part, and whom it may have taken for several people, by what it said of itself."""
     said = []
     for site, about in sites.items():
         if n_short := about.get("n_too_short", 0):
@@ -62,14 +56,7 @@ def remarks_on(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
 class SiteScore(NamedTuple):
     """How much of the site is in one variant of a feature set, in the number that a run is known by.
 
-    Attributes
-    ----------
-    title : str
-        What was measured.
-    value : float or None
-        The number.
-    by_chance : float or None
-        What it would be if sites did not differ.
+    `by_chance` is what it would be if sites did not differ.
     """
 
     title: str
@@ -95,15 +82,7 @@ def sites_of(journal: Journal) -> dict[str, DescribeReply]:
 def write_summary(
     study: Study, journal: Journal, sites: Mapping[str, DescribeReply], findings: Findings | None
 ) -> None:
-    """Write the summary of a run that ended, well or not.
-
-    Parameters
-    ----------
-    sites : mapping
-        Name → what the site said of itself.
-    findings : Findings or None
-        None if the run did not come so far.
-    """
+    """Write the summary of a run that ended, well or not; without findings, if it did not come so far."""
     metrics = journal.table("metrics")
     with atomic_path(journal.folder / "metrics.parquet") as temporary:
         metrics.to_parquet(temporary, index=False)

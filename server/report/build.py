@@ -49,47 +49,32 @@ def _when(data: RunData) -> str:
 
 def _headlines(data: RunData) -> list[tuple[str, str, str]]:
     """Number, what it is, and what to read it beside."""
-    pretraining = data.summary["pretraining"]
+    pretraining, probes = data.summary["pretraining"], data.summary["probes"]
     before = "start" if "masked_r2_start" in pretraining else "untrained"
-    found = [
-        (
-            _number(pretraining.get("masked_r2")),
-            "masked R², held-out participants",
-            f"{before}: {_number(pretraining.get(f'masked_r2_{before}'))}{_best_baseline(data)}",
-        )
-    ]
+    beside = f"{before}: {_number(pretraining.get(f'masked_r2_{before}'))}{_best_baseline(data)}"
+    found = [(_number(pretraining.get("masked_r2")), "masked R², held-out participants", beside)]
     effect = data.summary["harmonization"].get("site_effect", {}).get("embedding", {})
     if {"raw", "harmonized"} <= effect.keys():
         raw, harmonized = site_score(effect["raw"]), site_score(effect["harmonized"])
-        found.append(
-            (
-                f"{_number(raw.value)} → {_number(harmonized.value)}",
-                f"{raw.title}, raw → harmonized",
-                f"by chance: {_number(raw.by_chance)}",
-            )
-        )
-    for target, scores in data.summary["probes"].get("embedding", {}).items():
+        change = _change(raw.value, harmonized.value)
+        found.append((change, f"{raw.title}, raw → harmonized", f"by chance: {_number(raw.by_chance)}"))
+    name = "connectivity" if "connectivity" in probes else "untrained"
+    called = "functional connectivity" if name == "connectivity" else name
+    for target, scores in probes.get("embedding", {}).items():
         if {"raw", "harmonized"} <= scores.keys():
-            name = "connectivity" if "connectivity" in data.summary["probes"] else "untrained"
-            baseline = data.summary["probes"].get(name, {}).get(target, {}).get("harmonized", {})
             score = probe_score(scores["raw"])
-            found.append(
-                (
-                    f"{_number(scores['raw'][score])} → {_number(scores['harmonized'][score])}",
-                    f"{target} predicted ({PROBE_SCORES[score]}), raw → harmonized",
-                    f"{'functional connectivity' if name == 'connectivity' else name}: {_number(baseline.get(score))}",
-                )
-            )
-    cca = data.summary["association"].get("cca")
-    if cca:
-        found.append(
-            (
-                _number(cca["correlations"][0]),
-                "first canonical correlation, held-out participants",
-                f"by chance (95%): {_number(cca['null_95'][0])}; p = {_number(cca['p_value'])}",
-            )
-        )
+            change = _change(scores["raw"][score], scores["harmonized"][score])
+            baseline = probes.get(name, {}).get(target, {}).get("harmonized", {}).get(score)
+            title = f"{target} predicted ({PROBE_SCORES[score]}), raw → harmonized"
+            found.append((change, title, f"{called}: {_number(baseline)}"))
+    if cca := data.summary["association"].get("cca"):
+        beside = f"by chance (95%): {_number(cca['null_95'][0])}; p = {_number(cca['p_value'])}"
+        found.append((_number(cca["correlations"][0]), "first canonical correlation, held-out participants", beside))
     return found
+
+
+def _change(raw: float | None, harmonized: float | None) -> str:
+    return f"{_number(raw)} → {_number(harmonized)}"
 
 
 def _best_baseline(data: RunData) -> str:
@@ -288,12 +273,12 @@ def _exchanges(data: RunData) -> Table:
     table = data.exchanges
     header = ["stage", "message", "exchanges", "asked", "answered", "MB to the sites", "MB back", "seconds"]
     rows: Rows = []
-    for (stage, message), part in table.groupby(["stage", "message"], sort=False):
+    for names, part in table.groupby(["stage", "message"], sort=False):
         seconds = float((part["ended"] - part["started"]).sum())
         counts = [len(part), int(part["asked"].sum()), int(part["answered"].sum())]
-        megabytes = [float(part[name].sum() / 1e6) for name in ("bytes_down", "bytes_up")]
-        rows.append([stage, message, *counts, *(Shown(value, f"{value:,.2f}") for value in megabytes)])
-        rows[-1] = [*rows[-1], Shown(seconds, f"{seconds:,.1f}")]
+        sizes = [float(part[name].sum() / 1e6) for name in ("bytes_down", "bytes_up")]
+        measured = [*(Shown(size, f"{size:,.2f}") for size in sizes), Shown(seconds, f"{seconds:,.1f}")]
+        rows.append([*names, *counts, *measured])
     refused = data.outcomes[data.outcomes["outcome"] != "ok"].groupby(["site", "outcome"]).size()
     note = "; ".join(f"{site}: {outcome} ({count} times)" for (site, outcome), count in refused.items())
     return Table(header, rows, f"Not answered: {note}." if note else "Every question was answered.")
@@ -307,7 +292,10 @@ def _protection(data: RunData) -> Table:
     elif privacy["roster"] is None:
         sums = "on; the run ended before the sites had found keys in common"
     else:
-        sums = _secure_sums(data)
+        silent = data.outcomes.query("outcome != 'ok'")["exchange"].nunique()
+        again = f"; a site fell silent in {silent} exchanges" if silent else ""
+        keys = f"on, with the keys of roster {privacy['roster'][:12]}"
+        sums = f"{keys}: a coordinator that follows the protocol reads totals alone{again}"
     rows: Rows = [["secure sums", sums]]
     if privacy["max_norm"] is not None:
         rows.append(["length of an update", f"at most {privacy['max_norm']:g} (L2)"])
@@ -340,13 +328,6 @@ def _shows_one_site(study: dict[str, Any]) -> list[str]:
     named = dict.fromkeys((harmonization["method"], *analyses["compare"]))
     names += [method for method in named if harmonizers()[method].shows_one_site]
     return names + (["reference_site"] if harmonization["reference"] else [])
-
-
-def _secure_sums(data: RunData) -> str:
-    silent = data.outcomes.query("outcome != 'ok'")["exchange"].nunique()
-    again = f"; a site fell silent in {silent} exchanges" if silent else ""
-    roster = data.summary["privacy"]["roster"][:12]
-    return f"on, with the keys of roster {roster}: a coordinator that follows the protocol reads totals alone{again}"
 
 
 TABLES = {

@@ -1,11 +1,10 @@
 """What the report is made from: the run's folder, read once."""
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,8 +19,7 @@ from server.reconstruction import read_table
 from study.settings import load_study
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """A held-out recording of a simulated site: signal, reconstruction and mask, [P, T] each."""
 
     site: str
@@ -81,10 +79,6 @@ class RunData:
             return None, []
         arrays, about = read_arrays(path)
         return arrays, about["covariates"]
-
-    def atlas_of(self, site: str) -> Atlas:
-        """Return the atlas that a site has, by the study's names."""
-        return self.atlas(self.summary["sites"][site]["atlas"])
 
     def vectors(self, name: str) -> pd.DataFrame | None:
         """Vectors of all simulated participants in a feature set, with their site and age; None if not at hand."""

@@ -115,7 +115,7 @@ def reconstruction(data: RunData) -> Figure | None:
         return None
     window = data.study["model"]["window"]
     seconds = np.arange(example.signal.shape[1]) * window["t_r"]
-    hidden, atlas = example.mask > 0, data.atlas_of(example.site)
+    hidden, atlas = example.mask > 0, data.atlas(data.summary["sites"][example.site]["atlas"])
     figure = Figure(figsize=(8, 5.2))
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.15))[:, 0]
     carpets = (example.signal, np.where(hidden, np.nan, example.signal), example.reconstruction)

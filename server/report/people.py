@@ -30,7 +30,13 @@ Measure = tuple[Title, str, Callable[[pd.Series], Cell]]
 
 def people_table(data: RunData) -> Table:
     """Repetition times and covariates of each simulated site's participants; else means over all sites."""
-    return _of_cohorts(data, data.cohorts) if data.cohorts else _of_sums(data)
+    if data.cohorts:
+        return _of_cohorts(data, data.cohorts)
+    note = (
+        "The coordinator learned no covariate of anybody: these are means over all participants in the analyses, from "
+        "the sums behind residualization. Each site's quality report tells its repetition times, ages and thresholds."
+    )
+    return Table(["over all sites", "mean or share"], [[name, value] for name, value in _means(data).items()], note)
 
 
 def people_sentences(data: RunData) -> list[str]:
@@ -83,15 +89,6 @@ def _number(measure: Callable[[pd.Series], Any], known: pd.Series) -> Cell:
 
 def _count(level: str, known: pd.Series) -> Cell:
     return int((known.astype("str") == level).sum())
-
-
-def _of_sums(data: RunData) -> Table:
-    means = _means(data)
-    note = (
-        "The coordinator learned no covariate of anybody: these are means over all participants in the analyses, from "
-        "the sums behind residualization. Each site's quality report tells its repetition times, ages and thresholds."
-    )
-    return Table(["over all sites", "mean or share"], [[name, value] for name, value in means.items()], note)
 
 
 def _means(data: RunData) -> dict[str, Shown]:

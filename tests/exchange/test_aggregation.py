@@ -2,20 +2,12 @@
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from exchange.aggregation import add_replies, seal
-from exchange.key_roster import KeyRoster, SiteKey
-from exchange.messages import EmbedRequest, Group, SecureSum, TrainReply
-from exchange.secure_sum import Masker, SecureSumError
+from exchange.aggregation import add_replies
+from exchange.messages import EmbedRequest, SecureSum, TrainReply
+from exchange.secure_sum import SecureSumError
+from tests.exchange.sealing import GROUPS, ROSTER, SITES, sealed
 
-SITES = ["a", "b", "c", "d", "e"]
-KEYS = {site: X25519PrivateKey.generate() for site in SITES}
-ROSTER = KeyRoster(
-    name="r",
-    sites=tuple(SiteKey(name=s, public_key=k.public_key().public_bytes_raw().hex()) for s, k in KEYS.items()),
-)
-GROUPS = [Group(parts=["evaluation/small"], sites=[]), Group(parts=["evaluation/large"], sites=["a", "b", "c"])]
 CLEAR = EmbedRequest(study="s", model={}, recipe="r", holdout=0, seed=0, groups=GROUPS)
 SECURE = CLEAR.model_copy(update={"secure": SecureSum(roster=ROSTER.hash, step=1, sites=SITES)})
 
@@ -28,15 +20,15 @@ def reply_of(site: str) -> TrainReply:
     return TrainReply(arrays={**arrays, "shown/loss": np.array(0.5)})
 
 
-def sealed(site: str, request: EmbedRequest = SECURE, reply: TrainReply | None = None) -> TrainReply:
-    return seal(reply or reply_of(site), request, Masker(site, KEYS[site], ROSTER), site=site, run="77", question="q")
+def sealed_by(site: str, request: EmbedRequest = SECURE) -> TrainReply:
+    return sealed(reply_of(site), request, site)
 
 
 def test_masked_answers_add_to_what_plain_ones_do():
     plain = {site: reply_of(site) for site in SITES}
     for site in "de":  # who are too few to sum theirs
         del plain[site].arrays["evaluation/small/parcels"]
-    clear, masked = add_replies(CLEAR, plain), add_replies(SECURE, {site: sealed(site) for site in SITES})
+    clear, masked = add_replies(CLEAR, plain), add_replies(SECURE, {site: sealed_by(site) for site in SITES})
 
     assert clear.keys() == masked.keys() == {"evaluation/large/parcels", "update/w", "tally/n"}
     for name, values in clear.items():
@@ -44,14 +36,14 @@ def test_masked_answers_add_to_what_plain_ones_do():
 
 
 def test_what_a_site_shows_is_neither_masked_nor_added():
-    reply = sealed("a")
+    reply = sealed_by("a")
 
     assert reply.arrays["shown/loss"] == 0.5
     assert {name.split("/")[0] for name in reply.arrays} == {"shown", "sealed"}
     assert [group.sites for group in reply.sealed] == [["a", "b", "c"], SITES]
-    assert [group.sites for group in sealed("e").sealed] == [SITES]
+    assert [group.sites for group in sealed_by("e").sealed] == [SITES]
 
 
 def test_nothing_is_masked_for_a_request_in_the_clear():
     with pytest.raises(SecureSumError):
-        sealed("a", CLEAR)
+        sealed_by("a", CLEAR)

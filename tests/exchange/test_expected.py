@@ -4,23 +4,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exchange.aggregation import seal
 from exchange.expected import Expected, check_reply
-from exchange.key_roster import KeyRoster, SiteKey
 from exchange.messages import Group, MessageError, SealedGroup, SecureSum, TrainReply, TrainRequest
-from exchange.secure_sum import Masker, SumLayout
+from exchange.secure_sum import SumLayout
+from tests.exchange.sealing import GROUPS, ROSTER, SITES, sealed
 
-SITES = ["a", "b", "c", "d", "e"]
-KEYS = {site: X25519PrivateKey.generate() for site in SITES}
-ROSTER = KeyRoster(
-    name="r",
-    sites=tuple(SiteKey(name=s, public_key=k.public_key().public_bytes_raw().hex()) for s, k in KEYS.items()),
-)
-GROUPS = [Group(parts=["evaluation/small"], sites=[]), Group(parts=["evaluation/large"], sites=["a", "b", "c"])]
 CLEAR = TrainRequest(study="s", model={}, training={}, round_number=1, rounds=1, seed=0, groups=GROUPS)
 SECURE = CLEAR.model_copy(update={"secure": SecureSum(roster=ROSTER.hash, step=1, sites=SITES, bound=0.5)})
 OTHERS = "an answer is masked among other sites than it was asked among."
@@ -42,16 +33,12 @@ def arrays_of(site: str, *, masked: bool) -> dict[str, np.ndarray]:
     return {**own, "tally/n": np.array(7), "shown/rows": np.array([[np.nan, 1.0]] * 5)}
 
 
-def sealed(site: str, arrays: dict[str, np.ndarray], request: TrainRequest = SECURE) -> TrainReply:
-    masker = Masker(site, KEYS[site], ROSTER)
-    return seal(TrainReply(arrays=arrays), request, masker, site=site, run="77", question="q")
-
-
 def answer(site: str, request: TrainRequest, **changes: np.ndarray | None) -> TrainReply:
     """Answer as asked, but for arrays that are other ones, more, or (None) missing."""
     masked = request.secure is not None
     arrays = {name: values for name, values in (arrays_of(site, masked=masked) | changes).items() if values is not None}
-    return sealed(site, arrays, request) if masked else TrainReply(arrays=arrays)
+    reply = TrainReply(arrays=arrays)
+    return sealed(reply, request, site) if masked else reply
 
 
 def refuse(reply: TrainReply, request: TrainRequest, site: str = "b") -> str:

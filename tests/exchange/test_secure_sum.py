@@ -10,21 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from exchange.key_roster import KeyRoster, SiteKey
 from exchange.ring import RingOverflowError, encode
 from exchange.secure_sum import MaskContext, Masker, SecureSumError, SumLayout, open_sum
+from tests.exchange.sealing import roster_of
 
 NAMES = ("aalborg", "bergen", "coimbra", "delft", "evora")
 KEYS = {name: X25519PrivateKey.generate() for name in NAMES}
-
-
-def roster_of(keys: dict[str, X25519PrivateKey]) -> KeyRoster:
-    return KeyRoster(
-        name="consortium",
-        sites=tuple(
-            SiteKey(name=name, public_key=key.public_key().public_bytes_raw().hex()) for name, key in keys.items()
-        ),
-    )
 
 
 ROSTER = roster_of(KEYS)

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from flwr.app import Message
 from safetensors.numpy import load_file
 
 from base.seeding import derive_seed
@@ -24,6 +23,7 @@ from study.measuring import MEASURING
 from study.program import Program
 from study.settings import Study, load_study
 from study.state import State
+from tests.server.test_app import bergen_answers_one_sum
 from tests.support.federation import PLAIN, STUDY, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 
@@ -143,16 +143,8 @@ def test_noise_on_sums_over_frames_is_paid_for_at_every_site(tmp_path, small_coh
 
 
 def test_a_site_that_falls_silent_is_left_out_of_every_sum(tmp_path, small_cohorts):
-    asked = {"bergen": 0}
-
-    def dies(node: int, message: Message) -> bool | None:
-        if node != 2 or message.metadata.message_type != "query.summarize":
-            return None
-        asked["bergen"] += 1
-        return None if asked["bergen"] == 1 else False
-
     sites = write_sites(tmp_path / "s", small_cohorts)
-    study, presence, journal = gathered(tmp_path, LocalGrid(sites, dies), ROBUST)
+    study, presence, journal = gathered(tmp_path, LocalGrid(sites, bergen_answers_one_sum()), ROBUST)
     measured = measure(study, presence, journal)
 
     unscaled = np.concatenate([frames for site in (sites[0], sites[2]) for frames in training_frames(site, "none")])

@@ -2,6 +2,8 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from importlib.metadata import version
@@ -51,6 +53,15 @@ def deployed(finished_run, tmp_path_factory):
     folder = shutil.copytree(finished_run.folder, tmp_path_factory.mktemp("deployed") / "run")
     write_report(folder)
     return folder
+
+
+@contextmanager
+def changed_summary(folder) -> Iterator[dict]:
+    """Change what a run is said to have found."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    yield summary
+    path.write_text(json.dumps(summary))
 
 
 class Outline(HTMLParser):
@@ -176,12 +187,10 @@ def test_of_a_deployed_study_who_was_studied_is_known_from_its_sums_alone(deploy
 
 
 def test_numbers_and_categories_have_columns_of_their_own(run_folder):
-    path = run_folder / "summary.json"
-    summary = json.loads(path.read_text())
     category = {"balanced_accuracy": 0.6, "auroc": 0.7, "balanced_accuracy_p_value": 0.2}
-    for targets in summary["probes"].values():
-        targets["sex"] = dict.fromkeys(("raw", "harmonized"), category)
-    path.write_text(json.dumps(summary))
+    with changed_summary(run_folder) as summary:
+        for targets in summary["probes"].values():
+            targets["sex"] = dict.fromkeys(("raw", "harmonized"), category)
 
     page = write_report(run_folder).read_text()
 
@@ -193,11 +202,9 @@ def test_numbers_and_categories_have_columns_of_their_own(run_folder):
 
 
 def test_no_axis_makes_much_of_differences_that_are_nothing(run_folder):
-    path = run_folder / "summary.json"
-    summary = json.loads(path.read_text())
-    for number, targets in enumerate(summary["probes"].values()):
-        targets["age"] = {name: {**scores, "r2": 0.4 + number * 1e-3} for name, scores in targets["age"].items()}
-    path.write_text(json.dumps(summary))
+    with changed_summary(run_folder) as summary:
+        for number, targets in enumerate(summary["probes"].values()):
+            targets["age"] = {name: {**scores, "r2": 0.4 + number * 1e-3} for name, scores in targets["age"].items()}
     data = RunData(run_folder)
     data.parcels["masked_r2"] = np.linspace(0.494, 0.5, 100)
 
@@ -270,23 +277,20 @@ def test_the_report_is_the_same_when_made_again(written):
 
 def test_a_report_without_chance_or_probes_is_made_all_the_same(run_folder):
     """As where the sites' policies let out no sums over groups as small as theirs."""
-    summary = json.loads((run_folder / "summary.json").read_text())
-    for effect in summary["harmonization"]["site_effect"].values():
-        effect["raw"] |= {"null_mean": None, "null_95": None}
-    summary["probes"] = {features: {} for features in summary["probes"]}
-    (run_folder / "summary.json").write_text(json.dumps(summary))
+    with changed_summary(run_folder) as summary:
+        for effect in summary["harmonization"]["site_effect"].values():
+            effect["raw"] |= {"null_mean": None, "null_95": None}
+        summary["probes"] = {features: {} for features in summary["probes"]}
 
     assert outline_of(write_report(run_folder).read_text()).images == len(FIGURES)
 
 
 def test_whom_sites_left_out_is_said_under_their_table_and_on_the_terminal(run_folder, capsys):
-    path = run_folder / "summary.json"
-    summary = json.loads(path.read_text())
-    assert all(summary["sites"][site]["n_too_short"] == 0 for site in summary["sites"])
-    summary["sites"]["aalborg"] |= {"n_recordings": 21, "n_too_short": 4, "n_left_out": 3, "n_incomplete": 5}
-    summary["sites"]["aalborg"] |= {"n_like_visits": 24}
-    summary["sites"]["bergen"] |= {"n_incomplete": None, "n_without_vectors": 2}
-    path.write_text(json.dumps(summary))
+    with changed_summary(run_folder) as summary:
+        assert all(summary["sites"][site]["n_too_short"] == 0 for site in summary["sites"])
+        summary["sites"]["aalborg"] |= {"n_recordings": 21, "n_too_short": 4, "n_left_out": 3, "n_incomplete": 5}
+        summary["sites"]["aalborg"] |= {"n_like_visits": 24}
+        summary["sites"]["bergen"] |= {"n_incomplete": None, "n_without_vectors": 2}
     n = summary["sites"]["aalborg"]["n_participants"]
     said = (
         "aalborg: 4 of 25 recordings are shorter than the window, which leaves 3 participants out.",
@@ -326,9 +330,8 @@ def test_the_methods_paragraph_states_the_run_s_own_numbers(written):
 
 
 def test_names_are_escaped(run_folder):
-    summary = json.loads((run_folder / "summary.json").read_text())
-    summary["title"] = "<script>alert(1)</script>"
-    (run_folder / "summary.json").write_text(json.dumps(summary))
+    with changed_summary(run_folder) as summary:
+        summary["title"] = "<script>alert(1)</script>"
 
     page = write_report(run_folder).read_text()
 

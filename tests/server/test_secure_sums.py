@@ -12,10 +12,10 @@ from client.door.audit import AuditLog
 from client.keys.keyring import agree
 from client.site import load_site
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
-from exchange.messages import SummarizeReply, TrainReply, TrainRequest
+from exchange.messages import TrainReply
 from server.errors import QuorumError
-from server.journal import Journal
 from server.report import write_report
+from tests.server.test_app import summary_of
 from tests.support.federation import PLAIN, STUDY, run_study, write_sites
 from tests.support.local_grid import LocalGrid, write_site
 
@@ -27,10 +27,6 @@ def four_cohorts(tmp_path_factory):
     return simulate_cohorts(
         tmp_path_factory.mktemp("four") / "c", simulated_hospitals(4, 12, minutes=2.2), atlas="schaefer100", seed=4
     )
-
-
-def summary_of(folder) -> dict:
-    return json.loads((folder / "summary.json").read_text())
 
 
 def numbers(content: object, path: str = "") -> dict[str, float]:
@@ -72,15 +68,6 @@ def test_replies_show_nothing_of_a_site_but_words_of_a_ring(finished_run):
     metrics = finished_run.journal.table("metrics")
     assert set(metrics["site"]) == {"all"}
     assert {"loss", "masked_r2"} <= set(metrics["name"])
-
-
-def test_updates_take_no_more_bytes_than_float32(finished_run):
-    n_weights = sum(values.size for values in load_file(finished_run.journal.checkpoint(0)).values())
-    reply = next(m for m in finished_run.grid.received if m.content["header"]["kind"] == "TrainReply")
-
-    words = reply.content["arrays"]
-    (updates,) = (array.numpy() for name, array in words.items() if array.dtype == "uint32")
-    assert updates.shape == (n_weights + 1,)  # the last one tells whether masks cancelled
 
 
 @pytest.mark.parametrize(
@@ -157,36 +144,6 @@ def test_a_study_comes_to_its_end_though_half_of_its_sites_fall_silent(tmp_path,
     assert set(journal.table("outcomes").query("site in @summary['sites']")["outcome"]) == {"ok"}
 
 
-def test_below_three_sites_a_sum_fails_and_says_who_is_missing(tmp_path, small_cohorts):
-    def gone(node: int, message: Message) -> bool | None:
-        return False if node == 2 and message.metadata.message_type == "train" else None
-
-    study = {**STUDY, "averaging": {**STUDY["averaging"], "quorum": 3}}
-    with pytest.raises(QuorumError, match=r"2 of 3 sites answered.*bergen: no reply"):
-        run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts), gone), study)
-    assert Journal(tmp_path / "run").facts()["status"] == "failed"
-
-
-def test_a_second_attempt_trains_nobody_again(tmp_path, four_cohorts):
-    asked = []
-
-    def late(node: int, message: Message) -> bool | None:
-        if message.metadata.message_type == "train":
-            request = TrainRequest.from_records(message.content)
-            asked.append((node, request.secure.attempt, sum(v.nbytes for v in request.arrays.values())))
-            return False if node == 4 and request.secure.attempt == 1 else None
-        return None
-
-    sites = write_sites(tmp_path / "s", four_cohorts)
-    run_study(tmp_path / "run", LocalGrid(sites, late), SHORT)
-
-    assert [(node, attempt) for node, attempt, _ in asked] == [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (2, 2), (3, 2)]
-    assert all(size == 0 for _, attempt, size in asked if attempt == 2)  # the question is not sent again
-    events = AuditLog(sites[0].parent / "state" / "audit.jsonl").read()
-    trained = [event for event in events if event.get("message") == "train"]
-    assert [(event["attempt"], len(event["among"])) for event in trained] == [(1, 4), (2, 3)]
-
-
 def test_sites_that_approved_other_rosters_do_not_begin(tmp_path, small_cohorts):
     sites = [write_site(tmp_path / path.name, path.name, path) for path in small_cohorts]
     absent = write_site(tmp_path / "absent", "absent", small_cohorts[0])
@@ -206,20 +163,6 @@ def test_a_site_without_the_roster_of_the_others_is_left_out(tmp_path, four_coho
     assert (facts["status"], facts["left_out"]) == ("completed", "delft")
     (said,) = journal.table("notes")["text"]
     assert said.startswith(f"left out, not having approved roster {facts['roster'][:12]}: delft")
-
-
-def test_an_answer_that_does_not_fit_counts_as_none(tmp_path, four_cohorts):
-    """A site that sums something else is found by its layout, and the others go on without it."""
-
-    def spoil(node: int, message: Message) -> Message | None:
-        if node != 3 or message.metadata.message_type != "query.summarize":
-            return None
-        return Message(SummarizeReply(arrays={"more/n": np.array(1.0)}).to_records(), reply_to=message)
-
-    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", four_cohorts), spoil), SHORT)
-
-    assert journal.facts()["left_out"] == "coimbra"
-    assert journal.facts()["status"] == "completed"
 
 
 def test_sites_that_share_an_atlas_with_too_few_keep_what_is_by_parcel(tmp_path, small_cohorts):

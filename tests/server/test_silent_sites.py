@@ -1,5 +1,6 @@
 """Secure sums of which any number of sites falls silent: those that answered are added, and none of them is blamed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ from flwr.app import Message
 
 from exchange.aggregation import seal
 from exchange.expected import Expected
-from exchange.key_roster import KeyRoster, SiteKey
 from exchange.messages import (
     DescribeReply,
     DescribeRequest,
@@ -34,28 +34,26 @@ from server.journal import Journal
 from server.presence import Presence
 from study.question import Question, evaluation_groups
 from study.sections import ProtectionConfig, RoundsConfig
+from tests.exchange.sealing import roster_of
 from tests.support.local_grid import LocalGrid
 
 NAMES = ["aalborg", "bergen", "coimbra", "delft", "espoo", "fulda", "ghent", "hobro"]
 KEYS = {name: X25519PrivateKey.generate() for name in NAMES}
-ROSTER = KeyRoster(
-    name="eight",
-    sites=tuple(SiteKey(name=n, public_key=k.public_key().public_bytes_raw().hex()) for n, k in KEYS.items()),
-)
+ROSTER = roster_of(KEYS)
 FRAMES = FrameSpec(atlas="schaefer200", window={}, holdout=0, seed=0)
+MOMENTS = Job(analysis="second_moments", parameters={}, table=FRAMES)
+TRAINING = {"model": {}, "training": {}, "round_number": 1, "rounds": 1, "seed": 0}
+STEP = Step(source="a", result="b", transform="projection")
 QUESTIONS = {
-    "measuring": SummarizeRequest(study="s", jobs={"x": Job(analysis="second_moments", parameters={}, table=FRAMES)}),
-    "pretraining": TrainRequest(study="s", model={}, training={}, round_number=1, rounds=1, seed=0),
-    "embedding": EmbedRequest(study="s", model={}, recipe="r", holdout=0, seed=0),
-    "harmonization": HarmonizeRequest(study="s", steps=[Step(source="a", result="b", transform="projection")]),
+    question.stage: question
+    for question in (
+        Question("measuring", SummarizeRequest(study="s", jobs={"x": MOMENTS}), SummarizeReply, {}),
+        Question("pretraining", TrainRequest(study="s", **TRAINING, arrays={"weights/w": np.zeros(2)}), TrainReply, {}),
+        Question("embedding", EmbedRequest(study="s", model={}, recipe="r", holdout=0, seed=0), EmbedReply, {}),
+        Question("harmonization", HarmonizeRequest(study="s", steps=[STEP]), HarmonizeReply, {}),
+    )
 }
 ATLASES = {"schaefer200": 200, "schaefer100": 100}
-KINDS = {
-    "measuring": SummarizeReply,
-    "pretraining": TrainReply,
-    "embedding": EmbedReply,
-    "harmonization": HarmonizeReply,
-}
 
 
 class Hospitals(LocalGrid):
@@ -75,8 +73,9 @@ class Hospitals(LocalGrid):
         if message.metadata.message_type == DescribeRequest.message:
             return Message(self._about(site).to_records(), reply_to=message)
         kind = message.content["header"]["kind"]
-        stage = next(stage for stage, question in QUESTIONS.items() if type(question).__name__ == kind)
-        request = type(QUESTIONS[stage]).from_records(message.content)
+        question = next(one for one in QUESTIONS.values() if type(one.request).__name__ == kind)
+        request, stage = type(question.request).from_records(message.content), question.stage
+        assert bool(request.arrays) == (stage == "pretraining" and request.secure.attempt == 1)  # never sent again
         if request.secure.attempt == 1:
             self._asked = request.question
         if site in self.silent:
@@ -84,7 +83,7 @@ class Hospitals(LocalGrid):
         shape = (3,) if request.secure.attempt >= self.deviating.get(site, 99) else (2,)
         values = {name: np.full(shape, float(NAMES.index(site) + 1)) for name in self.parts(site, stage)}
         sealed = seal(
-            KINDS[stage](arrays=values),
+            question.reply(arrays=values),
             request,
             Masker(site, KEYS[site], ROSTER),
             site=site,
@@ -124,14 +123,14 @@ def begun(folder: Path, grid: Hospitals, *, quorum: int = 3, attempts: int = 2) 
 
 def ask(inquiry: Inquiry, stage: str) -> dict[str, np.ndarray]:
     """What the sites sum."""
-    presence, request = inquiry.presence, QUESTIONS[stage]
+    presence, request = inquiry.presence, QUESTIONS[stage].request
     if stage in ("pretraining", "embedding"):
         request = request.model_copy(update={"groups": evaluation_groups(presence.about, secure=True)})
     if stage == "measuring":
         request = request.model_copy(update={"groups": [Group(parts=["x"], sites=presence.sites)]})
     parts = {name for site in presence.sites for name in Hospitals.parts(site, stage)}
     expected = {name: Expected("sum", (2,)) for name in parts}
-    return inquiry.ask(Question(stage, request, KINDS[stage], expected)).total
+    return inquiry.ask(replace(QUESTIONS[stage], request=request, expected=expected)).total
 
 
 def outcomes(folder: Path) -> dict[str, set[str]]:
