@@ -1,6 +1,6 @@
 """Predictors that need no training, to read a model's reconstruction beside; see docs/evaluation.md.
 
-Shapes: B windows, P parcels, T frames. All take `predict(signal, visible, valid)` (`brainlm.evaluation.Predictor`).
+Shapes: B windows, P parcels, T frames. All take `predict(signal, visible, valid)` (`brainlm.model.Predictor`).
 """
 
 from collections.abc import Callable, Collection, Mapping

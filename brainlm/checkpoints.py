@@ -80,7 +80,10 @@ def check_checkpoint(path: str | Path) -> None:
 
 
 def check_numbers(state: Mapping[str, Tensor], source: str) -> None:
-    """Refuse, by a CheckpointError that names them, weights that are no floating-point numbers, or none in float32."""
+    """Refuse weights that are not floating-point numbers, and those that are NaN or infinite, or so large as float32.
+
+    A CheckpointError names them.
+    """
     if whole := {name for name, values in state.items() if not values.is_floating_point()}:
         raise CheckpointError(
             f"{source}: holds no floating-point numbers for {_listed(whole)}, as quantised weights do. Save the "

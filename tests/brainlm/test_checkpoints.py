@@ -24,14 +24,6 @@ def test_what_is_saved_is_loaded(config, tmp_path):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_equal_models_have_equal_bytes(config, tmp_path):
-    for name in ("a", "b"):
-        state = initial_model(config, 3).state_dict()
-        save_checkpoint(tmp_path / name, state, config, {"round": 7, "study": "x", "seed": 1})
-
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
 def test_damaged_and_foreign_files_are_refused(config, tmp_path):
     path = tmp_path / "m.safetensors"
     with pytest.raises(CheckpointError, match="no such checkpoint"):
