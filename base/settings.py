@@ -172,13 +172,7 @@ def _refuse_repeated(mapping: yaml.MappingNode, source: str) -> None:
 
 
 def check_settings(content: dict[str, Any], model: type[AnySettings], source: str) -> AnySettings:
-    """Validate `content` against `model`.
-
-    Raises
-    ------
-    SettingsError
-        With all that is wrong, a line each that begins with `source`, if that is not empty.
-    """
+    """Validate `content` against `model`; a SettingsError says all that is wrong, a line each, after `source`."""
     try:
         return model.model_validate(content)
     except ValidationError as error:

@@ -58,8 +58,7 @@ def mask_conflicts(config: AnyConfig, n_parcels: int) -> Iterator[str]:
     """Say which masks hide nothing of a window of so many parcels, or all of it: nothing would be learned from it."""
     if isinstance(config, ReleasedConfig):
         with torch.device("meta"):
-            model = _build_released(config)
-        seen, predicted = model.seen_and_predicted()
+            seen, predicted = _build_released(config).seen_and_predicted()
         if not (seen and predicted):
             yield (
                 f"mask_ratio {config.mask_ratio:g} hides {'nothing' if seen else 'everything'} of a window, so that "

@@ -1,6 +1,6 @@
 """Predictors that need no training, to read a model's reconstruction beside; see docs/evaluation.md.
 
-Shapes: B windows, P parcels, T frames. All take `predict(signal, visible, valid)` (`brainlm.evaluation.Predictor`).
+Shapes: B windows, P parcels, T frames. All take `predict(signal, visible, valid)` (`brainlm.model.Predictor`).
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -44,7 +44,7 @@ class TimeInterpolation:
 
 
 class AR1:
-    """Each parcel's last visible or predicted value, times its coefficient: ``y[t + 1] = a y[t]``.
+    """Each parcel's last visible or predicted value, times its coefficient: ``y[t + 1] = a y[t]``; of 1, it persists.
 
     Parameters
     ----------
@@ -62,13 +62,6 @@ class AR1:
         shown = signal.masked_fill(~visible, 0)
         last = shown.gather(2, before.clamp(min=0)).masked_fill(before < 0, 0)
         return last * self.coefficients.to(signal)[..., None] ** (frame - before.clamp(min=0))
-
-
-class Persistence(AR1):
-    """Each parcel's last visible value; 0 before the first."""
-
-    def __init__(self) -> None:
-        super().__init__(1.0)
 
 
 class VAR1:
@@ -172,7 +165,7 @@ def _makers(mask: MaskConfig, known: Collection[str]) -> dict[str, Callable[[Map
         "time_interpolation": lambda moments: TimeInterpolation(),
     }
     if mask.kind == "future":
-        makers["persistence"] = lambda moments: Persistence()
+        makers["persistence"] = lambda moments: AR1(1.0)
         if {"covariance", "following"} <= set(known):
             own = itemgetter("covariance", "following")
             makers["ar1"] = lambda moments: AR1(ar_coefficients(*map(np.diagonal, own(moments))))

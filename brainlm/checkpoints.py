@@ -82,10 +82,7 @@ def check_checkpoint(path: str | Path) -> None:
 def check_numbers(state: Mapping[str, Tensor], source: str) -> None:
     """Refuse weights that are not floating-point numbers, and those that are NaN or infinite, or so large as float32.
 
-    Raises
-    ------
-    CheckpointError
-        Naming them.
+    A CheckpointError names them.
     """
     if whole := {name for name, values in state.items() if not values.is_floating_point()}:
         raise CheckpointError(

@@ -66,7 +66,10 @@ def predicted_in_training(mask: MaskConfig, n: int, noise: Tensor) -> Tensor:
 
 
 def draw_noise(mask: MaskConfig, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
-    """Draw the noise [B, N] in [0, 1) that hides tokens after a mask of one kind; the `shape` is B, P, S."""
+    """Draw the noise [B, N] in [0, 1) that hides tokens after a mask of one kind; the `shape` is B, P, S.
+
+    Its numbers are torch's own if no generator is given.
+    """
     n_windows, n_parcels, n_patches = shape
     if mask.kind == "parcel":
         noise = torch.rand(n_windows, n_parcels, 1, generator=generator)

@@ -51,13 +51,7 @@ class Worker:
 
 
 def count_devices(device: torch.device, wanted: int | str) -> int:
-    """Number of processes for `wanted`: itself, or for ``auto`` one a GPU, and one on a CPU.
-
-    Raises
-    ------
-    BrainLMError
-        If there are not as many GPUs.
-    """
+    """Number of processes for `wanted`: itself, unless there are fewer GPUs; for ``auto`` one a GPU, one on a CPU."""
     if device.type != "cuda":
         return 1 if wanted == "auto" else int(wanted)
     there = torch.cuda.device_count()

@@ -38,13 +38,7 @@ class Scaling:
         return cls(np.where(unknown, 0.0, median), np.where(unknown, np.inf, iqr))
 
     def apply(self, signal: np.ndarray) -> np.ndarray:
-        """Scale a signal [T, P].
-
-        Raises
-        ------
-        BrainLMError
-            If it has another number of parcels.
-        """
+        """Scale a signal [T, P]; a BrainLMError refuses another number of parcels."""
         if signal.shape[1:] != self.median.shape:
             raise BrainLMError(
                 f"the scaling is for {len(self.median)} parcels, the signal has {signal.shape[1]}. "
@@ -65,10 +59,7 @@ class Scaling:
     def from_checkpoint(cls, about: Mapping[str, Any], atlas: str) -> Self:
         """Read the scaling of an atlas from what `load_checkpoint` returns beside the model.
 
-        Raises
-        ------
-        CheckpointError
-            If the model was not trained with robust scaling of that atlas.
+        A CheckpointError says that it was not trained with robust scaling of that atlas.
         """
         stored = about.get("scaling", {})
         if atlas not in stored:

@@ -42,13 +42,7 @@ def moment_tasks(study: Study, state: State) -> Tasks:
 
 
 def keep_moments(study: Study, state: State, answers: dict[Measure, Any]) -> State:
-    """Keep the moments.
-
-    Raises
-    ------
-    StudyError
-        If the model needs what too few sites share an atlas to sum securely.
-    """
+    """Keep the moments; a StudyError if the model needs what too few sites share an atlas to sum securely."""
     after = state.holding(moments=join(**{atlas.of: moments.to_arrays() for atlas, moments in answers.items()}))
     needed = {"scaling": "window.scaling: robust"} if study.needs_quartiles() else {}
     needed |= {"moments": "residual: gaussian"} if study.starts_from_linear_prediction else {}

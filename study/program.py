@@ -105,10 +105,7 @@ class Program:
 def unlike(study: Study, sites: Mapping[str, DescribeReply]) -> dict[str, str]:
     """Name the sites whose vectors have other dimensions than those of most, and say why they are left out.
 
-    Raises
-    ------
-    StudyError
-        If the others are too few.
+    A StudyError ends the study if the others are too few.
     """
     if study.association is None:
         return {}

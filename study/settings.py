@@ -334,13 +334,7 @@ class Study(Settings):
 
 
 def load_study(path: str | Path) -> Study:
-    """Read a study, and the model's file that it may name.
-
-    Raises
-    ------
-    CohortError
-        If a file, a setting or an atlas is wrong.
-    """
+    """Read a study, and the model's file that it may name; a SettingsError says all that is wrong with them."""
     path = Path(path)
     content = _with_model(read_yaml(path), path)
     cohort: Any = content.get("cohort")
@@ -385,13 +379,7 @@ def _atlas_faults(atlases: list[str]) -> Iterator[str]:
 
 
 def _misfits(study: Study) -> Iterator[str]:
-    """Say where the model does not go with the checkpoint that it starts from, or with an atlas.
-
-    Raises
-    ------
-    CheckpointError
-        If the checkpoint holds no numbers to train from.
-    """
+    """Say where the model does not go with the checkpoint that it starts from, or with an atlas."""
     if study.start is not None:
         started, _ = load_settings(study.start)
         remedy = "Leave 'model' out to take the checkpoint's."

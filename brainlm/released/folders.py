@@ -122,12 +122,8 @@ def export_folder(directory: str | Path, model: AnyModel, about: dict[str, Any])
     """Write a model as a folder of ``config.json`` and ``model.safetensors``.
 
     A released architecture gets the released names of settings and weights, so that its original code reads it; what
-    those files have no place for stands under ``fedbrainlm``, which that code ignores.
-
-    Raises
-    ------
-    CheckpointError
-        If the folder exists.
+    those files have no place for stands under ``fedbrainlm``, which that code ignores. A FileError refuses a folder
+    that exists.
     """
     directory = Path(directory)
     config = model.config
@@ -162,20 +158,16 @@ def _check_config(content: dict[str, Any], usual: dict[str, Any], options: dict[
             raise CheckpointError(
                 f"{path}: model_type is {name!r}; expected one of {', '.join(RELEASED)}. Name a BrainLM checkpoint."
             )
-        released = _released_fields(name, content, path)
+        try:
+            released = RELEASED[name].from_json(content)
+        except SettingsError as error:
+            raise CheckpointError(f"{path}: {error}") from None
         window = {"t_r": UK_BIOBANK_TR, **usual.get("window", {}), **released["window"]}
         stated = {field: value for field, value in options.items() if field != "t_r"}
         window["t_r"] = options.get("t_r", window["t_r"])
         return check_model_config({**released, **usual, **stated, "architecture": name, "window": window}, str(path))
     except SettingsError as error:
         raise CheckpointError(str(error)) from None
-
-
-def _released_fields(name: str, content: dict[str, Any], path: Path) -> dict[str, Any]:
-    try:
-        return RELEASED[name].from_json(content)
-    except SettingsError as error:
-        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _weights_path(directory: Path) -> Path:

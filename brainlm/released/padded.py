@@ -84,15 +84,6 @@ class PaddedConfig(ReleasedConfig):
         return {"n_frames": n_frames, "patch_frames": n_frames}
 
 
-class Frame(NamedTuple):
-    """Where the window lies in the padded image: first row, first column, parcels, frames."""
-
-    top: int
-    left: int
-    n_parcels: int
-    n_frames: int
-
-
 class LastFrames(NamedTuple):
     """What forecasting hides, in columns of patches and in frames.
 
@@ -176,10 +167,9 @@ class PaddedBrainLM(ReleasedModel):
         self.vit = ViT(config, PaddedEmbeddings(config), PreNormBlock)
         self.decoder = PaddedDecoder(config)
         self.side = config.image_size // config.patch_size
-        n_parcels, n_frames = config.num_brain_voxels, config.window.n_frames
-        top, left = (config.image_size - n_parcels) // 2, (config.image_size - n_frames) // 2
-        self.frame = Frame(top, left, n_parcels, n_frames)
-        self.last = None if config.train_mode == "auto_encode" else last_frames(config, left)
+        rows, columns = (config.image_size - size for size in (config.num_brain_voxels, config.window.n_frames))
+        self.padding = [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2]  # left, right, top, bottom
+        self.last = None if config.train_mode == "auto_encode" else last_frames(config, self.padding[0])
         self._initialise()
 
     @property
@@ -194,8 +184,8 @@ class PaddedBrainLM(ReleasedModel):
         """As of the base; where the last frames are hidden, frames are counted, since padding is always visible."""
         if self.last is None:
             return super().seen_and_predicted()
-        n_frames = self.frame.n_frames
-        n_seen = self.last.first * self.config.patch_size - self.frame.left - self.last.n_zeroed
+        n_frames = self.config.window.n_frames
+        n_seen = self.last.first * self.config.patch_size - self.padding[0] - self.last.n_zeroed
         n_seen = min(n_frames, max(0, n_seen))
         return n_seen, n_frames - n_seen if self.last.n_scored is None else self.last.n_scored
 
@@ -215,14 +205,12 @@ class PaddedBrainLM(ReleasedModel):
         values, hidden, latent = super()._predict(signal, coordinates, noise)
         if self.last is not None and self.last.n_scored is not None:
             hidden = torch.zeros_like(hidden)
-            hidden[:, :, self.frame.n_frames - self.last.n_scored :] = True
+            hidden[:, :, self.config.window.n_frames - self.last.n_scored :] = True
         return values, hidden, latent
 
     def _tokens(self, signal: Tensor, coordinates: Tensor, *, whole: bool = False) -> Tensor:
         """Pad the windows and embed their patches; `whole` keeps frames that forecasting zeroes."""
-        size, frame = self.config.image_size, self.frame
-        right, bottom = size - frame.left - frame.n_frames, size - frame.top - frame.n_parcels
-        image = F.pad(signal, (frame.left, right, frame.top, bottom), value=_PADDING)
+        image = F.pad(signal, self.padding, value=_PADDING)
         if self.last is not None and self.last.n_zeroed and not whole:
             end = self.last.first * self.config.patch_size
             image[:, :, end - self.last.n_zeroed : end] = 0
@@ -233,10 +221,10 @@ class PaddedBrainLM(ReleasedModel):
 
     def _on_frames(self, tokens: Tensor) -> Tensor:
         """Put patches [B, N, patch_size²] together and cut the padding."""
-        size, frame = self.config.patch_size, self.frame
+        size = self.config.patch_size
         squares = tokens.unflatten(2, (size, size)).unflatten(1, (self.side, self.side))  # [B, G, G, row, column]
         image = squares.transpose(2, 3).reshape(len(tokens), self.config.image_size, self.config.image_size)
-        return image[:, frame.top : frame.top + frame.n_parcels, frame.left : frame.left + frame.n_frames]
+        return F.pad(image, [-width for width in self.padding])
 
     def _initialise(self) -> None:
         """Draw fresh weights: normal, as in He et al.; the patch projection like a linear layer."""

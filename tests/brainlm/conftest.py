@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from brainlm.config import MaskConfig, ModelConfig, WindowConfig
+from brainlm.windows import WindowSet
 from cohorts import Cohort
 from cohorts.simulation import simulate_cohorts, simulated_hospitals
 
@@ -25,3 +26,8 @@ def cohort_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def cohort(cohort_folder) -> Cohort:
     return Cohort.open(cohort_folder)
+
+
+@pytest.fixture
+def windows(config, cohort) -> WindowSet:
+    return WindowSet(cohort, config.window)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brainlm.attention import Block, Chosen, SpaceAttention, TimeAttention, Tokens
+from brainlm.attention import Chosen, SpaceAttention, TimeAttention, Tokens
 
 
 def grid(seed: int, shape: tuple[int, int, int], share: float = 0.5) -> torch.Tensor:
@@ -93,15 +93,3 @@ def test_weights_of_any_size_stay_finite():
         torch.nn.init.constant_(layer.distance.weight, size)
         layer.distance.weight.data[1] = 0.0
         assert layer(context.chosen, context).isfinite().all()
-
-
-def test_every_weight_of_a_block_learns():
-    for context_width in (None, 6):
-        block = Block(8, 2, 2.0, 3, context_width)
-        asking, _, _ = tokens(grid(1, (2, 5, 3)), 8, 1)
-        context = None
-        if context_width:
-            context, _, _ = tokens(grid(2, (2, 5, 3)), 6, 2)
-            context = context._replace(place=torch.randn(*context.values.shape[:2], 6))
-        block(asking, context).values.square().sum().backward()
-        assert [name for name, parameter in block.named_parameters() if parameter.grad is None] == []

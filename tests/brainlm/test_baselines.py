@@ -8,7 +8,6 @@ from brainlm.baselines import (
     AR1,
     VAR1,
     ParcelMean,
-    Persistence,
     TimeInterpolation,
     ar_coefficients,
     baseline_names,
@@ -61,7 +60,7 @@ def test_forecasts_continue_from_the_last_visible_frame():
     visible = (torch.arange(15) < 9).expand(signal.shape)
     matrix = np.array([[0.5, 0.2, 0.0], [0.0, 0.9, -0.3], [0.1, 0.0, 0.4]])
 
-    stay = Persistence().predict(signal, visible, valid)
+    stay = AR1(1.0).predict(signal, visible, valid)
     fade = AR1(np.array([0.5, 0.9, -0.3])).predict(signal, visible, valid)
     turn = VAR1(matrix).predict(signal, visible, valid)
 
@@ -69,7 +68,7 @@ def test_forecasts_continue_from_the_last_visible_frame():
     np.testing.assert_allclose(stay[:, :, 14], last)
     np.testing.assert_allclose(fade[:, :, 11], last * np.array([0.5, 0.9, -0.3]) ** 3)
     np.testing.assert_allclose(turn[:, :, 11], last @ np.linalg.matrix_power(matrix, 3).T)
-    assert not Persistence().predict(signal, ~visible, valid)[:, :, :9].any()  # nothing came before
+    assert not AR1(1.0).predict(signal, ~visible, valid)[:, :, :9].any()  # nothing came before
 
 
 def test_coefficients_of_simulated_processes_are_recovered():

@@ -24,8 +24,8 @@ def expected_scores(truth: torch.Tensor, answer: torch.Tensor) -> dict[str, floa
     }
 
 
-def test_scores_are_those_of_the_pooled_hidden_values(config, cohort):
-    model, windows = initial_model(config, 0), WindowSet(cohort, config.window)
+def test_scores_are_those_of_the_pooled_hidden_values(config, cohort, windows):
+    model = initial_model(config, 0)
 
     sums = evaluate(model, windows, seed=4, batch_size=1000)
 
@@ -91,10 +91,8 @@ def test_federated_scores_are_pooled_scores(n_sites):
     np.testing.assert_allclose(added.horizons, pooled.horizons, rtol=1e-12)
 
 
-def test_masks_do_not_change_between_rounds(config, cohort):
-    model, windows = initial_model(config, 0), WindowSet(cohort, config.window)
-
-    first, second, other = (evaluate(model, windows, seed=seed) for seed in (4, 4, 5))
+def test_masks_do_not_change_between_rounds(config, windows):
+    first, second, other = (evaluate(initial_model(config, 0), windows, seed=seed) for seed in (4, 4, 5))
 
     np.testing.assert_array_equal(first.parcels, second.parcels)
     assert not np.array_equal(first.parcels, other.parcels)

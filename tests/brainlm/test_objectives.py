@@ -43,6 +43,7 @@ def test_the_slow_encoder_begins_as_the_encoder_and_follows_it(config):
 
     expected = 0.9 * first["embed.weight"] + 0.1
     torch.testing.assert_close(model.latent.target.embed.weight, expected)
+    torch.testing.assert_close(model.state_dict()["latent.target.embed.weight"], expected)  # which sites average
     assert not any(parameter.requires_grad for parameter in model.latent.target.parameters())
 
 
@@ -58,9 +59,3 @@ def test_the_signal_teaches_only_the_head_that_reads_it(config):
 
     torch.testing.assert_close(model.encoder.embed.weight.grad, gradient)
     assert model.predict.weight.grad.abs().sum() > 0
-
-
-def test_the_slow_encoder_is_saved_and_averaged_with_the_rest(config):
-    model, _, _ = make(config)
-
-    assert any(name.startswith("latent.target.") for name in model.state_dict())

@@ -6,7 +6,6 @@ from brainlm.config import TrainingConfig
 from brainlm.errors import CheckpointError
 from brainlm.optimization import make_optimizer, restore_optimizer, save_optimizer
 from brainlm.pretraining import initial_model, train_round
-from brainlm.windows import WindowSet
 
 FAST = TrainingConfig(learning_rate=2e-3, warmup_steps=4, batch_size=4, steps_per_round=5, precision="float32")
 
@@ -15,9 +14,8 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def test_an_optimizer_from_the_disk_goes_on_as_if_it_had_stayed_in_memory(config, cohort, tmp_path):
+def test_an_optimizer_from_the_disk_goes_on_as_if_it_had_stayed_in_memory(config, windows, tmp_path):
     """One site's average is its own model, so two rounds with a kept optimizer are one uninterrupted training."""
-    windows = WindowSet(cohort, config.window)
     uninterrupted = initial_model(config, 1)
     optimizer = make_optimizer(uninterrupted, FAST)
     for number in (1, 2):
@@ -41,28 +39,26 @@ def test_an_optimizer_from_the_disk_goes_on_as_if_it_had_stayed_in_memory(config
     assert not torch.equal(weights(fresh), weights(uninterrupted))
 
 
-def test_a_state_that_does_not_belong_here_is_refused_and_changes_nothing(config, cohort, tmp_path):
+def test_a_state_that_does_not_belong_here_is_refused_and_changes_nothing(config, windows, tmp_path):
     path = tmp_path / "optimizer-0002.safetensors"
     model = initial_model(config, 1)
     optimizer = make_optimizer(model, FAST)
-    train_round(model, WindowSet(cohort, config.window), FAST, round_number=2, rounds=4, seed=3, optimizer=optimizer)
+    train_round(model, windows, FAST, round_number=2, rounds=4, seed=3, optimizer=optimizer)
     save_optimizer(tmp_path, optimizer, model, round_number=2)
-    wider = initial_model(config.model_copy(update={"width": 48}), 1)
-    deeper = initial_model(config.model_copy(update={"depth": 3}), 1)
+    wider, deeper = (initial_model(config.model_copy(update=more), 1) for more in ({"width": 48}, {"depth": 3}))
     sgd = FAST.model_copy(update={"optimizer": "sgd"})
 
-    def refused(model: torch.nn.Module, settings: TrainingConfig, reason: str, round_number: int = 3) -> None:
+    def refused(model: torch.nn.Module, settings: TrainingConfig, reason: str, number: int = 3, run: str = "") -> None:
         fresh = make_optimizer(model, settings)
         with pytest.raises(CheckpointError, match=reason):
-            restore_optimizer(tmp_path, fresh, model, round_number=round_number)
+            restore_optimizer(tmp_path, fresh, model, round_number=number, run=run)
         assert not fresh.state
 
     refused(wider, FAST, "is of a model with other weights")
     refused(deeper, FAST, "is of a model with other weights")
     refused(model, sgd, "is of AdamW, not of SGD")
-    refused(model, FAST, "holds no optimizer of a round before 2", round_number=2)
-    with pytest.raises(CheckpointError, match="is of another run"):
-        restore_optimizer(tmp_path, make_optimizer(model, FAST), model, round_number=9, run="another")
+    refused(model, FAST, "holds no optimizer of a round before 2", number=2)
+    refused(model, FAST, "is of another run", run="another")
     path.write_bytes(path.read_bytes()[:-100])
     refused(model, FAST, "is damaged")
     save_file({"w": torch.zeros(2)}, path)
@@ -86,8 +82,7 @@ def test_the_round_before_is_kept_so_that_a_round_can_be_done_again(config, tmp_
     assert kept_after(1) == ["0001"]  # a new run of the study
 
 
-def test_equal_states_have_equal_bytes_and_every_weight_has_its_moments(config, cohort, tmp_path):
-    windows = WindowSet(cohort, config.window)
+def test_equal_states_have_equal_bytes_and_every_weight_has_its_moments(config, windows, tmp_path):
     for name in ("a", "b"):
         model = initial_model(config, 1)
         optimizer = make_optimizer(model, FAST)

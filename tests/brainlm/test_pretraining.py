@@ -19,49 +19,51 @@ def weights(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def test_training_lowers_the_loss_on_held_out_people(config, cohort):
+@pytest.fixture
+def trained(config, windows):
+    """Train a fresh model for a round, with other settings than `FAST`; return its weights and the outcome."""
+
+    def train(*, model=None, windows=windows, round_number=1, rounds=1, seed=3, devices=1, **changes):
+        model, settings = model or initial_model(config, 1), FAST.model_copy(update=changes)
+        how = {"round_number": round_number, "rounds": rounds, "seed": seed, "devices": devices}
+        outcome = train_round(model, windows, settings, **how)
+        return weights(model), outcome
+
+    return train
+
+
+def test_training_lowers_the_loss_on_held_out_people(config, cohort, trained):
     people = sorted(cohort.recordings["participant_id"])
     training, held_out = (WindowSet(cohort, config.window, part) for part in (people[:-3], people[-3:]))
     model = initial_model(config, 1)
     before = evaluate(model, held_out, seed=0)
-    losses = [train_round(model, training, FAST, round_number=number, rounds=6, seed=3).loss for number in range(1, 7)]
+    outcomes = [trained(model=model, windows=training, round_number=number, rounds=6)[1] for number in range(1, 7)]
 
-    assert losses[-1] < 0.95 * losses[0]
+    assert outcomes[-1].loss < 0.95 * outcomes[0].loss
     assert evaluate(model, held_out, seed=0).masked_r2 > before.masked_r2
 
 
-def test_the_same_seed_gives_the_same_weights(config, cohort):
-    windows = WindowSet(cohort, config.window)
+def test_the_same_seed_gives_the_same_weights(trained):
+    found = []
+    for number, how in enumerate(({}, {}, {"seed": 4}, {"round_number": 2})):
+        torch.manual_seed(number)  # the caller's random numbers do not matter
+        found.append(trained(rounds=4, **how)[0])
 
-    def trained(seed: int, round_number: int = 1) -> torch.Tensor:
-        torch.manual_seed(np.random.default_rng().integers(1000))  # the caller's random numbers do not matter
-        model = initial_model(config, 1)
-        train_round(model, windows, FAST, round_number=round_number, rounds=4, seed=seed)
-        return weights(model)
-
-    assert torch.equal(trained(3), trained(3))
-    assert not torch.equal(trained(3), trained(4))
-    assert not torch.equal(trained(3), trained(3, round_number=2))
+    first, again, other, later = found
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, later)
 
 
-def test_one_step_at_every_site_and_their_average_equal_one_pooled_step(config, cohort):
+def test_one_step_at_every_site_and_their_average_equal_one_pooled_step(config, cohort, trained):
     """Plain gradient descent: the average weighted by windows is the gradient of the pooled mean loss."""
-    sgd = TrainingConfig(
-        optimizer="sgd",
-        learning_rate=0.5,
-        warmup_steps=0,
-        clip_norm=None,
-        batch_size=1000,
-        steps_per_round=1,
-        precision="float32",
-    )
+    sgd = {"optimizer": "sgd", "learning_rate": 0.5, "warmup_steps": 0, "clip_norm": None}
     people = sorted(cohort.recordings["participant_id"])
     sites = [WindowSet(cohort, config.window, part) for part in (people[:2], people[2:5], people[5:])]
     updates, sizes = [], []
     for number, site in enumerate(sites):
-        model = initial_model(config, 1)
-        outcome = train_round(model, site, sgd, round_number=1, rounds=1, seed=number)
-        updates.append(weights(model).double())
+        update, outcome = trained(windows=site, seed=number, batch_size=1000, steps_per_round=1, **sgd)
+        updates.append(update.double())
         sizes.append(outcome.n_windows)
     average = sum(size * update for size, update in zip(sizes, updates, strict=True)) / sum(sizes)
 
@@ -90,112 +92,67 @@ def test_the_schedule_counts_steps_over_all_rounds():
     assert rates[55] == pytest.approx(0.55, abs=0.01)
 
 
-def test_a_loss_that_is_not_finite_stops_the_round(config, cohort):
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_loss_that_is_not_finite_stops_the_round(config, trained, devices):
     model = initial_model(config, 1)
     with torch.no_grad():
         model.predict.bias.fill_(torch.inf)
 
     with pytest.raises(DivergenceError, match="round 2, step 1: the loss is not finite"):
-        train_round(model, WindowSet(cohort, config.window), FAST, round_number=2, rounds=4, seed=0)
+        trained(model=model, round_number=2, rounds=4, devices=devices)
 
 
-def test_gradients_are_clipped(config, cohort):
-    def step_length(clip_norm: float | None) -> float:
+def test_gradients_are_clipped(config, trained):
+    start = weights(initial_model(config, 1))
+    one_step = {"optimizer": "sgd", "learning_rate": 1.0, "warmup_steps": 0, "steps_per_round": 1}
+
+    clipped, free = (float((trained(**one_step, clip_norm=norm)[0] - start).norm()) for norm in (0.01, None))
+
+    assert clipped == pytest.approx(0.01, rel=1e-3)
+    assert free > 0.02
+
+
+@pytest.mark.parametrize(("accumulation", "devices"), [(3, 1), (100, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+def test_a_batch_in_parts_or_shared_by_processes_takes_the_step_of_the_whole(trained, accumulation, devices):
+    settings = {"optimizer": "sgd", "learning_rate": 0.5, "batch_size": 7, "steps_per_round": 3}
+    whole, expected = trained(**settings)
+
+    parts, outcome = trained(**settings, accumulation=accumulation, devices=devices)
+
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
+    assert outcome.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_checkpointing_keeps_less_and_changes_nothing(config, trained):
+    found, kept = [], []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[-1] += tensor.nbytes
+        return tensor
+
+    for checkpointing in (False, True):
         model = initial_model(config, 1)
-        start = weights(model)
-        settings = FAST.model_copy(
-            update={
-                "optimizer": "sgd",
-                "learning_rate": 1.0,
-                "warmup_steps": 0,
-                "steps_per_round": 1,
-                "clip_norm": clip_norm,
-            }
-        )
-        train_round(model, WindowSet(cohort, config.window), settings, round_number=1, rounds=1, seed=0)
-        return float((weights(model) - start).norm())
-
-    assert step_length(0.01) == pytest.approx(0.01, rel=1e-3)
-    assert step_length(None) > 0.02
-
-
-def test_a_batch_in_parts_takes_the_step_of_the_whole(config, cohort):
-    windows = WindowSet(cohort, config.window)
-    settings = FAST.model_copy(update={"optimizer": "sgd", "learning_rate": 0.5, "batch_size": 7, "steps_per_round": 3})
-
-    def trained(accumulation: int) -> tuple[torch.Tensor, float]:
-        model = initial_model(config, 1)
-        in_parts = settings.model_copy(update={"accumulation": accumulation})
-        loss = train_round(model, windows, in_parts, round_number=1, rounds=1, seed=3).loss
-        return weights(model), loss
-
-    whole, loss = trained(1)
-    for accumulation in (3, 100):
-        parts, loss_of_parts = trained(accumulation)
-        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
-        assert loss_of_parts == pytest.approx(loss, rel=1e-6)
-
-
-def test_checkpointing_keeps_less_and_changes_nothing(config, cohort):
-    windows = WindowSet(cohort, config.window)
-
-    def trained(checkpointing: bool) -> tuple[torch.Tensor, int]:
-        model, kept = initial_model(config, 1), []
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            kept.append(tensor.nbytes)
-            return tensor
-
-        settings = FAST.model_copy(update={"checkpointing": checkpointing, "steps_per_round": 2})
+        kept.append(0)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            train_round(model, windows, settings, round_number=1, rounds=1, seed=3)
+            found.append(trained(model=model, checkpointing=checkpointing, steps_per_round=2)[0])
         assert all("forward" not in vars(block) for block in [*model.encoder.blocks, *model.decoder.blocks])
-        return weights(model), sum(kept)
 
-    (plain, bytes_plain), (checkpointed, bytes_checkpointed) = trained(False), trained(True)
-    assert torch.equal(plain, checkpointed)
-    assert bytes_checkpointed < bytes_plain / 2
+    assert torch.equal(*found)
+    assert kept[1] < kept[0] / 2
 
 
-def test_workers_read_the_same_windows(config, cohort):
-    windows = WindowSet(cohort, config.window)
+def test_workers_read_the_same_windows_and_draw_none_of_the_numbers_of_dropout(trained):
+    found, states = [], []
+    for workers in (0, 2):
+        found.append(trained(workers=workers)[0])
+        states.append(torch.get_rng_state())
 
-    def trained(workers: int) -> torch.Tensor:
-        model = initial_model(config, 1)
-        before = torch.get_rng_state()
-        train_round(model, windows, FAST.model_copy(update={"workers": workers}), round_number=1, rounds=1, seed=3)
-        assert torch.equal(torch.get_rng_state(), before)
-        return weights(model)
-
-    assert torch.equal(trained(0), trained(2))
+    assert torch.equal(*found)
+    torch.manual_seed(derive_seed(3, 1, "dropout"))
+    assert all(torch.equal(state, torch.get_rng_state()) for state in states)
 
 
-@pytest.mark.slow
-def test_two_processes_with_half_of_each_batch_equal_one_with_the_whole(config, cohort):
-    windows = WindowSet(cohort, config.window)
-    settings = FAST.model_copy(update={"optimizer": "sgd", "learning_rate": 0.5, "batch_size": 5, "accumulation": 2})
-
-    def trained(devices: int) -> tuple[torch.Tensor, float]:
-        model = initial_model(config, 1)
-        outcome = train_round(model, windows, settings, round_number=1, rounds=1, seed=3, devices=devices)
-        return weights(model), outcome.loss
-
-    (one, loss), (two, loss_of_two) = trained(1), trained(2)
-    torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
-    assert loss_of_two == pytest.approx(loss, rel=1e-6)
-
-
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_all_processes(config, cohort):
-    model = initial_model(config, 1)
-    with torch.no_grad():
-        model.predict.bias.fill_(torch.inf)
-
-    with pytest.raises(DivergenceError, match="round 2, step 1: the loss is not finite"):
-        train_round(model, WindowSet(cohort, config.window), FAST, round_number=2, rounds=4, seed=0, devices=2)
-
-
-def test_the_linear_path_is_never_told_of_the_participant(config, cohort):
+def test_the_linear_path_is_never_told_of_the_participant(config, trained):
     """Whoever is in a batch is left out of the covariance of their own windows, however the batch is cut."""
     asked = []
 
@@ -205,15 +162,11 @@ def test_the_linear_path_is_never_told_of_the_participant(config, cohort):
             asked.extend(len(of_one) for of_one in recordings)
             return super().without(recordings)
 
-    def trained(accumulation: int) -> torch.Tensor:
+    found = []
+    for accumulation in (1, 2):
         model = initial_model(config.model_copy(update={"residual": "gaussian"}), 1)
         model.prior = Spy(np.eye(100), 0.8 ** np.arange(10), np.full((100, 100), 1e4))
-        changes = {"accumulation": accumulation, "steps_per_round": 2}
-        train_round(model, windows, FAST.model_copy(update=changes), round_number=1, rounds=1, seed=3)
-        return weights(model)
-
-    windows = WindowSet(cohort, config.window)
-    whole, parts = trained(1), trained(2)
+        found.append(trained(model=model, accumulation=accumulation, steps_per_round=2)[0])
 
     assert len(asked) == 2 * 2 * FAST.batch_size  # a participant a window, at each of two steps, twice
-    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)

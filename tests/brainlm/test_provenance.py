@@ -24,6 +24,13 @@ def checkpoint(finished_run):
 
 
 @pytest.fixture
+def trained(checkpoint):
+    """The model, what is said of it, and its window."""
+    model, about = load_checkpoint(checkpoint)
+    return model, about, model.config.window
+
+
+@pytest.fixture
 def cohort(small_cohorts, tmp_path) -> Cohort:
     """A copy of the first site's, to change."""
     return Cohort.open(shutil.copytree(small_cohorts[0], tmp_path / "copy"))
@@ -60,9 +67,8 @@ def test_a_checkpoint_says_where_it_comes_from_and_names_no_participant(checkpoi
             assert person.encode() not in checkpoint.read_bytes()
 
 
-def test_who_was_trained_on_is_what_the_sites_themselves_decided(checkpoint, finished_run):
-    model, about = load_checkpoint(checkpoint)
-    window = model.config.window
+def test_who_was_trained_on_is_what_the_sites_themselves_decided(trained, finished_run):
+    _, about, window = trained
     for path in finished_run.sites:
         site = load_site(path)
         trained, held_out = split_site(site, window, 0.2, 5)
@@ -73,9 +79,8 @@ def test_who_was_trained_on_is_what_the_sites_themselves_decided(checkpoint, fin
         assert f"{len(held_out)} were held out and {len(trained)} trained on" in members.said
 
 
-def test_a_cohort_under_another_name_is_taken_for_new_with_a_word_until_it_is_named(checkpoint, cohort):
-    model, about = load_checkpoint(checkpoint)
-    window = model.config.window
+def test_a_cohort_under_another_name_is_taken_for_new_with_a_word_until_it_is_named(trained, cohort):
+    _, about, window = trained
     stranger = renamed(cohort, "northshire")
 
     members = membership_of(about, stranger, window, "northshire")
@@ -100,11 +105,9 @@ def test_of_a_cohort_that_changed_nobody_can_tell(checkpoint, cohort):
     assert "had 21 participants and 21 recordings in study 'small', and has 20 and 20 now" in members.said
 
 
-def test_an_earlier_checkpoint_is_read_and_what_it_lacks_is_not_known(checkpoint, cohort, other_atlas):
-    model, about = load_checkpoint(checkpoint)
-    old = {name: value for name, value in about.items() if name not in SINCE}
-    window = model.config.window
-    model.about = old
+def test_an_earlier_checkpoint_is_read_and_what_it_lacks_is_not_known(trained, cohort, other_atlas):
+    model, about, window = trained
+    model.about = old = {name: value for name, value in about.items() if name not in SINCE}
 
     assumed = membership_of(old, cohort, window, "aalborg")
 
@@ -118,9 +121,8 @@ def test_an_earlier_checkpoint_is_read_and_what_it_lacks_is_not_known(checkpoint
     assert "is not known" in nothing.said
 
 
-def test_whoever_any_of_the_studies_trained_on_is_trained_on(checkpoint, cohort):
-    model, first = load_checkpoint(checkpoint)
-    window = model.config.window
+def test_whoever_any_of_the_studies_trained_on_is_trained_on(trained, cohort):
+    _, first, window = trained
     second = {**first, "study": "second", "seed": 77, "start": {"file": "round-0002.safetensors", **first}}
     alone = {**second, "start": {}}
 

@@ -85,9 +85,7 @@ def test_robust_scaling_is_minus_the_median_over_the_range():
         prepare(recording, window)
 
 
-def test_segments_are_every_whole_window_once(cohort):
-    windows = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=40, patch_frames=10))
-
+def test_segments_are_every_whole_window_once(cohort, windows):
     batches = list(windows.segments(batch_size=7))
 
     assert sum(len(batch) for batch in batches) == windows.n_windows == 2 * len(cohort)
@@ -96,9 +94,7 @@ def test_segments_are_every_whole_window_once(cohort):
     np.testing.assert_allclose(batches[0].coordinates[0].numpy(), cohort.atlas.coordinates, rtol=1e-6)
 
 
-def test_samples_are_reproducible_windows_of_different_people(cohort):
-    windows = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=40, patch_frames=10))
-
+def test_samples_are_reproducible_windows_of_different_people(cohort, windows):
     first, again = (windows.sample(6, np.random.default_rng(3)) for _ in range(2))
 
     assert torch.equal(first.signal, again.signal)
@@ -108,9 +104,7 @@ def test_samples_are_reproducible_windows_of_different_people(cohort):
         assert any(np.array_equal(whole[:, start : start + 40], signal) for start in range(whole.shape[1] - 39))
 
 
-def test_a_sample_as_large_as_the_data_is_the_data(cohort):
-    windows = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=40, patch_frames=10))
-
+def test_a_sample_as_large_as_the_data_is_the_data(windows):
     batch = windows.sample(10_000, np.random.default_rng(0))
 
     assert torch.equal(batch.signal, next(windows.segments(10_000)).signal)
@@ -163,8 +157,8 @@ def test_participants_are_split_for_good(n, holdout, expected):
     assert (training, held_out) == split_participants(people, holdout, seed=5)
 
 
-def test_a_batch_splits_into_its_windows(cohort):
-    batch = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=40, patch_frames=10)).sample(7, np.random.default_rng(3))
+def test_a_batch_splits_into_its_windows(windows):
+    batch = windows.sample(7, np.random.default_rng(3))
 
     parts = batch.split(3)
 
@@ -174,11 +168,11 @@ def test_a_batch_splits_into_its_windows(cohort):
     assert len(batch.split(100)) == 7
 
 
-def test_what_a_gpu_fetches_shares_no_memory_between_windows(cohort, monkeypatch):
+def test_what_a_gpu_fetches_shares_no_memory_between_windows(windows, monkeypatch):
     """A pinned copy is made of numbers that lie one by one; coordinates are one memory for all windows."""
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
-    batch = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=40, patch_frames=10)).sample(4, np.random.default_rng(0))
+    batch = windows.sample(4, np.random.default_rng(0))
 
     copy = batch.pin_memory()
 
@@ -187,8 +181,7 @@ def test_what_a_gpu_fetches_shares_no_memory_between_windows(cohort, monkeypatch
     assert torch.equal(copy.coordinates, batch.coordinates)
 
 
-def test_windows_travel_without_what_they_prepared(cohort):
-    windows = WindowSet(cohort, WindowConfig(t_r=2.0, n_frames=40, patch_frames=10))
+def test_windows_travel_without_what_they_prepared(windows):
     batch = windows.sample(6, np.random.default_rng(3))
 
     sent = pickle.dumps(windows)

@@ -5,9 +5,13 @@ from brainlm.evaluation import MODEL
 from exchange.aggregation import add_replies
 from exchange.messages import TrainReply, TrainRequest, join
 from server.answers import Answers
-from server.averaging import averaged, measure_reconstruction
+from server.averaging import Checkpoints, averaged, measure_reconstruction, starting_model, weights_of
+from server.errors import ServerError
 from server.journal import Journal
 from study.sections import RoundsConfig
+from study.settings import Study
+from study.state import State
+from tests.support.federation import STUDY
 from tests.support.wire import be_in_run
 
 
@@ -74,3 +78,18 @@ def test_r2_over_sites_is_that_of_their_sums(tmp_path):
     metrics = Journal(tmp_path).table("metrics").set_index(["site", "name"])["value"]
     assert metrics["all", "mse"] == pytest.approx(total[6].sum() / total[0].sum())
     assert set(metrics.index.get_level_values("site")) == {"a", "b", "all"}
+
+
+def test_what_another_outer_optimizer_remembers_is_refused(tmp_path):
+    adam, yogi = (Study(**{**STUDY, "averaging": {"optimizer": name}}) for name in ("fedadam", "fedyogi"))
+    weights, journal = weights_of(starting_model(adam)), Journal(tmp_path)
+    memory = join(first=weights, second=weights)
+    state = State(stage="pretraining", sites={}, round_number=1).holding(weights=weights, outer=memory)
+    Checkpoints(adam, journal).save(state)
+
+    number, _, remembered = Checkpoints(adam, journal).last(state)
+
+    assert number == 1
+    assert remembered.keys() == memory.keys()
+    with pytest.raises(ServerError, match=r"outer-0001\.safetensors: is not of fedyogi\. Resume with the study that"):
+        Checkpoints(yogi, journal).last(state)

@@ -11,43 +11,34 @@ from tests.support.federation import STUDY
 from tests.support.released import DENSE, make_released
 
 
-def write(folder, **changes) -> str:
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump({**STUDY, **changes}))
-    return path
-
-
-def test_a_resolved_study_reads_back_the_same(tmp_path):
-    study = load_study(write(tmp_path))
+def test_a_resolved_study_reads_back_the_same(read, tmp_path):
+    study = read()
     (tmp_path / "again.yaml").write_text(study.to_yaml())
 
     assert load_study(tmp_path / "again.yaml") == study
 
 
-def test_models_and_atlas_tables_are_found_beside_the_study(tmp_path):
+def test_models_and_atlas_tables_are_found_beside_the_study(read, tmp_path):
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(STUDY["model"]))
     (tmp_path / "mine.json").write_text(load_atlas("schaefer100").to_json())
 
-    study = load_study(write(tmp_path, model="model.yaml", cohort={"atlases": ["mine.json"]}))
+    study = read(model="model.yaml", cohort={"atlases": ["mine.json"]})
 
-    assert study.model == load_study(write(tmp_path)).model
+    assert study.model == read().model
     assert study.contract().atlases == {"schaefer100": load_atlas("schaefer100").content_hash}
 
 
-def test_the_recipe_says_what_is_residualized_unless_the_study_does(tmp_path):
-    assert load_study(write(tmp_path)).residualized == ("age", "sex", "site", "mean_fd", "tsnr")
-    changed = load_study(write(tmp_path, harmonization={"residualize": ["age", "site"]}))
+def test_the_recipe_says_what_is_residualized_unless_the_study_does(read):
+    assert read().residualized == ("age", "sex", "site", "mean_fd", "tsnr")
+    changed = read(harmonization={"residualize": ["age", "site"]})
     assert changed.residualized == ("age", "site")
 
 
-def test_the_contract_names_every_covariate_that_is_used(tmp_path):
-    study = load_study(
-        write(
-            tmp_path,
-            covariates={"scanner": {"levels": ["GE", "Siemens"]}, "iq": {"center": 100, "scale": 15}},
-            harmonization={"keep": ["age", "scanner"], "residualize": ["sex", "site"]},
-            analyses={"targets": ["iq"]},
-        )
+def test_the_contract_names_every_covariate_that_is_used(read):
+    study = read(
+        covariates={"scanner": {"levels": ["GE", "Siemens"]}, "iq": {"center": 100, "scale": 15}},
+        harmonization={"keep": ["age", "scanner"], "residualize": ["sex", "site"]},
+        analyses={"targets": ["iq"]},
     )
 
     assert study.contract().covariates == {"age": (), "iq": (), "scanner": ("GE", "Siemens"), "sex": ("F", "M")}
@@ -55,57 +46,54 @@ def test_the_contract_names_every_covariate_that_is_used(tmp_path):
     assert study.coding("iq") == Continuous("iq", 100, 15)
 
 
-def test_a_study_asks_for_all_that_it_will_do(tmp_path):
-    assert "combat" in load_study(write(tmp_path)).asks_for()
-    assert "combat" not in load_study(write(tmp_path, harmonization={"method": "none"})).asks_for()
-    assert "cross_validated_ridge" not in load_study(write(tmp_path, analyses={"targets": []})).asks_for()
-    assert "second_moments" in load_study(write(tmp_path)).asks_for()
-    assert "second_moments" not in load_study(write(tmp_path, analyses={"gaussian_baseline": False})).asks_for()
-    assert "quantiles" not in load_study(write(tmp_path)).asks_for()
+def test_a_study_asks_for_all_that_it_will_do(read):
+    assert "combat" in read().asks_for()
+    assert "combat" not in read(harmonization={"method": "none"}).asks_for()
+    assert "cross_validated_ridge" not in read(analyses={"targets": []}).asks_for()
+    assert "second_moments" in read().asks_for()
+    assert "second_moments" not in read(analyses={"gaussian_baseline": False}).asks_for()
+    assert "quantiles" not in read().asks_for()
 
 
 @pytest.mark.parametrize(
     ("rule", "fewest"),
     [("none", 3), ("median", 5), ("trimmed_mean", 5), ("krum", 7), ("multi_krum", 7), ("bulyan", 11)],
 )
-def test_robust_rules_are_taken_with_a_quorum_that_can_outvote_the_wrong(tmp_path, rule, fewest):
+def test_robust_rules_are_taken_with_a_quorum_that_can_outvote_the_wrong(read, tmp_path, rule, fewest):
     wrong = {} if rule == "none" else {"byzantine": 2}
 
     averaging = {"robust": rule, "quorum": fewest, "optimizer": "fedavgm", **wrong}
-    study = load_study(write(tmp_path, averaging=averaging, privacy={"secure_sums": False}))
+    study = read(averaging=averaging, privacy={"secure_sums": False})
 
     assert study.averaging.robust == rule
     (tmp_path / "again.yaml").write_text(study.to_yaml())
     assert load_study(tmp_path / "again.yaml") == study
 
 
-def test_a_study_asks_for_what_shows_a_single_site_by_name(tmp_path):
-    study = load_study(
-        write(
-            tmp_path,
-            harmonization={"smooth": {"age": [18, 90]}},
-            analyses={"targets": ["age", "sex"], "leave_one_site_out": True, "compare": ["combat_gam", "covbat"]},
-            association={"vectors": "genes", "two_tower": True},
-        )
+def test_a_study_asks_for_what_shows_a_single_site_by_name(read):
+    study = read(
+        harmonization={"smooth": {"age": [18, 90]}},
+        analyses={"targets": ["age", "sex"], "leave_one_site_out": True, "compare": ["combat_gam", "covbat"]},
+        association={"vectors": "genes", "two_tower": True},
     )
 
     asked = study.asks_for()
     assert "leave_one_site_out" in asked
-    assert "reference_site" in load_study(write(tmp_path, harmonization={"reference": "oslo"})).asks_for()
+    assert "reference_site" in read(harmonization={"reference": "oslo"}).asks_for()
     assert {"cross_validated_ridge", "cross_validated_logistic", "cross_validated_cca", "two_tower"} <= set(asked)
     assert {"combat", "combat_gam", "covbat"} <= set(asked)
     assert len(asked) == len(set(asked))
-    assert not {"leave_one_site_out", "reference_site"} & set(load_study(write(tmp_path)).asks_for())
+    assert not {"leave_one_site_out", "reference_site"} & set(read().asks_for())
 
 
-def test_one_model_keeps_what_is_removed_later(tmp_path):
-    assert load_study(write(tmp_path)).kept == ("age", "sex")
-    together = load_study(write(tmp_path, harmonization={"order": "one_model", "keep": ["age"]}))
+def test_one_model_keeps_what_is_removed_later(read):
+    assert read().kept == ("age", "sex")
+    together = read(harmonization={"order": "one_model", "keep": ["age"]})
     assert together.kept == ("age", "sex", "mean_fd", "tsnr")
 
 
-def test_bounds_of_a_curve_are_coded_as_the_covariate_is(tmp_path):
-    study = load_study(write(tmp_path, harmonization={"keep": ["sex", "age"], "smooth": {"age": [20, 90]}}))
+def test_bounds_of_a_curve_are_coded_as_the_covariate_is(read):
+    study = read(harmonization={"keep": ["sex", "age"], "smooth": {"age": [20, 90]}})
 
     options = study.options_of("combat_gam", study.design(study.kept), ["a", "b"])
 
@@ -113,13 +101,13 @@ def test_bounds_of_a_curve_are_coded_as_the_covariate_is(tmp_path):
     assert study.options_of("site_adversarial", study.design(()), ["a", "b"]) == {"sites": ["a", "b"]}
 
 
-def test_robust_scaling_asks_for_quantiles_and_for_recordings_that_kept_their_units(tmp_path):
+def test_robust_scaling_asks_for_quantiles_and_for_recordings_that_kept_their_units(read):
     model = {**STUDY["model"], "window": {**STUDY["model"]["window"], "scaling": "robust"}}
-    robust = load_study(write(tmp_path, model=model))
+    robust = read(model=model)
 
     assert "quantiles" in robust.asks_for()
     assert robust.contract().scalings == ("raw",)
-    assert load_study(write(tmp_path)).contract().scalings == ("raw", "zscore")
+    assert read().contract().scalings == ("raw", "zscore")
 
 
 @pytest.mark.parametrize(
@@ -208,29 +196,28 @@ def test_robust_scaling_asks_for_quantiles_and_for_recordings_that_kept_their_un
         ),
     ],
 )
-def test_faults_are_named(tmp_path, changes, said):
+def test_faults_are_named(read, changes, said):
     with pytest.raises(SettingsError, match=said):
-        load_study(write(tmp_path, **changes))
+        read(**changes)
 
 
-def test_everything_that_is_wrong_with_a_file_is_told_at_once(tmp_path):
+def test_everything_that_is_wrong_with_a_file_is_told_at_once(read, tmp_path):
     """Also what is only looked at once each field is right by itself, and nothing that follows from other faults."""
-    path = write(
-        tmp_path,
-        titel="x",
-        cohort={"atlases": ["power264", "schaefer100"]},
-        model={"width": 30, "depth": 0},
-        training={"learning_rate": -1, "batch_size": "many"},
-        averaging={"robust": "bulyan", "quorum": "seven", "momentum": 0.5},
-        analyses={"targets": ["iq", "dx"], "folds": 1},
-        covariates={"dx": {"typ": 1}},
-    )
+    changes = {
+        "titel": "x",
+        "cohort": {"atlases": ["power264", "schaefer100"]},
+        "model": {"width": 30, "depth": 0},
+        "training": {"learning_rate": -1, "batch_size": "many"},
+        "averaging": {"robust": "bulyan", "quorum": "seven", "momentum": 0.5},
+        "analyses": {"targets": ["iq", "dx"], "folds": 1},
+        "covariates": {"dx": {"typ": 1}},
+    }
 
     with pytest.raises(SettingsError) as fault:
-        load_study(path)
+        read(**changes)
 
     told = str(fault.value).splitlines()
-    assert all(line.startswith(f"{path}: ") for line in told)
+    assert all(line.startswith(f"{tmp_path / 'study.yaml'}: ") for line in told)
     for said in (
         "'titel' is not a known field. Did you mean 'title'?",
         "Atlas 'power264' is not known",
@@ -248,9 +235,9 @@ def test_everything_that_is_wrong_with_a_file_is_told_at_once(tmp_path):
     assert len(told) == 11
 
 
-def test_an_unknown_atlas_is_named_with_the_study(tmp_path):
+def test_an_unknown_atlas_is_named_with_the_study(read):
     with pytest.raises(SettingsError, match=r"study\.yaml: cohort\.atlases: Atlas 'power264' is not known"):
-        load_study(write(tmp_path, cohort={"atlases": ["power264"]}))
+        read(cohort={"atlases": ["power264"]})
 
 
 @pytest.fixture
@@ -264,8 +251,8 @@ def checkpoint(tmp_path):
     return model.config
 
 
-def test_a_study_takes_the_model_of_its_checkpoint(tmp_path, checkpoint):
-    study = load_study(write(tmp_path, start="start.safetensors", model=None))
+def test_a_study_takes_the_model_of_its_checkpoint(read, tmp_path, checkpoint):
+    study = read(start="start.safetensors", model=None)
 
     assert study.model == checkpoint
     (tmp_path / "elsewhere").mkdir()
@@ -273,10 +260,10 @@ def test_a_study_takes_the_model_of_its_checkpoint(tmp_path, checkpoint):
     assert load_study(tmp_path / "elsewhere" / "again.yaml") == study
 
 
-def test_a_study_may_change_what_holds_no_weights(tmp_path, checkpoint):
+def test_a_study_may_change_what_holds_no_weights(read, checkpoint):
     model = {**checkpoint.model_dump(mode="json"), "mask_ratio": 0.75}
 
-    assert load_study(write(tmp_path, start="start.safetensors", model=model)).model.mask_ratio == 0.75
+    assert read(start="start.safetensors", model=model).model.mask_ratio == 0.75
 
 
 @pytest.mark.parametrize(
@@ -294,6 +281,6 @@ def test_a_study_may_change_what_holds_no_weights(tmp_path, checkpoint):
         ),
     ],
 )
-def test_faults_of_a_start_are_named(tmp_path, checkpoint, changes, error, said):
+def test_faults_of_a_start_are_named(read, checkpoint, changes, error, said):
     with pytest.raises(error, match=said):
-        load_study(write(tmp_path, **changes))
+        read(**changes)
