@@ -33,7 +33,7 @@ def test_a_state_that_nobody_solved_does_not_give_a_person_s_row(tmp_path, four_
     axis = np.random.default_rng(0).normal(size=WIDTH)
     axis[0] /= 100 * _TIMES
     jobs, arrays = {}, {}
-    for number, threshold in enumerate(np.linspace(-5, 5, 300)):
+    for number, threshold in enumerate(np.linspace(-5, 5, 120)):
         jobs[f"j{number}"] = Job(
             analysis="logistic_regression",
             parameters={"C": 1.0},
