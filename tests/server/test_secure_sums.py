@@ -16,10 +16,12 @@ from exchange.messages import SummarizeReply, TrainReply, TrainRequest
 from server.errors import QuorumError
 from server.journal import Journal
 from server.report import write_report
-from tests.support.federation import PLAIN, STUDY, run_study, write_sites
+from tests.support.federation import PLAIN, STUDY, UNMEASURED, run_study, write_sites
 from tests.support.local_grid import LocalGrid, write_site
 
 SHORT = {**STUDY, "averaging": {**STUDY["averaging"], "rounds": 1}}
+ONE_ROUND = {**SHORT, **UNMEASURED}
+SCORED = {**ONE_ROUND, "analyses": {**UNMEASURED["analyses"], "gaussian_baseline": True}}
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def test_the_survivors_of_a_sum_have_the_right_answer(tmp_path, four_cohorts, st
     assert summary["probes"]["connectivity"]["age"]["raw"]["n"] == n_left
     if stage == "train":  # the weights are those of the three
         three = [path for path in four_cohorts if path.name != silent]
-        without = run_study(tmp_path / "t", LocalGrid(write_sites(tmp_path / "ts", three)), SHORT)
+        without = run_study(tmp_path / "t", LocalGrid(write_sites(tmp_path / "ts", three)), ONE_ROUND)
         ours, theirs = (load_file(j.checkpoint(1)) for j in (journal, without))
         assert all(np.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in ours)
 
@@ -178,7 +180,7 @@ def test_a_second_attempt_trains_nobody_again(tmp_path, four_cohorts):
         return None
 
     sites = write_sites(tmp_path / "s", four_cohorts)
-    run_study(tmp_path / "run", LocalGrid(sites, late), SHORT)
+    run_study(tmp_path / "run", LocalGrid(sites, late), ONE_ROUND)
 
     assert [(node, attempt) for node, attempt, _ in asked] == [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (2, 2), (3, 2)]
     assert all(size == 0 for _, attempt, size in asked if attempt == 2)  # the question is not sent again
@@ -200,7 +202,7 @@ def test_a_site_without_the_roster_of_the_others_is_left_out(tmp_path, four_coho
     sites = write_sites(tmp_path / "s", four_cohorts[:3])
     sites.append(write_site(tmp_path / "s" / "delft", "delft", four_cohorts[3]))
 
-    journal = run_study(tmp_path / "run", LocalGrid(sites), SHORT)
+    journal = run_study(tmp_path / "run", LocalGrid(sites), ONE_ROUND)
 
     facts = journal.facts()
     assert (facts["status"], facts["left_out"]) == ("completed", "delft")
@@ -216,7 +218,7 @@ def test_an_answer_that_does_not_fit_counts_as_none(tmp_path, four_cohorts):
             return None
         return Message(SummarizeReply(arrays={"more/n": np.array(1.0)}).to_records(), reply_to=message)
 
-    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", four_cohorts), spoil), SHORT)
+    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", four_cohorts), spoil), SCORED)
 
     assert journal.facts()["left_out"] == "coimbra"
     assert journal.facts()["status"] == "completed"
@@ -225,7 +227,7 @@ def test_an_answer_that_does_not_fit_counts_as_none(tmp_path, four_cohorts):
 def test_sites_that_share_an_atlas_with_too_few_keep_what_is_by_parcel(tmp_path, small_cohorts):
     (other,) = simulate_cohorts(tmp_path / "c", simulated_hospitals(1, 12, minutes=2.2), atlas="aal116", seed=3)
     other.rename(tmp_path / "dalarna")
-    study = {**SHORT, "cohort": {"atlases": ["schaefer100", "aal116"]}}
+    study = {**SCORED, "cohort": {"atlases": ["schaefer100", "aal116"]}}
     grid = LocalGrid(write_sites(tmp_path / "s", [*small_cohorts, tmp_path / "dalarna"]))
 
     journal = run_study(tmp_path / "run", grid, study)
@@ -243,7 +245,7 @@ def test_sites_of_which_each_has_its_own_atlas_are_scored_together(tmp_path, sma
     for atlas, name in (("aal116", "dalarna"), ("schaefer200", "espoo")):
         (path,) = simulate_cohorts(tmp_path / atlas, simulated_hospitals(1, 12, minutes=2.2), atlas=atlas, seed=3)
         cohorts.append(path.rename(tmp_path / name))
-    study = {**SHORT, "cohort": {"atlases": ["schaefer100", "aal116", "schaefer200"]}}
+    study = {**SCORED, "cohort": {"atlases": ["schaefer100", "aal116", "schaefer200"]}}
     sites = write_sites(tmp_path / "s", cohorts, share_metrics=True)
 
     journal = run_study(tmp_path / "run", LocalGrid(sites), study)
