@@ -150,8 +150,8 @@ def test_a_study_comes_to_its_end_though_half_of_its_sites_fall_silent(tmp_path,
             return False
         return None
 
-    cohorts = seven_cohorts[:n_sites]
-    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", cohorts), die), SHORT)
+    cohorts, study = seven_cohorts[:n_sites], ONE_ROUND if stage == "train" else SHORT
+    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", cohorts), die), study)
 
     summary = summary_of(tmp_path / "run")
     assert summary["status"] == "completed"
