@@ -17,8 +17,10 @@ from exchange.messages import (
     TrainRequest,
 )
 from harmonization import Projection
-from tests.support.federation import STUDY, run_study, write_sites
+from tests.support.federation import STUDY, UNMEASURED, run_study, write_sites
 from tests.support.local_grid import LocalGrid
+
+SHORT = {**STUDY, **UNMEASURED, "averaging": {**STUDY["averaging"], "rounds": 1}}
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def after_a_run(tmp_path, small_cohorts) -> LocalGrid:
     """Three sites that ran a study of one round, with the numbers of a careful policy."""
     policy = {"min_participants": 5, "min_group": 2, "min_change": 10, "secure_sum_required": True}
     grid = LocalGrid(write_sites(tmp_path / "s", small_cohorts, **policy))
-    run_study(tmp_path / "run", grid, {**STUDY, "averaging": {**STUDY["averaging"], "rounds": 1}})
+    run_study(tmp_path / "run", grid, SHORT)
     return grid
 
 
@@ -51,7 +53,7 @@ def test_answers_to_different_questions_never_add(after_a_run):
 def test_one_question_in_one_message_among_many_sets_of_sites_is_refused(tmp_path, small_cohorts):
     four = simulate_cohorts(tmp_path / "c", simulated_hospitals(4, 12, minutes=2.2), atlas="schaefer100", seed=4)
     grid = LocalGrid(write_sites(tmp_path / "s", four, min_change=10))
-    journal = run_study(tmp_path / "run", grid, {**STUDY, "averaging": {**STUDY["averaging"], "rounds": 1}})
+    journal = run_study(tmp_path / "run", grid, SHORT)
     names = [path.name for path in four]
     job = Job(analysis="projection", parameters=Projection(2).parameters(), table=TableSpec(features="embedding"))
     groups = [Group(parts=[f"without {left}"], sites=[name for name in names if name != left]) for left in names]
