@@ -23,13 +23,14 @@ from tests.support.local_grid import LocalGrid
 
 RICH = {
     **STUDY,
+    "averaging": {**STUDY["averaging"], "rounds": 1},
     "harmonization": {"order": "one_model", "prior": "none"},
     "analyses": {
         **STUDY["analyses"],
         "targets": ["age", "sex"],
         "permutations": 5,
         "bootstrap": 5,
-        "category_permutations": 1,
+        "category_permutations": 0,
         "leave_one_site_out": True,
         "site_classification": True,
         "compare": ["covbat"],
