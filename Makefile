@@ -27,7 +27,7 @@ demo: install  ## four simulated hospitals, from recordings to a report (about 3
 test: install  ## the fast tests, and one real `flwr run` simulation
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' --numprocesses auto --dist loadscope
 
-test-slow: install  ## tests that take minutes: a deployed federation of real processes
+test-slow: install  ## killed commands, and deployed federations of real processes (nginx for one of them; 20 minutes or more)
 	$(BIN)/pytest -m slow --ignore tests/chaos --ignore tests/docker
 
 explore: install  ## property tests on ever new examples, until one fails (write it down as an @example) or you stop it
@@ -50,7 +50,7 @@ images:  ## build the images of coordinator and site; BUILD_OPTIONS="--build-arg
 	$(BUILD) --target coordinator --tag fedbrainlm-coordinator .
 	$(BUILD) --target site --tag fedbrainlm-site .
 
-test-containers: install $(if $(ENGINE),images)  ## a federation in containers; skipped where there is no engine
+test-containers: install $(if $(ENGINE),images)  ## a federation in containers; skipped where there is no engine (10 minutes)
 	$(BIN)/pytest -m 'slow or not slow' -rs tests/docker
 
 lint: install  ## ruff and mypy

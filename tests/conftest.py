@@ -2,13 +2,18 @@
 
 import gc
 import os
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from cohorts import Cohort
 from server.journal import Journal
 from tests.support.federation import run_study, simulate_small_cohorts, write_sites
 from tests.support.local_grid import LocalGrid
@@ -27,11 +32,42 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+class Unsynced(sqlite3.Connection):
+    """A database that leaves the writing to the operating system, whatever it is asked to wait for."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.execute("PRAGMA synchronous")
+
+    def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        asks = statement.startswith("PRAGMA synchronous")
+        return super().execute("PRAGMA synchronous = OFF" if asks else statement, *parameters)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_waiting_for_the_disk() -> Iterator[None]:
     """Do without what only matters where the power fails, as no test has it do."""
+    connect = sqlite3.connect
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(sqlite3, "connect", lambda *given, **options: connect(*given, **{"factory": Unsynced, **options}))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cohorts_that_did_not_change_are_read_once() -> Iterator[None]:
+    """Spare a site to read its cohort for every message, unless a file of it became another one."""
+
+    @cache
+    def read(folder: Path, files: frozenset[tuple[Path, int, int, int]]) -> Cohort:
+        return Cohort.open(folder)
+
+    def open_cohort(folder: Path) -> Cohort:
+        found = ((path, path.lstat()) for path in folder.rglob("*"))
+        return read(folder, frozenset((path, about.st_ino, about.st_size, about.st_mtime_ns) for path, about in found))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("client.site.Cohort", SimpleNamespace(open=open_cohort))
         yield
 
 

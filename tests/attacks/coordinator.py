@@ -18,8 +18,10 @@ from exchange.aggregation import add_replies
 from exchange.messages import (
     Arrays,
     Group,
+    HarmonizeRequest,
     Job,
     SecureSum,
+    Step,
     SummarizeReply,
     SummarizeRequest,
     SumReply,
@@ -73,6 +75,11 @@ def kept_of(site: Path, step: int = 1) -> SumReply:
     """What lies on a site's disk of an answer under masks, and the coordinator must not learn."""
     with load_site(site).database.transaction() as database:
         return read_answer(database, "small", str(RUN), step).reply
+
+
+def own_sum(site: Path) -> np.ndarray:
+    """The sum of a site's features, which nobody else must learn."""
+    return features_of(site).sum(axis=0)
 
 
 class Coordinator:
@@ -130,6 +137,16 @@ class Coordinator:
         )
         return request.model_copy(update=changes)
 
+    def projection(self, source: str, result: str, components: np.ndarray, step: int = 1) -> HarmonizeRequest:
+        """Have features projected on axes of the coordinator's choice, and kept under a name of its choice."""
+        model = {"mean": np.zeros(WIDTH), "components": components, "explained_variance": np.ones(len(components))}
+        return HarmonizeRequest(
+            arrays=join(**{result: {**model, "total_variance": np.array(1.0)}}),
+            study="small",
+            steps=[Step(source=source, result=result, transform="projection", model="ProjectionModel")],
+            secure=self.secure(step=step),
+        )
+
     def send(self, site: str, records: RecordDict, kind: str, run: int = RUN, message_id: str = "") -> Message:
         """Send whatever it is, as bytes both ways. Every message meets a process without memory, but for the disk."""
         be_in_run(run)
@@ -150,16 +167,17 @@ class Coordinator:
         reply = self.send(site, request.to_records(), request.message)
         return RefusalCode(reply.error.reason) if reply.has_error() else None
 
-    def ask_all(self, request: SumRequest, run: int = RUN) -> dict[str, SumReply]:
-        """Ask all sites of the request's sum, who must answer."""
+    def ask_all(self, request: SumRequest) -> dict[str, SumReply] | None:
+        """Ask all sites of the request's sum; return their answers, or None if one refuses."""
         assert request.secure is not None
-        replies = {site: self.ask(site, request, run) for site in request.secure.sites}
-        assert all(isinstance(reply, SumReply) for reply in replies.values()), replies
-        return replies
+        replies = {site: self.ask(site, request) for site in request.secure.sites}
+        return replies if all(isinstance(reply, SumReply) for reply in replies.values()) else None
 
-    def total(self, request: SumRequest, run: int = RUN) -> Arrays:
-        """Ask all sites of the request's sum, and open it."""
-        return add_replies(request, self.ask_all(request, run))
+    def total(self, request: SumRequest) -> Arrays:
+        """Ask all sites of the request's sum, who must answer, and open it."""
+        replies = self.ask_all(request)
+        assert replies is not None
+        return add_replies(request, replies)
 
     def audit_of(self, site: str) -> list[dict]:
         return list(load_site(self.sites[site]).audit.read())

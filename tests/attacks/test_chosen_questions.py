@@ -45,16 +45,13 @@ from tests.attacks.coordinator import (
     Coordinator,
     features_of,
     kept_of,
+    own_sum,
     write_careful_sites,
 )
 
 
 def works(remedy: str) -> pytest.MarkDecorator:
     return pytest.mark.xfail(strict=True, raises=AssertionError, reason=remedy)
-
-
-def own_sum(coordinator: Coordinator, site: str) -> np.ndarray:
-    return features_of(coordinator.sites[site]).sum(axis=0)
 
 
 def vector(arrays: Arrays, part: str = "update") -> np.ndarray:
@@ -176,9 +173,8 @@ def test_no_refusal_tells_how_large_a_site_s_own_sum_is(coordinator):
     Here a projection on one axis, a thousandfold, so that no other number is as large, in a job that is called
     ``update``, whose numbers have the bound of the request. Large scales would do as much in any other ring.
     """
-    secret = 1000 * abs(own_sum(coordinator, "aalborg")[0])
-    axis = 1000.0 * np.eye(WIDTH)[:1]
-    coordinator.send("aalborg", _projected(coordinator, "axis", 1, axis).to_records(), "query.harmonize")
+    secret = 1000 * abs(own_sum(coordinator.sites["aalborg"])[0])
+    assert coordinator.code(coordinator.projection("x", "axis", 1000.0 * np.eye(WIDTH)[:1])) is None
     job = Job(analysis="projection", parameters={"n_components": 1}, table=TableSpec(features="axis"))
     low, high = 1.0, 1e6
     for step in range(2, 40):
@@ -371,8 +367,7 @@ def test_weights_that_differ_in_the_last_digit_are_not_another_question(coordina
         first.flat[0] += np.float32(step * 1e-6)
         others = [name for name in names if name != names[lacking]]
         request = coordinator.training(others, weights=nearly, secure={"step": step})
-        replies = {site: coordinator.ask(site, request) for site in others}
-        if not all(isinstance(reply, SumReply) for reply in replies.values()):
+        if (replies := coordinator.ask_all(request)) is None:
             return
         if lacking == 3:
             seen = everybody - vector(add_replies(request, replies))
@@ -386,29 +381,16 @@ def test_a_copy_of_the_features_is_not_another_question(coordinator):
     everybody = coordinator.total(coordinator.sums())["projection/feature_sum"]
     for number, lacking in enumerate(names):
         others = [name for name in names if name != lacking]
+        copied = coordinator.projection("x", f"copy{number}", np.eye(WIDTH), 2 + 2 * number)
         for site in names:
-            copied = _projected(coordinator, f"copy{number}", 2 + 2 * number, np.eye(WIDTH))
-            coordinator.send(site, copied.to_records(), "query.harmonize")
+            coordinator.code(copied, site)
         job = Job(analysis="projection", parameters={"n_components": 2}, table=TableSpec(features=f"copy{number}"))
         request = coordinator.sums(others, jobs={"projection": job}, step=3 + 2 * number)
-        replies = {site: coordinator.ask(site, request) for site in others}
-        if not all(isinstance(reply, SumReply) for reply in replies.values()):
+        if (replies := coordinator.ask_all(request)) is None:
             return
         left[lacking] = everybody - add_replies(request, replies)["projection/feature_sum"]
 
-    assert not all(np.allclose(seen, own_sum(coordinator, site)) for site, seen in left.items())
-
-
-def _projected(coordinator: Coordinator, name: str, step: int, components: np.ndarray) -> HarmonizeRequest:
-    """Have the features ``x`` projected, on axes of the coordinator's choice, and kept under a name of its choice."""
-    variance = np.ones(len(components))
-    model = {"mean": np.zeros(WIDTH), "components": components, "explained_variance": variance}
-    return HarmonizeRequest(
-        arrays=join(**{name: {**model, "total_variance": np.array(1.0)}}),
-        study="small",
-        steps=[Step(source="x", result=name, transform="projection", model="ProjectionModel")],
-        secure=coordinator.secure(step=step),
-    )
+    assert not all(np.allclose(seen, own_sum(coordinator.sites[site])) for site, seen in left.items())
 
 
 def test_private_training_costs_each_time_it_is_answered(tmp_path, four_cohorts):

@@ -207,9 +207,14 @@ def people(header: str = "participant_id\tage\tsex", *rows: str) -> Change:
 ROW1, ROW3 = "sub-A01\t30\tF", "sub-A03\t30\tF"
 
 
-def second(row: str) -> Change:
-    """Make another row of the second participant."""
-    return people("participant_id\tage\tsex", ROW1, row, ROW3)
+def second(*rows: str) -> Change:
+    """Put other rows in the place of the second participant's."""
+    return people("participant_id\tage\tsex", ROW1, *rows, ROW3)
+
+
+def column(name: str, *cells: object) -> Change:
+    """Let the three people have this column alone."""
+    return people(f"participant_id\t{name}", *(f"{person}\t{cell}" for person, cell in zip(PEOPLE, cells, strict=True)))
 
 
 def aged(cell: str) -> Change:
@@ -449,39 +454,29 @@ RECIPES: dict[str, dict[str, Any]] = {
     "byte-order mark before the header": of(TABLES, text(lambda table: table.encode("utf-8-sig"))),
     "only a header": of(TABLES, text(lambda table: table.partition("\n")[0] + "\n")),
     # --- The participants table
-    "participant twice in the table": of(
-        MATRICES, people("participant_id\tage\tsex", ROW1, "sub-A02\t31\tM", "A02\t32\tM", ROW3)
-    ),
-    "participant not in the table": of(MATRICES, people("participant_id\tage\tsex", ROW1, ROW3)),
+    "participant twice in the table": of(MATRICES, second("sub-A02\t31\tM", "A02\t32\tM")),
+    "participant not in the table": of(MATRICES, second()),
     "age as text": of(MATRICES, aged("forty")),
-    "ages as text": of(MATRICES, people("participant_id\tage\tsex", *(f"{name}\tthirty\tF" for name in PEOPLE))),
+    "ages as text": of(MATRICES, column("age", *["thirty"] * 3)),
     "age with a decimal comma": of(MATRICES, aged("40,5")),
     "age with its unit": of(MATRICES, aged("P40Y6M")),
     "age at the top, as 89+": of(MATRICES, aged("89+")),
     "age as a range": of(MATRICES, aged("35-40")),
     "age that is a code for a missing value": of(MATRICES, aged("-9999")),
-    "code for a missing value in another column": of(
-        MATRICES, people("participant_id\tiq", "sub-A01\t98", "sub-A02\t-9999", "sub-A03\t110")
-    ),
-    "what may be a code for a missing value": of(
-        MATRICES, people("participant_id\tscore", "sub-A01\t5", "sub-A02\t-1", "sub-A03\t7")
-    ),
+    "code for a missing value in another column": of(MATRICES, column("iq", 98, -9999, 110)),
+    "what may be a code for a missing value": of(MATRICES, column("score", 5, -1, 7)),
     "--missing-value of an unknown column": of(MATRICES, more="--missing-value fiq=-9999"),
     "rules for a table that is not there": of(ALONE, more="--top-coded bound"),
     "age in months": of(MATRICES, aged("480")),
     "sex that is neither F nor M": of(MATRICES, second("sub-A02\t40\tO")),
-    "sex as 1 and 2 without levels": of(
-        MATRICES, people("participant_id\tage\tsex", "sub-A01\t30\t1", "sub-A02\t30\t2", "sub-A03\t30\t1")
-    ),
+    "sex as 1 and 2 without levels": of(MATRICES, column("sex", 1, 2, 1)),
     "tab at the end of each line": of(
         MATRICES, people("participant_id\tage\tsex\t", f"{ROW1}\t", "sub-A02\t31\tM\t", f"{ROW3}\t")
     ),
     "column without a name": of(
         MATRICES, people("\tparticipant_id\tage\tsex", f"0\t{ROW1}", "1\tsub-A02\t31\tM", f"2\t{ROW3}")
     ),
-    "comments in participants.tsv": of(
-        MATRICES, people("participant_id\tage\tsex", ROW1, "# moved", "sub-A02\t31\tM", ROW3)
-    ),
+    "comments in participants.tsv": of(MATRICES, second("# moved", "sub-A02\t31\tM")),
     "a rule in participants.json that there is not": of(
         MATRICES, write("participants.json", '{"age": {"TopCoded": "keep"}}')
     ),
@@ -497,12 +492,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "participants' id that climbs out of the output": of(
         MATRICES, people("participant_id\tage\tsex", ROW1, "sub-A02\t31\tF", "../../A03\t31\tF"), more="--keep-ids"
     ),
-    "repetition time in milliseconds in the table": of(
-        NO_TR, people("participant_id\tage\tt_r", *(f"{name}\t30\t2000" for name in PEOPLE))
-    ),
-    "repetition time that contradicts the table": of(
-        MATRICES, people("participant_id\tage\tt_r", "sub-A01\t30\t2", "sub-A02\t30\t3", "sub-A03\t30\t2")
-    ),
+    "repetition time in milliseconds in the table": of(NO_TR, column("t_r", 2000, 2000, 2000)),
+    "repetition time that contradicts the table": of(MATRICES, column("t_r", 2, 3, 2)),
     "value missing that is required": of(MATRICES, aged("n/a"), more="--require age"),
     "value missing, and the rule is to refuse": of(MATRICES, aged("n/a"), more="--require age --missing refuse"),
     "required column that is not there": of(MATRICES, more="--require agee"),

@@ -24,7 +24,7 @@ _templates = TemporaryDirectory()
 class Good:
     """How a good source is made in a folder, and the options that it is prepared with."""
 
-    make: Callable[[Path], None]
+    make: Callable[[Path], object]
     options: tuple[str, ...]
     source: str = "source"
 
@@ -55,21 +55,6 @@ def archive(folder: Path) -> None:
     shutil.rmtree(folder / "source")
 
 
-def nifti(folder: Path) -> None:
-    """Write ``source/sub-A01_task-rest_bold.nii.gz`` and so on, with sidecars and confounds, and a label image."""
-    _from_template(_make_nifti, folder)
-
-
-def fmriprep(folder: Path) -> None:
-    """Write the tree of fMRIPrep ``source`` with sub-01 to sub-03, and a label image."""
-    _from_template(_make_fmriprep, folder)
-
-
-def xcpd(folder: Path) -> None:
-    """Write the tree of XCP-D ``source`` with sub-01 to sub-03, and the table of its atlas."""
-    _from_template(_make_xcpd, folder)
-
-
 def signal(seed: int, n_frames: int = N_FRAMES, n_parcels: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).normal(50, 1, (n_frames, n_parcels)).astype(np.float32)
 
@@ -87,7 +72,22 @@ def write_atlas(path: Path, names: list[str]) -> None:
     path.write_text("\n".join(["name\tx\ty\tz", *rows, ""]))
 
 
-def _make_nifti(folder: Path) -> None:
+def _made_once(make: Callable[[Path], None]) -> Callable[[Path], object]:
+    """Let a source be made the first time, and be copied from then on."""
+
+    @cache
+    def made() -> Path:
+        folder = Path(_templates.name) / make.__name__
+        folder.mkdir()
+        make(folder)
+        return folder
+
+    return lambda folder: shutil.copytree(made(), folder, dirs_exist_ok=True)
+
+
+@_made_once
+def nifti(folder: Path) -> None:
+    """Write ``source/sub-A01_task-rest_bold.nii.gz`` and so on, with sidecars and confounds, and a label image."""
     image, table = write_labels(folder)
     image.rename(folder / "labels.nii.gz")
     table.rename(folder / "labels.tsv")
@@ -100,29 +100,21 @@ def _make_nifti(folder: Path) -> None:
         (folder / "source" / f"{stem}_confounds.tsv").write_text("\n".join(rows))
 
 
-def _make_fmriprep(folder: Path) -> None:
+@_made_once
+def fmriprep(folder: Path) -> None:
+    """Write the tree of fMRIPrep ``source`` with sub-01 to sub-03, and a label image."""
     tree = make_fmriprep_tree(folder / "source", n_frames=N_FRAMES, spikes=(20,))
     tree.label_image.path.rename(folder / "labels.nii.gz")
     tree.label_table.rename(folder / "labels.tsv")
 
 
-def _make_xcpd(folder: Path) -> None:
+@_made_once
+def xcpd(folder: Path) -> None:
+    """Write the tree of XCP-D ``source`` with sub-01 to sub-03, and the table of its atlas."""
     tree = make_xcpd_tree(folder / "source", n_frames=N_FRAMES, participants=3, spikes=(20,))
     tree.label_image.path.unlink()
     tree.label_table.unlink()
     (folder / "atlas.json").write_text(tree.atlas.to_json())
-
-
-def _from_template(make: Callable[[Path], None], folder: Path) -> None:
-    shutil.copytree(_made(make), folder, dirs_exist_ok=True)
-
-
-@cache
-def _made(make: Callable[[Path], None]) -> Path:
-    folder = Path(_templates.name) / make.__name__
-    folder.mkdir()
-    make(folder)
-    return folder
 
 
 def change_header(path: Path, **fields: object) -> None:

@@ -82,7 +82,7 @@ def make_run(folder: Path, *, rounds: int, status: str) -> Journal:
     return journal
 
 
-def test_a_scrape_of_a_federation_that_is_not_running(federation, scrape, tmp_path):
+def test_a_federation_that_is_not_running_and_the_newest_run_of_each_study_are_scraped(federation, scrape, tmp_path):
     (federation.logs / "heartbeats.log").write_text(beat(federation, "bergen") + beat(federation, "coimbra", 401))
     (federation.folder / "superlink.sqlite").write_bytes(b"x" * 1000)
     (federation.folder / "superlink.sqlite-wal").write_bytes(b"x" * 234)
@@ -101,8 +101,6 @@ def test_a_scrape_of_a_federation_that_is_not_running(federation, scrape, tmp_pa
     assert found["fedbrainlm_disk_free_bytes"][""] == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.5)
     assert not any(name.startswith("fedbrainlm_run") for name in found)
 
-
-def test_the_newest_run_of_each_study_is_told(scrape, tmp_path):
     make_run(tmp_path / "runs" / "small" / "20260101-000000", rounds=9, status="completed")
     going_on = make_run(tmp_path / "runs" / "small" / "20260102-000000", rounds=5, status="running")
     make_run(tmp_path / "runs" / "other" / "20260101-120000", rounds=2, status="running")  # nobody holds it: killed

@@ -18,7 +18,7 @@ from runtime.fab import build_fab
 from runtime.flower import QUIET
 from server.journal import Journal
 from study.settings import load_study
-from tests.support.deployment import Deployment, needs_nginx
+from tests.support.deployment import SMALL, Deployment, needs_nginx
 from tests.support.programs import start, wait_until
 
 pytestmark = [pytest.mark.slow, needs_nginx]
@@ -47,6 +47,7 @@ def test_a_study_with_secure_sums_equals_the_same_study_in_one_process(deploymen
     (folder,) = (deployment.folder / "runs" / "small").iterdir()
     assert Journal(folder).checkpoint(2).read_bytes() == finished_run.journal.checkpoint(2).read_bytes()
     assert (folder / "report.html").is_file()
+    assert not (folder / "sites").exists()  # what a site keeps is at the site
     listed = deployment.start("flwr", "list", "nordic", "--format", "json")
     assert code_hash[:8] in listed.communicate(timeout=60)[0]
     for name in SITES:
@@ -84,6 +85,22 @@ def test_an_app_that_was_changed_on_the_coordinator_is_refused_by_all(deployment
     said = deployment.command("run", study, "--federation", "nordic", "--runs", "tampered", code=1)
 
     assert said.count(REFUSED) == 3
+
+
+def test_stopping_the_command_stops_the_run_on_the_federation(deployment):
+    study = deployment.study("small", averaging={**SMALL["averaging"], "rounds": 500})
+    deployment.approve(study)
+    run = deployment.start("fedbrainlm", "run", study, "--federation", "nordic", "--runs", "stopped")
+    assert wait_until(lambda: list(deployment.folder.glob("stopped/small/*/checkpoints/round-0001*")), 180)
+
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=60)
+
+    assert run.returncode == 130
+    listed = deployment.start("flwr", "list", "nordic", "--format", "json").communicate(timeout=60)[0]
+    assert [one["status"] for one in json.loads(listed)["runs"]].count("finished:stopped") == 1
+    (folder,) = deployment.folder.glob("stopped/small/*")
+    assert Journal(folder).progress().status == "stopped"
 
 
 def test_nobody_starts_a_run_or_registers_from_outside(deployment):

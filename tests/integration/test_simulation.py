@@ -46,6 +46,7 @@ def test_a_simulation_equals_the_same_study_in_one_process(tmp_path, small_cohor
     assert processes_of(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_failed_run_exits_with_1_and_its_reason(tmp_path, small_cohorts):
     training = {**STUDY["training"], "optimizer": "sgd", "learning_rate": 1000, "clip_norm": None}
     process = start_run({**PLAIN, "training": training}, tmp_path, "--simulate", *small_cohorts)

@@ -14,7 +14,7 @@ from client.site import SIMULATED_SITES, load_site
 from server.absences import Absence, absences_of
 from server.journal import Journal
 from server.report import write_report
-from tests.support.federation import PLAIN, run_study
+from tests.support.federation import PLAIN, UNMEASURED, run_study
 from tests.support.local_grid import LocalGrid, write_site
 
 
@@ -72,7 +72,7 @@ def test_a_simulated_site_that_refuses_at_the_start_is_named_everywhere(tmp_path
     simulated[1].write_text(simulated[1].read_text().replace("min_participants: 2", "min_participants: 99"))
     averaging = {**PLAIN["averaging"], "rounds": 1, "sites": 3}
 
-    journal = run_study(tmp_path / "run", Simulation(simulated), {**PLAIN, "averaging": averaging})
+    journal = run_study(tmp_path / "run", Simulation(simulated), {**PLAIN, **UNMEASURED, "averaging": averaging})
 
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["left_out"], list(summary["sites"])) == (

@@ -36,7 +36,7 @@ from server.report import write_report
 from study.program import Program
 from study.question import Question
 from study.settings import Study
-from tests.support.federation import PLAIN, STUDY, features, run_study, write_sites
+from tests.support.federation import PLAIN, STUDY, UNMEASURED, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 from tests.support.pooled_sites import ATLASES, WEIGHTS, PooledSite, added, read_study
 from tests.support.released import DENSE, PADDED, write_released
@@ -96,9 +96,8 @@ def test_the_same_study_and_seed_give_the_same_checkpoints(finished_run, tmp_pat
 def test_an_outer_optimizer_starts_from_the_average_and_keeps_its_moments(finished_run, tmp_path, small_cohorts):
     """Two rounds with settings that make the first outer step the average itself, then add momentum."""
     averaging = {**STUDY["averaging"], "optimizer": "fedavgm", "server_learning_rate": 1.0, "nesterov": False}
-    journal = run_study(
-        tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts)), {**STUDY, "averaging": averaging}
-    )
+    study = {**STUDY, **UNMEASURED, "averaging": averaging}
+    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts)), study)
 
     plain, ours = ([load_file(j.checkpoint(n)) for n in range(3)] for j in (finished_run.journal, journal))
     moments = [load_file(journal.outer_state(n)) for n in (1, 2)]
@@ -222,7 +221,8 @@ def test_a_site_that_misses_a_round_comes_back(tmp_path, small_cohorts):
     def late(node: int, message: Message) -> bool | None:
         return False if node == 2 and message.metadata.message_type == "train" and first_round(message) else None
 
-    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts), late), PLAIN)
+    grid = LocalGrid(write_sites(tmp_path / "s", small_cohorts), late)
+    journal = run_study(tmp_path / "run", grid, {**PLAIN, **UNMEASURED})
 
     trained = journal.table("metrics").query("name == 'loss' and site != 'all'").groupby("round")["site"].apply(list)
     assert trained[1] == ["aalborg", "coimbra"]
@@ -311,7 +311,8 @@ def test_weights_that_are_not_finite_leave_their_site_out(tmp_path, small_cohort
         reply = TrainReply(arrays=join(weights=weights, tally=tally))
         return Message(reply.to_records(), reply_to=message)
 
-    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts), spoil), PLAIN)
+    grid = LocalGrid(write_sites(tmp_path / "s", small_cohorts), spoil)
+    journal = run_study(tmp_path / "run", grid, {**PLAIN, **UNMEASURED})
 
     assert journal.facts()["status"] == "completed"
     spoilt = journal.table("outcomes").query("site == 'aalborg' and outcome == 'protocol.unreadable'")
@@ -361,7 +362,7 @@ def test_a_study_goes_on_from_a_released_checkpoint(tmp_path, small_cohorts, con
     assert run_command(["model", "import", str(tmp_path / "released"), str(start), "--tr", "2"]) == 0
     begun, _ = load_checkpoint(start)
     study = {name: value for name, value in STUDY.items() if name != "model"}
-    study |= {"start": "start.safetensors", "averaging": {**STUDY["averaging"], "rounds": 1}}
+    study |= {**UNMEASURED, "start": "start.safetensors", "averaging": {**STUDY["averaging"], "rounds": 1}}
 
     journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", small_cohorts)), study)
 
@@ -394,7 +395,8 @@ def test_a_study_goes_on_from_a_released_checkpoint(tmp_path, small_cohorts, con
     ids=["linear path", "latent", "adaptive"],
 )
 def test_every_kind_of_model_is_trained_and_embeds(tmp_path, small_cohorts, model):
-    study = {**STUDY, "model": {**STUDY["model"], **model}, "averaging": {**STUDY["averaging"], "rounds": 1}}
+    averaging, harmonization = {**STUDY["averaging"], "rounds": 1}, UNMEASURED["harmonization"]
+    study = {**STUDY, "model": {**STUDY["model"], **model}, "averaging": averaging, "harmonization": harmonization}
 
     journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "sites", small_cohorts)), study)
 

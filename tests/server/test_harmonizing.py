@@ -19,22 +19,24 @@ from study.errors import StudyError
 from tests.server.test_app import covariates as design
 from tests.server.test_app import private_seed, summary_of
 from tests.server.test_app import values as matrix
-from tests.support.federation import PLAIN, STUDY, features, run_study, write_sites
+from tests.support.federation import PLAIN, STUDY, UNMEASURED, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 
 RICH = {
     **STUDY,
+    "averaging": {**STUDY["averaging"], "rounds": 1},
     "harmonization": {"order": "one_model", "prior": "none"},
     "analyses": {
         **STUDY["analyses"],
         "targets": ["age", "sex"],
-        "bootstrap": 20,
-        "category_permutations": 3,
+        "permutations": 5,
+        "bootstrap": 5,
+        "category_permutations": 0,
         "leave_one_site_out": True,
         "site_classification": True,
         "compare": ["covbat"],
     },
-    "association": {"vectors": "genes", "components": 4, "permutations": 20},
+    "association": {"vectors": "genes", "components": 4, "permutations": 5},
 }
 
 
@@ -75,7 +77,7 @@ def pooled(sites: list[Path], covariates, **more) -> list[SiteTable]:
 
 def test_the_reference_site_comes_back_unchanged_and_others_as_pooled_combat_makes_them(tmp_path, cohorts):
     sites = write_sites(tmp_path / "s", cohorts)
-    run_study(tmp_path / "run", LocalGrid(sites), {**STUDY, "harmonization": {"reference": "bergen"}})
+    run_study(tmp_path / "run", LocalGrid(sites), {**STUDY, **UNMEASURED, "harmonization": {"reference": "bergen"}})
     method = ComBat(reference="bergen")
     tables = pooled(sites, design)
     model = run_pooled(method, tables)
@@ -145,7 +147,7 @@ def test_association_equals_the_pooled_one(rich_run, cohorts):
         for site, table, values in zip(sites, raw, genes, strict=True)
     ]
 
-    expected = run_pooled(CrossValidatedCCA(3, n_folds=3, permutations=20), tables)
+    expected = run_pooled(CrossValidatedCCA(3, n_folds=3, permutations=5), tables)
 
     np.testing.assert_allclose(found["cca"]["correlations"], expected.correlations, atol=1e-8)
     assert found["cca"]["p_value"] == pytest.approx(expected.p_value)
@@ -188,7 +190,8 @@ def test_one_site_s_vectors_of_other_dimensions_cost_the_others_nothing(tmp_path
 
     grid = LocalGrid(write_sites(tmp_path / "s", cohorts), lie)
     averaging = {**PLAIN["averaging"], "rounds": 1}
-    study = {**PLAIN, "averaging": averaging, "association": {"vectors": "genes", "components": 2, "permutations": 5}}
+    association = {"vectors": "genes", "components": 2, "permutations": 5}
+    study = {**PLAIN, **UNMEASURED, "averaging": averaging, "association": association}
 
     journal = run_study(tmp_path / "run", grid, study)
 

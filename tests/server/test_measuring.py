@@ -24,7 +24,7 @@ from study.program import Program
 from study.settings import Study, load_study
 from study.state import State
 from tests.server.test_app import bergen_answers_one_sum
-from tests.support.federation import PLAIN, STUDY, features, run_study, write_sites
+from tests.support.federation import PLAIN, STUDY, UNMEASURED, features, run_study, write_sites
 from tests.support.local_grid import LocalGrid
 
 ROBUST = {**PLAIN, "model": {**STUDY["model"], "window": {**STUDY["model"]["window"], "scaling": "robust"}}}
@@ -71,7 +71,8 @@ def test_a_robust_study_with_two_atlases(tmp_path, small_cohorts):
     others = simulate_cohorts(tmp_path / "c", simulated_hospitals(2, 12, minutes=2.2), atlas="aal116", seed=3)
     renamed = [path.rename(path.with_name(name)) for path, name in zip(others, ("dalarna", "espoo"), strict=True)]
     sites = write_sites(tmp_path / "s", [*small_cohorts, *renamed])
-    study = {**ROBUST, "cohort": {"atlases": ["schaefer100", "aal116"]}}
+    analyses = {**UNMEASURED["analyses"], "gaussian_baseline": True}
+    study = {**ROBUST, **UNMEASURED, "analyses": analyses, "cohort": {"atlases": ["schaefer100", "aal116"]}}
 
     journal = run_study(tmp_path / "run", LocalGrid(sites), study)
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -120,7 +121,7 @@ def with_moments(tmp_path_factory) -> tuple[dict, list[Path], Path]:
         **STUDY,
         "training": {**QUICK, "keep_optimizer_state": True},
         "averaging": {**STUDY["averaging"], "rounds": 3, "optimizer": "fedadam"},
-        "analyses": {**STUDY["analyses"], "permutations": 0, "bootstrap": 0},
+        "analyses": {"targets": [], "folds": 3, "permutations": 0, "bootstrap": 0},
     }
     sites = write_sites(folder / "s", cohorts)
     run_study(folder / "run", LocalGrid(sites, silent_from_training_on), study)
@@ -174,15 +175,24 @@ def turn_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.fixture(scope="module")
+def trained(with_moments, tmp_path_factory) -> Path:
+    """A folder with the sites of that study and its run, which was killed when training was over."""
+    study, cohorts, _ = with_moments
+    folder = tmp_path_factory.mktemp("trained")
+    assert not life(folder / "run", write_sites(folder / "s", cohorts), study, until_embedding)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [("round-0003", cut_off), ("round-0003", turn_a_bit), ("outer-0003", cut_off), ("outer-0003", Path.unlink)],
 )
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(with_moments, tmp_path, name, damage):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(with_moments, trained, tmp_path, name, damage):
     study, cohorts, whole = with_moments
-    sites, folder = write_sites(tmp_path / "s", cohorts), tmp_path / "run"
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    sites, folder = [tmp_path / "s" / cohort.name / "site.yaml" for cohort in cohorts], tmp_path / "run"
 
-    assert not life(folder, sites, study, until_embedding)
     damage(folder / "checkpoints" / f"{name}.safetensors")
     asked_before = len(Journal(folder).table("exchanges").query("message == 'train'"))
     assert not life(folder, sites, study, until_embedding)

@@ -16,10 +16,12 @@ from exchange.messages import TrainReply
 from server.errors import QuorumError
 from server.report import write_report
 from tests.server.test_app import summary_of
-from tests.support.federation import PLAIN, STUDY, run_study, write_sites
+from tests.support.federation import PLAIN, STUDY, UNMEASURED, run_study, write_sites
 from tests.support.local_grid import LocalGrid, write_site
 
 SHORT = {**STUDY, "averaging": {**STUDY["averaging"], "rounds": 1}}
+ONE_ROUND = {**SHORT, **UNMEASURED}
+SCORED = {**ONE_ROUND, "analyses": {**UNMEASURED["analyses"], "gaussian_baseline": True}}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_the_survivors_of_a_sum_have_the_right_answer(tmp_path, four_cohorts, st
     assert summary["probes"]["connectivity"]["age"]["raw"]["n"] == n_left
     if stage == "train":  # the weights are those of the three
         three = [path for path in four_cohorts if path.name != silent]
-        without = run_study(tmp_path / "t", LocalGrid(write_sites(tmp_path / "ts", three)), SHORT)
+        without = run_study(tmp_path / "t", LocalGrid(write_sites(tmp_path / "ts", three)), ONE_ROUND)
         ours, theirs = (load_file(j.checkpoint(1)) for j in (journal, without))
         assert all(np.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in ours)
 
@@ -135,8 +137,8 @@ def test_a_study_comes_to_its_end_though_half_of_its_sites_fall_silent(tmp_path,
             return False
         return None
 
-    cohorts = seven_cohorts[:n_sites]
-    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", cohorts), die), SHORT)
+    cohorts, study = seven_cohorts[:n_sites], ONE_ROUND if stage == "train" else SHORT
+    journal = run_study(tmp_path / "run", LocalGrid(write_sites(tmp_path / "s", cohorts), die), study)
 
     summary = summary_of(tmp_path / "run")
     assert summary["status"] == "completed"
@@ -157,7 +159,7 @@ def test_a_site_without_the_roster_of_the_others_is_left_out(tmp_path, four_coho
     sites = write_sites(tmp_path / "s", four_cohorts[:3])
     sites.append(write_site(tmp_path / "s" / "delft", "delft", four_cohorts[3]))
 
-    journal = run_study(tmp_path / "run", LocalGrid(sites), SHORT)
+    journal = run_study(tmp_path / "run", LocalGrid(sites), ONE_ROUND)
 
     facts = journal.facts()
     assert (facts["status"], facts["left_out"]) == ("completed", "delft")
@@ -168,7 +170,7 @@ def test_a_site_without_the_roster_of_the_others_is_left_out(tmp_path, four_coho
 def test_sites_that_share_an_atlas_with_too_few_keep_what_is_by_parcel(tmp_path, small_cohorts):
     (other,) = simulate_cohorts(tmp_path / "c", simulated_hospitals(1, 12, minutes=2.2), atlas="aal116", seed=3)
     other.rename(tmp_path / "dalarna")
-    study = {**SHORT, "cohort": {"atlases": ["schaefer100", "aal116"]}}
+    study = {**SCORED, "cohort": {"atlases": ["schaefer100", "aal116"]}}
     grid = LocalGrid(write_sites(tmp_path / "s", [*small_cohorts, tmp_path / "dalarna"]))
 
     journal = run_study(tmp_path / "run", grid, study)
@@ -186,7 +188,7 @@ def test_sites_of_which_each_has_its_own_atlas_are_scored_together(tmp_path, sma
     for atlas, name in (("aal116", "dalarna"), ("schaefer200", "espoo")):
         (path,) = simulate_cohorts(tmp_path / atlas, simulated_hospitals(1, 12, minutes=2.2), atlas=atlas, seed=3)
         cohorts.append(path.rename(tmp_path / name))
-    study = {**SHORT, "cohort": {"atlases": ["schaefer100", "aal116", "schaefer200"]}}
+    study = {**SCORED, "cohort": {"atlases": ["schaefer100", "aal116", "schaefer200"]}}
     sites = write_sites(tmp_path / "s", cohorts, share_metrics=True)
 
     journal = run_study(tmp_path / "run", LocalGrid(sites), study)

@@ -112,7 +112,8 @@ from tests.support.local_grid import LocalGrid
 
 here = Path.cwd()
 study = {**STUDY, "harmonization": {"method": "site_means"}}
-study["analyses"] = {**STUDY["analyses"], "number_probe": "firm_ridge", "compare": ["combat"]}
+study["averaging"] = {**STUDY["averaging"], "rounds": 1}
+study["analyses"] = {**STUDY["analyses"], "number_probe": "firm_ridge", "compare": ["combat"], "permutations": 0}
 cohorts = simulate_small_cohorts(here / "cohorts")
 try:
     run_study(here / "refused", LocalGrid(write_sites(here / "unnamed", cohorts, analyses=["*"])), study)

@@ -36,6 +36,11 @@ STUDY = {
 }
 PLAIN = {**STUDY, "averaging": {**STUDY["averaging"], "quorum": 2}, "privacy": {"secure_sums": False}}
 """The same without secure sums, for two sites or more."""
+UNMEASURED = {
+    "harmonization": {"method": "none"},
+    "analyses": {"targets": [], "folds": 3, "permutations": 0, "bootstrap": 0, "gaussian_baseline": False},
+}
+"""Settings of a study of which only gathering, training and embedding matter."""
 
 
 def simulate_small_cohorts(folder: Path) -> list[Path]:

@@ -44,14 +44,10 @@ from harmonization import (
     SoftmaxRegression,
 )
 from tests.support.people import People
+from tests.support.plain_loops import parts_of
 
 Answer = dict[str, Any]
 Tables = list[SiteTable]
-
-
-def folds_of(analysis: Any, tables: Tables) -> np.ndarray:
-    """Fold [n] of each pooled row."""
-    return np.concatenate([analysis.deal(table) for table in tables])
 
 
 def trainings(folds: np.ndarray) -> Iterator[np.ndarray]:
@@ -230,7 +226,7 @@ def canonical_correlations(people: People, analysis: CCA, tables: Tables) -> Ans
 
 
 def held_out_correlations(people: People, analysis: CrossValidatedCCA, tables: Tables) -> Answer:
-    folds = folds_of(analysis, tables)
+    folds = parts_of(analysis, tables)
     pairings = [np.arange(len(folds))]
     for number in range(analysis.permutations):
         dealt = zip(people.rows, tables, strict=True)
@@ -273,7 +269,7 @@ def ridge(people: People, analysis: RidgeRegression, tables: Tables) -> Answer:
 
 def cross_validated_ridge(people: People, analysis: CrossValidatedRidge, tables: Tables) -> Answer:
     error = np.empty(len(people.site))
-    for training in trainings(folds_of(analysis, tables)):
+    for training in trainings(parts_of(analysis, tables)):
         features, number = people.features[training], people.number[training]
         ridge = linear_model.Ridge(analysis.alphas[0] * len(features), solver="svd")
         model = make_pipeline(StandardScaler(), ridge).fit(features, number)
@@ -288,7 +284,7 @@ def cross_validated_ridge(people: People, analysis: CrossValidatedRidge, tables:
 def fusion(people: People, analysis: LateFusion, tables: Tables) -> Answer:
     """Predictions of training people left out of the fit by the diagonal of the hat matrix, by singular values."""
     error, weights = np.empty((len(people.site), 4)), []
-    for training in trainings(folds_of(analysis, tables)):
+    for training in trainings(parts_of(analysis, tables)):
         number, n = people.number[training], training.sum()
         mean = number.mean()
         views = [StandardScaler().fit(view[training]).transform(view) for view in (people.features, people.second)]
@@ -337,7 +333,7 @@ def classes(people: People, analysis: LogisticRegression | SoftmaxRegression, ta
 def cross_validated_classes(people: People, analysis: CrossValidatedLogistic, tables: Tables) -> Answer:
     n_classes = tables[0].target.shape[1]
     labels, logarithms = people.labels(n_classes), np.empty((len(people.site), n_classes))
-    for training in trainings(folds_of(analysis, tables)):
+    for training in trainings(parts_of(analysis, tables)):
         features = StandardScaler().fit(people.features[training]).transform(people.features)
         logarithms[~training], _ = _class_log_probabilities(
             features[training], labels[training], analysis.Cs[0], features[~training]
@@ -358,7 +354,7 @@ def cross_validated_classes(people: People, analysis: CrossValidatedLogistic, ta
 
 def discriminants(people: People, analysis: SiteClassification, tables: Tables) -> Answer:
     right = np.empty(len(people.site), dtype=bool)
-    for training in trainings(folds_of(analysis, tables)):
+    for training in trainings(parts_of(analysis, tables)):
         kept = people.take(training)
         adjusted = people.features - kept.features.mean(axis=0) - people.covariates @ kept.effects(True)
         means = np.stack([adjusted[training & (people.site == site)].mean(axis=0) for site in range(len(people.rows))])
@@ -389,7 +385,7 @@ def permanova(people: People, analysis: Permanova, tables: Tables) -> Answer:
 
 
 def permanova_in_folds(people: People, analysis: CrossValidatedPermanova, tables: Tables) -> Answer:
-    fold = np.concatenate([analysis.deal(table) for table in tables])
+    fold = parts_of(analysis, tables)
     folds, cells = np.eye(analysis.n_folds)[fold], analysis.n_folds * people.site + fold
     squares = []
     for groups in (folds, np.eye(cells.max() + 1)[cells]):

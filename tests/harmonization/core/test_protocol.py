@@ -3,102 +3,48 @@ import pytest
 
 from harmonization import (
     ANALYSES,
-    CCA,
-    ComBat,
-    ComBatGAM,
-    ContentStyle,
-    CovarianceDistance,
-    CovBat,
     CrossValidatedCCA,
     CrossValidatedLogistic,
     CrossValidatedPermanova,
     CrossValidatedRidge,
     HarmonizationError,
     LateFusion,
-    LinearRegression,
-    LogisticRegression,
-    LongitudinalComBat,
-    Permanova,
     Projection,
     Quantiles,
-    Residualization,
     RidgeRegression,
     SecondMoments,
-    SiteAdversarial,
     SiteClassification,
     SiteNetwork,
-    SiteSpread,
     SiteTable,
-    SiteVariance,
-    SoftmaxRegression,
     TableError,
-    TwoTower,
-    Unharmonized,
     add_sums,
     make_analysis,
     run_pooled,
 )
 from harmonization.methods.harmonizer import Harmonizer
-from tests.support.sites import make_sites
+from tests.harmonization.test_pooled import CASES, name_of
+from tests.support.people import make_people
 
-EVERY = [
-    CCA(2),
-    ComBat(),
-    ComBatGAM(smooth=((0, -1.6, 2.0),)),
-    CovarianceDistance(),
-    CovBat(),
+PEOPLE = make_people([20, 14, 31], 12, 2, 0, 100.0, True)
+OF_PEOPLE = {name_of(case): case for case in reversed(CASES)}
+"""The first case of each analysis."""
+OTHERS = (
+    Quantiles((0.25, 0.5)),
+    SecondMoments(4),
     CrossValidatedCCA(2, n_folds=2, permutations=5, message_floats=1000),
     CrossValidatedLogistic(method="combat", Cs=(1.0, 10.0)),
     CrossValidatedPermanova(method="combat", permutations=3, sizes=(20, 30)),
-    ContentStyle(rounds=2, local_steps=2),
     CrossValidatedRidge(method="combat"),
     LateFusion(method="combat"),
-    LinearRegression(),
-    LogisticRegression(2.0),
-    LongitudinalComBat(),
-    Permanova(5, (20, 30)),
-    Projection(5),
-    Quantiles((0.25, 0.5)),
-    Residualization(),
-    RidgeRegression(2.0),
-    SecondMoments(4),
-    SiteAdversarial(rounds=2, sites=("0", "1", "2")),
     SiteClassification(method="combat", permutations=5),
     SiteNetwork(method="combat", permutations=2, rounds=3),
-    SiteSpread(),
-    SiteVariance(),
-    SoftmaxRegression(2.0),
-    TwoTower(rounds=2, local_steps=2, width=2, permutations=3),
-    Unharmonized(),
-]
+)
+"""Those of frames, and with what more sums go along."""
+EVERY = [*({name: case.make(PEOPLE) for name, case in OF_PEOPLE.items()} | {one.name: one for one in OTHERS}).values()]
 
 
-#: What each analysis predicts: a number, one class of two or of three; else the site.
-TARGETS = {
-    **dict.fromkeys(
-        ("cross_validated_ridge", "late_fusion", "linear_regression", "ridge"), lambda table, number: table.target
-    ),
-    **dict.fromkeys(
-        ("cross_validated_logistic", "softmax_regression"), lambda table, number: np.eye(3)[np.arange(table.n) % 3]
-    ),
-    "logistic_regression": lambda table, number: np.arange(table.n) % 2,
-}
-
-
-def tables(name: str = "") -> list[SiteTable]:
-    sites = make_sites((20, 14, 31), 12, offset=100.0)
-    return [
-        SiteTable(
-            t.features,
-            t.covariates,
-            TARGETS.get(name, lambda table, number: np.eye(3)[np.full(table.n, number)])(t, number),
-            second=t.features[:, :3] ** 2,
-            participant=np.arange(t.n) // 2 if name == "combat_longitudinal" else None,
-            site=str(number),
-            seed=number,
-        )
-        for number, t in enumerate(sites.tables)
-    ]
+def tables(name: str = RidgeRegression.name) -> list[SiteTable]:
+    return OF_PEOPLE.get(name, OF_PEOPLE[RidgeRegression.name]).tables(PEOPLE)
 
 
 def test_every_analysis_is_tried_here():
