@@ -1,11 +1,9 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from nilearn.datasets.utils import get_data_dirs
 
 from cohorts import AtlasError, atlas_names, load_atlas
 
@@ -64,17 +62,6 @@ def test_schaefer_s_names_are_those_that_xcpd_and_nilearn_have(real_data, size, 
     assert list(atlas.labels) == table["label_7network"].tolist()
     assert [label.removeprefix("7Networks_") for label in atlas.labels] == table["label"].tolist()
     assert list(atlas.networks) == table["network_label"].tolist()
-
-
-@pytest.mark.parametrize("size", [100, 200, 400])
-def test_schaefer_s_names_are_those_that_nilearn_downloaded(size):
-    file = Path("schaefer_2018") / f"Schaefer2018_{size}Parcels_7Networks_order.txt"
-    found = next((Path(place) / file for place in get_data_dirs() if (Path(place) / file).is_file()), None)
-    if found is None:
-        pytest.skip("nilearn has not downloaded this atlas here; that needs a network")
-    table = pd.read_csv(found, sep="\t", header=None)
-
-    assert load_atlas(f"schaefer{size}").labels == tuple(table[1])
 
 
 @pytest.mark.parametrize(
