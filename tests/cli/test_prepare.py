@@ -47,6 +47,8 @@ def test_an_fmriprep_tree_becomes_a_cohort_and_a_second_time_nothing_is_read(fmr
     assert cohort.covariates()["age"].notna().all()
     assert run_command(command) == 0
     assert "Read now: 0; there already: 6" in capsys.readouterr().out
+    assert run_command([*command, "--high-pass", "0.02"]) == 2
+    assert re.search(r"high_pass was .+, and is 0\.02", capsys.readouterr().err)
 
 
 def test_a_tree_of_xcpd_becomes_a_cohort(tmp_path):
@@ -175,14 +177,6 @@ def test_a_lost_key_is_not_replaced_and_none_lies_in_the_cohort(fmriprep, tmp_pa
     assert "pseudonyms.key: is not there" in capsys.readouterr().err
     assert not (tmp_path / "pseudonyms.key").exists()
     assert run_command([*command, "--key", str(tmp_path / "moved.key")]) == 0
-
-
-def test_what_differs_from_before_is_named(fmriprep, tmp_path, capsys):
-    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--high-pass", "0.01")) == 0
-
-    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--high-pass", "0.02")) == 2
-
-    assert "high_pass was 0.01, and is 0.02" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("format_", ["bids", "huggingface"])
