@@ -123,7 +123,7 @@ def export_huggingface(cohort: Cohort, out: str | Path) -> Path:
     the memory of a few recordings, whatever the size of the cohort. Beware: `load_dataset` makes a copy in its own
     cache, outside of `out`, unless told to stream.
 
-    `out` is as of `export_bids`; ids of any form are told apart.
+    `out` and what is raised are as of `export_bids`, but that ids may be of any form.
     """
     with _new_folder(cohort, Path(out)) as partial:
         table = _by_recording(cohort)
