@@ -17,7 +17,7 @@ from cli.options import finite
 from cli.prepare import default_key, prepare, write_report
 from cohorts import Cohort
 from cohorts.checking import check_cohort
-from cohorts.exports import export_bids, export_huggingface, under_pseudonyms
+from cohorts.exports import PseudonymousCohort, export_bids, export_huggingface
 from cohorts.identities import KeyedNames
 from cohorts.quality import QualityRules
 from cohorts.settings import Preparation
@@ -159,7 +159,7 @@ def export(
     """Export a cohort for other tools, under pseudonyms."""
     cohort = Cohort.open(folder)
     if not cohort.about.pseudonyms and not keep_ids:
-        cohort = under_pseudonyms(cohort, KeyedNames(key or default_key(folder)))
+        cohort = PseudonymousCohort(cohort, KeyedNames(key or default_key(folder)))
     write = export_bids if format_ == "bids" else export_huggingface
     say(f"Exported: {write(cohort, out)}")
 

@@ -464,19 +464,17 @@ class Cohort:
         index = self.path / "recordings.parquet"
         if index.is_file():
             self._rows = {str(row["recording_id"]): row for row in _read_index(index)}
-        for recording_id in list(self._rows.keys() - stored):
-            if self._quarantine.file(recording_id).is_file():  # moved there by a command that did not come to its end
-                del self._rows[recording_id]
-        lost = sorted(self._rows.keys() - stored)
+        moved = {path.stem for path in self._quarantine.files()}  # some by a command that did not come to its end
+        lost = sorted(self._rows.keys() - stored - moved)
         if lost and not repair:
             raise CohortError(
                 f"{self._file(lost[0])}: is gone ({len(lost)} such). Restore it, or prepare the cohort again: what is "
                 "missing is read again."
             )
-        for recording_id in lost:
-            del self._rows[recording_id]
-        for recording_id in sorted(stored - self._rows.keys()):
-            self._rows[recording_id] = read_facts(self._file(recording_id))
+        self._rows = {
+            recording_id: self._rows.get(recording_id) or read_facts(self._file(recording_id))
+            for recording_id in sorted(stored)
+        }
 
 
 def _read_index(path: Path) -> list[dict[str, Any]]:

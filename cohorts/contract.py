@@ -51,13 +51,7 @@ class CohortContract(Settings):
         return [Mismatch(kind, message) for kind, message in said if message]
 
     def complete(self, covariates: pd.DataFrame, participants: Sequence[str]) -> list[str]:
-        """Those of some participants of whom every covariate is known.
-
-        Parameters
-        ----------
-        covariates : pandas.DataFrame
-            `Cohort.covariates` by participant_id.
-        """
+        """Those of some participants of whom every covariate is known, by `Cohort.covariates` under participant_id."""
         known = covariates.reindex(list(participants)).reindex(columns=list(self.covariates)).notna().all(axis=1)
         return [str(participant) for participant in known.index[known]]
 

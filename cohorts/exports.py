@@ -1,7 +1,7 @@
 """A cohort in formats that other tools read: BIDS derivatives, and Parquet for Hugging Face ``datasets``.
 
 What is exported is what the cohort holds: no path, no column of the participants table that tells who somebody is, and
-pseudonyms alone where the cohort was prepared with them, or else is looked at through `under_pseudonyms`. Exporting
+pseudonyms alone where the cohort was prepared with them, or else is looked at as a `PseudonymousCohort`. Exporting
 twice gives equal bytes.
 """
 
@@ -39,13 +39,11 @@ _ROW_GROUP_BYTES = 2**24
 _SHARD_BYTES = 2**29
 
 
-def under_pseudonyms(cohort: Cohort, names: KeyedNames) -> Cohort:
-    """Look at a cohort whose ids are the site's own as if it had been prepared under pseudonyms."""
-    return _Pseudonymous(cohort, names)
+class PseudonymousCohort(Cohort):
+    """A view of a cohort whose ids are the site's own, as if it had been prepared under pseudonyms.
 
-
-class _Pseudonymous(Cohort):
-    """A view of a cohort: what it shows bears pseudonyms, what it reads is the cohort's. It is not for writing."""
+    What it shows bears pseudonyms, what it reads is the cohort's. It is not for writing.
+    """
 
     def __init__(self, cohort: Cohort, names: KeyedNames) -> None:
         super().__init__(cohort.path, cohort.about, cohort.atlas)
@@ -125,7 +123,7 @@ def export_huggingface(cohort: Cohort, out: str | Path) -> Path:
     the memory of a few recordings, whatever the size of the cohort. Beware: `load_dataset` makes a copy in its own
     cache, outside of `out`, unless told to stream.
 
-    `out` is as of `export_bids`; ids of any form are told apart.
+    `out` and what is raised are as of `export_bids`, but that ids may be of any form.
     """
     with _new_folder(cohort, Path(out)) as partial:
         table = _by_recording(cohort)

@@ -53,12 +53,7 @@ class KeyedNames:
     """Pseudonyms from a key that stays at the site: ``sub-`` and 16 hexadecimal digits.
 
     Labels of sessions, tasks and runs stay, but for those that look like dates. A name that is not after BIDS is
-    replaced as a whole.
-
-    Parameters
-    ----------
-    key_file : Path
-        Where the key lies; it is drawn when first needed.
+    replaced as a whole. The key is as of `Pseudonyms`.
     """
 
     def __init__(self, key_file: Path) -> None:

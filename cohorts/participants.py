@@ -179,11 +179,8 @@ def read_descriptions(path: Path) -> Descriptions:
 def write_participants(table: pd.DataFrame, folder: Path, descriptions: Descriptions | None = None) -> None:
     """Write ``participants.tsv`` and ``participants.json`` into `folder`.
 
-    Parameters
-    ----------
-    descriptions : dict, optional
-        What the columns mean; what a ``participants.json`` there says already if not given. Columns that FedBrainLM
-        knows are described in any case, and columns of a few texts list them as levels.
+    If no descriptions are given, those of a ``participants.json`` there are kept. Columns that FedBrainLM knows are
+    described in any case, and columns of a few texts list them as levels.
     """
     given = read_descriptions(folder / "participants.tsv") if descriptions is None else descriptions
     with atomic_path(folder / "participants.tsv") as temporary:

@@ -92,6 +92,8 @@ class QualityRules(Settings):
     ) -> list[RecordingError]:
         """List what the rules hold against a recording, structure first; empty if it is good.
 
+        The codes are ``too-short``, ``low-coverage``, ``too-short-after-censoring`` and those of measures.
+
         Parameters
         ----------
         quality : Quality
@@ -104,12 +106,6 @@ class QualityRules(Settings):
             [P] bool, or the fraction of parcels with signal.
         name : str
             Begins every message.
-
-        Returns
-        -------
-        list of RecordingError
-            With codes ``too-short``, ``low-coverage``, ``too-short-after-censoring``, ``high-motion``,
-            ``too-many-motion-frames``, ``high-dvars``, ``low-tsnr`` or ``high-connectivity``.
         """
         left = min(n_frames, quality.n_acquired - quality.n_censored)
         found = [self._too_short(name, n_frames), self._low_coverage(name, float(np.mean(coverage)))]

@@ -99,12 +99,7 @@ def _by_chance(n: int) -> Any:
 def recording(shown: Recording, networks: Sequence[str] | None, rules: QualityRules) -> Figure:
     """Motion, DVARS, carpet and connectivity of one recording, on the time axis of the frames as acquired.
 
-    Parameters
-    ----------
-    networks : sequence of str or None
-        One a parcel.
-    rules : QualityRules
-        Thresholds of framewise displacement and DVARS.
+    `networks` has one a parcel; of the rules, the thresholds of framewise displacement and DVARS are drawn.
     """
     signal, coverage, displacement = shown.signal, shown.coverage, shown.framewise_displacement
     n_acquired = max(len(signal), displacement.size, shown.censored.size)

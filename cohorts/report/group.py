@@ -107,17 +107,7 @@ def with_lengths(table: pd.DataFrame, n_parcels: int) -> pd.DataFrame:
 
 
 def read_group(table: pd.DataFrame, read: Callable[[str], Recording], atlas: Atlas, most: int = MOST_READ) -> Group:
-    """Read recordings one by one, participant by participant.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        recording_id, participant_id and mean_fd.
-    read : callable
-        Returns a recording by its id.
-    most : int
-        Recordings, after which no further participant is read.
-    """
+    """Read the recordings of a table by their ids, participant by participant, until they are `most` or more."""
     upper = np.triu_indices(atlas.n_parcels, 1)
     covered, n_read, n_people = np.zeros(atlas.n_parcels), 0, 0
     moments, motion = _Moments(upper[0].size), _Moments(upper[0].size)

@@ -75,20 +75,10 @@ def network_lines(
 
 
 def brain_views(places: np.ndarray, values: np.ndarray, label: str, limits: tuple[float, float]) -> Figure:
-    """Draw a value of every parcel at its centroid in nilearn's glass brain, seen from above, behind and the right.
+    """Draw a value [P] of every parcel at its centroid in nilearn's glass brain, seen from above, behind and the right.
 
-    Left is left: L and R, and P and A in the view from the right, name the sides.
-
-    Parameters
-    ----------
-    places : numpy.ndarray
-        Centroids [P, 3] in mm, MNI space.
-    values : numpy.ndarray
-        [P].
-    label : str
-        What the values are, for the colour bar.
-    limits : tuple of float
-        Values at the ends of the colour bar.
+    Centroids [P, 3] are in mm of MNI space; `label` and `limits` are those of the colour bar. Left is left: L and R,
+    and P and A in the view from the right, name the sides.
     """
     spans, middle = np.ptp(_BRAIN, axis=0), np.mean(_BRAIN, axis=0)
     figure = Figure(figsize=(8, 2.9))

@@ -22,7 +22,7 @@ _GROUNDS = {
     "min_tsnr": "with a temporal signal-to-noise ratio below {min_tsnr:g}",
     "max_mean_fc": "with a mean correlation of all parcels above {max_mean_fc:g}",
 }
-"""What a threshold excludes."""
+"""What each threshold excludes."""
 
 
 def rules_sentence(rules: QualityRules) -> str:

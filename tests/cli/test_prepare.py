@@ -1,5 +1,6 @@
 import re
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -43,6 +44,8 @@ def test_an_fmriprep_tree_becomes_a_cohort_and_a_second_time_nothing_is_read(fmr
     assert cohort.covariates()["age"].notna().all()
     assert run_command(command) == 0
     assert "Read now: 0; there already: 6" in capsys.readouterr().out
+    assert run_command([*command, "--high-pass", "0.02"]) == 2
+    assert re.search(r"high_pass was .+, and is 0\.02", capsys.readouterr().err)
 
 
 def test_a_tree_of_xcpd_becomes_a_cohort(tmp_path):
@@ -87,27 +90,19 @@ def test_ids_stay_at_the_site_and_messages_speak_of_them_there(fmriprep, tmp_pat
     assert "  sub-02_task-rest_run-2_desc-confounds" in capsys.readouterr().out
 
 
-def test_headers_with_another_repetition_time_are_counted_and_believed_by_nobody(fmriprep, tmp_path, capsys):
+def test_headers_with_another_repetition_time_are_counted_in_the_report_which_names_nobody(fmriprep, tmp_path, capsys):
     for number, run in enumerate(fmriprep.runs.values()):
         image = nib.load(run.bold)
         image.header.set_zooms((*image.header.get_zooms()[:3], 1.0 if number % 2 else 2.0))
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), run.bold)
 
-    assert run_command(of_images(fmriprep, tmp_path / "oslo", "--workers", "0")) == 0
+    assert run_command(of_images(fmriprep, tmp_path / "oslo", "--workers", "0", "--confounds", "scrubbing")) == 0
 
     said = "the header of their file states another repetition time"
     assert f"Of 3 of 6 recordings: {said}" in capsys.readouterr().out
     assert Cohort.open(tmp_path / "oslo").about.t_r == (2.0,)
     page = (tmp_path / "oslo" / "site-only" / "quality.html").read_text()
-    assert said in page
-    assert "3 of 6" in page
-
-
-def test_the_report_is_written_and_names_nobody(fmriprep, tmp_path):
-    assert run_command(of_images(fmriprep, tmp_path / "oslo", "--workers", "0", "--confounds", "scrubbing")) == 0
-
-    page = (tmp_path / "oslo" / "site-only" / "quality.html").read_text()
-    assert "Recordings worth a look" in page
+    assert all(words in page for words in (said, "3 of 6", "Recordings worth a look"))
     assert not OWN_ID.search(page.encode())
 
 
@@ -157,8 +152,11 @@ def test_what_was_lost_or_damaged_is_read_again(fmriprep, tmp_path, names):
     assert contents(tmp_path / "oslo") == before
 
 
-def test_a_lost_key_is_not_replaced(fmriprep, tmp_path, capsys):
+def test_a_lost_key_is_not_replaced_and_none_lies_in_the_cohort(fmriprep, tmp_path, capsys):
     command = of_images(fmriprep, tmp_path / "oslo", *FAST)
+    assert run_command([*command, "--key", str(tmp_path / "oslo" / "key")]) == 2
+    assert "lies in the cohort" in capsys.readouterr().err
+    assert not (tmp_path / "oslo").exists()
     assert run_command(command) == 0
     (tmp_path / "pseudonyms.key").rename(tmp_path / "moved.key")
 
@@ -184,13 +182,6 @@ def test_killed_with_its_processes_at_work_it_goes_on_to_the_same_bytes(fmriprep
     assert contents(out) == contents(tmp_path / "a" / "oslo")
 
 
-def test_a_key_in_the_cohort_is_refused(fmriprep, tmp_path, capsys):
-    assert run_command(of_images(fmriprep, tmp_path / "oslo", *FAST, "--key", str(tmp_path / "oslo" / "key"))) == 2
-
-    assert "lies in the cohort" in capsys.readouterr().err
-    assert not (tmp_path / "oslo").exists()
-
-
 def test_names_of_files_do_not_reach_the_terminal_as_orders(tmp_path, capsys):
     folder = tmp_path / "matrices"
     folder.mkdir()
@@ -211,24 +202,29 @@ def test_names_of_files_do_not_reach_the_terminal_as_orders(tmp_path, capsys):
 VISITS = tuple(f"P{n}_V{visit}" for n in range(1, 5) for visit in (1, 2))
 
 
-def of_matrices(folder: Path, names: tuple[str, ...], *more: str) -> list[str]:
-    """Write matrices of these names, and return the command that prepares a cohort of them at ``oslo``."""
+def of_matrices(folder: Path, names: Sequence[str], *more: str, people: Sequence[str] = ()) -> list[str]:
+    """Write matrices of these names, and return the command that prepares a cohort of them at ``oslo``.
+
+    `people` are the lines of the participants table.
+    """
     (folder / "matrices").mkdir(exist_ok=True)
     for number, name in enumerate(names):
         signal = np.random.default_rng(number).normal(50, 1, size=(90, 100)).astype(np.float32)
         np.save(folder / "matrices" / f"{name}.npy", signal)
     command = ["cohort", "prepare", str(folder / "matrices"), str(folder / "oslo"), "--atlas", "schaefer100"]
+    if people:
+        (folder / "people.tsv").write_text("\n".join([*people, ""]))
+        more = ("--participants", str(folder / "people.tsv"), *more)
     return [*command, "--tr", "2", "--workers", "0", *more]
 
 
 def test_what_was_not_taken_as_it_stood_is_said_by_prepare_show_check_and_the_report(tmp_path, capsys):
-    people = tmp_path / "people.tsv"
     rows = ("sub-1\t89+\tF\t98", "sub-2\t70\tO\t-9999", "sub-3\t71\tM\t110", "sub-4\t72\tM\t101")
-    people.write_text("\n".join(["participant_id\tage\tsex\tiq", *rows, ""]))
+    people = ["participant_id\tage\tsex\tiq", *rows]
     said = ("age: 1 of 4 rows has '89+'", "sex: 1 of 4 rows has 'O'", "iq: 1 of 4 rows has -9999")
     said += ("1 of 4 participants have no recording that can be used",)
 
-    assert run_command(of_matrices(tmp_path, ("sub-1", "sub-2", "sub-3"), "--participants", str(people))) == 0
+    assert run_command(of_matrices(tmp_path, ("sub-1", "sub-2", "sub-3"), people=people)) == 0
     prepared = capsys.readouterr().out
     assert run_command(["cohort", "check", str(tmp_path / "oslo")]) == 0
     checked = capsys.readouterr().out
@@ -270,11 +266,10 @@ def test_ids_of_visits_are_said_and_a_pattern_puts_each_person_on_one_side_of_th
 
 @pytest.mark.parametrize("option", [("--participant-pattern", r"(P\d)_(V\d)"), ("--participant-column", "person")])
 def test_a_table_of_visits_tells_of_people_and_sessions(tmp_path, option):
-    people = tmp_path / "people.tsv"
-    rows = [f"{name}\tX{name[1]}\t{20 + number}\tF\n" for number, name in enumerate(VISITS)]
-    people.write_text("participant_id\tperson\tage\tsex\n" + "".join(rows))
+    rows = [f"{name}\tX{name[1]}\t{20 + number}\tF" for number, name in enumerate(VISITS)]
+    people = ["participant_id\tperson\tage\tsex", *rows]
 
-    assert run_command(of_matrices(tmp_path, VISITS, "--participants", str(people), *option, "--no-report")) == 0
+    assert run_command(of_matrices(tmp_path, VISITS, *option, "--no-report", people=people)) == 0
 
     cohort = Cohort.open(tmp_path / "oslo")
     assert (len(cohort), cohort.recordings["participant_id"].nunique(), len(cohort.sessions)) == (8, 4, 8)
@@ -284,13 +279,11 @@ def test_a_table_of_visits_tells_of_people_and_sessions(tmp_path, option):
 
 
 def test_what_is_said_to_be_a_value_stays_one_in_the_cohort(tmp_path):
-    people = tmp_path / "people.tsv"
-    rows = [f"{name}\t{-9999 if number == 3 else number}\n" for number, name in enumerate(VISITS)]
-    people.write_text("participant_id\tchange\n" + "".join(rows))
-    people.with_suffix(".json").write_text('{"change": {"MissingValues": []}}')
-    of_visits = ("--participant-pattern", r"(P\d)_(V\d)")
+    rows = [f"{name}\t{-9999 if number == 3 else number}" for number, name in enumerate(VISITS)]
+    (tmp_path / "people.json").write_text('{"change": {"MissingValues": []}}')
+    options = ("--participant-pattern", r"(P\d)_(V\d)", "--no-report")
 
-    assert run_command(of_matrices(tmp_path, VISITS, "--participants", str(people), *of_visits, "--no-report")) == 0
+    assert run_command(of_matrices(tmp_path, VISITS, *options, people=["participant_id\tchange", *rows])) == 0
 
     cohort = Cohort.open(tmp_path / "oslo")
     assert sorted(cohort.sessions["change"]) == [-9999, 0, 1, 2, 4, 5, 6, 7]
@@ -298,12 +291,10 @@ def test_what_is_said_to_be_a_value_stays_one_in_the_cohort(tmp_path):
 
 
 def test_rules_for_cells_are_options(tmp_path):
-    people = tmp_path / "people.tsv"
-    people.write_text("participant_id\tage\tiq\nsub-1\t89+\t98\nsub-2\t35-40\t55\nsub-3\t71\t110\n")
-    rules = ("--top-coded", "bound", "--ranges", "midpoint", "--missing-value", "iq=55")
-    command = of_matrices(tmp_path, ("sub-1", "sub-2", "sub-3"), "--participants", str(people), *rules, "--no-report")
+    people = ("participant_id\tage\tiq", "sub-1\t89+\t98", "sub-2\t35-40\t55", "sub-3\t71\t110")
+    rules = ("--top-coded", "bound", "--ranges", "midpoint", "--missing-value", "iq=55", "--no-report", "--keep-ids")
 
-    assert run_command([*command, "--keep-ids"]) == 0
+    assert run_command(of_matrices(tmp_path, ("sub-1", "sub-2", "sub-3"), *rules, people=people)) == 0
 
     covariates = Cohort.open(tmp_path / "oslo").covariates()
     assert covariates["age"].tolist() == [89, 37.5, 71]

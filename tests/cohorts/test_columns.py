@@ -85,13 +85,14 @@ def test_the_17_network_order_is_told_from_the_7_network_order(atlas):
         assert caught.value.code == "wrong-atlas"
 
 
-def test_a_missing_parcel_is_named(atlas):
-    with pytest.raises(RecordingError, match=r"1 of the 100 parcels of schaefer100 .* '7Networks_LH_Vis_5'") as caught:
-        match_columns([label for label in atlas.labels if label != "7Networks_LH_Vis_5"], atlas, "x.tsv")
-    assert caught.value.code == "wrong-atlas"
-
-
-def test_a_parcel_that_stands_twice_is_named(atlas):
-    with pytest.raises(RecordingError, match="names 'lh-vis-1' twice") as caught:
-        match_columns(["lh-vis-1", *atlas.labels], atlas, "x.tsv")
-    assert caught.value.code == "repeated-parcel"
+def test_a_parcel_that_is_missing_or_stands_twice_is_named(atlas):
+    named = r"1 of the 100 parcels of schaefer100 .* '7Networks_LH_Vis_5'"
+    without = [label for label in atlas.labels if label != "7Networks_LH_Vis_5"]
+    twice = ["lh-vis-1", *atlas.labels]
+    for names, said, code in (
+        (without, named, "wrong-atlas"),
+        (twice, "names 'lh-vis-1' twice", "repeated-parcel"),
+    ):
+        with pytest.raises(RecordingError, match=said) as caught:
+            match_columns(names, atlas, "x.tsv")
+        assert caught.value.code == code

@@ -9,7 +9,7 @@ import pytest
 from base.errors import FileError
 from cohorts import Cohort, CohortError, Recording, load_atlas
 from cohorts import exports as module
-from cohorts.exports import export_bids, export_huggingface, under_pseudonyms
+from cohorts.exports import PseudonymousCohort, export_bids, export_huggingface
 from cohorts.identities import KeyedNames
 from cohorts.participants import ParticipantsTable, read_participants
 from cohorts.sources.matrices import MatrixSource
@@ -167,13 +167,13 @@ def test_hugging_face_reads_the_shards(cohort, tmp_path):
 def test_a_cohort_with_own_ids_is_exported_under_pseudonyms(cohort, tmp_path, export):
     names = KeyedNames(tmp_path / "key")
 
-    files = content(export(under_pseudonyms(cohort, names), tmp_path / "out"))
+    files = content(export(PseudonymousCohort(cohort, names), tmp_path / "out"))
 
     pseudonym = names.participant("sub-a1")
     assert not [path for path, data in files.items() if b"sub-a1" in data or "sub-a1" in path]
     assert [path for path, data in files.items() if pseudonym.encode() in data or pseudonym in path]
     np.testing.assert_array_equal(
-        under_pseudonyms(cohort, names).read(f"{pseudonym}_run-1").signal, cohort.read("sub-a1_run-1").signal
+        PseudonymousCohort(cohort, names).read(f"{pseudonym}_run-1").signal, cohort.read("sub-a1_run-1").signal
     )
 
 
@@ -187,7 +187,7 @@ def test_each_visit_has_its_own_covariates_and_no_column_repeats_the_ids(tmp_pat
     made.describe_participants(ParticipantsTable(people, visits.reset_index(drop=True)))
     made.save()
 
-    out = export_huggingface(under_pseudonyms(Cohort.open(made.path), KeyedNames(tmp_path / "key")), tmp_path / "hf")
+    out = export_huggingface(PseudonymousCohort(Cohort.open(made.path), KeyedNames(tmp_path / "key")), tmp_path / "hf")
 
     table = pd.read_parquet(next((out / "data").iterdir()))
     assert table["age"].tolist() == [30.0, 31.5]

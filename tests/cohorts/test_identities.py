@@ -39,10 +39,6 @@ def test_the_linkage_gives_every_name_back(tmp_path):
 def test_labels_that_look_like_dates_are_replaced_however_they_are_written(tmp_path, label):
     names = KeyedNames(tmp_path / "key")
 
+    plain = ["1", "baseline2", "followup12", "V3T1"]
     assert "2019" not in names.label(label)
-    assert [names.label(plain) for plain in ("1", "baseline2", "followup12", "V3T1")] == [
-        "1",
-        "baseline2",
-        "followup12",
-        "V3T1",
-    ]
+    assert [names.label(one) for one in plain] == plain

@@ -6,12 +6,7 @@ import pytest
 
 from cohorts import ParticipantsError
 from cohorts.cells import TableRules
-from cohorts.participants import (
-    apply_missing_rule,
-    load_participants,
-    read_participants,
-    write_participants,
-)
+from cohorts.participants import apply_missing_rule, load_participants, read_participants, write_participants
 
 
 @pytest.fixture
@@ -78,7 +73,13 @@ def test_broken_tables_are_refused_with_their_reason(path, content, said):
             read(path)
 
 
-@pytest.mark.parametrize(("unit", "value"), [("months", 366), ("Week", 30.5 * 365.25 / 7), ("days", 30.5 * 365.25)])
+@pytest.mark.parametrize(
+    ("unit", "value"),
+    [
+        *[("months", 366), ("Week", 30.5 * 365.25 / 7), ("days", 30.5 * 365.25)],
+        *[("in years", 30.5), ("Years (decimal)", 30.5), ("year at scan", 30.5), ("n/a", 30.5)],
+    ],
+)
 def test_ages_in_another_unit_become_years_if_the_json_says_so(path, unit, value):
     path.write_text(f"participant_id\tage\nsub-01\t{value}\n")
     describe(path, age={"Units": unit, "Description": "Age at the scan"})
@@ -86,16 +87,8 @@ def test_ages_in_another_unit_become_years_if_the_json_says_so(path, unit, value
     loaded = load_participants(path)
 
     assert loaded.participants["age"].tolist() == [pytest.approx(30.5)]
-    assert "converted to years" in loaded.notices[0]
+    assert any("converted to years" in notice for notice in loaded.notices) == (value != 30.5)
     assert loaded.descriptions["age"] == {"Units": "year", "Description": "Age at the scan"}
-
-
-@pytest.mark.parametrize("unit", ["in years", "Years (decimal)", "year at scan", "n/a"])
-def test_units_may_be_written_in_words(path, unit):
-    path.write_text("participant_id\tage\nsub-01\t30\n")
-    describe(path, age={"Units": unit})
-
-    assert load_participants(path).participants["age"].tolist() == [30]
 
 
 @pytest.mark.parametrize("female", ["female", "F", {"Description": "Female"}])
@@ -169,14 +162,8 @@ def test_values_named_as_missing_become_missing(path):
     path.write_text(
         "participant_id\tiq\tmeds\tdx\n" + "".join(f"p{n}\t{a}\t{b}\t{c}\n" for n, (a, b, c) in enumerate(rows))
     )
-    levels = {
-        "1": "none",
-        "2": "one",
-        "3": "many",
-        "7": "stopped",
-        "8": {"Description": "Refused to answer"},
-        "9": "n/a",
-    }
+    levels = {"1": "none", "2": "one", "3": "many", "7": "stopped", "9": "n/a"}
+    levels["8"] = {"Description": "Refused to answer"}
     describe(path, meds={"Levels": levels}, iq={"MissingValues": [-9999, "77"], "Description": "IQ"})
 
     loaded = load_participants(path, TableRules(missing=(("dx", "999"), ("", "120"))))
@@ -230,13 +217,13 @@ def test_notices_tell_nothing_of_columns_that_are_left_out(path):
 
 def test_what_was_written_is_read_as_it_is(path, tmp_path):
     """A cohort's own table holds what was decided: a number that was kept does not vanish later."""
-    table = pd.DataFrame(
-        {"participant_id": list("abcd"), "score": [1.0, 2.0, 3.0, -9999.0], "age": [1.0, 2.0, 3.0, 99.0]}
-    )
+    digits = np.random.default_rng(0).uniform(0, 90, 500)
+    table = pd.DataFrame({"participant_id": [f"p{n}" for n in range(502)], "age": [3.0, 99.0, *digits]})
+    table["score"] = [3.0, -9999.0, *digits]
 
     write_participants(table, tmp_path)
 
-    pd.testing.assert_frame_equal(read_participants(path), table, check_dtype=False)
+    pd.testing.assert_frame_equal(read_participants(path), table, check_dtype=False, check_exact=True)
 
 
 def test_sessions_give_a_row_each_and_one_for_the_participant(path):
@@ -306,17 +293,6 @@ def test_columns_of_a_few_texts_list_their_levels(tmp_path):
     described = json.loads((tmp_path / "participants.json").read_text())
     assert described["site"]["Levels"] == {"A": "A", "B": "B"}
     assert "note" not in described
-
-
-def test_numbers_come_back_exactly(tmp_path):
-    values = np.random.default_rng(0).uniform(0, 100, 500)
-    table = pd.DataFrame({"participant_id": [f"p{n}" for n in range(500)], "age": values, "other": values})
-
-    write_participants(table, tmp_path)
-
-    back = read_participants(tmp_path / "participants.tsv")
-    np.testing.assert_array_equal(back["age"], values)
-    np.testing.assert_array_equal(back["other"], values)
 
 
 def test_a_rule_says_what_becomes_of_missing_values():

@@ -45,13 +45,6 @@ def test_ids_of_visits_are_noticed_and_a_pattern_that_finds_the_people_is_propos
     assert "2019" not in str(visits)
 
 
-def test_few_people_who_came_again_are_noticed_among_many():
-    ids = [f"P{n:02}_V1" for n in range(40)]
-
-    assert look_like_visits(ids) is None
-    assert look_like_visits([*ids, "P03_V2", "P09_V2", "P11_V2"]).n_people == 3
-
-
 @pytest.mark.parametrize("again", ["P{n:02}_retest", "P{n:02}_2", "P{n:02}b", "P{n:02}_ses-2"])
 def test_a_first_visit_that_is_not_named_is_noticed(again):
     ids = [f"P{n:02}" for n in range(1, 9)]
@@ -61,12 +54,17 @@ def test_a_first_visit_that_is_not_named_is_noticed(again):
     assert (visits.n_ids, visits.n_people) == (4, 2)
 
 
-def test_one_person_who_came_again_is_noticed_where_ids_say_visit():
-    ids = [f"P{n:02}_ses-1" for n in range(1, 9)]
-
+@pytest.mark.parametrize(
+    ("ids", "again"),
+    [
+        ([f"P{n:02}_V1" for n in range(40)], ["P03_V2", "P09_V2", "P11_V2"]),
+        ([f"P{n:02}_ses-1" for n in range(1, 9)], ["P03_ses-2"]),
+        (["P01", "P02", "P03"], ["P03_retest"]),
+    ],
+)
+def test_few_people_who_came_again_are_noticed_where_ids_say_visit(ids, again):
     assert look_like_visits(ids) is None
-    assert look_like_visits([*ids, "P03_ses-2"]).n_people == 1
-    assert look_like_visits(["P01", "P02", "P03", "P03_retest"]).n_people == 1
+    assert look_like_visits([*ids, *again]).n_people == len(again)
 
 
 def real_styles() -> Iterator[tuple[str, list[str]]]:
@@ -135,24 +133,18 @@ def path(tmp_path):
     return path
 
 
-def test_a_table_of_visits_becomes_one_of_people_by_a_pattern(path):
-    loaded = load_participants(path, pattern=PersonPattern(r"(P\d)_V(\d)"))
+@pytest.mark.parametrize(
+    ("options", "first", "second"),
+    [({"pattern": PersonPattern(r"(P\d)_V(\d)")}, "P1", "P2"), ({"person_column": "person"}, "A", "B")],
+)
+def test_a_table_of_visits_becomes_one_of_people(path, options, first, second):
+    loaded = load_participants(path, **options)
 
-    assert loaded.participants[["participant_id", "age"]].to_numpy().tolist() == [["P1", 30], ["P2", 50]]
-    assert loaded.sessions[["participant_id", "session_id", "age"]].to_numpy().tolist() == [
-        ["P1", "1", 30],
-        ["P1", "2", 32],
-        ["P2", "1", 50],
-    ]
-
-
-def test_a_table_of_visits_becomes_one_of_people_by_a_column_which_is_dropped(path):
-    loaded = load_participants(path, person_column="person")
-
-    assert loaded.participants["participant_id"].tolist() == ["A", "B"]
-    assert loaded.sessions[["participant_id", "session_id"]].to_numpy().tolist() == [["A", "1"], ["A", "2"], ["B", "1"]]
-    assert "person" not in loaded.sessions
-    assert loaded.scans == {"P1_V1": ("A", "1"), "P1_V2": ("A", "2"), "P2_V1": ("B", "1")}
+    assert loaded.participants[["participant_id", "age"]].to_numpy().tolist() == [[first, 30], [second, 50]]
+    visits = [[first, "1", 30], [first, "2", 32], [second, "1", 50]]
+    assert loaded.sessions[["participant_id", "session_id", "age"]].to_numpy().tolist() == visits
+    assert loaded.scans == {"P1_V1": (first, "1"), "P1_V2": (first, "2"), "P2_V1": (second, "1")}
+    assert ("person" in loaded.sessions) == ("pattern" in options)  # a column that names people is dropped
 
 
 def test_a_table_of_people_stays_one_where_the_pattern_is_of_recordings(path):

@@ -20,9 +20,7 @@ ATLAS = load_atlas("schaefer100")
 SMALL = Atlas("small", ("a", "b", "c", "d"), np.array([[0, 0, 0], [30, 0, 0], [0, 40, 0], [0, 0, 90.0]]))
 GOOD = Quality(
     n_acquired=200, n_censored=0, mean_fd=0.1, fd_over=0.02, tsnr=80, dvars=1, dvars_over=0.01, mean_fc=0.2,
-    fc_distance_slope=-0.3,
-    fd_threshold=0.5,
-    dvars_threshold=1.5,
+    fc_distance_slope=-0.3, fd_threshold=0.5, dvars_threshold=1.5,
 )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
 import re
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -23,14 +24,18 @@ def path(shelf, recorded, tmp_path_factory):
         ("r2", "high-motion", "sub-91_bold.nii.gz: mean FD is 0.900 mm. Leave it out."),
         ("r3", "truncated", "<b>sub-92</b>.nii.gz: ends too early. Copy it again."),
     ]
-    cohort = shelf(stored, refused)
-    cohort.people = {"age": [30.0 + n for n in range(11)] + [np.nan], "sex": ["F"] * 7 + ["M"] * 5}
+    cohort = shelf(stored, refused, age=[30.0 + n for n in range(11)] + [np.nan], sex=["F"] * 7 + ["M"] * 5)
     return write_quality_report(cohort, tmp_path_factory.mktemp("report") / "quality.html", recordings=2)
 
 
 @pytest.fixture(scope="module")
 def page(path):
     return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def text(page):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.partition("</style>")[2]))
 
 
 def test_the_page_needs_nothing_beside_it(page):
@@ -41,9 +46,7 @@ def test_the_page_needs_nothing_beside_it(page):
     assert "stays at the site" in page
 
 
-def test_the_page_holds_the_numbers(page):
-    text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.partition("</style>")[2]))
-
+def test_the_page_holds_the_numbers(text):
     assert "Atlas schaefer100, 100 parcels · preprocessing fmriprep-24.1 · TR 2 s" in text
     assert "12 participants 12 recordings" in text
     assert "1 beyond a threshold" in text
@@ -53,10 +56,8 @@ def test_the_page_holds_the_numbers(page):
     assert "over 12 participants median size of the correlation" in text
 
 
-def test_the_page_states_what_a_paper_must(page):
-    text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.partition("</style>")[2]))
-
-    assert "prepared with FedBrainLM 0.1.0" in text
+def test_the_page_states_what_a_paper_must(text):
+    assert f"prepared with FedBrainLM {version('fedbrainlm')}" in text
     assert re.search(r"Recordings [0-9a-f]{12} ·", text)
     assert "age 11 35.000 3.317 30.000 40.000" in text
     assert "sex 12 7 F, 5 M" in text
@@ -124,8 +125,9 @@ def test_no_table_is_clipped_on_the_screen_or_in_print(shelf, recorded, tmp_path
     name = "sub-" + "x" * 60
     stored = [moved(recorded, f"{name}{n:02d}", 0.05 * n) for n in range(3)]
     deep = "derivatives/fmriprep-24.1.1/" + "y" * 80 + "_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
-    cohort = shelf(stored, [("r1", "too-short-after-censoring", f"{deep}: is too short. Leave it out.")])
-    cohort.people = {"a_column_of_a_very_long_name_that_nobody_abbreviated": [1.5, 2.5, 3.5], "site": [name] * 3}
+    people = {"a_column_of_a_very_long_name_that_nobody_abbreviated": [1.5, 2.5, 3.5], "site": [name] * 3}
+    refused = [("r1", "too-short-after-censoring", f"{deep}: is too short. Leave it out.")]
+    cohort = shelf(stored, refused, **people)
     page = write_quality_report(cohort, tmp_path / "quality.html", recordings=1)
 
     for form in ({"width": 1300}, {"width": 700}, {"width": A4_WIDTH, "printed": True}):
