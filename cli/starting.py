@@ -25,7 +25,11 @@ def start(settings: SettingsFile) -> None:
     if verdict == "fail":  # another Flower might pass the guard by
         raise InputError(said)
     site = at_work(settings)
-    _check_port(settings, site.settings.supernode.port)
+    if probes.listens(port := site.settings.supernode.port):
+        raise InputError(
+            f"{settings}: supernode.port {port} is taken. If this site's SuperNode runs already, nothing is to be "
+            "done; otherwise choose another port."
+        )
     # What is missing or wrong is said here, before Flower starts.
     _ = proxy_to(joined(site.state).address, site.settings.supernode.proxy), site.keys.public_bundle()
     _become("runtime.supernode", settings)
@@ -51,17 +55,6 @@ def check(
 ) -> None:
     """Check everything that the site needs to take part. Exit code 0 if nothing fails."""
     report(checks(settings, study), strict=strict)
-
-
-def _check_port(settings: Path, port: int) -> None:
-    try:
-        probes.connect("127.0.0.1", port)
-    except OSError:
-        return
-    raise InputError(
-        f"{settings}: supernode.port {port} is taken. If this site's SuperNode runs already, nothing is to be done; "
-        "otherwise choose another port."
-    )
 
 
 def _become(module: str, settings: Path) -> None:
