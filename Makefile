@@ -63,7 +63,7 @@ format: install  ## format and fix
 	$(BIN)/ruff format .
 
 settings: install  ## write docs/settings.md from the settings themselves
-	$(BIN)/python -m cli.settings_page
+	$(BIN)/python docs/settings_page.py
 
 # Pins stay as they are; LOCK_OPTIONS=--upgrade takes the newest that the ranges of pyproject.toml allow.
 LOCK = $(BIN)/uv pip compile --quiet pyproject.toml --python-version 3.11 --generate-hashes --no-annotate \

@@ -76,7 +76,7 @@ def evaluate(
     model, about = load_checkpoint(checkpoint)
     evaluated = Cohort.open(cohort)
     check_cohort(model, evaluated, other_atlas=other_atlas, remedy="say --other-atlas")
-    _check_atlases(evaluated, train or [])
+    others = [_of_the_same_atlas(path, evaluated) for path in train or []]
     _hide(model, mask, ratio, evaluated.atlas.n_parcels)
     window = model.config.window
     WindowSet(evaluated, window)  # refuses a cohort whose recordings are all too short
@@ -87,17 +87,30 @@ def evaluate(
     say(members.said)
     own_seed = derive_seed(int(about.get("seed", 0)) if seed is None else seed, site or evaluated.name)
     fraction = about.get("holdout") if holdout is None else holdout
-    chosen, training = _covariance(evaluated, chosen, members, train or [], fraction, own_seed)
+    chosen, training = _covariance(evaluated, chosen, members, others, fraction, own_seed)
+    windows, sums = _beside_baselines(model, about, evaluated, chosen, training, own_seed)
+    who, hidden = _who(members, windows.participants), model.config.mask
+    _print(f"{who}, {windows.n_windows} windows; {hidden.kind} mask {hidden.ratio:g}", sums)
+
+
+def _beside_baselines(
+    model: AnyModel,
+    about: dict[str, Any],
+    evaluated: Cohort,
+    people: list[str],
+    training: list[tuple[Cohort, list[str]]],
+    seed: int,
+) -> tuple[WindowSet, dict[str, ReconstructionSums]]:
+    """Compare the model with the baselines that these others' covariance gives, on windows of some people."""
+    window = model.config.window
     scale = Scaling.from_checkpoint(about, evaluated.atlas.name) if window.scaling == "robust" else None
-    windows = WindowSet(evaluated, window, chosen, scale)
+    windows = WindowSet(evaluated, window, people, scale)
     # As in a study: moments of other TRs do not add.
     moments = measure_moments(window, training, scale) if window.temporal == "resample" else None
     baselines = make_baselines(model.config.mask, evaluated.atlas.n_parcels, moments.to_arrays() if moments else None)
     if moments and isinstance(model, BrainLM) and model.config.residual == "gaussian":
         model.prior = LinearPath(moments.covariance, moments.autocovariance, moments.pairs)
-    sums = compare(model, baselines, windows, seed=own_seed)
-    who, hidden = _who(members, windows.participants), model.config.mask
-    _print(f"{who}, {windows.n_windows} windows; {hidden.kind} mask {hidden.ratio:g}", sums)
+    return windows, compare(model, baselines, windows, seed=seed)
 
 
 def _members(
@@ -147,18 +160,18 @@ def _who(members: Membership, evaluated: list[str]) -> str:
 
 
 def _covariance(
-    evaluated: Cohort, chosen: list[str], members: Membership, train: list[Path], holdout: float | None, seed: int
+    evaluated: Cohort, chosen: list[str], members: Membership, others: list[Cohort], holdout: float | None, seed: int
 ) -> tuple[list[str], list[tuple[Cohort, list[str]]]]:
     """Choose who gives the baselines' covariance, which nobody does who is evaluated on.
 
     Of a cohort at which the model was not trained, some give it, and the fraction `holdout` is left to evaluate on.
     """
-    if members.trained and not train:
-        return chosen, [(evaluated, members.trained)]
-    if train:
-        others = [(other, set(other.recordings["participant_id"])) for other in map(Cohort.open, train)]
+    if others:
         out = {evaluated.path.resolve(): set(chosen)}
-        return chosen, [(other, sorted(people - out.get(other.path.resolve(), set()))) for other, people in others]
+        people = [(other, set(other.recordings["participant_id"])) for other in others]
+        return chosen, [(other, sorted(them - out.get(other.path.resolve(), set()))) for other, them in people]
+    if members.trained:
+        return chosen, [(evaluated, members.trained)]
     if not holdout:
         raise InputError(
             "the checkpoint does not say whom it was not trained on. State --holdout, or --train with its cohorts."
@@ -204,14 +217,14 @@ def measure_moments(
     return moments
 
 
-def _check_atlases(evaluated: Cohort, training: list[Path]) -> None:
-    for path in training:
-        atlas = Cohort.open(path).atlas
-        if atlas.content_hash != evaluated.atlas.content_hash:
-            raise InputError(
-                f"--train {path}: has atlas {atlas.name}, {evaluated.path} has {evaluated.atlas.name}. "
-                "A covariance needs the same parcels: name cohorts of that atlas."
-            )
+def _of_the_same_atlas(path: Path, evaluated: Cohort) -> Cohort:
+    cohort = Cohort.open(path)
+    if cohort.atlas.content_hash != evaluated.atlas.content_hash:
+        raise InputError(
+            f"--train {path}: has atlas {cohort.atlas.name}, {evaluated.path} has {evaluated.atlas.name}. "
+            "A covariance needs the same parcels: name cohorts of that atlas."
+        )
+    return cohort
 
 
 def _print(title: str, sums: dict[str, ReconstructionSums]) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 from base.errors import InputError
 from base.output import PlainConsole, say
 from base.plain import printable
-from cli import approving, setting_up, starting
+from cli import approving, taking_part
 from cli.display import show_roster
 from cli.writing import write_once
 from client.door.audit import AuditLog
@@ -35,7 +35,7 @@ def _private() -> None:
 audit = typer.Typer(no_args_is_help=True, help="What left the hospital and what it refused, line by line.")
 app.add_typer(audit, name="audit")
 for command in (
-    *(setting_up.init, setting_up.join, starting.check, starting.start, starting.execute),
+    *(taking_part.init, taking_part.join, taking_part.check, taking_part.start, taking_part.execute),
     *(approving.show, approving.approve, approving.approved, approving.withdraw),
 ):
     app.command()(command)

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from base.errors import InputError
-from base.files import new_path, write_text
+from base.files import write_text
+from base.secrets import secret_once
 
 AUTHORITY_LIFE = timedelta(days=3650)
 SERVER_LIFE = timedelta(days=397)
@@ -41,10 +42,10 @@ class Authority:
 
     def make(self, name: str, host: str) -> None:
         """Make what is not there yet; nothing that is there is replaced."""
-        _key_once(self.ca_key)
+        secret_once(self.ca_key, _new_key)
         if not self.ca_certificate.is_file():
             self._sign_itself(name)
-        _key_once(self.server_key)
+        secret_once(self.server_key, _new_key)
         if not self.server_certificate.is_file():
             self.renew(host)
 
@@ -117,13 +118,9 @@ def _builder(issuer: x509.Name, name: str, key: EllipticCurvePrivateKey, life: t
     return builder.not_valid_before(now - _CLOCKS_APART).not_valid_after(now + life)
 
 
-def _key_once(path: Path) -> None:
-    """Make a private key of mode 600, unless there is one."""
-    if path.is_file():
-        return
-    with new_path(path) as temporary:
-        pem = generate_private_key(SECP384R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        temporary.write_bytes(pem)
+def _new_key() -> str:
+    key = generate_private_key(SECP384R1())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
 def _read_key(path: Path) -> EllipticCurvePrivateKey:

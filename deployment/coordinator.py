@@ -17,6 +17,7 @@ from base.errors import InputError
 from base.files import write_text
 from base.secrets import secret_once
 from base.settings import Name, Settings, read_settings
+from base.wording import docstrings_of
 from deployment.authority import Authority
 from exchange.bundle import JoinPackage, SiteBundle
 from exchange.key_roster import MIN_SITES, KeyRoster, read_json
@@ -29,40 +30,38 @@ _NGINX = jinja2.Template(
     keep_trailing_newline=True,
 )
 _NGINX_SYNTAX = set("\"';{}\n\\$ ")
-_COMMENTS = {
-    "name": "name of the federation, and of the connection in Flower's configuration",
-    "host": "how hospitals reach the edge: it is in the certificate; after a change, 'fedbrainlm federation renew'",
-    "port": "the edge's; below 1024 only root may listen",
-    "superlink_port": "the SuperLink's, on 127.0.0.1 alone",
-    "health_port": "of its gRPC health service, on 127.0.0.1 alone",
-    "run_edge": "false: you run nginx.conf by other means, such as a container",
-    "client_authority": "file of an authority whose certificates clients of the edge must have; null: none",
-    "requests_per_second": "most requests from one address, four times as many at once; others must try again",
-    "max_request_mb": "largest request; Flower cuts arrays into pieces of 5 MB",
-}
 
 
 class FederationSettings(Settings):
-    """``federation.yaml``: `_COMMENTS` says what each setting is."""
+    """``federation.yaml``, which says of each setting what its docstring does."""
 
     name: Name
+    """name of the federation, and of the connection in Flower's configuration"""
     host: str = Field(
         pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$",
         json_schema_extra={"words": "the name or IPv4 address of a host"},
     )
+    """how hospitals reach the edge: it is in the certificate; after a change, 'fedbrainlm federation renew'"""
     port: int = Field(443, ge=1, le=65535)
+    """the edge's; below 1024 only root may listen"""
     superlink_port: int = Field(8000, ge=1, le=65535)
+    """the SuperLink's, on 127.0.0.1 alone"""
     health_port: int = Field(8001, ge=1, le=65535)
+    """of its gRPC health service, on 127.0.0.1 alone"""
     run_edge: bool = True
+    """false: you run nginx.conf by other means, such as a container"""
     client_authority: Path | None = None
+    """file of an authority whose certificates clients of the edge must have; null: none"""
     requests_per_second: int = Field(100, ge=1)
+    """most requests from one address, four times as many at once; others must try again"""
     max_request_mb: int = Field(32, ge=8)
+    """largest request; Flower cuts arrays into pieces of 5 MB"""
 
     def to_yaml(self) -> str:
         """Return the settings with a comment on each."""
         lines = [yaml.safe_dump({name: value}).strip() for name, value in self.model_dump(mode="json").items()]
-        width = max(map(len, lines)) + 2
-        return "".join(f"{line:{width}}# {_COMMENTS[line.partition(':')[0]]}\n" for line in lines)
+        width, said = max(map(len, lines)) + 2, docstrings_of(FederationSettings)
+        return "".join(f"{line:{width}}# {said[line.partition(':')[0]]}\n" for line in lines)
 
 
 @dataclass(frozen=True)

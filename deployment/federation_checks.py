@@ -126,14 +126,11 @@ def _fleet(federation: Federation) -> Found:
 
 def _control(federation: Federation) -> Found:
     """Who reaches the SuperLink itself can start runs: it must listen on loopback alone."""
+    port = federation.settings.superlink_port
     outside = {address for address in _own_addresses() if not address.startswith(("127.", "::1"))}
     for address in sorted(outside):
-        try:
-            probes.connect(address, federation.settings.superlink_port)
-        except OSError:
-            continue
-        port = federation.settings.superlink_port
-        return "fail", f"port {port} is open at {address}: others could start runs. Close it."
+        if probes.listens(port, address):
+            return "fail", f"port {port} is open at {address}: others could start runs. Close it."
     return "pass", f"only on {federation.superlink}"
 
 

@@ -63,6 +63,15 @@ def connect(host: str, port: int) -> None:
     socket.create_connection((host, port), WAIT_S).close()
 
 
+def listens(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether somebody answers at a port."""
+    try:
+        connect(host, port)
+    except OSError:
+        return False
+    return True
+
+
 class ProxyRefusalError(OSError):
     """A proxy does not lead to where it was asked to.
 
@@ -105,15 +114,7 @@ def signer(address: str, proxy: Proxy | None = None) -> str:
 
 
 def get(address: str, path: str, authority: Path, proxy: Proxy | None = None) -> Answer:
-    """Ask for a page over TLS.
-
-    Raises
-    ------
-    ProxyRefusalError
-        If the proxy does not lead there.
-    OSError
-        If there is no answer.
-    """
+    """Ask for a page over TLS; errors as of `certificate`."""
     return _Look(address + path, ssl.create_default_context(cafile=str(authority)), proxy).answer()
 
 

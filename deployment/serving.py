@@ -1,7 +1,6 @@
 """A federation at work: start and stop its programs, register its sites, and see who is online."""
 
 import json
-import subprocess
 import sys
 import time
 from base64 import b64encode
@@ -19,10 +18,10 @@ from base.files import locked
 from deployment import probes
 from deployment.authority import days_left, read_certificate
 from deployment.coordinator import Federation, Member
-from deployment.supervisor import SUPERVISOR, end_programs, running
+from deployment.supervisor import SUPERVISOR, begin, end_programs, running
 from runtime.compacting import compact
 from runtime.control import node_statuses, register_node, unregister_node
-from runtime.flower import answers, environment_of, last_words, wait_until_up
+from runtime.flower import answers, last_words, wait_until_up
 
 _STOP_S = 40
 _EDGE_S = 15
@@ -79,15 +78,7 @@ def _start(federation: Federation) -> bool:
     compact(federation.database)
     with (federation.logs / "supervisor.log").open("ab") as log:
         command = [sys.executable, "-P", "-m", "deployment.supervisor", str(federation.folder)]
-        process = subprocess.Popen(
-            command,
-            env=environment_of(None, {}),
-            cwd=federation.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = begin(command, federation, log, start_new_session=True)
     try:
         url = f"https://{federation.superlink}/health"
         log_of_it = federation.logs / "superlink.log"
@@ -124,21 +115,13 @@ def until_told(federation: Federation) -> Iterator[None]:
 
 def _wait_for_edge(federation: Federation) -> None:
     port, log, deadline = federation.settings.port, federation.logs / "edge.log", time.monotonic() + _EDGE_S
-    while federation.settings.run_edge and not _listens(port):
+    while federation.settings.run_edge and not probes.listens(port):
         if time.monotonic() > deadline:
             said = last_words(log) if log.is_file() else "none"
             raise RunFailedError(
                 f"the edge does not answer at port {port}. Its last words: {said} (all of them: {log})"
             )
         time.sleep(_POLL_S)
-
-
-def _listens(port: int) -> bool:
-    try:
-        probes.connect("127.0.0.1", port)
-    except OSError:
-        return False
-    return True
 
 
 def stop(federation: Federation) -> bool:

@@ -54,7 +54,7 @@ class _Program:
         if self.began and now - self.began < self.pause:
             return
         with (federation.logs / f"{self.name}.log").open("ab") as log:
-            self.process = _start(self.command, federation, log)
+            self.process = begin(self.command, federation, log, federation.home)
         self.began = now
         record(federation, self.name, self.process.pid)
 
@@ -121,14 +121,23 @@ def end_programs(federation: Federation) -> bool:
     return bool(found)
 
 
-def _start(command: list[str], federation: Federation, log: IO[bytes]) -> "subprocess.Popen[bytes]":
+def begin(
+    command: list[str],
+    federation: Federation,
+    log: IO[bytes],
+    home: Path | None = None,
+    *,
+    start_new_session: bool = False,
+) -> "subprocess.Popen[bytes]":
+    """Start a program in the federation's folder, with `home` for its FLWR_HOME, else the user's own."""
     return subprocess.Popen(
         command,
-        env=environment_of(federation.home, {}),
+        env=environment_of(home, {}),
         cwd=federation.folder,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
+        start_new_session=start_new_session,
     )
 
 

@@ -4,7 +4,7 @@ Flower answers 500 when another program locks the database for more than five se
 run's ServerApp ends, and SuperNodes too. After 503 both try again. Here Flower's translation of exceptions into answers
 is wrapped, and the four of its handlers that would lose a message or a part of it, were they stopped halfway:
 each becomes one transaction. And each of up to fifteen connections to the database keeps less of it in memory than the
-64 MB that Flower sets. ``tests/runtime/test_superlink.py`` holds what this rests on by its hash.
+64 MB that Flower sets. ``runtime/pins.py`` holds what this rests on by its hash.
 
 Run as ``python -m runtime.superlink ARGUMENTS``, those of ``flower-superlink``, as ``fedbrainlm federation start``
 does.

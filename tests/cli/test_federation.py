@@ -35,6 +35,15 @@ def bundles(tmp_path, home) -> dict[str, str]:
     return {name: f"{name}/{name}.bundle.json" for name in NAMES}
 
 
+@pytest.fixture
+def package(federation, bundles) -> str:
+    """What the hospitals join with."""
+    for bundle in bundles.values():
+        assert run_command(["federation", "add-site", "north", bundle]) == 0
+    assert run_command(["federation", "package", "north", "--out", "join.json"]) == 0
+    return "join.json"
+
+
 def refused(capsys, *command: object, code: int = 2) -> str:
     capsys.readouterr()
     assert run_command([*map(str, command)]) == code
@@ -173,11 +182,8 @@ def test_other_keys_under_a_known_name_and_revoked_ones_are_refused(federation, 
     assert run_command(["federation", "add-site", "north", "new.json"]) == 0
 
 
-def test_joining_is_confirmed_once_and_approves_the_roster(federation, bundles, capsys, monkeypatch):
-    for bundle in bundles.values():
-        assert run_command(["federation", "add-site", "north", bundle]) == 0
-    assert run_command(["federation", "package", "north", "--out", "join.json"]) == 0
-    command = ["site", "join", "aalborg/site.yaml", "join.json", "--by", "Anna Berg"]
+def test_joining_is_confirmed_once_and_approves_the_roster(federation, package, capsys, monkeypatch):
+    command = ["site", "join", "aalborg/site.yaml", package, "--by", "Anna Berg"]
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     assert "has not joined" in refused(capsys, *command)
     assert not (federation.folder.parent / "aalborg" / "state" / "federation.json").exists()
@@ -191,13 +197,10 @@ def test_joining_is_confirmed_once_and_approves_the_roster(federation, bundles, 
     assert log.count('"event": "joined"') == log.count('"event": "roster-approved"') == 1
 
 
-def test_a_site_that_is_not_listed_with_its_key_does_not_join(federation, bundles, capsys):
-    for bundle in bundles.values():
-        assert run_command(["federation", "add-site", "north", bundle]) == 0
-    assert run_command(["federation", "package", "north", "--out", "join.json"]) == 0
+def test_a_site_that_is_not_listed_with_its_key_does_not_join(federation, package, capsys):
     assert run_command(["site", "init", "oslo", "--name", "oslo", "--cohort", "cohort"]) == 0
 
-    assert "does not list the site oslo" in refused(capsys, "site", "join", "oslo/site.yaml", "join.json", "--yes")
+    assert "does not list the site oslo" in refused(capsys, "site", "join", "oslo/site.yaml", package, "--yes")
     assert not (federation.folder.parent / "oslo" / "state" / "federation.json").exists()
     assert "has joined no federation" in refused(capsys, "site", "start", "oslo/site.yaml")
 

@@ -98,7 +98,7 @@ from pathlib import Path
 
 
 from base.errors import FedBrainLMError
-from cli.settings_page import settings_page
+from docs.settings_page import settings_page
 from cli.run import _write_site
 from client.site import load_site
 from cohorts import Cohort

@@ -1,7 +1,9 @@
-"""`fedbrainlm site init` and `join`: a hospital's keys and settings, and the way to the coordinator."""
+"""`fedbrainlm site init`, `join`, `check`, `start` and `execute`: how a hospital takes part."""
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +12,20 @@ import typer
 from base.errors import InputError
 from base.files import write_text
 from base.output import say
+from base.proxies import proxy_to
 from base.settings import check_settings, read_settings
 from cli.display import show_roster
 from cli.writing import write_once
 from client.keys.joining import join as keep_package
+from client.keys.joining import joined
 from client.settings import SiteSettings
-from deployment.site_files import By, SettingsFile, login, open_site
+from deployment import probes
+from deployment.checks import STRICT, report, versions
+from deployment.site_checks import checks
+from deployment.site_files import By, SettingsFile, at_work, login, open_site
 from exchange.bundle import JoinPackage
 from runtime.fab import PROJECT
+from runtime.flower import environment_of
 
 
 def init(
@@ -70,6 +78,44 @@ def join(
     say(f"{site.name} has joined {given.federation}.")
 
 
+def start(settings: SettingsFile) -> None:
+    """Start the SuperNode, in the foreground: it runs the apps that this site approved, and no others."""
+    verdict, said = versions()
+    if verdict == "fail":  # another Flower might pass the guard by
+        raise InputError(said)
+    site = at_work(settings)
+    if probes.listens(port := site.settings.supernode.port):
+        raise InputError(
+            f"{settings}: supernode.port {port} is taken. If this site's SuperNode runs already, nothing is to be "
+            "done; otherwise choose another port."
+        )
+    # What is missing or wrong is said here, before Flower starts.
+    _ = proxy_to(joined(site.state).address, site.settings.supernode.proxy), site.keys.public_bundle()
+    _become("runtime.supernode", settings)
+
+
+def execute(settings: SettingsFile) -> None:
+    """Start the apps of a SuperNode that runs in another container, in the foreground; see supernode.executor."""
+    if read_settings(settings, SiteSettings).supernode.executor == "here":
+        raise InputError(
+            f"{settings}: supernode.executor is here, so that 'fedbrainlm site start' starts the apps itself. "
+            "Set it to elsewhere, or leave this command out."
+        )
+    at_work(settings)
+    _become("runtime.executor", settings)
+
+
+def check(
+    settings: SettingsFile,
+    study: Annotated[
+        Path | None, typer.Option(metavar="STUDY.yaml", help="A study that the cohort and policy must fit.")
+    ] = None,
+    strict: STRICT = False,
+) -> None:
+    """Check everything that the site needs to take part. Exit code 0 if nothing fails."""
+    report(checks(settings, study), strict=strict)
+
+
 def _settings(name: str, cohort: Path) -> str:
     """The example of a hospital's settings, with its comments and its safe defaults."""
     text = (PROJECT / "configs" / "sites" / "hospital.yaml").read_text(encoding="utf-8")
@@ -77,3 +123,10 @@ def _settings(name: str, cohort: Path) -> str:
         line = f"{field}: {json.dumps(value, ensure_ascii=False)}".replace("\\", r"\\")
         text = re.sub(rf"^{field}: \S+", line, text, count=1, flags=re.M)
     return text
+
+
+def _become(module: str, settings: Path) -> None:
+    """Go on as another program, under the same process number: that is what systemd and containers watch."""
+    command = [sys.executable, "-P", "-m", module, str(settings.resolve())]
+    sys.stdout.flush()
+    os.execve(command[0], command, environment_of(None, {}))

@@ -20,7 +20,7 @@ from cohorts.quality import QualityRules
 from cohorts.settings import KINDS, Preparation
 from study.settings import Study
 
-PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
+PAGE = Path(__file__).with_name("settings.md")
 
 _HEAD = """# Settings, field by field
 

@@ -2,9 +2,9 @@
 
 import re
 
-from cli.settings_page import PAGE, settings_page
 from client.door.policy import Policy
 from client.settings import SiteSettings
+from docs.settings_page import PAGE, settings_page
 from study.settings import Study
 
 
