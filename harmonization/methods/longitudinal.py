@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from harmonization.core.centring import centred
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import DesignError, HarmonizationError, SmallGroupError, TableError
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.variation import hardly_varies
 from harmonization.methods.combat import moments_of, solve_within, summarize
@@ -49,39 +49,6 @@ _EXPLAINED = 1e-13
 """Share of a sum of squares that is only rounding."""
 _ROUNDING = 1e-15
 """Variation within participants, relative to the largest value, that is only rounding."""
-
-
-@dataclass(frozen=True)
-class VarianceComponents(State):
-    """First round.
-
-    Attributes
-    ----------
-    within, between : numpy.ndarray
-        [p], sigma^2 and tau^2; both 0 for features that are constant inside every site.
-    n : float
-        Rows.
-    """
-
-    within: Array
-    between: Array
-    n: float
-
-    @property
-    def ratio(self) -> Array:
-        """Lambda [p]: variance between participants for one within."""
-        ratio: Array = self.between / np.where(self.within > 0, self.within, 1.0)
-        return ratio
-
-
-@dataclass(frozen=True)
-class LongitudinalModel(VarianceComponents):
-    """Second round: variance components, and the effects of the covariates [q, p] and the mean [p] given them."""
-
-    coefficients: Array
-    grand_mean: Array
-
-    done: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -137,6 +104,134 @@ class Visits:
         return weights
 
 
+class VarianceSums(Stage):
+    """First round: the sums of ComBat, the same within participants, and what tau^2 adds to them."""
+
+    def part(self, analysis: "LongitudinalComBat", table: SiteTable) -> Sums:
+        visits = _checked_visits(table)
+        y, c = visits.within(table.features), visits.within(table.design)
+        between = visits.sums(centred(table.design))
+        sums = summarize(table.features, table.design)
+        del sums["feature_sum"]
+        return {
+            **sums,
+            "sites": np.array(1.0),
+            "participants": np.array(float(len(visits.counts))),
+            "squared_counts": np.array((visits.counts**2).sum() / table.n),
+            "between": between.T @ between,
+            "W_within": c.T @ c,
+            "V_within": c.T @ y,
+            "T_within": np.einsum("np,np->p", y, y),
+        }
+
+    def sends(self, analysis: "LongitudinalComBat", widths: Widths) -> Declared:
+        p, q = widths.features, widths.covariates
+        sums = {name: sent for name, sent in moments_of(p, q).items() if name != "feature_sum"}
+        return {
+            **sums,
+            **{name: everybody() for name in ("sites", "participants", "squared_counts")},
+            "between": everybody(q, q),
+            "W_within": everybody(q, q),
+            "V_within": everybody(q, p),
+            "T_within": everybody(p),
+        }
+
+    def advance(self, analysis: "LongitudinalComBat", total: Sums) -> "VarianceComponents":
+        """Variance components by Henderson's method III."""
+        n, participants, sites = (float(total[name]) for name in ("n", "participants", "sites"))
+        if participants == n:
+            raise HarmonizationError("no participant has two rows. Use ComBat, which needs no repeats.")
+        coefficients = solve_within(
+            total["W"], np.hstack([total["V"], total["between"]]), n, total["covariate_sum"] / n
+        )
+        p = len(total["T"])
+        squares = total["T"] - np.einsum("qp,qp->p", total["V"], coefficients[:, :p])
+        explained, rank = _explained_within(total["W_within"], total["V_within"])
+        squares_within = total["T_within"] - explained
+        freedom_within = n - participants - rank
+        if freedom_within < 1:
+            raise DesignError("covariates leave no rows to know the variance within participants. Leave some out.")
+        still = (total["T"] > 0) & (squares_within <= _EXPLAINED * total["T_within"])
+        if still.any():
+            raise DesignError(
+                f"feature {int(still.argmax()) + 1} does not vary within participants once covariates are taken out. "
+                "Leave it or a covariate out, or use ComBat on one row a participant."
+            )
+        within = np.where(total["T"] > 0, squares_within / freedom_within, 0.0)
+        rows_of_intercepts = n - float(total["squared_counts"]) - np.trace(coefficients[:, p:])
+        if rows_of_intercepts <= _EXPLAINED * n:
+            raise HarmonizationError("participants do not differ beside site and covariates. Add some to the sites.")
+        freedom = n - sites - len(total["W"])
+        return VarianceComponents(within, np.maximum(squares - freedom * within, 0.0) / rows_of_intercepts, n)
+
+
+@dataclass(frozen=True)
+class VarianceComponents(Stage):
+    """After the first round. Generalized least squares about each site's intercept.
+
+    Attributes
+    ----------
+    within, between : numpy.ndarray
+        [p], sigma^2 and tau^2; both 0 for features that are constant inside every site.
+    n : float
+        Rows.
+    """
+
+    within: Array
+    between: Array
+    n: float
+
+    @property
+    def ratio(self) -> Array:
+        """Lambda [p]: variance between participants for one within."""
+        ratio: Array = self.between / np.where(self.within > 0, self.within, 1.0)
+        return ratio
+
+    def part(self, analysis: "LongitudinalComBat", table: SiteTable) -> Sums:
+        """Sums about the site's intercept, and that intercept; weights differ by feature."""
+        visits = _checked_visits(table)
+        y, c = visits.means(centred(table.features)), visits.means(centred(table.design))
+        y_within, c_within = visits.within(table.features), visits.within(table.design)
+        w = visits.weights(self.ratio)
+        total = w.sum(axis=0)
+        y_mean, c_mean = (w * y).sum(axis=0) / total, w.T @ c / total[:, None]
+        products = np.einsum("jq,jr->jqr", c, c).reshape(len(c), -1)
+        W = (w.T @ products).reshape(len(total), c.shape[1], c.shape[1])
+        W += c_within.T @ c_within - total[:, None, None] * np.einsum("pq,pr->pqr", c_mean, c_mean)
+        return {
+            "W": W,
+            "V": c_within.T @ y_within + c.T @ (w * y) - total * c_mean.T * y_mean,
+            "feature_sum": table.n * (table.features.mean(axis=0) + y_mean),
+            "covariate_sum": table.n * (table.design.mean(axis=0) + c_mean),
+        }
+
+    def sends(self, analysis: "LongitudinalComBat", widths: Widths) -> Declared:
+        p, q = widths.features, widths.covariates
+        return {
+            "W": everybody(p, q, q),
+            "V": everybody(q, p),
+            "feature_sum": everybody(p),
+            "covariate_sum": everybody(p, q),
+        }
+
+    def advance(self, analysis: "LongitudinalComBat", total: Sums) -> State:
+        scale = np.sqrt(np.einsum("pqq->pq", total["W"]))
+        scaled = total["W"] / (scale[:, :, None] * scale[:, None, :])
+        coefficients = (np.linalg.solve(scaled, total["V"].T[..., None] / scale[..., None])[..., 0] / scale).T
+        grand_mean = (total["feature_sum"] - np.einsum("pq,qp->p", total["covariate_sum"], coefficients)) / self.n
+        return self.become(LongitudinalModel, coefficients=coefficients, grand_mean=grand_mean)
+
+
+@dataclass(frozen=True)
+class LongitudinalModel(VarianceComponents):
+    """Second round: variance components, and the effects of the covariates [q, p] and the mean [p] given them."""
+
+    coefficients: Array
+    grand_mean: Array
+
+    done: ClassVar[bool] = True
+
+
 @register
 @dataclass(frozen=True)
 class LongitudinalComBat(Harmonizer):
@@ -160,39 +255,13 @@ class LongitudinalComBat(Harmonizer):
     title: ClassVar[str] = "longitudinal ComBat"
     described: ClassVar[str] = "longitudinal ComBat"
     for_studies: ClassVar[bool] = False
+    first: ClassVar[Stage] = VarianceSums()
     states: ClassVar[tuple[type[State], ...]] = (VarianceComponents, LongitudinalModel)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prior not in get_args(Prior):
             raise HarmonizationError(f"prior is '{self.prior}'; expected one of {', '.join(get_args(Prior))}.")
-
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        visits = _visits(table)
-        _check_visits(visits, table.min_group)
-        if isinstance(state, VarianceComponents):
-            return _summarize_weighted(table, visits, state.ratio)
-        return _summarize_variances(table, visits)
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        p, q = widths.features, widths.covariates
-        if isinstance(state, VarianceComponents):
-            sums = {"W": everybody(p, q, q), "V": everybody(q, p)}
-            return {**sums, "feature_sum": everybody(p), "covariate_sum": everybody(p, q)}
-        sums = {name: sent for name, sent in moments_of(p, q).items() if name != "feature_sum"}
-        return {
-            **sums,
-            **{name: everybody() for name in ("sites", "participants", "squared_counts")},
-            "between": everybody(q, q),
-            "W_within": everybody(q, q),
-            "V_within": everybody(q, p),
-            "T_within": everybody(p),
-        }
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        if isinstance(state, VarianceComponents):
-            return _solve_weighted(total, state)
-        return _solve_variances(total)
 
     def effect_shapes(self, model: LongitudinalModel, n_features: int) -> dict[str, Shape]:
         return SiteEffect.shapes(n_features)
@@ -236,59 +305,16 @@ def _visits(table: SiteTable) -> Visits:
     return Visits.of(table)
 
 
-def _check_visits(visits: Visits, min_group: int) -> None:
-    """Refuse a number of visits that few have: weights that differ by feature would tell their sum of covariates."""
+def _checked_visits(table: SiteTable) -> Visits:
+    """Visits, none in a number that few have: weights that differ by feature would tell their sum of covariates."""
+    visits, min_group = _visits(table), table.min_group
     numbers, people = np.unique(visits.counts, return_counts=True)
     if people.min() < min_group:
         raise SmallGroupError(
             f"{people.min()} participants have {int(numbers[people.argmin()])} rows; the site's rule is at least "
             f"{min_group} for each number of visits. Leave some visits out."
         )
-
-
-def _summarize_variances(table: SiteTable, visits: Visits) -> Sums:
-    """Sums of the first round: those of ComBat, the same within participants, and what tau^2 adds to them."""
-    y, c = visits.within(table.features), visits.within(table.design)
-    between = visits.sums(centred(table.design))
-    sums = summarize(table.features, table.design)
-    del sums["feature_sum"]
-    return {
-        **sums,
-        "sites": np.array(1.0),
-        "participants": np.array(float(len(visits.counts))),
-        "squared_counts": np.array((visits.counts**2).sum() / table.n),
-        "between": between.T @ between,
-        "W_within": c.T @ c,
-        "V_within": c.T @ y,
-        "T_within": np.einsum("np,np->p", y, y),
-    }
-
-
-def _solve_variances(total: Sums) -> VarianceComponents:
-    """Variance components by Henderson's method III."""
-    n, participants, sites = (float(total[name]) for name in ("n", "participants", "sites"))
-    if participants == n:
-        raise HarmonizationError("no participant has two rows. Use ComBat, which needs no repeats.")
-    coefficients = solve_within(total["W"], np.hstack([total["V"], total["between"]]), n, total["covariate_sum"] / n)
-    p = len(total["T"])
-    squares = total["T"] - np.einsum("qp,qp->p", total["V"], coefficients[:, :p])
-    explained, rank = _explained_within(total["W_within"], total["V_within"])
-    squares_within = total["T_within"] - explained
-    freedom_within = n - participants - rank
-    if freedom_within < 1:
-        raise DesignError("covariates leave no rows to know the variance within participants. Leave some out.")
-    still = (total["T"] > 0) & (squares_within <= _EXPLAINED * total["T_within"])
-    if still.any():
-        raise DesignError(
-            f"feature {int(still.argmax()) + 1} does not vary within participants once covariates are taken out. Leave "
-            "it or a covariate out, or use ComBat on one row a participant."
-        )
-    within = np.where(total["T"] > 0, squares_within / freedom_within, 0.0)
-    rows_of_intercepts = n - float(total["squared_counts"]) - np.trace(coefficients[:, p:])
-    if rows_of_intercepts <= _EXPLAINED * n:
-        raise HarmonizationError("participants do not differ beside site and covariates. Add some to the sites.")
-    freedom = n - sites - len(total["W"])
-    return VarianceComponents(within, np.maximum(squares - freedom * within, 0.0) / rows_of_intercepts, n)
+    return visits
 
 
 def _explained_within(W: Array, V: Array) -> tuple[Array, int]:
@@ -299,32 +325,6 @@ def _explained_within(W: Array, V: Array) -> tuple[Array, int]:
     known = values > 1e-10
     squares: Array = ((vectors[:, known].T @ (V / scale[:, None])) ** 2 / values[known, None]).sum(axis=0)
     return squares, int(known.sum())
-
-
-def _summarize_weighted(table: SiteTable, visits: Visits, ratio: Array) -> Sums:
-    """Sums of generalized least squares about the site's intercept, and that intercept; weights differ by feature."""
-    y, c = visits.means(centred(table.features)), visits.means(centred(table.design))
-    y_within, c_within = visits.within(table.features), visits.within(table.design)
-    w = visits.weights(ratio)
-    total = w.sum(axis=0)
-    y_mean, c_mean = (w * y).sum(axis=0) / total, w.T @ c / total[:, None]
-    products = np.einsum("jq,jr->jqr", c, c).reshape(len(c), -1)
-    W = (w.T @ products).reshape(len(total), c.shape[1], c.shape[1])
-    W += c_within.T @ c_within - total[:, None, None] * np.einsum("pq,pr->pqr", c_mean, c_mean)
-    return {
-        "W": W,
-        "V": c_within.T @ y_within + c.T @ (w * y) - total * c_mean.T * y_mean,
-        "feature_sum": table.n * (table.features.mean(axis=0) + y_mean),
-        "covariate_sum": table.n * (table.design.mean(axis=0) + c_mean),
-    }
-
-
-def _solve_weighted(total: Sums, state: VarianceComponents) -> LongitudinalModel:
-    scale = np.sqrt(np.einsum("pqq->pq", total["W"]))
-    scaled = total["W"] / (scale[:, :, None] * scale[:, None, :])
-    coefficients = (np.linalg.solve(scaled, total["V"].T[..., None] / scale[..., None])[..., 0] / scale).T
-    grand_mean = (total["feature_sum"] - np.einsum("pq,qp->p", total["covariate_sum"], coefficients)) / state.n
-    return LongitudinalModel(state.within, state.between, state.n, coefficients, grand_mean)
 
 
 def _left(model: LongitudinalModel, table: SiteTable) -> Array:

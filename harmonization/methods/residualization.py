@@ -16,18 +16,69 @@ from numpy.typing import NDArray
 from harmonization.core.centring import centred
 from harmonization.core.declared import Declared, Widths
 from harmonization.core.errors import TableError
-from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.variation import all_but_equal, vary_less
 from harmonization.methods.combat import ComBatModel, moments_of, solve_within
-from harmonization.methods.projection import Centre
+
+
+class EffectSums(Stage):
+    """First round: sums, and where the site is an effect, products about its own means."""
+
+    def part(self, analysis: "Residualization", table: SiteTable) -> Sums:
+        return _sums(table) | (_products(centred(table.features), centred(table.design)) if analysis.site else {})
+
+    def sends(self, analysis: "Residualization", widths: Widths) -> Declared:
+        return _declared(widths, *(("W", "V") if analysis.site else ()))
+
+    def advance(self, analysis: "Residualization", total: Sums) -> State:
+        if analysis.site:
+            return _model(analysis, total)
+        n = float(total["n"])
+        return ResidualizationCentre(total["feature_sum"] / n, n, total["covariate_sum"] / n)
 
 
 @dataclass(frozen=True)
-class ResidualizationCentre(Centre):
-    """Means of the features [p] and of the covariates [q] over all sites, and the number of participants."""
+class ResidualizationCentre(Stage):
+    """Means of the features [p] and of the covariates [q] over all sites, and the number of participants.
 
+    The second round has products about these.
+    """
+
+    mean: Array
+    n: float
     covariate_mean: Array
+
+    def part(self, analysis: "Residualization", table: SiteTable) -> Sums:
+        return _sums(table) | _products(table.features - self.mean, table.design - self.covariate_mean)
+
+    def sends(self, analysis: "Residualization", widths: Widths) -> Declared:
+        return _declared(widths, "W", "V")
+
+    def advance(self, analysis: "Residualization", total: Sums) -> State:
+        return _model(analysis, total)
+
+
+def _sums(table: SiteTable) -> Sums:
+    n = np.array(float(table.n))
+    return {"n": n, "feature_sum": table.features.sum(axis=0), "covariate_sum": table.design.sum(axis=0)}
+
+
+def _products(y: Array, c: Array) -> Sums:
+    return {"W": c.T @ c, "V": c.T @ y}
+
+
+def _declared(widths: Widths, *products: str) -> Declared:
+    """Declare `_sums`, and which of the products go with them."""
+    moments = moments_of(widths.features, widths.covariates)
+    return {name: moments[name] for name in ("n", "feature_sum", "covariate_sum", *products)}
+
+
+def _model(analysis: "Residualization", total: Sums) -> "ResidualizationModel":
+    n = float(total["n"])
+    covariate_mean = total["covariate_sum"] / n
+    coefficients = solve_within(total["W"], total["V"], n, covariate_mean)
+    return ResidualizationModel(coefficients, total["feature_sum"] / n, covariate_mean, float(analysis.site))
 
 
 @dataclass(frozen=True)
@@ -134,32 +185,5 @@ class Residualization(Analysis):
     site: bool = True
 
     name: ClassVar[str] = "residualization"
+    first: ClassVar[Stage] = EffectSums()
     states: ClassVar[tuple[type[State], ...]] = (ResidualizationCentre, ResidualizationModel)
-
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        features, covariates = table.features, table.design
-        sums = {
-            "n": np.array(float(table.n)),
-            "feature_sum": features.sum(axis=0),
-            "covariate_sum": covariates.sum(axis=0),
-        }
-        if isinstance(state, ResidualizationCentre):
-            y, c = features - state.mean, covariates - state.covariate_mean
-        elif self.site:
-            y, c = centred(features), centred(covariates)
-        else:
-            return sums
-        return {**sums, "W": c.T @ c, "V": c.T @ y}
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        declared = {name: sent for name, sent in moments_of(widths.features, widths.covariates).items() if name != "T"}
-        first = not self.site and not isinstance(state, ResidualizationCentre)
-        return {name: sent for name, sent in declared.items() if not (first and name in ("W", "V"))}
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        n = float(total["n"])
-        mean, covariate_mean = total["feature_sum"] / n, total["covariate_sum"] / n
-        if "W" not in total:
-            return ResidualizationCentre(mean, n, covariate_mean)
-        coefficients = solve_within(total["W"], total["V"], n, covariate_mean)
-        return ResidualizationModel(coefficients, mean, covariate_mean, float(self.site))

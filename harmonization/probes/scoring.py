@@ -5,6 +5,8 @@ they are not fitted again to each draw. Draws and permutations come from a site'
 sums over them be solved for single participants.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
@@ -56,12 +58,23 @@ def interval(draws: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def compare_with_null(score: float, null: Array) -> tuple[float, float, float]:
-    """Mean and 95th percentile of a null [B], and the p-value (1 + number at least as large) / (B + 1); or NaN."""
-    if not len(null):
-        return float("nan"), float("nan"), float("nan")
+def with_interval(name: str, values: Array) -> dict[str, float]:
+    """A score of that name, the first of its values [1 + R], and the bounds ``_low`` and ``_high`` of its draws."""
+    low, high = interval(values[1:])
+    return {name: float(values[0]), f"{name}_low": low, f"{name}_high": high}
+
+
+def of_null(null: Array) -> dict[str, Any]:
+    """A null [B] or [B, k], its mean and its 95th percentile; these are NaN without permutations."""
+    unknown = np.full(null.shape[1:], np.nan)[()]
+    mean, percentile = (null.mean(axis=0), np.quantile(null, 0.95, axis=0)) if len(null) else (unknown, unknown)
+    return {"null": null, "null_mean": mean, "null_95": percentile}
+
+
+def beside_null(score: float, null: Array) -> dict[str, Any]:
+    """`of_null`, and the p-value (1 + number at least as large) / (B + 1); NaN without permutations."""
     at_least = (null >= score - _ROUNDING).sum()
-    return float(null.mean()), float(np.quantile(null, 0.95)), float((1 + at_least) / (len(null) + 1))
+    return {**of_null(null), "p_value": float((1 + at_least) / (len(null) + 1)) if len(null) else float("nan")}
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
