@@ -240,8 +240,7 @@ def _inverse_root(products: Array, shrinkage: float, view: str) -> Array:
     ridge = shrinkage * np.trace(products) / len(products)
     values, vectors, scale = _correlations((1 - shrinkage) * products + ridge * np.eye(len(products)))
     _check_rank(values > _RANK * values[-1], view)
-    root: Array = (vectors / np.sqrt(values)) @ vectors.T / scale[:, None]
-    return root
+    return (vectors / np.sqrt(values)) @ vectors.T / scale[:, None]
 
 
 def _basis(products: Array, shrinkage: float, view: str) -> tuple[Array, float]:
@@ -259,8 +258,7 @@ def _root_in_basis(products: Array, shrinkage: float, basis: Array, ridge: float
     _check_rank(squares > _RANK_IN_BASIS * squares.max(), view)
     values, vectors, scale = _correlations(shrunken)
     _check_rank(values > _RANK * values[-1], view)
-    root: Array = (vectors / np.sqrt(values)) @ vectors.T / scale[:, None]
-    return root
+    return (vectors / np.sqrt(values)) @ vectors.T / scale[:, None]
 
 
 def _correlations(products: Array) -> tuple[Array, Array, Array]:

@@ -353,10 +353,7 @@ def _correlations(x_weights: Array, y_weights: Array, xx: Array, xy: Array, yy: 
     """Correlations [..., k] of scores whose views have these cross-products; 0 where a score does not vary."""
     spread = diagonal_of(x_weights, xx, x_weights) * diagonal_of(y_weights, yy, y_weights)
     varies = spread > 0
-    correlations: Array = np.where(varies, diagonal_of(x_weights, xy, y_weights), 0) / np.sqrt(
-        np.where(varies, spread, 1)
-    )
-    return correlations
+    return np.where(varies, diagonal_of(x_weights, xy, y_weights), 0) / np.sqrt(np.where(varies, spread, 1))
 
 
 def _held_out_correlations(fits: FoldFits, change: Array, n_components: int) -> Array:

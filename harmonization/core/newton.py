@@ -145,8 +145,7 @@ def log_odds_of(features: Array, points: Array) -> Array:
     n_fits, n_contrasts, _ = points.shape
     along = features @ points[:, :, :-1].reshape(n_fits * n_contrasts, -1).T  # one product for all fits
     along = along.reshape(-1, n_fits, n_contrasts).transpose(1, 0, 2) + points[:, None, :, -1]
-    log_odds: Array = along @ contrasts(n_contrasts + 1).T
-    return log_odds
+    return along @ contrasts(n_contrasts + 1).T
 
 
 def summarize_fits(features: Array, one_hot: Array, points: Array, steps: Array) -> Sums:

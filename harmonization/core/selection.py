@@ -26,5 +26,4 @@ class Selection(State):
     def select(self, features: Array) -> Array:
         """Return the k kept ones of features [n, p]: [n, k]."""
         check_width(features, len(self.kept))
-        selected: Array = features[:, np.asarray(self.kept) > 0]
-        return selected
+        return features[:, np.asarray(self.kept) > 0]

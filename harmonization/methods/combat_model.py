@@ -143,15 +143,13 @@ class ComBatModel(State):
             )
         cleaned = (z - effect.gamma) / np.sqrt(effect.delta) * np.sqrt(self.pooled_variance)
         cleaned = cleaned + covariates @ self.coefficients + self.grand_mean
-        result: Array = np.where(effect.unadjusted, features, cleaned)
-        return result
+        return np.where(effect.unadjusted, features, cleaned)
 
     def _standardize(self, features: Array, covariates: Array) -> Array:
         check_columns(features, covariates, self.coefficients)
         deviation = np.sqrt(self.pooled_variance)
         left = features - self.grand_mean - covariates @ self.coefficients
-        z: Array = left / np.where(deviation > 0, deviation, 1.0)
-        return z
+        return left / np.where(deviation > 0, deviation, 1.0)
 
     def _without_rounding(self, z: Array, features: Array) -> Array:
         """Make equal the rows of `z` [n, p] that differ by the rounding of the features alone.
@@ -161,8 +159,7 @@ class ComBatModel(State):
         """
         present = ~np.isnan(z)
         mean = np.where(present, z, 0.0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
-        settled: Array = np.where(present & only_rounding(centred(z), features, self.pooled_variance), mean, z)
-        return settled
+        return np.where(present & only_rounding(centred(z), features, self.pooled_variance), mean, z)
 
 
 def only_rounding(deviations: Array, features: Array, variance: Array) -> NDArray[np.bool_]:

@@ -64,8 +64,7 @@ class CommonEffects(Stage):
 
     def expected(self, table: SiteTable) -> Array:
         """Features [n, p] as their covariates alone would have them."""
-        expected: Array = self.grand_mean + table.design @ self.coefficients
-        return expected
+        return self.grand_mean + table.design @ self.coefficients
 
     def cleaned(self, table: SiteTable, effect: SiteEffect) -> Array:
         """Features [n, p] as ComBat makes them alike; as expected where it leaves them as they were."""
@@ -74,8 +73,7 @@ class CommonEffects(Stage):
 
     def residuals(self, table: SiteTable, cleaned: Array) -> Array:
         """Residuals [n, p] of what ComBat made of a table, around covariates; 0 for constant features."""
-        residuals: Array = np.where(self.pooled_variance > 0, cleaned - self.expected(table), 0.0)
-        return residuals
+        return np.where(self.pooled_variance > 0, cleaned - self.expected(table), 0.0)
 
     def part(self, analysis: "CovBat", table: SiteTable) -> Sums:
         return self.sums(table, self.cleaned(table, analysis.effect_on_features(self, table)))
@@ -105,8 +103,7 @@ class ResidualScale(CommonEffects):
 
     def standardized(self, table: SiteTable, cleaned: Array) -> Array:
         """Standardized residuals R [n, p]."""
-        standardized: Array = (self.residuals(table, cleaned) - self.residual_mean) / self.residual_sd
-        return standardized
+        return (self.residuals(table, cleaned) - self.residual_mean) / self.residual_sd
 
     @property
     def projection(self) -> "_AllComponents":

@@ -113,8 +113,7 @@ def _parametric(raw: RawEffects) -> tuple[Array, Array]:
 
 def _posterior_shift(raw: RawEffects, delta: Array, gamma_bar: float, t2: float) -> Array:
     """Shift between the site's own and the prior's mean, as their variances delta / weight and t2 have it."""
-    shift: Array = (t2 * raw.weight * raw.gamma + delta * gamma_bar) / (t2 * raw.weight + delta)
-    return shift
+    return (t2 * raw.weight * raw.gamma + delta * gamma_bar) / (t2 * raw.weight + delta)
 
 
 def _nonparametric(raw: RawEffects) -> tuple[Array, Array]:

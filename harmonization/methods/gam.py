@@ -111,8 +111,7 @@ class GamModel(State):
             raise DesignError(f"column {varied} is not smooth. Name one of {smooth}.")
         covariates = np.zeros((len(values), self.n_columns))
         covariates[:, varied] = values
-        expected: Array = self.grand_mean + self.design.expand(covariates) @ self.coefficients
-        return expected
+        return self.grand_mean + self.design.expand(covariates) @ self.coefficients
 
 
 @register

@@ -82,13 +82,11 @@ class Visits:
         """Sum of each participant's rows of `values` [n, k], [J, k]."""
         order = np.argsort(self.whose, kind="stable")
         starts = np.cumsum(self.counts).astype(np.int64) - self.counts.astype(np.int64)
-        total: Array = np.add.reduceat(values[order], starts, axis=0)
-        return total
+        return np.add.reduceat(values[order], starts, axis=0)
 
     def means(self, values: Array) -> Array:
         """Mean of each participant's rows of `values` [n, k], [J, k]."""
-        means: Array = self.sums(values) / self.counts[:, None]
-        return means
+        return self.sums(values) / self.counts[:, None]
 
     def within(self, values: Array) -> Array:
         """Rows of `values` [n, k] about their participant's mean; 0 in columns where that is only rounding."""
@@ -100,8 +98,7 @@ class Visits:
 
     def weights(self, ratio: Array) -> Array:
         """Weight between participants [J, p] for a ratio of variances [p]."""
-        weights: Array = self.counts[:, None] / (1 + self.counts[:, None] * ratio)
-        return weights
+        return self.counts[:, None] / (1 + self.counts[:, None] * ratio)
 
 
 class VarianceSums(Stage):
@@ -184,8 +181,7 @@ class VarianceComponents(Stage):
     @property
     def ratio(self) -> Array:
         """Lambda [p]: variance between participants for one within."""
-        ratio: Array = self.between / np.where(self.within > 0, self.within, 1.0)
-        return ratio
+        return self.between / np.where(self.within > 0, self.within, 1.0)
 
     def part(self, analysis: "LongitudinalComBat", table: SiteTable) -> Sums:
         """Sums about the site's intercept, and that intercept; weights differ by feature."""
@@ -287,8 +283,7 @@ class LongitudinalComBat(Harmonizer):
         intercepts = (weight / (weight + effect.delta) * visits.means(without_shift))[visits.whose]
         residual = without_shift - intercepts
         harmonized = table.features - left + intercepts + residual / np.sqrt(effect.delta)
-        result: Array = np.where(effect.unadjusted, table.features, harmonized)
-        return result
+        return np.where(effect.unadjusted, table.features, harmonized)
 
     def _hardly_varies(self, visits: Visits, model: LongitudinalModel, table: SiteTable) -> NDArray[np.bool_]:
         """Tell which features [p] hardly vary at a site, in the changes that tell its scale, or else in all rows."""
@@ -330,8 +325,7 @@ def _explained_within(W: Array, V: Array) -> tuple[Array, int]:
 def _left(model: LongitudinalModel, table: SiteTable) -> Array:
     """What mean and covariates do not explain of the features [n, p]."""
     check_columns(table.features, table.design, model.coefficients)
-    left: Array = table.features - model.grand_mean - table.design @ model.coefficients
-    return left
+    return table.features - model.grand_mean - table.design @ model.coefficients
 
 
 def _raw_effects(

@@ -156,8 +156,7 @@ class ProjectionModel(State):
     def project(self, features: Array) -> Array:
         """Scores [n, k] of features [n, p]."""
         check_width(features, len(self.mean))
-        scores: Array = (features - self.mean) @ self.components.T
-        return scores
+        return (features - self.mean) @ self.components.T
 
 
 @register

@@ -133,8 +133,7 @@ class ResidualizationModel(State):
         """Residuals [n, p] of rows of a site with a known centre, also of rows that it was not found from."""
         self._check(features, covariates)
         effects = np.where(centre.still, 0.0, self.coefficients)
-        residuals: Array = features - centre.mean - (covariates - centre.covariate_mean) @ effects
-        return residuals
+        return features - centre.mean - (covariates - centre.covariate_mean) @ effects
 
     def projected(self, mean: Array, components: Array) -> "ResidualizationModel":
         """Return the same model for features after a projection: (features - mean [p]) @ components' [p, k]."""

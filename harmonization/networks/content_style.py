@@ -257,8 +257,7 @@ class ContentStyle(Harmonizer, FederatedTraining):
     def left_of(self, table: SiteTable, standard: CombatStandard) -> Array:
         """Features [n, p] without covariates' effects and units."""
         explained = table.design @ standard.coefficients / standard.scale[: standard.width()]
-        left: Array = super().standardize(table, standard).features - explained
-        return left
+        return super().standardize(table, standard).features - explained
 
     def losses(self, weights: Leaves, rows: SiteTable, training: ContentTraining) -> Losses:
         columns = self._columns(training)

@@ -53,15 +53,13 @@ class Standard(State):
 
     def standardized(self, joined: Array) -> Array:
         """Inputs [n, d], one behind the other, of mean 0 and deviation 1."""
-        standardized: Array = (joined - self.mean - self.left) / self.scale
-        return standardized
+        return (joined - self.mean - self.left) / self.scale
 
     def restored(self, standardized: Array) -> Array:
         """Undo it for the columns [n, p] of the first input."""
         first = slice(self.width())
         left = np.broadcast_to(self.left, self.mean.shape)[first]
-        restored: Array = self.mean[first] + (left + self.scale[first] * standardized)
-        return restored
+        return self.mean[first] + (left + self.scale[first] * standardized)
 
     def width(self, position: int = 0) -> int:
         """Columns of the input at that position of `FederatedTraining.inputs`."""

@@ -233,8 +233,7 @@ def one_hot_of(table: SiteTable, n_classes: int | None = None) -> Array:
         labels = target[:, 0]
         if not np.isin(labels, np.arange(n_classes)).all():
             raise TableError(f"the target is not made of labels 0 to {n_classes - 1}. Number the classes so.")
-        one_hot: Array = np.eye(n_classes)[labels.astype(np.int64)]
-        return one_hot
+        return np.eye(n_classes)[labels.astype(np.int64)]
     if target.shape[1] != (n_classes or target.shape[1]) or target.shape[1] < 2:
         expected = n_classes or "two or more"
         raise TableError(f"the target has shape {target.shape}; expected one column for each of {expected} classes.")

@@ -229,8 +229,7 @@ class CrossValidation(Analysis):
         names = np.arange(self.n_folds) if n_folds == self.n_folds else rng.permutation(self.n_folds)[:n_folds]
         folds = np.empty(len(row), dtype=np.int64)
         folds[order] = names[np.arange(len(row)) % n_folds]
-        dealt: NDArray[np.int64] = folds[whose]
-        return dealt
+        return folds[whose]
 
     def folds_at(self, table: SiteTable) -> int:
         """Into how many of the folds a site deals its participants; all unless overridden."""

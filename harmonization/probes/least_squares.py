@@ -41,8 +41,7 @@ class LinearModel(State):
     def predict(self, features: Array) -> Array:
         """Predict the target [n] (or [n, m]) of features [n, p]."""
         check_width(features, self.coef.shape[-1])
-        predicted: Array = features @ self.coef.T + self.intercept
-        return predicted
+        return features @ self.coef.T + self.intercept
 
 
 class TargetSums(Stage):

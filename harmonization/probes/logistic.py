@@ -388,8 +388,7 @@ class CrossValidatedLogistic(CrossValidation):
 
     def permuted(self, table: SiteTable) -> Array:
         """Classes [1 + B, n, C]: the true ones, then permuted ones, the same in every round."""
-        permuted: Array = one_hot_of(table)[permuted_rows(table, self.deal(table), self.permutations)]
-        return permuted
+        return one_hot_of(table)[permuted_rows(table, self.deal(table), self.permutations)]
 
     def inner(self, part: int) -> list[int]:
         """Indices of the pairs whose fits choose the penalty of a part."""

@@ -27,8 +27,7 @@ def bootstrap_weights(table: SiteTable, n_draws: int) -> Array:
     row, whose = people_of(table)
     chances = np.full(len(row), 1 / len(row))
     drawn = np.random.default_rng([table.seed, _BOOTSTRAP]).multinomial(len(row), chances, size=n_draws)
-    weights: Array = np.concatenate([np.ones((1, len(row))), drawn])[:, whose]
-    return weights
+    return np.concatenate([np.ones((1, len(row))), drawn])[:, whose]
 
 
 def permuted_rows(table: SiteTable, group: NDArray[np.int64], n_permutations: int) -> NDArray[np.int64]:

@@ -297,8 +297,7 @@ def _null(total: Sums, coefficients: Array, spread: float, state: PermanovaCentr
     between, freedom = _between_labels(total, coefficients, state)
     left = state.n.sum() - len(state.n) - len(coefficients) - freedom
     within = np.maximum(spread - between, 0) / left
-    null: Array = np.where(freedom > 0, _ratio(between / np.maximum(freedom, 1), within), 0)
-    return null
+    return np.where(freedom > 0, _ratio(between / np.maximum(freedom, 1), within), 0)
 
 
 def _ratio(between: Array | float, within: Array | float) -> Array:

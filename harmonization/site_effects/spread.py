@@ -311,8 +311,7 @@ def _correlation(centred: Array) -> Array:
     """Correlations [p, p] of centred features [n, p]; constant ones go with none, not even themselves."""
     norm = np.sqrt((centred**2).sum(axis=0))
     scaled = centred / np.where(norm > 0, norm, 1)
-    correlation: Array = scaled.T @ scaled
-    return correlation
+    return scaled.T @ scaled
 
 
 def _noise_of_covariance(covariance: Array, centred: Array) -> float:
