@@ -77,10 +77,7 @@ class ViewMeans(Stage):
 class ViewBases(ViewMeans):
     """Also bases [p, p] and [r, r] in which the columns of each view are all but uncorrelated; all products in these.
 
-    Attributes
-    ----------
-    x_ridge, y_ridge : float
-        What shrinkage adds to the diagonal of each view's cross-products.
+    `x_ridge` and `y_ridge` are what shrinkage adds to the diagonal of each view's cross-products.
     """
 
     x_basis: Array
@@ -181,13 +178,7 @@ def _score_variance(weights: Array, products: Array, n: float) -> Array:
 
 
 def second_view_of(table: SiteTable) -> Array:
-    """Second view of the table, [n, r].
-
-    Raises
-    ------
-    TableError
-        If it has none.
-    """
+    """Second view [n, r] of a table, which must have one."""
     if table.second is None or table.second.ndim != 2:
         raise TableError("the table has no second view [n, r]. Name the vectors to set beside the features.")
     return table.second

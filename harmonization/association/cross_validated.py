@@ -137,22 +137,11 @@ class StudyMeans(Stage):
 class FoldFits(Stage):
     """Fits with each of K folds left out, and the permutations that were tried so far; the changes by further ones.
 
-    Attributes
-    ----------
-    n : float
-        Participants.
-    coefficients : numpy.ndarray
-        [K, q, p + r], effects of the covariates on both views.
-    x_root, y_root : numpy.ndarray
-        [K, p, p] and [K, r, r], inverse square roots of the training rows' (shrunken) cross-products.
-    training : numpy.ndarray
-        [K, p, r], cross-products of the training rows' views.
-    held_out : numpy.ndarray
-        [K, p + r, p + r], cross-products of the held-out rows about their mean, of both views side by side.
-    correlations, training_correlations : numpy.ndarray
-        [k], of held-out and of training rows.
-    null : numpy.ndarray
-        [b, k], held-out correlations under the first b permutations.
+    `n` people; effects of the covariates on both views, `coefficients` [K, q, p + r]; inverse square roots of the
+    training rows' (shrunken) cross-products, `x_root` [K, p, p] and `y_root` [K, r, r]; cross-products of the training
+    rows' views, `training` [K, p, r], and of the held-out rows about their mean, of both views side by side, `held_out`
+    [K, p + r, p + r]; `correlations` of held-out rows and `training_correlations` [k]; the former under the first b
+    permutations, `null` [b, k].
     """
 
     n: float

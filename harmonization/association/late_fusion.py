@@ -108,14 +108,8 @@ class ViewCentres(TrainingCentres):
 class ViewFits(ViewCentres):
     """Ridge regressions for each of K parts left out; how their predictions go together.
 
-    Attributes
-    ----------
-    coef : numpy.ndarray
-        [K, 3, p + r], of the first three of `MODELS`; 0 for the other view.
-    alpha : numpy.ndarray
-        [K, 3], the penalties that were chosen.
-    inverse : numpy.ndarray
-        [K, p + r, p + r], (X'X + penalty)^-1 of either view in the blocks of the diagonal.
+    `coef` [K, 3, p + r] is of the first three of `MODELS`, 0 for the other view; `alpha` [K, 3] the penalties that were
+    chosen; `inverse` [K, p + r, p + r] has (X'X + penalty)^-1 of either view in the blocks of the diagonal.
     """
 
     coef: Array
@@ -152,14 +146,8 @@ class ViewFits(ViewCentres):
 class Fusions(TrainingCentres):
     """All models for each of K parts left out; their errors.
 
-    Attributes
-    ----------
-    coef : numpy.ndarray
-        [K, 4, p + r], of `MODELS`: a sum of linear predictions is one, too.
-    alpha : numpy.ndarray
-        [K, 3].
-    weights : numpy.ndarray
-        [K, 2], of either view's prediction in late fusion.
+    `coef` [K, 4, p + r] is of `MODELS`: a sum of linear predictions is one, too. `alpha` [K, 3] are the penalties, and
+    `weights` [K, 2] those of either view's prediction in late fusion.
     """
 
     coef: Array

@@ -26,11 +26,6 @@ def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
     """Return an array of numbers; those that are numbers already are not copied.
 
     Text is refused even where it spells a number: it may as well be the code of a category.
-
-    Raises
-    ------
-    TableError
-        If `values`, which the message calls by `name`, are anything else.
     """
     try:
         array = np.asarray(values)
@@ -45,13 +40,7 @@ def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
 
 
 def as_whole_numbers(values: Any, name: str) -> NDArray[np.int64]:
-    """Return whole numbers [n].
-
-    Raises
-    ------
-    TableError
-        If `values` are anything else.
-    """
+    """Return whole numbers [n], after refusing anything else."""
     array = np.asarray(values)
     if array.dtype.kind not in "iu" or array.ndim != 1:
         raise TableError(f"{name} must be whole numbers, one a row. Number them.")
@@ -80,13 +69,7 @@ def check_sizes(values: NDArray[np.float64], name: str) -> None:
 
 
 def check_parameters(analysis: Any) -> None:
-    """Refuse parameters of an analysis, a dataclass, that are not of the annotated kind.
-
-    Raises
-    ------
-    HarmonizationError
-        With the name of the parameter.
-    """
+    """Refuse, by name, parameters of an analysis, a dataclass, that are not of the annotated kind."""
     for name, kind in _kinds_of(cast(Hashable, type(analysis))).items():
         value = getattr(analysis, name)
         if not _is_of(value, kind):

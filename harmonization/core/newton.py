@@ -45,18 +45,9 @@ _TOLERANCE = 1e-14
 class Newton(State):
     """Where F fits stand.
 
-    Attributes
-    ----------
-    strength : numpy.ndarray
-        [F], what the sum of losses is multiplied by.
-    point, step : numpy.ndarray
-        [F, C - 1, p + 1], coefficients and, last, intercepts; and the step from there that is tried.
-    value, slope : numpy.ndarray
-        [F], objective at the point, and its derivative along the step.
-    active : numpy.ndarray
-        [F], 1 until a fit has converged.
-    steps : int
-        Rounds so far.
+    `strength` [F] multiplies the sum of losses. `point` [F, C - 1, p + 1] are coefficients and, last, intercepts, and
+    `step` the step from there that is tried; `value` [F] is the objective at the point, `slope` [F] its derivative
+    along the step. `active` [F] is 1 until a fit has converged, and `steps` the number of rounds so far.
     """
 
     strength: Array
@@ -188,13 +179,7 @@ def _pair_products(rows: Array, probability: Array) -> Iterator[Array]:
 
 
 def advance(state: AnyNewton, total: Sums) -> AnyNewton:
-    """Take or shorten the steps of the active fits, to which alone the sums belong.
-
-    Raises
-    ------
-    HarmonizationError
-        If fits have not converged after many rounds.
-    """
+    """Take or shorten the steps of the active fits, to which alone the sums belong, in many rounds at most."""
     if state.steps >= _MOST_STEPS:
         raise HarmonizationError(
             f"logistic regression has not converged after {_MOST_STEPS} rounds. Use a smaller C, or scale the features."

@@ -227,13 +227,7 @@ class Analysis(ABC):
         return self.stage(state).advance(self, total)
 
     def stage(self, state: State | None) -> Stage:
-        """Return the stage that a state is, or the first.
-
-        Raises
-        ------
-        HarmonizationError
-            If the state is an answer: whoever sends one begins nowhere.
-        """
+        """Return the stage that a state is, or the first; an answer is none: whoever sends one begins nowhere."""
         stage = self.first if state is None else state
         if stage.done or not isinstance(stage, Stage):
             raise HarmonizationError(f"'{stage.kind}' is an answer of '{self.name}', after which nothing is summed.")

@@ -54,16 +54,9 @@ class FirstDigits(Stage):
 class Brackets(Stage):
     """Where the quantiles lie so far; counts of the next digit in each, [n_q, p, 256].
 
-    Attributes
-    ----------
-    prefix : numpy.ndarray
-        First digits of each quantile's address as one number, [n_q, p] int64.
-    rank : numpy.ndarray
-        The quantile's place among the values with that prefix, counted from 1, [n_q, p] int64.
-    n : numpy.ndarray
-        Values that are not missing, [p].
-    digits : int
-        Digits known.
+    `prefix` [n_q, p] int64 has the first digits of each quantile's address as one number, `rank` [n_q, p] int64 the
+    quantile's place among the values with that prefix, counted from 1, `n` [p] the values that are not missing, and
+    `digits` says how many are known.
     """
 
     prefix: Counts

@@ -73,13 +73,7 @@ class SmoothDesign:
 
     @classmethod
     def read(cls, smooth: Any, n_splines: int) -> Self:
-        """Read smooth columns from whatever the wire made of them: rows of three numbers.
-
-        Raises
-        ------
-        DesignError
-            If they are not.
-        """
+        """Read smooth columns from whatever the wire made of them, which must be rows of three numbers."""
         try:
             rows = tuple((float(column), float(lower), float(upper)) for column, lower, upper in smooth)
         except (TypeError, ValueError):
@@ -93,13 +87,7 @@ class SmoothDesign:
         return n_columns + len(self.smooth) * (self.n_splines - 2)
 
     def expand(self, covariates: Array) -> Array:
-        """Expanded design [n, C] of covariates [n, q].
-
-        Raises
-        ------
-        DesignError
-            If a smooth column is not among the covariates.
-        """
+        """Expanded design [n, C] of covariates [n, q], which must have all smooth columns."""
         bounds = self._bounds(covariates.shape[1])
         blocks = [
             spline_basis(values, *bounds[column], self.n_splines)[:, 1:] if column in bounds else values[:, None]

@@ -110,13 +110,7 @@ def row_names(labels: Sequence[Any], n: int, what: str) -> NDArray[np.str_]:
 
 
 def site_name(label: Any) -> str:
-    """Name of a site: its label, where 3, 3.0 and "3" are the same.
-
-    Raises
-    ------
-    TableError
-        If the label is missing.
-    """
+    """Name of a site: its label, which may not be missing, and where 3, 3.0 and "3" are the same."""
     if _is_missing(label) or str(label) == "":
         raise TableError("a row has no name of its site or participant. Leave it out, or name it.")
     if isinstance(label, float | np.floating) and float(label).is_integer():

@@ -240,16 +240,9 @@ class SiteMoments(Stage):
 
 @dataclass(frozen=True)
 class CovariateEffects(Stage):
-    """With a reference site, what the first round tells; its means and variances, which enter the sum alone.
+    """With a reference site: effects [q, p] of the covariates, variance [p] around site and covariates, participants.
 
-    Attributes
-    ----------
-    coefficients : numpy.ndarray
-        [q, p], effects of the covariates.
-    pooled_variance : numpy.ndarray
-        [p], around site and covariates.
-    n : float
-        Participants.
+    The reference site's means and variances enter this round's sum alone.
     """
 
     coefficients: Array

@@ -178,13 +178,7 @@ class CovBatModel(ResidualComponents):
 
 @dataclass(frozen=True)
 class CovBatEffect(SiteEffect):
-    """One site's shift and scale of features, and those of scores.
-
-    Attributes
-    ----------
-    score_gamma, score_delta, score_unadjusted : numpy.ndarray
-        [k], of scores what gamma, delta and unadjusted are of features.
-    """
+    """One site's shift and scale of features, and of scores [k], of which these are what the others are of features."""
 
     score_gamma: Array
     score_delta: Array

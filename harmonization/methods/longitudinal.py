@@ -53,15 +53,7 @@ _ROUNDING = 1e-15
 
 @dataclass(frozen=True)
 class Visits:
-    """One site's rows by participant.
-
-    Attributes
-    ----------
-    whose : numpy.ndarray
-        [n], which of the site's J participants each row belongs to.
-    counts : numpy.ndarray
-        [J], rows of each.
-    """
+    """One site's rows by participant: whose of J each is, `whose` [n], and how many each has, `counts` [J]."""
 
     whose: NDArray[np.int64]
     counts: Array
@@ -164,14 +156,10 @@ class VarianceSums(Stage):
 
 @dataclass(frozen=True)
 class VarianceComponents(Stage):
-    """After the first round. Generalized least squares about each site's intercept.
+    """After the first round: sigma^2, `within`, and tau^2, `between` [p], and the number of rows.
 
-    Attributes
-    ----------
-    within, between : numpy.ndarray
-        [p], sigma^2 and tau^2; both 0 for features that are constant inside every site.
-    n : float
-        Rows.
+    Both are 0 for features that are constant inside every site. Generalized least squares about each site's intercept
+    follows.
     """
 
     within: Array

@@ -151,14 +151,9 @@ class ResidualizationModel(State):
 
 @dataclass(frozen=True)
 class SiteCentre:
-    """What is subtracted at one site.
+    """What is subtracted at one site: its means [p] and [q].
 
-    Attributes
-    ----------
-    mean, covariate_mean : numpy.ndarray
-        [p] and [q].
-    still : numpy.ndarray
-        [p] bool: features that hardly vary there, from which no effect of the covariates is taken.
+    No effect of the covariates is taken from features that hardly vary there, `still` [p] bool.
     """
 
     mean: Array

@@ -83,12 +83,8 @@ class SiteMoments(Stage):
 class CombatStandard(Standard):
     """ComBat of all sites: `mean` and `scale` hold the grand mean and the pooled deviation.
 
-    Attributes
-    ----------
-    coefficients : numpy.ndarray
-        [q, p], effects of the covariates.
-    pooled_variance : numpy.ndarray
-        [p]; 0 for features that are constant inside every site.
+    `coefficients` [q, p] are the effects of the covariates; `pooled_variance` [p] is 0 for features that are constant
+    inside every site.
     """
 
     coefficients: Array
@@ -124,13 +120,7 @@ class Located(CombatStandard, Stage):
 
 @dataclass(frozen=True)
 class ContentTraining(CombatStandard, Training):
-    """After each round.
-
-    Attributes
-    ----------
-    typical : numpy.ndarray
-        [p, 4], shape of each feature over all sites, once each has location 0 and scale 1 at every site.
-    """
+    """After each round; `typical` [p, 4] is each feature's shape over all sites, at location 0 and scale 1 at each."""
 
     typical: Array
 

@@ -105,14 +105,9 @@ class Standard(training.Standard, Stage):
 class Directions(Standard):
     """How the standardised features of p columns go with sites and covariates, while their components are found.
 
-    Attributes
-    ----------
-    of_sites : numpy.ndarray
-        [p, S], covariance with the one-hot site once covariates are accounted for.
-    of_covariates : numpy.ndarray
-        [p, q], covariance with the standardised covariates.
-    basis, passes
-        As in `harmonization.methods.projection.Basis`; [p, 0] before there is one.
+    `of_sites` [p, S] is the covariance with the one-hot site once covariates are accounted for, `of_covariates` [p, q]
+    that with the standardised covariates. `basis`, [p, 0] before there is one, and `passes` are those of
+    `harmonization.methods.projection.Basis`.
     """
 
     of_sites: Array
@@ -164,18 +159,10 @@ class Directions(Standard):
 class Components(training.Standard):
     """Coordinates of the correction.
 
-    Attributes
-    ----------
-    components : numpy.ndarray
-        [k, p], principal components of the standardised features.
-    spread : numpy.ndarray
-        [k], their standard deviations.
-    erased : numpy.ndarray
-        [k, r], orthonormal directions of the whitened scores that differ between sites.
-    erased_outside : numpy.ndarray
-        [p, r'], the same of what lies outside the components.
-    kept : numpy.ndarray
-        [k, q], covariance of the whitened scores with the covariates.
+    `components` [k, p] are principal components of the standardised features, and `spread` [k] their standard
+    deviations; `erased` [k, r] orthonormal directions of the whitened scores that differ between sites,
+    `erased_outside` [p, r'] the same of what lies outside the components; `kept` [k, q] the covariance of the whitened
+    scores with the covariates.
     """
 
     components: Array

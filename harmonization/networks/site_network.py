@@ -73,15 +73,9 @@ class AdjustedCentres(WithinCentres):
 class NetworkTraining(AdjustedCentres):
     """After each further round: networks for each of K parts left out, of the true labels and of B permuted ones.
 
-    Attributes
-    ----------
-    scale, left : numpy.ndarray
-        [K, k], standard deviations of the features, 1 where one is constant; and the mean of what the centres leave
-        (`harmonization.networks.training.Standard`).
-    weights, gradient_mean, gradient_square : numpy.ndarray
-        [K, 1 + B, w], the weights, and Adam's memory.
-    steps : int
-        Steps that were taken.
+    `scale` [K, k] are standard deviations of the features, 1 where one is constant, and `left` [K, k] the mean of what
+    the centres leave (`harmonization.networks.training.Standard`); `weights`, `gradient_mean` and `gradient_square` [K,
+    1 + B, w] the weights and Adam's memory; `steps` were taken.
     """
 
     scale: Array

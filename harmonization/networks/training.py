@@ -113,16 +113,10 @@ class InputCentre(Stage):
 
 @dataclass(frozen=True)
 class Training(Standard, Stage):
-    """After each round of the training.
+    """After each round of the training: weights [w], and the mean loss of each round so far, before its step.
 
-    Attributes
-    ----------
-    weights : numpy.ndarray
-        [w].
-    gradient_mean, gradient_square : numpy.ndarray
-        [w], Adam's memory at the coordinator; [0] where the sites take several steps a round.
-    loss : numpy.ndarray
-        Mean loss of each round so far, before its step.
+    Adam's memory at the coordinator, `gradient_mean` and `gradient_square`, is [w]; [0] where the sites take several
+    steps a round.
     """
 
     weights: Array
@@ -200,15 +194,7 @@ AnyTraining = TypeVar("AnyTraining", bound=Training)
 
 @dataclass(frozen=True)
 class Trained(Standard):
-    """The model after the last round.
-
-    Attributes
-    ----------
-    weights : numpy.ndarray
-        [w].
-    loss : numpy.ndarray
-        [rounds], mean loss of each round, before its step.
-    """
+    """The model after the last round: weights [w], and the mean loss [rounds] of each round, before its step."""
 
     weights: Array
     loss: Array
@@ -314,13 +300,7 @@ class FederatedTraining(Analysis):
         return known.become(kind, **own, **values)
 
     def standardize(self, table: SiteTable, standard: Any) -> SiteTable:
-        """Table with standardised inputs.
-
-        Raises
-        ------
-        TableError
-            If it does not have the columns that the training saw.
-        """
+        """Table with standardised inputs, of the columns that the training saw."""
         parts = self.input_parts(table)
         if [part.shape[1] for part in parts] != [int(width) for width in standard.widths]:
             raise TableError(

@@ -221,13 +221,7 @@ def check_strength(C: float) -> None:
 
 
 def one_hot_of(table: SiteTable, n_classes: int | None = None) -> Array:
-    """Return the table's target as one-hot classes [n, C].
-
-    Raises
-    ------
-    TableError
-        If it is neither these nor labels from 0 to C - 1.
-    """
+    """Return the table's target, which must be these or labels from 0 to C - 1, as one-hot classes [n, C]."""
     target = target_of(table)
     if target.shape[1] == 1 and n_classes is not None:
         labels = target[:, 0]
@@ -243,13 +237,7 @@ def one_hot_of(table: SiteTable, n_classes: int | None = None) -> Array:
 
 
 def permit_classes(table: SiteTable, one_hot: Array, part: NDArray[np.int64]) -> None:
-    """Refuse classes that have few participants in a part [n] of the table: sums over a class would stand for those.
-
-    Raises
-    ------
-    SmallGroupError
-        If a class has participants in a part, but fewer than the table's `min_group`.
-    """
+    """Refuse classes that fewer than `min_group` people of a part [n] of the table have: sums would stand for those."""
     row, _ = people_of(table)
     for name in np.unique(part[row]):
         counts = one_hot[row][part[row] == name].sum(axis=0)

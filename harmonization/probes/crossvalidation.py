@@ -397,26 +397,14 @@ def people_of(table: SiteTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def target_of(table: SiteTable) -> Array:
-    """Target of the table as [n, m].
-
-    Raises
-    ------
-    TableError
-        If it has none.
-    """
+    """Target of the table, which must have one, as [n, m]."""
     if table.target is None:
         raise TableError("the table has no target. Name what to predict.")
     return table.target.reshape(table.n, -1)
 
 
 def one_target_of(table: SiteTable) -> Array:
-    """Target of the table as [n], where it is one number a row.
-
-    Raises
-    ------
-    TableError
-        If it has none, or several.
-    """
+    """Target of the table as [n], which must be one number a row."""
     target = target_of(table)
     if target.shape[1] != 1:
         raise TableError(f"the target has {target.shape[1]} columns; expected one number a participant. Name one.")

@@ -126,13 +126,9 @@ class Centres(TrainingCentres):
 class InnerFits(Newton, Centres):
     """Fits with two parts left out, one to score and one to choose the penalty, under way; [pair, C] in one axis.
 
-    Attributes
-    ----------
-    scale, outer_scale : numpy.ndarray
-        [pairs, p] and [K, p]: what features are divided by, with two parts left out, and with one.
-    validation : numpy.ndarray
-        [F, 2], losses in the second part of the pair, which choose for the first; and where both see the same
-        features, in the first, which choose for the second.
+    Features are divided by `scale` [pairs, p] with two parts left out, and by `outer_scale` [K, p] with one.
+    `validation` [F, 2] are losses in the second part of the pair, which choose for the first; and where both see the
+    same features, in the first, which choose for the second.
     """
 
     scale: Array
@@ -186,12 +182,7 @@ class InnerFits(Newton, Centres):
 class OuterFits(Newton, Centres):
     """Fits with one part left out, of the true classes and B permutations, under way; [K, 1 + B] in one axis.
 
-    Attributes
-    ----------
-    scale : numpy.ndarray
-        [K, p], what features are divided by.
-    C : numpy.ndarray
-        [K], the inverse penalties that were chosen.
+    Features are divided by `scale` [K, p]; `C` [K] are the inverse penalties that were chosen.
     """
 
     scale: Array

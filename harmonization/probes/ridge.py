@@ -92,14 +92,9 @@ class Centres(TrainingCentres):
 
 @dataclass(frozen=True)
 class RidgeFits(Centres):
-    """Ridge regressions for each of K parts left out, of the true target and B permuted ones; their errors.
+    """Ridge regressions [K, p, 1 + B] with each part left out, of the true target and B permuted ones; their errors.
 
-    Attributes
-    ----------
-    coef : numpy.ndarray
-        [K, p, 1 + B].
-    alpha : numpy.ndarray
-        [K], the penalties that were chosen, for each row.
+    `alpha` [K] are the penalties that were chosen, for each row.
     """
 
     coef: Array

@@ -33,10 +33,7 @@ def bootstrap_weights(table: SiteTable, n_draws: int) -> Array:
 def permuted_rows(table: SiteTable, group: NDArray[np.int64], n_permutations: int) -> NDArray[np.int64]:
     """Whose target each row is given, [1 + B, n]: its own, then one of its group [n] in each of B permutations.
 
-    Raises
-    ------
-    TableError
-        If a participant has several rows, which permutations would part.
+    These would part the rows of a participant who has several: such tables are refused.
     """
     if n_permutations and len(people_of(table)[0]) < table.n:
         raise TableError("a participant has several rows, which permutations would part. Give their mean.")

@@ -62,13 +62,7 @@ class AdjustedSums(TrainingSums):
 
 @dataclass(frozen=True)
 class WithinCentres(TrainingCentres):
-    """Means of the training rows, once the effects of q covariates within sites are taken out.
-
-    Attributes
-    ----------
-    coefficients : numpy.ndarray
-        [K, q, k].
-    """
+    """Means of the training rows, once the effects [K, q, k] of the covariates within sites are taken out."""
 
     coefficients: Array
 
@@ -228,12 +222,7 @@ class AdjustedCentres(WithinCentres):
 class SiteDiscriminants(AdjustedCentres):
     """Linear discriminants for each part left out, of the true labels and of B permuted ones; whom they recognise.
 
-    Attributes
-    ----------
-    weights : numpy.ndarray
-        [K, 1 + B, C, p]; the first of the second axis is the true one.
-    bias : numpy.ndarray
-        [K, 1 + B, C].
+    `weights` [K, 1 + B, C, p] and `bias` [K, 1 + B, C]; the first of the second axis is of the true labels.
     """
 
     weights: Array

@@ -54,18 +54,9 @@ class SpreadSums(Stage):
 class SpreadCentre(Stage):
     """What all sites have in common; squares about it.
 
-    Attributes
-    ----------
-    n, sites : float
-        Participants, and sites.
-    deviation : numpy.ndarray
-        [p], mean deviation from the own site's centre.
-    log_variance : numpy.ndarray
-        [p], mean over the sites where the feature varies.
-    varying : numpy.ndarray
-        [p], number of those sites.
-    noise : float
-        Mean over sites of the sampling variance of a log variance.
+    `n` participants at so many `sites`; mean `deviation` [p] from the own site's centre; mean `log_variance` [p] over
+    the sites where the feature varies, whose number is `varying` [p]; and `noise`, the mean over sites of the sampling
+    variance of a log variance.
     """
 
     n: float
