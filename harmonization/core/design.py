@@ -66,13 +66,7 @@ class Design:
         return tuple(named)
 
     def complete(self, table: Mapping[str, Sequence[Any]], n: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Tell which of `n` rows have a value for every covariate.
-
-        Parameters
-        ----------
-        table : mapping
-            Covariate → n values; NaN and None are missing.
-        """
+        """Tell which of `n` rows have a value, neither NaN nor None, for every covariate of a table."""
         known = np.ones(n, dtype=bool)
         for covariate in self.covariates:
             known &= [not _is_missing(value) for value in _column(table, covariate)]

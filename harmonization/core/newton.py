@@ -109,12 +109,7 @@ def numbers_sent(n_fits: int, n_classes: int, n_features: int) -> int:
 def row_terms(log_odds: Array, one_hot: Array) -> tuple[Array, Array, Array]:
     """Losses [..., n], probabilities [..., n, C] and these less the one-hot classes, all exact near 0 and 1.
 
-    Parameters
-    ----------
-    log_odds : numpy.ndarray
-        [..., n, C].
-    one_hot : numpy.ndarray
-        [..., n, C].
+    Log odds and one-hot classes are [..., n, C].
     """
     margin, loss = _losses(log_odds, one_hot)
     probability = np.exp(margin - loss[..., None])
@@ -140,21 +135,10 @@ def log_odds_of(features: Array, points: Array) -> Array:
 
 
 def summarize_fits(features: Array, one_hot: Array, points: Array, steps: Array) -> Sums:
-    """Sums of some rows for F fits at the end of their steps.
+    """Sums of some rows for F fits at the end of their steps, as `sums_of_fits` declares them.
 
-    Parameters
-    ----------
-    features : numpy.ndarray
-        [n, p]; n may be 0.
-    one_hot : numpy.ndarray
-        [n, C], or [F, n, C] where fits learn other classes.
-    points, steps : numpy.ndarray
-        [F, C - 1, p + 1].
-
-    Returns
-    -------
-    dict
-        losses [F, lengths], gradient [F, C - 1, p + 1], hessian [F, C (C - 1) / 2, triangle].
+    Features are [n, p], and n may be 0; one-hot classes [n, C], or [F, n, C] where fits learn other classes; points and
+    steps [F, C - 1, p + 1].
     """
     start, move = log_odds_of(features, points), log_odds_of(features, steps)
     losses = [_losses(start + length * move, one_hot)[1].sum(axis=1) for length in LENGTHS]

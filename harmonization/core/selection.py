@@ -11,13 +11,7 @@ from harmonization.core.protocol import Array, State
 
 @dataclass(frozen=True)
 class Selection(State):
-    """Which features to look at.
-
-    Attributes
-    ----------
-    kept : numpy.ndarray
-        [p], 1 for features that are kept, and 0 for others.
-    """
+    """Which features to look at: `kept` [p] is 1 for these, and 0 for others."""
 
     kept: Array
 

@@ -20,18 +20,10 @@ _DEGREE = 3
 
 
 def spline_basis(values: Array, lower: float, upper: float, n_splines: int) -> Array:
-    """Cubic B-splines [n, K] at `values` [n]; each row sums to 1.
+    """Cubic B-splines [n, K] at `values` [n], at least 4; each row sums to 1.
 
-    Beyond the bounds every spline goes on along its tangent, and with it the effect: as a straight line.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        [n].
-    lower, upper : float
-        Where the first and the last of the K - 2 equally spaced knots lie.
-    n_splines : int
-        K, at least 4.
+    The first and the last of their K - 2 equally spaced knots lie at `lower` and `upper`. Beyond these every spline
+    goes on along its tangent, and with it the effect: as a straight line.
     """
     last = n_splines - _DEGREE
     position = (values - lower) / (upper - lower) * last  # in units of the distance between knots
@@ -96,17 +88,10 @@ class SmoothDesign:
         return np.concatenate(blocks, axis=1)
 
     def shared(self, covariates: Array, min_group: int) -> NDArray[np.bool_]:
-        """Tell which rows [n] may enter sums over splines.
+        """Tell which rows [n] of covariates [n, q] may enter sums over splines: under each lie `min_group`, or none.
 
         A spline that differs from 0 for a few rows alone would tell of those: they lie at ages, say, that hardly
         anybody has. Without them the next spline may have few, and so on.
-
-        Parameters
-        ----------
-        covariates : numpy.ndarray
-            [n, q].
-        min_group : int
-            Fewest rows under a spline, unless there are none.
         """
         bounds = self._bounds(covariates.shape[1])
         under = np.concatenate(

@@ -42,19 +42,9 @@ _EXPLAINED = 1e-13
 
 
 def summarize(features: Array, covariates: Array | None) -> Sums:
-    """Return one site's sums.
+    """Return one site's sums, of features [n, p] and a design matrix [n, q], without intercept; q may be 0.
 
-    Parameters
-    ----------
-    features : numpy.ndarray
-        [n, p].
-    covariates : numpy.ndarray or None
-        Design matrix [n, q], without intercept; q may be 0.
-
-    Returns
-    -------
-    dict
-        n, feature_sum [p], covariate_sum [q], W [q, q], V [q, p], T [p]; W, V and T about the site's means.
+    They are n, feature_sum [p], covariate_sum [q], W [q, q], V [q, p] and T [p]; W, V and T about the site's means.
     """
     table = SiteTable(features, covariates)
     y, c = centred(table.features), centred(table.design)
@@ -94,21 +84,10 @@ def _moments_per_feature(p: int, q: int) -> dict[str, Sent]:
 
 
 def summarize_per_feature(features: Array, covariates: Array, min_group: int = 1) -> Sums:
-    """Return one site's sums, those of each feature over the rows that have it.
+    """Return one site's sums, those of each feature, NaN where missing, over the rows that have it.
 
-    Parameters
-    ----------
-    features : numpy.ndarray
-        [n, p], NaN where missing.
-    covariates : numpy.ndarray
-        [n, q], complete.
-    min_group : int
-        Fewest rows that a sum, or the difference between those of two features, may stand for.
-
-    Returns
-    -------
-    dict
-        n, counts [p], feature_sum [p], covariate_sum [p, q], W [p, q, q], V [q, p], T [p].
+    They are n, counts [p], feature_sum [p], covariate_sum [p, q], W [p, q, q], V [q, p] and T [p]. No sum, nor the
+    difference between those of two features, may stand for fewer than `min_group` rows.
     """
     (n, p), q = features.shape, covariates.shape[1]
     patterns, which = np.unique(~np.isnan(features), axis=1, return_inverse=True)

@@ -277,21 +277,11 @@ class _Fit:
 
 
 def _fit_penalized(total: Sums, S: Array, n_free: int, penalties: list[float]) -> _Fit:
-    """Fit every feature with each of the penalties, and keep the one with the least score.
+    """Fit every feature with each of L penalties, and keep the one with the least score, the first of equal ones.
 
-    One change of coordinates makes W and S diagonal together, so that each penalty costs a division: in it
-    W = diag(w), S = diag(s), V = a, and beta = a / (w + lambda s).
-
-    Parameters
-    ----------
-    total : dict
-        Sums over the sites.
-    S : numpy.ndarray
-        [C, C], penalty of bends.
-    n_free : int
-        Dimensions that S leaves free: one a covariate.
-    penalties : list of float
-        L of them; of equal scores the first wins.
+    One change of coordinates makes W and the penalty of bends S [C, C] diagonal together, so that each penalty costs a
+    division: in it W = diag(w), S = diag(s), V = a, and beta = a / (w + lambda s). S leaves `n_free` dimensions free:
+    one a covariate.
     """
     W, V, T, n = total["W"], total["V"], total["T"], float(total["n"])
     # W alone may be singular, where nobody's age lies under a spline. With the penalty it is not.

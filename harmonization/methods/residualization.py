@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from harmonization.core.centring import centred
 from harmonization.core.declared import Declared, Widths
-from harmonization.core.errors import TableError
 from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.variation import all_but_equal, vary_less
 from harmonization.methods.combat import ComBatModel, moments_of, solve_within
+from harmonization.methods.combat_model import check_columns
 
 
 class EffectSums(Stage):
@@ -122,7 +122,7 @@ class ResidualizationModel(State):
 
     def centre(self, features: Array, covariates: Array) -> "SiteCentre":
         """Return what is subtracted from rows of the site whose rows these are."""
-        self._check(features, covariates)
+        check_columns(features, covariates, self.coefficients)
         effects = covariates @ self.coefficients
         still = all_but_equal(features, effects.var(axis=0)) | vary_less(features, effects)
         if self.site > 0:
@@ -131,7 +131,7 @@ class ResidualizationModel(State):
 
     def remove(self, features: Array, covariates: Array, centre: "SiteCentre") -> Array:
         """Residuals [n, p] of rows of a site with a known centre, also of rows that it was not found from."""
-        self._check(features, covariates)
+        check_columns(features, covariates, self.coefficients)
         effects = np.where(centre.still, 0.0, self.coefficients)
         return features - centre.mean - (covariates - centre.covariate_mean) @ effects
 
@@ -140,13 +140,6 @@ class ResidualizationModel(State):
         return ResidualizationModel(
             self.coefficients @ components.T, (self.mean - mean) @ components.T, self.covariate_mean, self.site
         )
-
-    def _check(self, features: Array, covariates: Array) -> None:
-        if features.shape[1] != len(self.mean) or covariates.shape[1] != len(self.coefficients):
-            raise TableError(
-                f"features and covariates have {features.shape[1]} and {covariates.shape[1]} columns; this model was "
-                f"fitted on {len(self.mean)} and {len(self.coefficients)}. Use the same ones, in the same order."
-            )
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,8 @@ _CONSTANT = 1e-12
 class Fold:
     """One site's rows with one part left out.
 
-    Attributes
-    ----------
-    features : numpy.ndarray
-        [n, k], as the training rows harmonize them, seen through the table's loadings.
-    training : numpy.ndarray
-        [n] bool: rows that may be learned from; none where the site as a whole is left out.
+    `features` [n, k] are as the training rows harmonize them, seen through the table's loadings; `training` [n] bool
+    are the rows that may be learned from: none where the site as a whole is left out.
     """
 
     features: Array
@@ -51,14 +47,9 @@ class Folded(SiteTable):
 
 @dataclass(frozen=True)
 class Progress(Stage):
-    """Where a cross-validation stands. `CrossValidation.read_state` reads it, since it knows the kinds of its parts.
+    """Where a cross-validation stands: harmonizations of each part left out, and what the analysis itself found since.
 
-    Attributes
-    ----------
-    models : tuple of State or None
-        Harmonization of each part left out, as far as it is.
-    own : State or None
-        What the analysis itself found since: its own stage.
+    `CrossValidation.read_state` reads it, since it knows the kinds of its parts.
     """
 
     models: tuple[State | None, ...]
@@ -278,14 +269,10 @@ class CrossValidation(Analysis):
     ) -> Sums:
         """Sums of each part that may be learned from, [K, K, ...]; [1, K, ...] where all see the same features.
 
+        `summarize` makes sums of centred features [n, p] of some rows, given those and their indices [n]; n may be 0.
         In row k, features are harmonized by the training rows of k and centred on them, and part k has only zeros. What
-        is learned from any parts then follows by adding, and no further round is needed for nested folds. `together`
-        is above 0 if any table sees features through loadings.
-
-        Parameters
-        ----------
-        summarize : callable
-            Sums of centred features [n, p] of some rows, given those and their indices [n]; n may be 0.
+        is learned from any parts then follows by adding, and no further round is needed for nested folds. `together` is
+        above 0 if any table sees features through loadings.
         """
         left_out = self.deal(table)
         parts = []
@@ -310,17 +297,7 @@ class CrossValidation(Analysis):
 
 @dataclass(frozen=True)
 class TrainingCentres(Stage):
-    """What the training rows have in common with each of K parts left out, after an analysis' first round.
-
-    Attributes
-    ----------
-    n : numpy.ndarray
-        [K], training rows.
-    mean : numpy.ndarray
-        [K, k], of the features.
-    target_mean : numpy.ndarray
-        [K, m].
-    """
+    """After the first round, with each of K parts left out: training rows [K], and means [K, k] and [K, m] of these."""
 
     n: Array
     mean: Array
@@ -369,18 +346,12 @@ def seen_together(table: SiteTable) -> Array:
 
 
 def deviations(variance: Array, mean: Array, together: bool) -> Array:
-    """Return what features [p] are divided by before a penalty on their coefficients.
+    """Return what features [p], of such variance and mean in the rows that are learned from, are divided by.
 
-    Each is divided by its own standard deviation, as scikit-learn's `StandardScaler` does, so that its unit is of no
-    matter. What is seen through loadings is divided by one number for all, the root of the mean variance: components
-    have one unit, and a component that hardly varies is not to count as much as the first.
-
-    Parameters
-    ----------
-    variance, mean : numpy.ndarray
-        [p], of the rows that are learned from. Features that are constant stay as they are.
-    together : bool
-        Whether they are seen through loadings.
+    Before a penalty on their coefficients, each is divided by its own standard deviation, as scikit-learn's
+    `StandardScaler` does, so that its unit is of no matter; what is constant stays as it is. What is seen `together`,
+    through loadings, is divided by one number for all, the root of the mean variance: components have one unit, and a
+    component that hardly varies is not to count as much as the first.
     """
     if together:
         return np.full(len(variance), np.sqrt(variance.mean()) if variance.any() else 1.0)

@@ -108,24 +108,12 @@ def regression_scores(sums: Array) -> Sums:
 
 
 def classification_sums(one_hot: Array, probability: Array, loss: Array, weights: Array, bins: int) -> Sums:
-    """Sums from which `classification_scores` come.
+    """Sums from which `classification_scores` come, of one-hot classes and probabilities [n, C] and losses [n].
 
-    Parameters
-    ----------
-    one_hot, probability : numpy.ndarray
-        [n, C].
-    loss : numpy.ndarray
-        [n], minus the log probability of each row's own class.
-    weights : numpy.ndarray
-        [W, n], how often each row counts.
-    bins : int
-        Equal parts of 0 to 1 that probabilities are counted in.
-
-    Returns
-    -------
-    dict
-        class_n and right [W, C], log_loss [W], and histogram [W, D, 2, bins]: how many outside and inside a class have
-        such a probability of it. D is C; of two classes the second alone is counted.
+    Rows count as weights [W, n] say. Losses are minus the log probability of each row's own class; probabilities are
+    counted in `bins` equal parts of 0 to 1. The sums are class_n and right [W, C], log_loss [W], and histogram [W, D,
+    2, bins]: how many outside and inside a class have such a probability of it. D is C; of two classes the second alone
+    is counted.
     """
     right = one_hot * np.eye(one_hot.shape[1])[probability.argmax(axis=1)]
     counted = range(1, 2) if one_hot.shape[1] == 2 else range(one_hot.shape[1])

@@ -145,10 +145,7 @@ class SiteRecognition(CrossValidation):
     def count_recognised(self, table: Folded, centres: TrainingCentres, scores: Callable[[int], Array]) -> Sums:
         """How many of the rows that were left out are recognised, of each class and labeling.
 
-        Parameters
-        ----------
-        scores : callable
-            Scores [1 + B, n, C] of all rows by the classifiers of one part left out.
+        `scores` gives those [1 + B, n, C] of all rows by the classifiers of one part left out.
         """
         labelings = self.labelings(table, centres)
         right = np.zeros((len(labelings), labelings.shape[2]))
