@@ -21,6 +21,7 @@ from harmonization.core.errors import HarmonizationError, SmallGroupError
 from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.methods.combat import solve_within
+from harmonization.probes.scoring import of_null
 
 _FOLDS, _PERMUTATIONS = 40, 41
 """Streams of a site's private seed."""
@@ -189,15 +190,12 @@ class FoldFits(Stage):
         if len(self.null) < analysis.permutations:
             return self
         null = self.null
-        unknown = np.full(analysis.n_components, np.nan)
         # A permutation that changes nothing may differ in the last digit.
         as_large = null[:, 0] >= self.correlations[0] - 1e-12
         return AssociationResult(
             correlations=self.correlations,
             training_correlations=self.training_correlations,
-            null=null,
-            null_mean=null.mean(axis=0) if len(null) else unknown,
-            null_95=np.quantile(null, 0.95, axis=0) if len(null) else unknown,
+            **of_null(null),
             p_value=float((1 + as_large.sum()) / (len(null) + 1)),
             n=self.n,
         )
@@ -213,10 +211,9 @@ class AssociationResult(State):
         [k], mean over the folds of the correlation between the held-out scores of both views.
     training_correlations : numpy.ndarray
         [k], mean over the folds of the same in the training rows: too high, and the more so the more columns.
-    null : numpy.ndarray
-        [B, k], held-out correlations with the second view permuted within sites.
-    null_mean, null_95 : numpy.ndarray
-        [k], mean and 95th percentile of the null; NaN without permutations.
+    null, null_mean, null_95 : numpy.ndarray
+        [B, k] and [k], held-out correlations with the second view permuted within sites
+        (`harmonization.probes.scoring.of_null`).
     p_value : float
         (1 + number of null values of the first correlation at least as large) / (B + 1).
     n : float

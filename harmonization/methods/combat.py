@@ -92,15 +92,8 @@ def summarize_per_feature(features: Array, covariates: Array, min_group: int = 1
     (n, p), q = features.shape, covariates.shape[1]
     patterns, which = np.unique(~np.isnan(features), axis=1, return_inverse=True)
     _check_patterns(patterns, min_group)
-    sums = {
-        "n": np.array(float(n)),
-        "counts": np.zeros(p),
-        "feature_sum": np.zeros(p),
-        "covariate_sum": np.zeros((p, q)),
-        "W": np.zeros((p, q, q)),
-        "V": np.zeros((q, p)),
-        "T": np.zeros(p),
-    }
+    sums = {name: np.zeros(sent.shape) for name, sent in _moments_per_feature(p, q).items()}
+    sums["n"] += n
     for number, present in enumerate(patterns.T):
         rows, columns = np.flatnonzero(present), np.flatnonzero(which.ravel() == number)
         if not len(rows):

@@ -226,10 +226,8 @@ class LongitudinalComBat(Harmonizer):
 
     Parameters
     ----------
-    prior : {"parametric", "nonparametric", "none"}
-        How site effects are shrunk.
-    mean_only : bool
-        Remove shifts and leave scales.
+    prior, mean_only
+        As of `harmonization.methods.combat.ComBat`.
     """
 
     prior: Prior = "parametric"

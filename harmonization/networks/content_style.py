@@ -27,7 +27,6 @@ from harmonization.networks.neural import (
     Losses,
     Network,
     Weights,
-    draw_weights,
     evaluate,
     tensor,
     unpack,
@@ -217,6 +216,8 @@ class ContentStyle(Harmonizer, FederatedTraining):
         "phantoms. Communications Engineering 2024;3:6.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("features", "covariates")
+    zero_at_first: ClassVar[tuple[str, ...]] = ("encoder.1.weight", "decoder.1.weight")  # nothing is bent
+    trained: ClassVar[type[State]] = ContentModel
     first: ClassVar[Stage] = SiteMoments()
     states: ClassVar[tuple[type[State], ...]] = (Located, ContentTraining, ContentModel)
 
@@ -232,12 +233,6 @@ class ContentStyle(Harmonizer, FederatedTraining):
 
     def layout(self, standard: CombatStandard) -> Layout:
         return self._encoder.layout | self._decoder.layout | {"code": (_SHAPE, self.code_size)}
-
-    def initial_weights(self, standard: CombatStandard) -> Weights:
-        weights = draw_weights(self.layout(standard), self.seed)
-        for name in ("encoder.1.weight", "decoder.1.weight"):  # no bend, to begin with
-            weights[name] = np.zeros_like(weights[name])
-        return weights
 
     def standardize(self, table: SiteTable, standard: CombatStandard) -> SiteTable:
         """Table whose features have neither covariates' effects nor units; NaN in those that hardly vary here."""
@@ -267,9 +262,6 @@ class ContentStyle(Harmonizer, FederatedTraining):
         missed = _bend(self._encoder, weights, as_another, other_code) - content
         loss = self.match * unlike + self.reconstruct * (lost**2).mean() + self.consist * (missed**2).mean()
         return (loss,)
-
-    def finish(self, training: ContentTraining) -> ContentModel:
-        return training.become(ContentModel)
 
     @property
     def _encoder(self) -> Network:

@@ -23,8 +23,6 @@ from harmonization.networks.neural import (
     Leaves,
     Losses,
     Network,
-    Weights,
-    draw_weights,
     evaluate,
     tensor,
     unpack,
@@ -252,6 +250,8 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
         "harmonisation and confound removal. NeuroImage 2021;228:117689.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("features", "covariates")
+    zero_at_first: ClassVar[tuple[str, ...]] = ("correction.1.weight",)  # nothing is corrected
+    trained: ClassVar[type[State]] = AdversarialModel
     states: ClassVar[tuple[type[State], ...]] = (
         InputCentre,
         Standard,
@@ -289,11 +289,6 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
     def layout(self, standard: Components) -> Layout:
         return self._correction(standard).layout | self._classifier(standard).layout
 
-    def initial_weights(self, standard: Components) -> Weights:
-        weights = draw_weights(self.layout(standard), self.seed)
-        weights["correction.1.weight"] = np.zeros_like(weights["correction.1.weight"])  # no correction, to begin with
-        return weights
-
     def standardize(self, table: SiteTable, standard: Components) -> SiteTable:
         """Table with whitened scores for features."""
         standardized = self.standardized(table, standard)
@@ -326,9 +321,6 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
         if table.site not in self.sites:
             raise TableError("a site is not among those that 'site_adversarial' unlearns. Name all sites.")
         return self.sites.index(table.site)
-
-    def finish(self, training: AdversarialTraining) -> AdversarialModel:
-        return training.become(AdversarialModel)
 
     def _correction(self, standard: Components) -> Network:
         k = len(standard.spread)

@@ -166,7 +166,7 @@ class Training(Standard, Stage):
             gradient_square=memory[1],
             loss=np.append(self.loss, float(total["loss"]) / n),
         )
-        return analysis.finish(following) if following.round == analysis.rounds else following
+        return following.become(analysis.trained) if following.round == analysis.rounds else following
 
     def _train(self, analysis: "FederatedTraining", rows: SiteTable) -> tuple[float, Array]:
         """Take a site's own steps; return their mean loss and the weights [w] after them."""
@@ -242,6 +242,10 @@ class FederatedTraining(Analysis):
 
     inputs: ClassVar[tuple[str, ...]] = ("features",)
     """Fields of the table that are standardised: features, covariates, second."""
+    zero_at_first: ClassVar[tuple[str, ...]] = ()
+    """Weights that begin at 0, and are not drawn."""
+    trained: ClassVar[type[State]] = Trained
+    """What follows the last round."""
     first: ClassVar[Stage] = InputSums()
     states: ClassVar[tuple[type[State], ...]] = (InputCentre, Training, Trained)
 
@@ -270,12 +274,8 @@ class FederatedTraining(Analysis):
 
     def initial_weights(self, standard: Any) -> Weights:
         """Weights before the first round, the same for everyone."""
-        return draw_weights(self.layout(standard), self.seed)
-
-    def finish(self, training: Any) -> State:
-        """Make the final state of the training after the last round."""
-        trained: Trained = training.become(Trained)
-        return trained
+        weights = draw_weights(self.layout(standard), self.seed)
+        return weights | {name: np.zeros_like(weights[name]) for name in self.zero_at_first}
 
     def training_rows(self, table: SiteTable) -> SiteTable:
         """Return the rows that are learned from, after refusing those that cannot be, in every round."""

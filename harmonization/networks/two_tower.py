@@ -100,10 +100,8 @@ class TwoTowerModel(Aligned):
         directions.
     chance : numpy.ndarray
         [3], what guessing would reach.
-    null : numpy.ndarray
-        [B, 3], scores of held-out pairs that were permuted within sites.
-    null_mean, null_95 : numpy.ndarray
-        [3], mean and 95th percentile of the null; NaN without permutations.
+    null, null_mean, null_95 : numpy.ndarray
+        [B, 3] and [3], of held-out pairs that were permuted within sites (`harmonization.probes.scoring.of_null`).
     p_value : numpy.ndarray
         [3], (1 + number of null values at least as large) / (B + 1).
     n_held_out : float
@@ -153,6 +151,7 @@ class TwoTower(FederatedTraining):
 
     name: ClassVar[str] = "two_tower"
     inputs: ClassVar[tuple[str, ...]] = ("features", "second")
+    trained: ClassVar[type[State]] = Aligned
     states: ClassVar[tuple[type[State], ...]] = (InputCentre, Training, Aligned, TwoTowerModel)
 
     def __post_init__(self) -> None:
@@ -179,9 +178,6 @@ class TwoTower(FederatedTraining):
         similarity = u @ v.T / self.temperature
         by_row, by_column = similarity.log_softmax(1), similarity.log_softmax(0)
         return (-0.5 * (by_row.diagonal() + by_column.diagonal()).mean(),)
-
-    def finish(self, training: Training) -> Aligned:
-        return training.become(Aligned)
 
     def sends(self, widths: Widths, state: State | None) -> Declared:
         return {name: of_groups(sent) for name, sent in super().sends(widths, state).items()}

@@ -150,10 +150,8 @@ class ProbeScores(State):
         Participants.
     alpha : numpy.ndarray
         [K], the penalties that were chosen, for each row.
-    null : numpy.ndarray
-        [B], r2 of permuted targets.
-    null_mean, null_95 : float
-        Mean and 95th percentile of the null.
+    null, null_mean, null_95 : numpy.ndarray, float, float
+        [B], r2 of permuted targets (`harmonization.probes.scoring.of_null`).
     p_value : float
         (1 + number of null values at least as large) / (B + 1).
     """

@@ -81,10 +81,8 @@ class SiteClassificationResult(State):
     ----------
     balanced_accuracy : float
         Mean over sites of the share recognised; 1 / sites by chance.
-    null : numpy.ndarray
-        [B], the same with permuted labels.
-    null_mean, null_95 : float
-        Mean and 95th percentile of the null.
+    null, null_mean, null_95 : numpy.ndarray, float, float
+        [B], the same with permuted labels (`harmonization.probes.scoring.of_null`).
     p_value : float
         (1 + number of null values at least as large) / (B + 1).
     """
