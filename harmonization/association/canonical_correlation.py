@@ -20,7 +20,7 @@ from scipy.linalg import eigh
 from harmonization.core.checks import check_width
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.errors import HarmonizationError, TableError
-from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 
 ROUNDING = 1e-12
@@ -107,7 +107,7 @@ class ViewBases(ViewMeans):
 
 
 @dataclass(frozen=True)
-class CCAModel(State):
+class CCAModel(Answer):
     """Canonical correlations.
 
     Attributes
@@ -126,8 +126,6 @@ class CCAModel(State):
     y_weights: Array
     x_mean: Array
     y_mean: Array
-
-    done: ClassVar[bool] = True
 
     def transform(self, features: Array, second: Array) -> tuple[Array, Array]:
         """Scores [n, k] of features [n, p], and of the second view [n, r]."""

@@ -18,7 +18,7 @@ from harmonization.association.canonical_correlation import (
 )
 from harmonization.core.declared import Declared, Sent, Widths, by_part, everybody
 from harmonization.core.errors import HarmonizationError, SmallGroupError
-from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.methods.combat import solve_within
 from harmonization.probes.scoring import of_null
@@ -202,7 +202,7 @@ class FoldFits(Stage):
 
 
 @dataclass(frozen=True)
-class AssociationResult(State):
+class AssociationResult(Answer):
     """Canonical correlations in participants who were left out, beside those of permuted pairs.
 
     Attributes
@@ -227,8 +227,6 @@ class AssociationResult(State):
     null_95: Array
     p_value: float
     n: float
-
-    done: ClassVar[bool] = True
 
 
 @register

@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 from harmonization.association.canonical_correlation import second_view_of
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.symmetric import pack
 from harmonization.probes.crossvalidation import (
@@ -198,7 +198,7 @@ class Fusions(TrainingCentres):
 
 
 @dataclass(frozen=True)
-class FusionScores(State):
+class FusionScores(Answer):
     """How well held-out participants were predicted from either view and from both.
 
     Attributes
@@ -226,8 +226,6 @@ class FusionScores(State):
     weights: Array
     alpha: Array
     n: float
-
-    done: ClassVar[bool] = True
 
 
 @register

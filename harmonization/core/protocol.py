@@ -154,6 +154,12 @@ class State:
         return kind(**known, **found)
 
 
+class Answer(State):
+    """The state after the last round."""
+
+    done: ClassVar[bool] = True
+
+
 class Stage(State, ABC):
     """A state in which an analysis asks its sites once more."""
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from harmonization.core.declared import Declared, Widths, everybody, of_groups
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 
 Counts = NDArray[np.int64]
@@ -86,7 +86,7 @@ class Brackets(Stage):
 
 
 @dataclass(frozen=True)
-class QuantileModel(State):
+class QuantileModel(Answer):
     """Quantiles of every column.
 
     Attributes
@@ -102,8 +102,6 @@ class QuantileModel(State):
     quantiles: Array
     resolution: Array
     n: Array
-
-    done: ClassVar[bool] = True
 
 
 @register

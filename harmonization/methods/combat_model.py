@@ -1,7 +1,6 @@
 """What ComBat's sites share, and what each site does with it to its own rows."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from harmonization.core.centring import centred
 from harmonization.core.declared import Shape
 from harmonization.core.errors import HarmonizationError, TableError
-from harmonization.core.protocol import Array, SiteTable, State
+from harmonization.core.protocol import Answer, Array, SiteTable
 from harmonization.core.variation import hardly_varies
 from harmonization.methods.empirical_bayes import Prior, raw_effects, shrink
 from harmonization.methods.harmonizer import Effect
@@ -47,7 +46,7 @@ class SiteEffect(Effect):
 
 
 @dataclass(frozen=True)
-class ComBatModel(State):
+class ComBatModel(Answer):
     """What all sites share.
 
     Attributes
@@ -67,8 +66,6 @@ class ComBatModel(State):
     grand_mean: Array
     pooled_variance: Array
     n: float
-
-    done: ClassVar[bool] = True
 
     def harmonize(
         self, features: Array, covariates: Array, *, prior: Prior = "parametric", mean_only: bool = False

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.methods import combat
 from harmonization.methods.combat import FOR_MRI, ComBat, ComBatModel, Prior, SiteEffect
@@ -161,13 +161,11 @@ class ResidualComponents(ResidualScale):
 
 
 @dataclass(frozen=True)
-class CovBatModel(ResidualComponents):
+class CovBatModel(Answer, ResidualComponents):
     """What all sites share: also the mean [k] and the variance within sites [k] of the scores."""
 
     score_mean: Array
     score_variance: Array
-
-    done: ClassVar[bool] = True
 
     @property
     def of_scores(self) -> ComBatModel:

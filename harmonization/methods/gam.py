@@ -23,7 +23,7 @@ from scipy.linalg import eigh
 
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import DesignError, HarmonizationError, SmallGroupError, TableError
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.splines import SmoothDesign
 from harmonization.methods import combat
@@ -37,7 +37,7 @@ _MOST_COLUMNS = 0.33
 
 
 @dataclass(frozen=True)
-class GamModel(State):
+class GamModel(Answer):
     """What all sites share.
 
     Attributes
@@ -68,8 +68,6 @@ class GamModel(State):
     edf: Array
     smooth: Array
     n_splines: int
-
-    done: ClassVar[bool] = True
 
     @property
     def of_expanded(self) -> ComBatModel:

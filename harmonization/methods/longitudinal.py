@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from harmonization.core.centring import centred
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import DesignError, HarmonizationError, SmallGroupError, TableError
-from harmonization.core.protocol import Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.variation import hardly_varies
 from harmonization.methods.combat import moments_of, solve_within, summarize
@@ -207,13 +207,11 @@ class VarianceComponents(Stage):
 
 
 @dataclass(frozen=True)
-class LongitudinalModel(VarianceComponents):
+class LongitudinalModel(Answer, VarianceComponents):
     """Second round: variance components, and the effects of the covariates [q, p] and the mean [p] given them."""
 
     coefficients: Array
     grand_mean: Array
-
-    done: ClassVar[bool] = True
 
 
 @register

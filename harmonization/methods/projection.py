@@ -9,7 +9,7 @@ from scipy.linalg import eigh
 from harmonization.core.checks import check_width
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 
 _EXACT_UP_TO = 1024
@@ -130,7 +130,7 @@ class Basis(Centre):
 
 
 @dataclass(frozen=True)
-class ProjectionModel(State):
+class ProjectionModel(Answer):
     """Principal components.
 
     Attributes
@@ -150,8 +150,6 @@ class ProjectionModel(State):
     components: Array
     explained_variance: Array
     total_variance: float
-
-    done: ClassVar[bool] = True
 
     def project(self, features: Array) -> Array:
         """Scores [n, k] of features [n, p]."""

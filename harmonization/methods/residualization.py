@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harmonization.core.centring import centred
 from harmonization.core.declared import Declared, Widths
-from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.variation import all_but_equal, vary_less
 from harmonization.methods.combat import ComBatModel, moments_of, solve_within
@@ -82,7 +82,7 @@ def _model(analysis: "Residualization", total: Sums) -> "ResidualizationModel":
 
 
 @dataclass(frozen=True)
-class ResidualizationModel(State):
+class ResidualizationModel(Answer):
     """Common effects of the covariates.
 
     Attributes
@@ -101,8 +101,6 @@ class ResidualizationModel(State):
     mean: Array
     covariate_mean: Array
     site: float
-
-    done: ClassVar[bool] = True
 
     @classmethod
     def from_combat(cls, model: ComBatModel) -> Self:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import HarmonizationError, TableError
-from harmonization.core.protocol import Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.variation import hardly_varies
 from harmonization.methods import combat
@@ -125,14 +125,12 @@ class ContentTraining(CombatStandard, Training):
 
 
 @dataclass(frozen=True)
-class ContentModel(CombatStandard):
+class ContentModel(Answer, CombatStandard):
     """The networks' `weights` [w], the `typical` shape [p, 4], and the mean `loss` [rounds] of each round."""
 
     typical: Array
     weights: Array
     loss: Array
-
-    done: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

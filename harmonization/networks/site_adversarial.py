@@ -12,7 +12,7 @@ import numpy as np
 
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import DesignError, HarmonizationError, TableError
-from harmonization.core.protocol import Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.methods.combat import check_number_of_covariates
 from harmonization.methods.harmonizer import Harmonizer, Nothing
@@ -182,13 +182,11 @@ class AdversarialTraining(Components, Training):
 
 
 @dataclass(frozen=True)
-class AdversarialModel(Components):
+class AdversarialModel(Answer, Components):
     """The correction. `weights` [w] hold its network, then the classifier; `loss` [rounds] is the classifier's."""
 
     weights: Array
     loss: Array
-
-    done: ClassVar[bool] = True
 
 
 @register

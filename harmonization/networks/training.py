@@ -9,7 +9,7 @@ import numpy as np
 
 from harmonization.core.declared import Declared, Widths, everybody, network
 from harmonization.core.errors import HarmonizationError, SmallGroupError, TableError
-from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.networks.neural import (
     Layout,
     Leaves,
@@ -193,13 +193,11 @@ AnyTraining = TypeVar("AnyTraining", bound=Training)
 
 
 @dataclass(frozen=True)
-class Trained(Standard):
+class Trained(Answer, Standard):
     """The model after the last round: weights [w], and the mean loss [rounds] of each round, before its step."""
 
     weights: Array
     loss: Array
-
-    done: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from harmonization.association.canonical_correlation import check_one_row_each, 
 from harmonization.core.checks import check_width
 from harmonization.core.declared import Declared, Widths, everybody, of_groups
 from harmonization.core.errors import HarmonizationError, SmallGroupError
-from harmonization.core.protocol import Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.networks.neural import Layout, Leaves, Losses, evaluate, tensor, unpack
 from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training
@@ -85,7 +85,7 @@ class Aligned(Standard, Stage):
 
 
 @dataclass(frozen=True)
-class TwoTowerModel(Aligned):
+class TwoTowerModel(Answer, Aligned):
     """Projectors of both views, and how well they find the partner of people who were left out.
 
     Attributes
@@ -115,8 +115,6 @@ class TwoTowerModel(Aligned):
     null_95: Array
     p_value: Array
     n_held_out: float
-
-    done: ClassVar[bool] = True
 
 
 @register

@@ -20,7 +20,7 @@ from harmonization.core.newton import (
     summarize_fits,
     sums_of_fits,
 )
-from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.probes.crossvalidation import people_of, target_of
 
@@ -68,7 +68,7 @@ class ClassFit(Newton, Stage):
 
 
 @dataclass(frozen=True)
-class SoftmaxModel(State):
+class SoftmaxModel(Answer):
     """A softmax regression.
 
     Attributes
@@ -81,8 +81,6 @@ class SoftmaxModel(State):
 
     coef: Array
     intercept: Array
-
-    done: ClassVar[bool] = True
 
     def predict_proba(self, features: Array) -> Array:
         """Probabilities of the classes [n, C] of features [n, p]."""

@@ -10,7 +10,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from harmonization.core.checks import check_width
 from harmonization.core.declared import Declared, Widths, everybody, triangle
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.symmetric import pack, unpack
 from harmonization.probes.crossvalidation import target_of
@@ -22,7 +22,7 @@ _COLLINEAR = 1e-11
 
 
 @dataclass(frozen=True)
-class LinearModel(State):
+class LinearModel(Answer):
     """A linear regression.
 
     Attributes
@@ -35,8 +35,6 @@ class LinearModel(State):
 
     coef: Array
     intercept: Array
-
-    done: ClassVar[bool] = True
 
     def predict(self, features: Array) -> Array:
         """Predict the target [n] (or [n, m]) of features [n, p]."""

@@ -20,7 +20,7 @@ from harmonization.core.newton import (
     summarize_fits,
     sums_of_fits,
 )
-from harmonization.core.protocol import Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.probes.class_regression import check_strength, one_hot_of, permit_classes
 from harmonization.probes.crossvalidation import (
@@ -240,7 +240,7 @@ class OuterFits(Newton, Centres):
 
 
 @dataclass(frozen=True)
-class ClassProbeScores(State):
+class ClassProbeScores(Answer):
     """How well the classes of held-out participants were predicted.
 
     Attributes
@@ -286,8 +286,6 @@ class ClassProbeScores(State):
     auroc_null_mean: float
     auroc_null_95: float
     auroc_p_value: float
-
-    done: ClassVar[bool] = True
 
 
 @register

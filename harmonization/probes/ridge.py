@@ -10,7 +10,7 @@ from scipy.linalg import eigh
 
 from harmonization.core.declared import Declared, Widths, everybody, triangle
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.symmetric import pack, unpack
 from harmonization.probes.crossvalidation import (
@@ -132,7 +132,7 @@ class RidgeFits(Centres):
 
 
 @dataclass(frozen=True)
-class ProbeScores(State):
+class ProbeScores(Answer):
     """How well held-out participants were predicted.
 
     Attributes
@@ -170,8 +170,6 @@ class ProbeScores(State):
     null_mean: float
     null_95: float
     p_value: float
-
-    done: ClassVar[bool] = True
 
 
 @register

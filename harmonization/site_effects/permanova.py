@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 
 from harmonization.core.declared import Declared, Widths, by_part, everybody, in_parts, named, of_groups
 from harmonization.core.errors import HarmonizationError, SmallGroupError
-from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.methods.combat import solve_within
 from harmonization.probes.crossvalidation import CrossValidation, Folded
@@ -114,7 +114,7 @@ class PermanovaCentre(Stage):
 
 
 @dataclass(frozen=True)
-class PermanovaResult(State):
+class PermanovaResult(Answer):
     """Share of the squared distances that lies between sites.
 
     Attributes
@@ -136,8 +136,6 @@ class PermanovaResult(State):
     pseudo_f: float
     p_value: float
     null: Array
-
-    done: ClassVar[bool] = True
 
 
 @register

@@ -10,7 +10,7 @@ from scipy.linalg import solve
 
 from harmonization.core.declared import Declared, Sent, Widths, everybody, in_parts, of_groups
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.methods import combat
 from harmonization.probes.class_regression import one_hot_of
@@ -74,7 +74,7 @@ class WithinCentres(TrainingCentres):
 
 
 @dataclass(frozen=True)
-class SiteClassificationResult(State):
+class SiteClassificationResult(Answer):
     """How well the site of held-out participants is recognised.
 
     Attributes
@@ -92,8 +92,6 @@ class SiteClassificationResult(State):
     null_mean: float
     null_95: float
     p_value: float
-
-    done: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

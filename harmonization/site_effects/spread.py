@@ -11,7 +11,7 @@ from scipy.stats import false_discovery_control
 
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.errors import HarmonizationError, TableError
-from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 
 LARGEST_MATRIX = 1024
@@ -98,7 +98,7 @@ class SpreadCentre(Stage):
 
 
 @dataclass(frozen=True)
-class SpreadResult(State):
+class SpreadResult(Answer):
     """How the spread of features differs between sites.
 
     Attributes
@@ -127,8 +127,6 @@ class SpreadResult(State):
     mean_geometric_sd: float
     geometric_sd_by_chance: float
     n_constant: int
-
-    done: ClassVar[bool] = True
 
 
 @register
@@ -235,7 +233,7 @@ class WithinSites(Stage):
 
 
 @dataclass(frozen=True)
-class CovarianceDistanceResult(State):
+class CovarianceDistanceResult(Answer):
     """How far the sites' matrices are from the pooled one, relative to its size; squares are averaged over sites.
 
     Attributes
@@ -251,8 +249,6 @@ class CovarianceDistanceResult(State):
     distance: float
     distance_by_chance: float
     corrected: float
-
-    done: ClassVar[bool] = True
 
 
 @register

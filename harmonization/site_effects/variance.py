@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from harmonization.core.declared import Declared, Widths, everybody
-from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.site_effects.spread import require_sites
 
@@ -48,13 +48,11 @@ class Centre(Stage):
 
 
 @dataclass(frozen=True)
-class SiteVarianceResult(State):
+class SiteVarianceResult(Answer):
     """Share of each feature's variance that lies between sites, eta squared [p], and its mean over features."""
 
     eta_squared: Array
     mean: float
-
-    done: ClassVar[bool] = True
 
 
 @register
