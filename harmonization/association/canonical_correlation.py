@@ -20,7 +20,7 @@ from scipy.linalg import eigh
 from harmonization.core.checks import check_width
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.errors import HarmonizationError, TableError
-from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 
 ROUNDING = 1e-12
@@ -31,23 +31,53 @@ _RANK_IN_BASIS = 1e-16
 """The same where rounding does not hide it: deviations of 1e-8 of the columns', more than offsets of 1e6 round off."""
 
 
+class ViewSums(Stage):
+    """First round: sums of both views."""
+
+    def part(self, analysis: Analysis, table: SiteTable) -> Sums:
+        n, second_sum = np.array(float(table.n)), second_view_of(table).sum(axis=0)
+        return {"n": n, "feature_sum": table.features.sum(axis=0), "second_sum": second_sum}
+
+    def sends(self, analysis: Analysis, widths: Widths) -> Declared:
+        return {"n": everybody(), "feature_sum": everybody(widths.features), "second_sum": everybody(widths.second)}
+
+    def advance(self, analysis: "CCA", total: Sums) -> State:
+        n = float(total["n"])
+        return ViewMeans(n, total["feature_sum"] / n, total["second_sum"] / n)
+
+
 @dataclass(frozen=True)
-class ViewMeans(State):
-    """Number of participants, and means of the features [p] and of the second view [r], over all sites."""
+class ViewMeans(Stage):
+    """Participants, and means of the features [p] and of the second view [r]; each view's products about them."""
 
     n: float
     x_mean: Array
     y_mean: Array
 
+    def part(self, analysis: "CCA", table: SiteTable) -> Sums:
+        x, y = self.views(table)
+        return {"XX": x.T @ x, "YY": y.T @ y}
+
+    def views(self, table: SiteTable) -> tuple[Array, Array]:
+        """Both views of a table about their means."""
+        return about(table.features, self.x_mean), about(second_view_of(table), self.y_mean)
+
+    def sends(self, analysis: "CCA", widths: Widths) -> Declared:
+        return {"XX": everybody(widths.features, widths.features), "YY": everybody(widths.second, widths.second)}
+
+    def advance(self, analysis: "CCA", total: Sums) -> State:
+        shrinkage = analysis.shrinkage
+        check_columns(len(total["XX"]), len(total["YY"]), analysis.n_components, shrinkage, self.n - 1)
+        x_basis, x_ridge = _basis(total["XX"], shrinkage, "features")
+        y_basis, y_ridge = _basis(total["YY"], shrinkage, "second view")
+        return self.become(ViewBases, x_basis=x_basis, y_basis=y_basis, x_ridge=x_ridge, y_ridge=y_ridge)
+
 
 @dataclass(frozen=True)
 class ViewBases(ViewMeans):
-    """Also bases [p, p] and [r, r] in which the columns of each view are all but uncorrelated.
+    """Also bases [p, p] and [r, r] in which the columns of each view are all but uncorrelated; all products in these.
 
-    Attributes
-    ----------
-    x_ridge, y_ridge : float
-        What shrinkage adds to the diagonal of each view's cross-products.
+    `x_ridge` and `y_ridge` are what shrinkage adds to the diagonal of each view's cross-products.
     """
 
     x_basis: Array
@@ -55,9 +85,29 @@ class ViewBases(ViewMeans):
     x_ridge: float
     y_ridge: float
 
+    def part(self, analysis: "CCA", table: SiteTable) -> Sums:
+        x, y = self.views(table)
+        x, y = x @ self.x_basis, y @ self.y_basis
+        return {"XX": x.T @ x, "YY": y.T @ y, "XY": x.T @ y}
+
+    def sends(self, analysis: "CCA", widths: Widths) -> Declared:
+        x, y = self.x_basis.shape[1], self.y_basis.shape[1]
+        return {"XX": everybody(x, x), "YY": everybody(y, y), "XY": everybody(x, y)}
+
+    def advance(self, analysis: "CCA", total: Sums) -> "CCAModel":
+        x_root = _root_in_basis(total["XX"], analysis.shrinkage, self.x_basis, self.x_ridge, "features")
+        y_root = _root_in_basis(total["YY"], analysis.shrinkage, self.y_basis, self.y_ridge, "second view")
+        x_weights, y_weights = canonical_weights(x_root, y_root, total["XY"], analysis.n_components)
+        x_weights = x_weights / np.sqrt(_score_variance(x_weights, total["XX"], self.n))
+        y_weights = y_weights / np.sqrt(_score_variance(y_weights, total["YY"], self.n))
+        correlations = diagonal_of(x_weights, total["XY"], y_weights) / (self.n - 1)
+        x_weights, y_weights = self.x_basis @ x_weights, self.y_basis @ y_weights
+        sign = np.sign(x_weights[np.abs(x_weights).argmax(axis=0), np.arange(analysis.n_components)])
+        return CCAModel(correlations, x_weights * sign, y_weights * sign, self.x_mean, self.y_mean)
+
 
 @dataclass(frozen=True)
-class CCAModel(State):
+class CCAModel(Answer):
     """Canonical correlations.
 
     Attributes
@@ -76,8 +126,6 @@ class CCAModel(State):
     y_weights: Array
     x_mean: Array
     y_mean: Array
-
-    done: ClassVar[bool] = True
 
     def transform(self, features: Array, second: Array) -> tuple[Array, Array]:
         """Scores [n, k] of features [n, p], and of the second view [n, r]."""
@@ -109,53 +157,12 @@ class CCA(Analysis):
 
     name: ClassVar[str] = "cca"
     additive: ClassVar[bool] = True
+    first: ClassVar[Stage] = ViewSums()
     states: ClassVar[tuple[type[State], ...]] = (ViewMeans, ViewBases, CCAModel)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_parameters(self.n_components, self.shrinkage)
-
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        second = second_view_of(table)
-        if isinstance(state, ViewMeans):
-            x, y = about(table.features, state.x_mean), about(second, state.y_mean)
-            if not isinstance(state, ViewBases):
-                return {"XX": x.T @ x, "YY": y.T @ y}
-            x, y = x @ state.x_basis, y @ state.y_basis
-            return {"XX": x.T @ x, "YY": y.T @ y, "XY": x.T @ y}
-        return {
-            "n": np.array(float(table.n)),
-            "feature_sum": table.features.sum(axis=0),
-            "second_sum": second.sum(axis=0),
-        }
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        p, r = widths.features, widths.second
-        if not isinstance(state, ViewMeans):
-            return {"n": everybody(), "feature_sum": everybody(p), "second_sum": everybody(r)}
-        if not isinstance(state, ViewBases):
-            return {"XX": everybody(p, p), "YY": everybody(r, r)}
-        x, y = state.x_basis.shape[1], state.y_basis.shape[1]
-        return {"XX": everybody(x, x), "YY": everybody(y, y), "XY": everybody(x, y)}
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        if not isinstance(state, ViewMeans):
-            n = float(total["n"])
-            return ViewMeans(n, total["feature_sum"] / n, total["second_sum"] / n)
-        if not isinstance(state, ViewBases):
-            check_columns(len(total["XX"]), len(total["YY"]), self.n_components, self.shrinkage, state.n - 1)
-            x_basis, x_ridge = _basis(total["XX"], self.shrinkage, "features")
-            y_basis, y_ridge = _basis(total["YY"], self.shrinkage, "second view")
-            return ViewBases(state.n, state.x_mean, state.y_mean, x_basis, y_basis, x_ridge, y_ridge)
-        x_root = _root_in_basis(total["XX"], self.shrinkage, state.x_basis, state.x_ridge, "features")
-        y_root = _root_in_basis(total["YY"], self.shrinkage, state.y_basis, state.y_ridge, "second view")
-        x_weights, y_weights = canonical_weights(x_root, y_root, total["XY"], self.n_components)
-        x_weights = x_weights / np.sqrt(_score_variance(x_weights, total["XX"], state.n))
-        y_weights = y_weights / np.sqrt(_score_variance(y_weights, total["YY"], state.n))
-        correlations = diagonal_of(x_weights, total["XY"], y_weights) / (state.n - 1)
-        x_weights, y_weights = state.x_basis @ x_weights, state.y_basis @ y_weights
-        sign = np.sign(x_weights[np.abs(x_weights).argmax(axis=0), np.arange(self.n_components)])
-        return CCAModel(correlations, x_weights * sign, y_weights * sign, state.x_mean, state.y_mean)
 
 
 def _score_variance(weights: Array, products: Array, n: float) -> Array:
@@ -169,13 +176,7 @@ def _score_variance(weights: Array, products: Array, n: float) -> Array:
 
 
 def second_view_of(table: SiteTable) -> Array:
-    """Second view of the table, [n, r].
-
-    Raises
-    ------
-    TableError
-        If it has none.
-    """
+    """Second view [n, r] of a table, which must have one."""
     if table.second is None or table.second.ndim != 2:
         raise TableError("the table has no second view [n, r]. Name the vectors to set beside the features.")
     return table.second
@@ -228,8 +229,7 @@ def _inverse_root(products: Array, shrinkage: float, view: str) -> Array:
     ridge = shrinkage * np.trace(products) / len(products)
     values, vectors, scale = _correlations((1 - shrinkage) * products + ridge * np.eye(len(products)))
     _check_rank(values > _RANK * values[-1], view)
-    root: Array = (vectors / np.sqrt(values)) @ vectors.T / scale[:, None]
-    return root
+    return (vectors / np.sqrt(values)) @ vectors.T / scale[:, None]
 
 
 def _basis(products: Array, shrinkage: float, view: str) -> tuple[Array, float]:
@@ -247,8 +247,7 @@ def _root_in_basis(products: Array, shrinkage: float, basis: Array, ridge: float
     _check_rank(squares > _RANK_IN_BASIS * squares.max(), view)
     values, vectors, scale = _correlations(shrunken)
     _check_rank(values > _RANK * values[-1], view)
-    root: Array = (vectors / np.sqrt(values)) @ vectors.T / scale[:, None]
-    return root
+    return (vectors / np.sqrt(values)) @ vectors.T / scale[:, None]
 
 
 def _correlations(products: Array) -> tuple[Array, Array, Array]:

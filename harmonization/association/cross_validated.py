@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from harmonization.association.canonical_correlation import (
     ROUNDING,
-    ViewMeans,
     about,
     canonical_weights,
     check_one_row_each,
@@ -19,42 +18,131 @@ from harmonization.association.canonical_correlation import (
 )
 from harmonization.core.declared import Declared, Sent, Widths, by_part, everybody
 from harmonization.core.errors import HarmonizationError, SmallGroupError
-from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.methods.combat import solve_within
+from harmonization.probes.scoring import of_null
 
 _FOLDS, _PERMUTATIONS = 40, 41
 """Streams of a site's private seed."""
 
 
-@dataclass(frozen=True)
-class StudyMeans(ViewMeans):
-    """First round: means over all sites, those of the covariates [q] too, and the number of sites."""
+class StudySums(Stage):
+    """First round: sums of both views and of the covariates, and the number of sites."""
 
+    def part(self, analysis: "CrossValidatedCCA", table: SiteTable) -> Sums:
+        analysis.check_table(table)
+        return {
+            "n": np.array(float(table.n)),
+            "sites": np.array(1.0),
+            "feature_sum": table.features.sum(axis=0),
+            "second_sum": second_view_of(table).sum(axis=0),
+            "covariate_sum": table.design.sum(axis=0),
+        }
+
+    def sends(self, analysis: "CrossValidatedCCA", widths: Widths) -> Declared:
+        sizes = {"feature_sum": widths.features, "second_sum": widths.second, "covariate_sum": widths.covariates}
+        return {"n": everybody(), "sites": everybody(), **{name: everybody(size) for name, size in sizes.items()}}
+
+    def advance(self, analysis: "CrossValidatedCCA", total: Sums) -> State:
+        n = float(total["n"])
+        return StudyMeans(
+            n=n,
+            x_mean=total["feature_sum"] / n,
+            y_mean=total["second_sum"] / n,
+            covariate_mean=total["covariate_sum"] / n,
+            sites=float(total["sites"]),
+        )
+
+
+@dataclass(frozen=True)
+class StudyMeans(Stage):
+    """Means over all sites of both views [p] and [r] and of the covariates [q]; products of each training set."""
+
+    n: float
+    x_mean: Array
+    y_mean: Array
     covariate_mean: Array
     sites: float
 
+    def part(self, analysis: "CrossValidatedCCA", table: SiteTable) -> Sums:
+        """Sums over the rows with each fold left out, and over that fold."""
+        analysis.check_table(table)
+        rows, folds = _rows(table, self.x_mean, self.y_mean, self.covariate_mean), analysis.deal(table)
+        first_covariate = rows.shape[1] - len(self.covariate_mean)
+        parts = []
+        for fold in range(analysis.n_folds):
+            training = folds != fold
+            within = about(rows, rows[training].mean(axis=0))
+            centred = within if analysis.within_sites else rows
+            parts.append(
+                {
+                    "within": within[training, first_covariate:].T @ within[training],
+                    **_sums("training", centred[training]),
+                    **_sums("held_out", centred[~training]),
+                }
+            )
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+    def sends(self, analysis: "CrossValidatedCCA", widths: Widths) -> Declared:
+        q, n_folds = widths.covariates, analysis.n_folds
+        d = widths.seen + widths.second + q
+        sums = {"n": everybody(), "sum": everybody(d), "products": everybody(d, d)}
+        both = {f"{part}_{name}": sent for part in ("training", "held_out") for name, sent in sums.items()}
+        return {name: by_part(sent, n_folds, n_folds) for name, sent in {"within": everybody(q, d), **both}.items()}
+
+    def advance(self, analysis: "CrossValidatedCCA", total: Sums) -> State:
+        """Fit every training set, and try it on the fold left out."""
+        q, r = len(self.covariate_mean), len(self.y_mean)
+        p = total["training_sum"].shape[1] - q - r
+        if analysis.n_folds * (p + q) * (r + q) > analysis.message_floats:
+            raise HarmonizationError(
+                f"one permutation of views of {p} and {r} columns takes more than {analysis.message_floats} numbers. "
+                "Reduce the views to principal components, or raise message_floats."
+            )
+        fits = [self._fit_fold(analysis, total, fold, p) for fold in range(analysis.n_folds)]
+        fitted = FoldFits(
+            n=self.n,
+            correlations=np.empty(0),
+            null=np.empty((0, analysis.n_components)),
+            training_correlations=np.mean([fit.pop("training_correlations") for fit in fits], axis=0),
+            **{name: np.stack([fit[name] for fit in fits]) for name in fits[0]},
+        )
+        unchanged = np.zeros((1, analysis.n_folds, p + q, r + q))
+        correlations = _held_out_correlations(fitted, unchanged, analysis.n_components)[0]
+        return replace(fitted, correlations=correlations).concluded(analysis)
+
+    def _fit_fold(self, analysis: "CrossValidatedCCA", total: Sums, fold: int, p: int) -> Sums:
+        """Fields of `FoldFits` that have one entry a fold, and the training correlations, for one fold."""
+        n, q, both = float(total["training_n"][fold]), len(self.covariate_mean), p + len(self.y_mean)
+        within = total["within"][fold]
+        without = _residual_maker(solve_within(within[:, both:], within[:, :both], n, self.covariate_mean))
+        products = _products(total, "training", fold)
+        training = without.T @ products @ without
+        explained = np.diag(training) <= ROUNDING * np.diag(products)[:both]
+        training[explained, explained] = 0.0  # a covariate among the views leaves rounding error alone
+        xx, xy, yy = training[:p, :p], training[:p, p:], training[p:, p:]
+        freedom = n - q - (self.sites if analysis.within_sites else 1)
+        roots = inverse_roots(xx, yy, analysis.n_components, analysis.shrinkage, freedom)
+        return {
+            "coefficients": -without[both:],
+            "x_root": roots[0],
+            "y_root": roots[1],
+            "training": xy,
+            "held_out": without.T @ _products(total, "held_out", fold) @ without,
+            "training_correlations": _correlations(*canonical_weights(*roots, xy, analysis.n_components), xx, xy, yy),
+        }
+
 
 @dataclass(frozen=True)
-class FoldFits(State):
-    """Fits with each of K folds left out, and the permutations that were tried so far.
+class FoldFits(Stage):
+    """Fits with each of K folds left out, and the permutations that were tried so far; the changes by further ones.
 
-    Attributes
-    ----------
-    n : float
-        Participants.
-    coefficients : numpy.ndarray
-        [K, q, p + r], effects of the covariates on both views.
-    x_root, y_root : numpy.ndarray
-        [K, p, p] and [K, r, r], inverse square roots of the training rows' (shrunken) cross-products.
-    training : numpy.ndarray
-        [K, p, r], cross-products of the training rows' views.
-    held_out : numpy.ndarray
-        [K, p + r, p + r], cross-products of the held-out rows about their mean, of both views side by side.
-    correlations, training_correlations : numpy.ndarray
-        [k], of held-out and of training rows.
-    null : numpy.ndarray
-        [b, k], held-out correlations under the first b permutations.
+    `n` people; effects of the covariates on both views, `coefficients` [K, q, p + r]; inverse square roots of the
+    training rows' (shrunken) cross-products, `x_root` [K, p, p] and `y_root` [K, r, r]; cross-products of the training
+    rows' views, `training` [K, p, r], and of the held-out rows about their mean, of both views side by side, `held_out`
+    [K, p + r, p + r]; `correlations` of held-out rows and `training_correlations` [k]; the former under the first b
+    permutations, `null` [b, k].
     """
 
     n: float
@@ -67,9 +155,54 @@ class FoldFits(State):
     training_correlations: Array
     null: Array
 
+    def part(self, analysis: "CrossValidatedCCA", table: SiteTable) -> Sums:
+        """What the next permutations add to each fold's cross-products of (x, c) and (y, c), [b, K, p + q, r + q]."""
+        analysis.check_table(table)
+        done, n_folds = len(self.null), analysis.n_folds
+        rows = _rows(table, table.features.mean(axis=0), second_view_of(table).mean(axis=0), table.design.mean(axis=0))
+        p, r = len(self.x_root[0]), len(self.y_root[0])
+        left, right = np.delete(rows, np.s_[p : p + r], axis=1), rows[:, p:]
+        block = self._block(analysis, left.shape[1], right.shape[1])
+        changes = np.empty((block, n_folds, left.shape[1], right.shape[1]))
+        folds = analysis.deal(table)
+        for number, change in enumerate(changes, start=done):
+            moved = right[analysis.permuted_rows(table, number)] - right
+            for fold in range(n_folds):
+                change[fold] = left[folds == fold].T @ moved[folds == fold]
+        return {"change": changes}
+
+    def sends(self, analysis: "CrossValidatedCCA", widths: Widths) -> Declared:
+        left, right, n_folds = widths.seen + widths.covariates, widths.second + widths.covariates, analysis.n_folds
+        shape = (self._block(analysis, left, right), n_folds, left, right)
+        return {"change": Sent(shape, "everybody", parts=n_folds, part_axes=(1,), matrices=())}
+
+    def advance(self, analysis: "CrossValidatedCCA", total: Sums) -> State:
+        correlations = _held_out_correlations(self, total["change"], analysis.n_components)
+        return replace(self, null=np.concatenate([self.null, correlations])).concluded(analysis)
+
+    def _block(self, analysis: "CrossValidatedCCA", left: int, right: int) -> int:
+        """How many of the permutations that are left the next round sums, for views of so many columns."""
+        most = max(1, analysis.message_floats // (analysis.n_folds * left * right))
+        return min(most, analysis.permutations - len(self.null))
+
+    def concluded(self, analysis: "CrossValidatedCCA") -> State:
+        """The answer, once all permutations are done."""
+        if len(self.null) < analysis.permutations:
+            return self
+        null = self.null
+        # A permutation that changes nothing may differ in the last digit.
+        as_large = null[:, 0] >= self.correlations[0] - 1e-12
+        return AssociationResult(
+            correlations=self.correlations,
+            training_correlations=self.training_correlations,
+            **of_null(null),
+            p_value=float((1 + as_large.sum()) / (len(null) + 1)),
+            n=self.n,
+        )
+
 
 @dataclass(frozen=True)
-class AssociationResult(State):
+class AssociationResult(Answer):
     """Canonical correlations in participants who were left out, beside those of permuted pairs.
 
     Attributes
@@ -78,10 +211,9 @@ class AssociationResult(State):
         [k], mean over the folds of the correlation between the held-out scores of both views.
     training_correlations : numpy.ndarray
         [k], mean over the folds of the same in the training rows: too high, and the more so the more columns.
-    null : numpy.ndarray
-        [B, k], held-out correlations with the second view permuted within sites.
-    null_mean, null_95 : numpy.ndarray
-        [k], mean and 95th percentile of the null; NaN without permutations.
+    null, null_mean, null_95 : numpy.ndarray
+        [B, k] and [k], held-out correlations with the second view permuted within sites
+        (`harmonization.probes.scoring.of_null`).
     p_value : float
         (1 + number of null values of the first correlation at least as large) / (B + 1).
     n : float
@@ -95,8 +227,6 @@ class AssociationResult(State):
     null_95: Array
     p_value: float
     n: float
-
-    done: ClassVar[bool] = True
 
 
 @register
@@ -141,6 +271,7 @@ class CrossValidatedCCA(Analysis):
     references: ClassVar[tuple[str, ...]] = (
         "Hotelling H. Relations between two sets of variates. Biometrika 1936;28:321-377.",
     )
+    first: ClassVar[Stage] = StudySums()
     states: ClassVar[tuple[type[State], ...]] = (StudyMeans, FoldFits, AssociationResult)
 
     def __post_init__(self) -> None:
@@ -167,51 +298,8 @@ class CrossValidatedCCA(Analysis):
             rows[members] = rng.permutation(members)
         return rows
 
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        self._check_table(table)  # in every round: a coordinator could begin with a later one
-        if isinstance(state, FoldFits):
-            return {"change": self._changes(table, state)}
-        if isinstance(state, StudyMeans):
-            rows = _rows(table, state.x_mean, state.y_mean, state.covariate_mean)
-            return self._fold_sums(rows, self.deal(table), len(state.covariate_mean))
-        return {
-            "n": np.array(float(table.n)),
-            "sites": np.array(1.0),
-            "feature_sum": table.features.sum(axis=0),
-            "second_sum": second_view_of(table).sum(axis=0),
-            "covariate_sum": table.design.sum(axis=0),
-        }
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        k, q, r, n_folds = widths.seen, widths.covariates, widths.second, self.n_folds
-        if isinstance(state, FoldFits):
-            shape = (self._block(state, k + q, r + q), n_folds, k + q, r + q)
-            return {"change": Sent(shape, "everybody", parts=n_folds, part_axes=(1,), matrices=())}
-        if isinstance(state, StudyMeans):
-            d = k + r + q
-            sums = {"n": everybody(), "sum": everybody(d), "products": everybody(d, d)}
-            both = {f"{part}_{name}": sent for part in ("training", "held_out") for name, sent in sums.items()}
-            return {name: by_part(sent, n_folds, n_folds) for name, sent in {"within": everybody(q, d), **both}.items()}
-        numbers = {"n": everybody(), "sites": everybody()}
-        sizes = {"feature_sum": widths.features, "second_sum": r, "covariate_sum": q}
-        return {**numbers, **{name: everybody(size) for name, size in sizes.items()}}
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        if isinstance(state, FoldFits):
-            correlations = _held_out_correlations(state, total["change"], self.n_components)
-            return self._conclude(replace(state, null=np.concatenate([state.null, correlations])))
-        if isinstance(state, StudyMeans):
-            return self._conclude(self._fit(total, state))
-        n = float(total["n"])
-        return StudyMeans(
-            n=n,
-            x_mean=total["feature_sum"] / n,
-            y_mean=total["second_sum"] / n,
-            covariate_mean=total["covariate_sum"] / n,
-            sites=float(total["sites"]),
-        )
-
-    def _check_table(self, table: SiteTable) -> None:
+    def check_table(self, table: SiteTable) -> None:
+        """Refuse tables that cannot be dealt, in every round: a coordinator could begin with a later one."""
         second_view_of(table)
         check_one_row_each(table)
         fewest = max(table.min_group, 2)  # a fold of one has nobody to change places with
@@ -219,102 +307,6 @@ class CrossValidatedCCA(Analysis):
             raise SmallGroupError(
                 f"{table.n} participants in {self.n_folds} folds are fewer than {fewest} in each. Use fewer folds."
             )
-
-    def _fold_sums(self, rows: Array, folds: NDArray[np.int64], q: int) -> Sums:
-        """Sums over the rows with each fold left out, and over that fold; the last q columns are covariates."""
-        parts = []
-        for fold in range(self.n_folds):
-            training = folds != fold
-            within = about(rows, rows[training].mean(axis=0))
-            centred = within if self.within_sites else rows
-            covariates = within[training, within.shape[1] - q :]
-            parts.append(
-                {
-                    "within": covariates.T @ within[training],
-                    **_sums("training", centred[training]),
-                    **_sums("held_out", centred[~training]),
-                }
-            )
-        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-
-    def _fit(self, total: Sums, means: StudyMeans) -> FoldFits:
-        """Fit every training set, and try it on the fold left out."""
-        q, r = len(means.covariate_mean), len(means.y_mean)
-        p = total["training_sum"].shape[1] - q - r
-        if self.n_folds * (p + q) * (r + q) > self.message_floats:
-            raise HarmonizationError(
-                f"one permutation of views of {p} and {r} columns takes more than {self.message_floats} numbers. "
-                "Reduce the views to principal components, or raise message_floats."
-            )
-        fits = [self._fit_fold(total, means, fold, p) for fold in range(self.n_folds)]
-        fitted = FoldFits(
-            n=means.n,
-            correlations=np.empty(0),
-            null=np.empty((0, self.n_components)),
-            training_correlations=np.mean([fit.pop("training_correlations") for fit in fits], axis=0),
-            **{name: np.stack([fit[name] for fit in fits]) for name in fits[0]},
-        )
-        unchanged = np.zeros((1, self.n_folds, p + q, r + q))
-        return replace(fitted, correlations=_held_out_correlations(fitted, unchanged, self.n_components)[0])
-
-    def _fit_fold(self, total: Sums, means: StudyMeans, fold: int, p: int) -> Sums:
-        """Fields of `FoldFits` that have one entry a fold, and the training correlations, for one fold."""
-        n, q, both = float(total["training_n"][fold]), len(means.covariate_mean), p + len(means.y_mean)
-        within = total["within"][fold]
-        without = _residual_maker(solve_within(within[:, both:], within[:, :both], n, means.covariate_mean))
-        products = _products(total, "training", fold)
-        training = without.T @ products @ without
-        explained = np.diag(training) <= ROUNDING * np.diag(products)[:both]
-        training[explained, explained] = 0.0  # a covariate among the views leaves rounding error alone
-        xx, xy, yy = training[:p, :p], training[:p, p:], training[p:, p:]
-        freedom = n - q - (means.sites if self.within_sites else 1)
-        roots = inverse_roots(xx, yy, self.n_components, self.shrinkage, freedom)
-        return {
-            "coefficients": -without[both:],
-            "x_root": roots[0],
-            "y_root": roots[1],
-            "training": xy,
-            "held_out": without.T @ _products(total, "held_out", fold) @ without,
-            "training_correlations": _correlations(*canonical_weights(*roots, xy, self.n_components), xx, xy, yy),
-        }
-
-    def _changes(self, table: SiteTable, fits: FoldFits) -> Array:
-        """What the next permutations add to each fold's cross-products of (x, c) and (y, c), [b, K, p + q, r + q]."""
-        done, n_folds = len(fits.null), self.n_folds
-        rows = _rows(table, table.features.mean(axis=0), second_view_of(table).mean(axis=0), table.design.mean(axis=0))
-        p, r = len(fits.x_root[0]), len(fits.y_root[0])
-        left, right = np.delete(rows, np.s_[p : p + r], axis=1), rows[:, p:]
-        block = self._block(fits, left.shape[1], right.shape[1])
-        changes = np.empty((block, n_folds, left.shape[1], right.shape[1]))
-        folds = self.deal(table)
-        for number, change in enumerate(changes, start=done):
-            moved = right[self.permuted_rows(table, number)] - right
-            for fold in range(n_folds):
-                change[fold] = left[folds == fold].T @ moved[folds == fold]
-        return changes
-
-    def _block(self, fits: FoldFits, left: int, right: int) -> int:
-        """How many of the permutations that are left the next round sums, for views of so many columns."""
-        most = max(1, self.message_floats // (self.n_folds * left * right))
-        return min(most, self.permutations - len(fits.null))
-
-    def _conclude(self, fits: FoldFits) -> State:
-        """Final answer, once all permutations are done."""
-        if len(fits.null) < self.permutations:
-            return fits
-        null = fits.null
-        unknown = np.full(self.n_components, np.nan)
-        # A permutation that changes nothing may differ in the last digit.
-        as_large = null[:, 0] >= fits.correlations[0] - 1e-12
-        return AssociationResult(
-            correlations=fits.correlations,
-            training_correlations=fits.training_correlations,
-            null=null,
-            null_mean=null.mean(axis=0) if len(null) else unknown,
-            null_95=np.quantile(null, 0.95, axis=0) if len(null) else unknown,
-            p_value=float((1 + as_large.sum()) / (len(null) + 1)),
-            n=fits.n,
-        )
 
 
 def _rows(table: SiteTable, x_mean: Array, y_mean: Array, covariate_mean: Array) -> Array:
@@ -345,10 +337,7 @@ def _correlations(x_weights: Array, y_weights: Array, xx: Array, xy: Array, yy: 
     """Correlations [..., k] of scores whose views have these cross-products; 0 where a score does not vary."""
     spread = diagonal_of(x_weights, xx, x_weights) * diagonal_of(y_weights, yy, y_weights)
     varies = spread > 0
-    correlations: Array = np.where(varies, diagonal_of(x_weights, xy, y_weights), 0) / np.sqrt(
-        np.where(varies, spread, 1)
-    )
-    return correlations
+    return np.where(varies, diagonal_of(x_weights, xy, y_weights), 0) / np.sqrt(np.where(varies, spread, 1))
 
 
 def _held_out_correlations(fits: FoldFits, change: Array, n_components: int) -> Array:

@@ -5,7 +5,7 @@ regression for each view, with weights that are learned by stacking (Wolpert, Ne
 Breiman, Machine Learning 1996) on predictions of training people by models that did not see them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -15,19 +15,18 @@ from scipy.optimize import nnls
 from harmonization.association.canonical_correlation import second_view_of
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.symmetric import pack
 from harmonization.probes.crossvalidation import (
-    Centres,
     CrossValidation,
     Fold,
-    centres_of,
+    Folded,
+    TrainingCentres,
+    TrainingSums,
     deviations,
     one_target_of,
     seen_together,
-    solve_centres,
-    summarize_centres,
     target_of,
 )
 from harmonization.probes.ridge import ALPHAS, RidgePath
@@ -36,9 +35,27 @@ MODELS = ("features", "second", "early", "late")
 """What is compared, in the order of the scores."""
 
 
+class ViewSums(TrainingSums):
+    """First round: sums of both views side by side."""
+
+    def part(self, analysis: "LateFusion", table: Folded) -> Sums:
+        n_width = np.array([table.n, table.n * table.folds[0].features.shape[1]], dtype=np.float64)
+        sums = super().part(analysis, replace(table, folds=_joined(table)))
+        return {**sums, "n_width": n_width, "together": seen_together(table)}
+
+    def sends(self, analysis: "LateFusion", widths: Widths) -> Declared:
+        sums = super().sends(analysis, replace(widths, seen=widths.seen + widths.second))
+        return {**sums, "n_width": everybody(2), "together": everybody()}
+
+    def advance(self, analysis: "LateFusion", total: Sums) -> State:
+        n, n_width = total["n_width"]
+        width, together = int(np.rint(n_width / n)), int(total["together"] > 0)
+        return self.centres(analysis, total, width=width, together=together)
+
+
 @dataclass(frozen=True)
-class ViewCentres(Centres):
-    """First round: means of both views side by side, and the number of columns of the first, p.
+class ViewCentres(TrainingCentres):
+    """Means of both views side by side, and the number of columns of the first, p. Products about them.
 
     `together` is 1 where features are seen through loadings, and 0 else.
     """
@@ -46,47 +63,142 @@ class ViewCentres(Centres):
     width: int
     together: int
 
+    def part(self, analysis: "LateFusion", table: Folded) -> Sums:
+        """Cross-products of the training rows of each part about their means."""
+        target, parts = target_of(table)[:, 0], []
+        for index, fold in enumerate(_joined(table)):
+            x = fold.features[fold.training] - self.mean[index]
+            y = target[fold.training] - self.target_mean[index, 0]
+            parts.append({"XX": x.T @ x, "Xy": x.T @ y, "yy": np.array(y @ y)})
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+    def sends(self, analysis: "LateFusion", widths: Widths) -> Declared:
+        d = widths.seen + widths.second
+        sums = {"XX": everybody(d, d), "Xy": everybody(d), "yy": everybody()}
+        return {name: analysis.stacked(sent) for name, sent in sums.items()}
+
+    def advance(self, analysis: "LateFusion", total: Sums) -> State:
+        """Fit either view, and both, for each part left out."""
+        parts = []
+        for part, n in enumerate(self.n):
+            XX, mean = total["XX"][part], self.mean[part]
+            scale = np.concatenate(
+                [
+                    deviations(np.diag(XX[view, view]) / n, mean[view], bool(self.together))
+                    for view in _views(self.width)
+                ]
+            )
+            scaled = XX / np.outer(scale, scale), total["Xy"][part] / scale, float(total["yy"][part])
+            fit = self._fit_part(analysis, *scaled, float(n))
+            parts.append({**fit, "coef": fit["coef"] / scale, "inverse": fit["inverse"] / np.outer(scale, scale)})
+        return self.become(ViewFits, **{name: np.stack([part[name] for part in parts]) for name in parts[0]})
+
+    def _fit_part(self, analysis: "LateFusion", XX: Array, Xy: Array, yy: float, n: float) -> Sums:
+        """Fields of `ViewFits` that have one entry a part, for one part and scaled views."""
+        coef, alpha, inverses = np.zeros((3, len(XX))), np.empty(3), []
+        for number, view in enumerate(_views(self.width)):
+            coef[number, view], alpha[number] = analysis.choose(XX[view, view], Xy[view], yy, n)
+            values, vectors = np.linalg.eigh(XX[view, view])
+            inverses.append(vectors / (values.clip(min=0) + alpha[number] * n) @ vectors.T)
+        coef[2], alpha[2] = analysis.choose(XX, Xy, yy, n)
+        return {"coef": coef, "alpha": alpha, "inverse": block_diag(*inverses)}
+
 
 @dataclass(frozen=True)
 class ViewFits(ViewCentres):
-    """Second round: ridge regressions for each of K parts left out.
+    """Ridge regressions for each of K parts left out; how their predictions go together.
 
-    Attributes
-    ----------
-    coef : numpy.ndarray
-        [K, 3, p + r], of the first three of `MODELS`; 0 for the other view.
-    alpha : numpy.ndarray
-        [K, 3], the penalties that were chosen.
-    inverse : numpy.ndarray
-        [K, p + r, p + r], (X'X + penalty)^-1 of either view in the blocks of the diagonal.
+    `coef` [K, 3, p + r] is of the first three of `MODELS`, 0 for the other view; `alpha` [K, 3] the penalties that were
+    chosen; `inverse` [K, p + r, p + r] has (X'X + penalty)^-1 of either view in the blocks of the diagonal.
     """
 
     coef: Array
     alpha: Array
     inverse: Array
 
+    def part(self, analysis: "LateFusion", table: Folded) -> Sums:
+        """Products of both views' predictions of training rows that the fit did not see, and of the target."""
+        target = target_of(table)[:, 0]
+        products = np.empty((len(table.folds), 3, 3))
+        for index, fold in enumerate(_joined(table)):
+            x, t = fold.features[fold.training] - self.mean[index], target[fold.training] - self.target_mean[index, 0]
+            columns = []
+            for coef, view in zip(self.coef[index, :2], _views(self.width), strict=True):
+                leverage = 1 / self.n[index] + ((x[:, view] @ self.inverse[index, view, view]) * x[:, view]).sum(axis=1)
+                columns.append(t - (t - x @ coef) / (1 - leverage))
+            joined = np.column_stack([*columns, t])
+            products[index] = joined.T @ joined
+        return {"products": products}
+
+    def sends(self, analysis: "LateFusion", widths: Widths) -> Declared:
+        return {"products": analysis.stacked(everybody(3, 3))}
+
+    def advance(self, analysis: "LateFusion", total: Sums) -> State:
+        """Weigh both views' predictions by least squares, with weights of at least 0."""
+        weights = np.stack(
+            [_weights_of_at_least_0(products[:2, :2], products[:2, 2]) for products in total["products"]]
+        )
+        late = np.einsum("km,kmp->kp", weights, self.coef[:, :2])
+        return self.become(Fusions, coef=np.concatenate([self.coef, late[:, None]], axis=1), weights=weights)
+
 
 @dataclass(frozen=True)
-class Fusions(Centres):
-    """Third round: all models for each of K parts left out.
+class Fusions(TrainingCentres):
+    """All models for each of K parts left out; their errors.
 
-    Attributes
-    ----------
-    coef : numpy.ndarray
-        [K, 4, p + r], of `MODELS`: a sum of linear predictions is one, too.
-    alpha : numpy.ndarray
-        [K, 3].
-    weights : numpy.ndarray
-        [K, 2], of either view's prediction in late fusion.
+    `coef` [K, 4, p + r] is of `MODELS`: a sum of linear predictions is one, too. `alpha` [K, 3] are the penalties, and
+    `weights` [K, 2] those of either view's prediction in late fusion.
     """
 
     coef: Array
     alpha: Array
     weights: Array
 
+    def part(self, analysis: "LateFusion", table: Folded) -> Sums:
+        """Errors of the rows that were left out, by all models."""
+        target = target_of(table)[:, 0]
+        error = np.empty((table.n, len(MODELS)))
+        for index, fold in enumerate(_joined(table)):
+            held_out = ~fold.training
+            predicted = (fold.features[held_out] - self.mean[index]) @ self.coef[index].T
+            error[held_out] = (target[held_out] - self.target_mean[index, 0])[:, None] - predicted
+        centred_target = target - self.target_mean[:, 0].mean()
+        gain = error[:, :1] ** 2 - error[:, 2:] ** 2
+        return {
+            "n": np.array(float(table.n)),
+            "squared_error": (error**2).sum(axis=0),
+            "absolute_error": np.abs(error).sum(axis=0),
+            "gain": gain.sum(axis=0),
+            "gain_squares": (gain**2).sum(axis=0),
+            "target": np.array(centred_target.sum()),
+            "target_squares": np.array(centred_target @ centred_target),
+        }
+
+    def sends(self, analysis: "LateFusion", widths: Widths) -> Declared:
+        numbers = dict.fromkeys(("n", "target", "target_squares"), everybody())
+        errors = dict.fromkeys(("squared_error", "absolute_error"), everybody(len(MODELS)))
+        return {**numbers, **errors, **dict.fromkeys(("gain", "gain_squares"), everybody(2))}
+
+    def advance(self, analysis: "LateFusion", total: Sums) -> "FusionScores":
+        n = float(total["n"])
+        spread = float(total["target_squares"] - total["target"] ** 2 / n)
+        if spread <= 0:
+            raise HarmonizationError("the probe's target is the same for everybody. Choose another.")
+        variance = np.maximum(total["gain_squares"] / n - (total["gain"] / n) ** 2, 0)
+        return FusionScores(
+            r2=1 - total["squared_error"] / spread,
+            mean_absolute_error=total["absolute_error"] / n,
+            root_mean_squared_error=np.sqrt(total["squared_error"] / n),
+            gain=total["gain"] / spread,
+            gain_error=np.sqrt(n * variance) / spread,
+            weights=self.weights,
+            alpha=self.alpha,
+            n=n,
+        )
+
 
 @dataclass(frozen=True)
-class FusionScores(State):
+class FusionScores(Answer):
     """How well held-out participants were predicted from either view and from both.
 
     Attributes
@@ -115,8 +227,6 @@ class FusionScores(State):
     alpha: Array
     n: float
 
-    done: ClassVar[bool] = True
-
 
 @register
 @dataclass(frozen=True)
@@ -139,6 +249,7 @@ class LateFusion(CrossValidation):
     alphas: tuple[float, ...] = ALPHAS
 
     name: ClassVar[str] = "late_fusion"
+    first: ClassVar[Stage] = ViewSums(ViewCentres)
     states: ClassVar[tuple[type[State], ...]] = (ViewCentres, ViewFits, Fusions, FusionScores)
 
     def __post_init__(self) -> None:
@@ -146,73 +257,11 @@ class LateFusion(CrossValidation):
         if not len(self.alphas) or not all(0 < alpha < np.inf for alpha in self.alphas):
             raise HarmonizationError(f"alphas are {list(self.alphas)}; expected penalties above 0. Give one or more.")
 
-    def _check(self, table: SiteTable) -> None:
-        super()._check(table)
+    def check(self, table: SiteTable) -> None:
+        super().check(table)
         one_target_of(table)
 
-    def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
-        second = second_view_of(table)
-        joined = [Fold(np.concatenate([fold.features, second], axis=1), fold.training) for fold in folds]
-        if isinstance(own, Fusions):
-            return self._summarize_predictions(table, joined, own)
-        if isinstance(own, ViewFits):
-            return self._summarize_left_out(table, joined, own)
-        if isinstance(own, ViewCentres):
-            return _summarize_products(table, joined, own)
-        n_width = np.array([table.n, table.n * folds[0].features.shape[1]], dtype=np.float64)
-        return {**summarize_centres(table, joined), "n_width": n_width, "together": seen_together(table)}
-
-    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
-        d, n_models = widths.seen + widths.second, len(MODELS)
-        if isinstance(own, Fusions):
-            sizes = {"squared_error": n_models, "absolute_error": n_models, "gain": 2, "gain_squares": 2}
-            numbers = {name: everybody() for name in ("n", "target", "target_squares")}
-            return {**numbers, **{name: everybody(size) for name, size in sizes.items()}}
-        if isinstance(own, ViewFits):
-            return {"products": self.stacked(everybody(3, 3))}
-        if isinstance(own, ViewCentres):
-            sums = {"XX": everybody(d, d), "Xy": everybody(d), "yy": everybody()}
-            return {name: self.stacked(sent) for name, sent in sums.items()}
-        return {**centres_of(self, d, widths.classes), "n_width": everybody(2), "together": everybody()}
-
-    def solve_folds(self, total: Sums, own: State | None) -> State:
-        if isinstance(own, Fusions):
-            return self._compare(total, own)
-        if isinstance(own, ViewFits):
-            return self._stack(total, own)
-        if isinstance(own, ViewCentres):
-            return self._fit_views(total, own)
-        n, n_width = total["n_width"]
-        width, together = int(np.rint(n_width / n)), int(total["together"] > 0)
-        return solve_centres(total).become(ViewCentres, width=width, together=together)
-
-    def _fit_views(self, total: Sums, centres: ViewCentres) -> ViewFits:
-        """Fit either view, and both, for each part left out."""
-        parts = []
-        for part, n in enumerate(centres.n):
-            XX, mean = total["XX"][part], centres.mean[part]
-            scale = np.concatenate(
-                [
-                    deviations(np.diag(XX[view, view]) / n, mean[view], bool(centres.together))
-                    for view in _views(centres.width)
-                ]
-            )
-            scaled = XX / np.outer(scale, scale), total["Xy"][part] / scale, float(total["yy"][part])
-            fit = self._fit_part(*scaled, float(n), centres.width)
-            parts.append({**fit, "coef": fit["coef"] / scale, "inverse": fit["inverse"] / np.outer(scale, scale)})
-        return centres.become(ViewFits, **{name: np.stack([part[name] for part in parts]) for name in parts[0]})
-
-    def _fit_part(self, XX: Array, Xy: Array, yy: float, n: float, width: int) -> Sums:
-        """Fields of `ViewFits` that have one entry a part, for one part and scaled views."""
-        coef, alpha, inverses = np.zeros((3, len(XX))), np.empty(3), []
-        for number, view in enumerate(_views(width)):
-            coef[number, view], alpha[number] = self._choose(XX[view, view], Xy[view], yy, n)
-            values, vectors = np.linalg.eigh(XX[view, view])
-            inverses.append(vectors / (values.clip(min=0) + alpha[number] * n) @ vectors.T)
-        coef[2], alpha[2] = self._choose(XX, Xy, yy, n)
-        return {"coef": coef, "alpha": alpha, "inverse": block_diag(*inverses)}
-
-    def _choose(self, XX: Array, Xy: Array, yy: float, n: float) -> tuple[Array, float]:
+    def choose(self, XX: Array, Xy: Array, yy: float, n: float) -> tuple[Array, float]:
         """Coefficients [p] and penalty of the least generalized cross-validation error, for scaled features."""
         sums = {
             "n": np.array(n),
@@ -226,74 +275,11 @@ class LateFusion(CrossValidation):
         alpha = self.alphas[int(np.argmin(path.gcv(self.alphas)))]
         return path.coefficients([alpha])[0][:, 0], alpha
 
-    def _summarize_left_out(self, table: SiteTable, folds: list[Fold], fits: ViewFits) -> Sums:
-        """Products of both views' predictions of training rows that the fit did not see, and of the target."""
-        target = target_of(table)[:, 0]
-        products = np.empty((len(folds), 3, 3))
-        for index, fold in enumerate(folds):
-            x, t = fold.features[fold.training] - fits.mean[index], target[fold.training] - fits.target_mean[index, 0]
-            columns = []
-            for coef, view in zip(fits.coef[index, :2], _views(fits.width), strict=True):
-                leverage = 1 / fits.n[index] + ((x[:, view] @ fits.inverse[index, view, view]) * x[:, view]).sum(axis=1)
-                columns.append(t - (t - x @ coef) / (1 - leverage))
-            joined = np.column_stack([*columns, t])
-            products[index] = joined.T @ joined
-        return {"products": products}
 
-    def _stack(self, total: Sums, fits: ViewFits) -> Fusions:
-        """Weigh both views' predictions by least squares, with weights of at least 0."""
-        weights = np.stack(
-            [_weights_of_at_least_0(products[:2, :2], products[:2, 2]) for products in total["products"]]
-        )
-        late = np.einsum("km,kmp->kp", weights, fits.coef[:, :2])
-        return fits.become(Fusions, coef=np.concatenate([fits.coef, late[:, None]], axis=1), weights=weights)
-
-    def _summarize_predictions(self, table: SiteTable, folds: list[Fold], fusions: Fusions) -> Sums:
-        """Errors of the rows that were left out, by all models."""
-        target = target_of(table)[:, 0]
-        error = np.empty((table.n, len(MODELS)))
-        for index, fold in enumerate(folds):
-            held_out = ~fold.training
-            predicted = (fold.features[held_out] - fusions.mean[index]) @ fusions.coef[index].T
-            error[held_out] = (target[held_out] - fusions.target_mean[index, 0])[:, None] - predicted
-        centred_target = target - fusions.target_mean[:, 0].mean()
-        gain = error[:, :1] ** 2 - error[:, 2:] ** 2
-        return {
-            "n": np.array(float(table.n)),
-            "squared_error": (error**2).sum(axis=0),
-            "absolute_error": np.abs(error).sum(axis=0),
-            "gain": gain.sum(axis=0),
-            "gain_squares": (gain**2).sum(axis=0),
-            "target": np.array(centred_target.sum()),
-            "target_squares": np.array(centred_target @ centred_target),
-        }
-
-    def _compare(self, total: Sums, fusions: Fusions) -> FusionScores:
-        n = float(total["n"])
-        spread = float(total["target_squares"] - total["target"] ** 2 / n)
-        if spread <= 0:
-            raise HarmonizationError("the probe's target is the same for everybody. Choose another.")
-        variance = np.maximum(total["gain_squares"] / n - (total["gain"] / n) ** 2, 0)
-        return FusionScores(
-            r2=1 - total["squared_error"] / spread,
-            mean_absolute_error=total["absolute_error"] / n,
-            root_mean_squared_error=np.sqrt(total["squared_error"] / n),
-            gain=total["gain"] / spread,
-            gain_error=np.sqrt(n * variance) / spread,
-            weights=fusions.weights,
-            alpha=fusions.alpha,
-            n=n,
-        )
-
-
-def _summarize_products(table: SiteTable, folds: list[Fold], centres: Centres) -> Sums:
-    """Cross-products of the training rows of each part about their means."""
-    target, parts = target_of(table)[:, 0], []
-    for index, fold in enumerate(folds):
-        x = fold.features[fold.training] - centres.mean[index]
-        y = target[fold.training] - centres.target_mean[index, 0]
-        parts.append({"XX": x.T @ x, "Xy": x.T @ y, "yy": np.array(y @ y)})
-    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+def _joined(table: Folded) -> tuple[Fold, ...]:
+    """The table's folds with both views side by side."""
+    second = second_view_of(table)
+    return tuple(Fold(np.concatenate([fold.features, second], axis=1), fold.training) for fold in table.folds)
 
 
 def _views(width: int) -> tuple[slice, slice]:

@@ -1,6 +1,6 @@
 """Whether what people give is numbers at all, and of the kind that is expected."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import fields
 from functools import cache
 from numbers import Integral, Real
@@ -26,11 +26,6 @@ def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
     """Return an array of numbers; those that are numbers already are not copied.
 
     Text is refused even where it spells a number: it may as well be the code of a category.
-
-    Raises
-    ------
-    TableError
-        If `values`, which the message calls by `name`, are anything else.
     """
     try:
         array = np.asarray(values)
@@ -45,13 +40,7 @@ def as_numbers(values: Any, name: str) -> NDArray[np.float64]:
 
 
 def as_whole_numbers(values: Any, name: str) -> NDArray[np.int64]:
-    """Return whole numbers [n].
-
-    Raises
-    ------
-    TableError
-        If `values` are anything else.
-    """
+    """Return whole numbers [n], after refusing anything else."""
     array = np.asarray(values)
     if array.dtype.kind not in "iu" or array.ndim != 1:
         raise TableError(f"{name} must be whole numbers, one a row. Number them.")
@@ -80,56 +69,51 @@ def check_sizes(values: NDArray[np.float64], name: str) -> None:
 
 
 def check_parameters(analysis: Any) -> None:
-    """Refuse parameters of an analysis, a dataclass, that are not of the annotated kind.
-
-    Raises
-    ------
-    HarmonizationError
-        With the name of the parameter.
-    """
-    for name, kind in _kinds_of(cast(Hashable, type(analysis))).items():
+    """Refuse, by name, parameters of an analysis, a dataclass, that are not of the annotated kind."""
+    for name, (is_of, called) in _kinds_of(cast(Hashable, type(analysis))).items():
         value = getattr(analysis, name)
-        if not _is_of(value, kind):
-            raise HarmonizationError(f"{name} of '{analysis.name}' is {value!r}. Give {_called(kind)}.")
+        if not is_of(value):
+            raise HarmonizationError(f"{name} of '{analysis.name}' is {value!r}. Give {called}.")
+
+
+_Kind = tuple[Callable[[Any], bool], str]
+"""Whether a value is of a kind, and what that is called."""
 
 
 @cache
-def _kinds_of(analysis: Any) -> dict[str, Any]:
+def _kinds_of(analysis: Any) -> dict[str, _Kind]:
     """Annotated kinds of a class's parameters, by name: thousands of one class are made in a study."""
     hints = get_type_hints(analysis)
-    return {field.name: hints[field.name] for field in fields(analysis)}
+    return {field.name: _understood(hints[field.name]) for field in fields(analysis)}
 
 
-def _is_of(value: Any, kind: Any) -> bool:
+def _understood(kind: Any) -> _Kind:
     origin, parts = get_origin(kind), get_args(kind)
     if kind in _KINDS:
-        types = _KINDS[kind][0]
-        is_number = bool not in types and isinstance(value, bool | np.bool_)
-        return isinstance(value, types) and not is_number
+        types, called = _KINDS[kind]
+        return (
+            lambda value: isinstance(value, types) and (bool in types or not isinstance(value, bool | np.bool_)),
+            called,
+        )
     if kind is type(None):
-        return value is None
-    if origin is tuple:  # a list once it came over the wire
-        kinds = (parts[0],) * len(value) if parts[-1] is Ellipsis and isinstance(value, list | tuple) else parts
-        return isinstance(value, list | tuple) and len(kinds) == len(value) and all(map(_is_of, value, kinds))
+        return lambda value: value is None, "nothing"
     if origin is dict:
-        return isinstance(value, Mapping)
-    if parts and all(isinstance(part, str) for part in parts):  # one of several words, which the analysis knows
-        return isinstance(value, str)
-    return any(_is_of(value, part) for part in parts)
-
-
-def _called(kind: Any) -> str:
-    origin, parts = get_origin(kind), get_args(kind)
-    if kind in _KINDS:
-        return _KINDS[kind][1]
-    if kind is type(None):
-        return "nothing"
-    if origin is tuple:
-        if parts[-1] is Ellipsis:
-            return f"a list, each entry {_called(parts[0])}"
-        return f"[{', '.join(map(_called, parts))}]"
-    if origin is dict:
-        return "names with values"
-    if all(isinstance(part, str) for part in parts):
-        return "text"
-    return " or ".join(map(_called, parts))
+        return lambda value: isinstance(value, Mapping), "names with values"
+    if all(isinstance(part, str) for part in parts):  # one of several words, which the analysis knows
+        return lambda value: isinstance(value, str), "text"
+    understood = [_understood(part) for part in parts if part is not Ellipsis]
+    names = [called for _, called in understood]
+    if origin is not tuple:
+        return lambda value: any(is_of(value) for is_of, _ in understood), " or ".join(names)
+    if parts[-1] is Ellipsis:  # a list once it came over the wire, as below
+        return lambda value: isinstance(value, list | tuple) and all(map(understood[0][0], value)), (
+            f"a list, each entry {names[0]}"
+        )
+    return (
+        lambda value: (
+            isinstance(value, list | tuple)
+            and len(value) == len(understood)
+            and all(is_of(entry) for (is_of, _), entry in zip(understood, value, strict=True))
+        ),
+        f"[{', '.join(names)}]",
+    )

@@ -108,15 +108,7 @@ def in_parts(sent: Sent, parts: int) -> Sent:
 
 
 def by_part(sent: Sent, parts: int, *axes: int) -> Sent:
-    """The same, stacked along leading axes with an entry a part.
-
-    Parameters
-    ----------
-    parts : int
-        How many parts the participants are in.
-    axes : int
-        Sizes of the leading axes.
-    """
+    """The same, of participants in so many parts, stacked along leading axes of these sizes with an entry a part."""
     stacked = in_parts(sent, parts)
     return replace(
         stacked,

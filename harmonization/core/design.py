@@ -6,7 +6,7 @@ answers do not depend on centres and scales, only the numerical precision does.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,21 @@ class Continuous:
     center: float = 0.0
     scale: float = 1.0
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of its columns of the design matrix."""
+        return (self.name,)
+
+    def encode(self, values: list[Any]) -> Array:
+        """Column [n, 1] of n values."""
+        try:
+            numbers = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise DesignError(f"covariate '{self.name}' is not a number everywhere. Name its levels instead.") from None
+        if not np.isfinite(numbers).all():
+            raise DesignError(f"covariate '{self.name}' has infinite values. Correct them.")
+        return ((numbers - self.center) / self.scale)[:, None]
+
 
 @dataclass(frozen=True)
 class Categorical:
@@ -30,6 +45,25 @@ class Categorical:
 
     name: str
     levels: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of its columns of the design matrix."""
+        return tuple(f"{self.name}={level}" for level in self.levels[1:])
+
+    def encode(self, values: list[Any]) -> Array:
+        """Columns [n, levels - 1] of n values."""
+        levels = [str(value) if str(value) in self.levels else level_of(value) for value in values]
+        unknown = Counter(level for level in levels if level not in self.levels)
+        if unknown:
+            named = ", ".join(f"{level!r} ({n} rows)" for level, n in unknown.most_common(5))
+            raise DesignError(
+                f"covariate '{self.name}' has levels outside the agreed {', '.join(self.levels)}: {named}. "
+                "Recode them, or agree on them."
+            )
+        return np.array(
+            [[float(level == agreed) for agreed in self.levels[1:]] for level in levels], dtype=np.float64
+        ).reshape(len(values), len(self.levels) - 1)
 
 
 Covariate = Continuous | Categorical
@@ -57,22 +91,10 @@ class Design:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns of the design matrix."""
-        named: list[str] = []
-        for covariate in self.covariates:
-            if isinstance(covariate, Continuous):
-                named.append(covariate.name)
-            else:
-                named.extend(f"{covariate.name}={level}" for level in covariate.levels[1:])
-        return tuple(named)
+        return tuple(column for covariate in self.covariates for column in covariate.columns)
 
     def complete(self, table: Mapping[str, Sequence[Any]], n: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Tell which of `n` rows have a value for every covariate.
-
-        Parameters
-        ----------
-        table : mapping
-            Covariate → n values; NaN and None are missing.
-        """
+        """Tell which of `n` rows have a value, neither NaN nor None, for every covariate of a table."""
         known = np.ones(n, dtype=bool)
         for covariate in self.covariates:
             known &= [not _is_missing(value) for value in _column(table, covariate)]
@@ -91,19 +113,14 @@ class Design:
             values = list(_column(table, covariate))
             if any(_is_missing(value) for value in values):
                 raise DesignError(f"covariate '{covariate.name}' has missing values. Leave those participants out.")
-            if isinstance(covariate, Continuous):
-                blocks.append(_continuous(covariate, values)[:, None])
-            else:
-                blocks.append(_categorical(covariate, values))
+            blocks.append(covariate.encode(values))
         return np.concatenate(blocks, axis=1)
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the design as a JSON-able list."""
         return [
-            {"name": c.name, "center": c.center, "scale": c.scale}
-            if isinstance(c, Continuous)
-            else {"name": c.name, "levels": list(c.levels)}
-            for c in self.covariates
+            {name: list(value) if name == "levels" else value for name, value in asdict(covariate).items()}
+            for covariate in self.covariates
         ]
 
     @classmethod
@@ -127,32 +144,6 @@ def _column(table: Mapping[str, Sequence[Any]], covariate: Covariate) -> Sequenc
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and bool(np.isnan(value)))
-
-
-def _continuous(covariate: Continuous, values: list[Any]) -> Array:
-    try:
-        numbers = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise DesignError(
-            f"covariate '{covariate.name}' is not a number everywhere. Name its levels instead."
-        ) from None
-    if not np.isfinite(numbers).all():
-        raise DesignError(f"covariate '{covariate.name}' has infinite values. Correct them.")
-    return (numbers - covariate.center) / covariate.scale
-
-
-def _categorical(covariate: Categorical, values: list[Any]) -> Array:
-    levels = [str(value) if str(value) in covariate.levels else level_of(value) for value in values]
-    unknown = Counter(level for level in levels if level not in covariate.levels)
-    if unknown:
-        named = ", ".join(f"{level!r} ({n} rows)" for level, n in unknown.most_common(5))
-        raise DesignError(
-            f"covariate '{covariate.name}' has levels outside the agreed {', '.join(covariate.levels)}: {named}. "
-            "Recode them, or agree on them."
-        )
-    return np.array(
-        [[float(level == agreed) for agreed in covariate.levels[1:]] for level in levels], dtype=np.float64
-    ).reshape(len(values), len(covariate.levels) - 1)
 
 
 def level_of(value: Any) -> str:

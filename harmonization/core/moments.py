@@ -9,12 +9,12 @@ from scipy.fft import irfft, next_fast_len, rfft
 from harmonization.core.checks import check_sizes
 from harmonization.core.declared import Declared, Widths, everybody, of_groups
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, State, Sums
 from harmonization.core.registry import register
 
 
 @dataclass(frozen=True)
-class Moments(State):
+class Moments(Answer):
     """Second moments about zero, over the frames of all sites.
 
     Attributes
@@ -38,8 +38,6 @@ class Moments(State):
     following: Array
     autocovariance: Array
     n: float
-
-    done: ClassVar[bool] = True
 
 
 @register

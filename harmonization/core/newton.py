@@ -45,18 +45,9 @@ _TOLERANCE = 1e-14
 class Newton(State):
     """Where F fits stand.
 
-    Attributes
-    ----------
-    strength : numpy.ndarray
-        [F], what the sum of losses is multiplied by.
-    point, step : numpy.ndarray
-        [F, C - 1, p + 1], coefficients and, last, intercepts; and the step from there that is tried.
-    value, slope : numpy.ndarray
-        [F], objective at the point, and its derivative along the step.
-    active : numpy.ndarray
-        [F], 1 until a fit has converged.
-    steps : int
-        Rounds so far.
+    `strength` [F] multiplies the sum of losses. `point` [F, C - 1, p + 1] are coefficients and, last, intercepts, and
+    `step` the step from there that is tried; `value` [F] is the objective at the point, `slope` [F] its derivative
+    along the step. `active` [F] is 1 until a fit has converged, and `steps` the number of rounds so far.
     """
 
     strength: Array
@@ -118,12 +109,7 @@ def numbers_sent(n_fits: int, n_classes: int, n_features: int) -> int:
 def row_terms(log_odds: Array, one_hot: Array) -> tuple[Array, Array, Array]:
     """Losses [..., n], probabilities [..., n, C] and these less the one-hot classes, all exact near 0 and 1.
 
-    Parameters
-    ----------
-    log_odds : numpy.ndarray
-        [..., n, C].
-    one_hot : numpy.ndarray
-        [..., n, C].
+    Log odds and one-hot classes are [..., n, C].
     """
     margin, loss = _losses(log_odds, one_hot)
     probability = np.exp(margin - loss[..., None])
@@ -145,26 +131,14 @@ def log_odds_of(features: Array, points: Array) -> Array:
     n_fits, n_contrasts, _ = points.shape
     along = features @ points[:, :, :-1].reshape(n_fits * n_contrasts, -1).T  # one product for all fits
     along = along.reshape(-1, n_fits, n_contrasts).transpose(1, 0, 2) + points[:, None, :, -1]
-    log_odds: Array = along @ contrasts(n_contrasts + 1).T
-    return log_odds
+    return along @ contrasts(n_contrasts + 1).T
 
 
 def summarize_fits(features: Array, one_hot: Array, points: Array, steps: Array) -> Sums:
-    """Sums of some rows for F fits at the end of their steps.
+    """Sums of some rows for F fits at the end of their steps, as `sums_of_fits` declares them.
 
-    Parameters
-    ----------
-    features : numpy.ndarray
-        [n, p]; n may be 0.
-    one_hot : numpy.ndarray
-        [n, C], or [F, n, C] where fits learn other classes.
-    points, steps : numpy.ndarray
-        [F, C - 1, p + 1].
-
-    Returns
-    -------
-    dict
-        losses [F, lengths], gradient [F, C - 1, p + 1], hessian [F, C (C - 1) / 2, triangle].
+    Features are [n, p], and n may be 0; one-hot classes [n, C], or [F, n, C] where fits learn other classes; points and
+    steps [F, C - 1, p + 1].
     """
     start, move = log_odds_of(features, points), log_odds_of(features, steps)
     losses = [_losses(start + length * move, one_hot)[1].sum(axis=1) for length in LENGTHS]
@@ -189,13 +163,7 @@ def _pair_products(rows: Array, probability: Array) -> Iterator[Array]:
 
 
 def advance(state: AnyNewton, total: Sums) -> AnyNewton:
-    """Take or shorten the steps of the active fits, to which alone the sums belong.
-
-    Raises
-    ------
-    HarmonizationError
-        If fits have not converged after many rounds.
-    """
+    """Take or shorten the steps of the active fits, to which alone the sums belong, in many rounds at most."""
     if state.steps >= _MOST_STEPS:
         raise HarmonizationError(
             f"logistic regression has not converged after {_MOST_STEPS} rounds. Use a smaller C, or scale the features."

@@ -154,15 +154,42 @@ class State:
         return kind(**known, **found)
 
 
+class Answer(State):
+    """The state after the last round."""
+
+    done: ClassVar[bool] = True
+
+
+class Stage(State, ABC):
+    """A state in which an analysis asks its sites once more."""
+
+    @abstractmethod
+    def part(self, analysis: Any, table: Any) -> Sums:
+        """At a site: its sums."""
+
+    @abstractmethod
+    def sends(self, analysis: Any, widths: Widths) -> Declared:
+        """Declare what `part` returns, for tables of such widths, whatever their rows are."""
+
+    @abstractmethod
+    def advance(self, analysis: Any, total: Sums) -> State:
+        """At the coordinator: what follows from the sum over all sites, another stage or the answer."""
+
+
 class Analysis(ABC):
     """An analysis in rounds. Subclasses are frozen dataclasses of JSON-able parameters.
+
+    Each round is a `Stage`, which says what is summed and what follows; the analysis names the `first`. One of a single
+    round may write `summarize`, `sends` and `solve` itself, and names none.
 
     Attributes
     ----------
     name : str
         Name on the wire and in a site's policy.
+    first : Stage
+        The stage of its first round, which is not sent: sites know it.
     states : tuple of type
-        The states that its rounds pass, for the wire.
+        The states that its rounds pass, for the wire: further stages, and the answer, which is `done`.
     rows : {"participants", "frames"}
         What its tables must hold. Sums that are safe over many frames can single out a row among few participants.
     counts_missing : bool
@@ -180,6 +207,7 @@ class Analysis(ABC):
     """
 
     name: ClassVar[str]
+    first: ClassVar[Stage]
     states: ClassVar[tuple[type[State], ...]]
     rows: ClassVar[Literal["participants", "frames"]] = "participants"
     counts_missing: ClassVar[bool] = False
@@ -192,17 +220,24 @@ class Analysis(ABC):
         """Refuse parameters of the wrong kind. Subclasses call it before they look at their values."""
         check_parameters(self)
 
-    @abstractmethod
     def summarize(self, table: SiteTable, state: State | None) -> Sums:
         """At a site: its sums for this round. `state` is None in the first."""
+        return self.stage(state).part(self, table)
 
-    @abstractmethod
     def sends(self, widths: Widths, state: State | None) -> Declared:
         """Declare what `summarize` returns in this round, for tables of such widths, whatever their rows are."""
+        return self.stage(state).sends(self, widths)
 
-    @abstractmethod
     def solve(self, total: Sums, state: State | None) -> State:
         """At the coordinator: the next state from the sum over all sites; the last one is `done`."""
+        return self.stage(state).advance(self, total)
+
+    def stage(self, state: State | None) -> Stage:
+        """Return the stage that a state is, or the first; an answer is none: whoever sends one begins nowhere."""
+        stage = self.first if state is None else state
+        if stage.done or not isinstance(stage, Stage):
+            raise HarmonizationError(f"'{stage.kind}' is an answer of '{self.name}', after which nothing is summed.")
+        return stage
 
     @property
     def asks_for(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from harmonization.core.declared import Declared, Widths, everybody, of_groups
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 
 Counts = NDArray[np.int64]
@@ -31,20 +31,32 @@ _SPAN = float(np.arcsinh(LARGEST / SMALLEST))
 _CELLS = BASE**DIGITS
 
 
-@dataclass(frozen=True)
-class Brackets(State):
-    """Where the quantiles lie so far.
+class FirstDigits(Stage):
+    """First round: counts of the first digit of all values, [1, p, 256]."""
 
-    Attributes
-    ----------
-    prefix : numpy.ndarray
-        First digits of each quantile's address as one number, [n_q, p] int64.
-    rank : numpy.ndarray
-        The quantile's place among the values with that prefix, counted from 1, [n_q, p] int64.
-    n : numpy.ndarray
-        Values that are not missing, [p].
-    digits : int
-        Digits known.
+    def part(self, analysis: "Quantiles", table: SiteTable) -> Sums:
+        address, present = _addresses(table.features)
+        return {"counts": _count(address // BASE ** (DIGITS - 1), present)[None]}
+
+    def sends(self, analysis: "Quantiles", widths: Widths) -> Declared:
+        return _counts_of(1, widths)
+
+    def advance(self, analysis: "Quantiles", total: Sums) -> State:
+        counts = total["counts"].astype(np.int64)
+        n = counts[0].sum(axis=-1)
+        rank = np.ceil(np.multiply.outer(np.asarray(analysis.probabilities), n) - 1).astype(np.int64) + 1
+        counts = np.broadcast_to(counts, (len(rank), *counts.shape[1:]))
+        _require_within(counts, rank)
+        return Brackets(np.zeros_like(rank), rank, n.astype(np.float64), 0).narrowed(counts)
+
+
+@dataclass(frozen=True)
+class Brackets(Stage):
+    """Where the quantiles lie so far; counts of the next digit in each, [n_q, p, 256].
+
+    `prefix` [n_q, p] int64 has the first digits of each quantile's address as one number, `rank` [n_q, p] int64 the
+    quantile's place among the values with that prefix, counted from 1, `n` [p] the values that are not missing, and
+    `digits` says how many are known.
     """
 
     prefix: Counts
@@ -52,9 +64,29 @@ class Brackets(State):
     n: Array
     digits: int
 
+    def part(self, analysis: "Quantiles", table: SiteTable) -> Sums:
+        address, present = _addresses(table.features)
+        head, digit = np.divmod(address // BASE ** (DIGITS - 1 - self.digits), BASE)
+        return {"counts": np.stack([_count(digit, present & (head == prefix)) for prefix in self.prefix])}
+
+    def sends(self, analysis: "Quantiles", widths: Widths) -> Declared:
+        return _counts_of(len(self.prefix), widths)
+
+    def advance(self, analysis: "Quantiles", total: Sums) -> State:
+        return self.narrowed(total["counts"].astype(np.int64))
+
+    def narrowed(self, counts: Counts) -> State:
+        """The brackets with another digit known, or, when all are, the quantiles."""
+        digit, rank = _descend(counts, self.rank)
+        prefix = self.prefix * BASE + digit
+        if self.digits + 1 < DIGITS:
+            return Brackets(prefix, rank, self.n, self.digits + 1)
+        low, high = _edge(prefix), _edge(prefix + 1)
+        return QuantileModel(np.where(self.n > 0, (low + high) / 2, np.nan), (high - low) / 2, self.n)
+
 
 @dataclass(frozen=True)
-class QuantileModel(State):
+class QuantileModel(Answer):
     """Quantiles of every column.
 
     Attributes
@@ -70,8 +102,6 @@ class QuantileModel(State):
     quantiles: Array
     resolution: Array
     n: Array
-
-    done: ClassVar[bool] = True
 
 
 @register
@@ -91,6 +121,7 @@ class Quantiles(Analysis):
     probabilities: tuple[float, ...]
 
     name: ClassVar[str] = "quantiles"
+    first: ClassVar[Stage] = FirstDigits()
     states: ClassVar[tuple[type[State], ...]] = (Brackets, QuantileModel)
     rows: ClassVar[Literal["participants", "frames"]] = "frames"
 
@@ -99,33 +130,10 @@ class Quantiles(Analysis):
         if not self.probabilities or not all(0 < q < 1 for q in self.probabilities):
             raise HarmonizationError(f"probabilities are {list(self.probabilities)}; expected some between 0 and 1.")
 
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        """Count the next digit: [1, p, 256] in the first round, [n_q, p, 256] later."""
-        address, present = _addresses(table.features)
-        if not isinstance(state, Brackets):
-            return {"counts": _count(address // BASE ** (DIGITS - 1), present)[None]}
-        head, digit = np.divmod(address // BASE ** (DIGITS - 1 - state.digits), BASE)
-        return {"counts": np.stack([_count(digit, present & (head == prefix)) for prefix in state.prefix])}
 
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        brackets = len(state.prefix) if isinstance(state, Brackets) else 1
-        # Of frames, of which each of those who have the parcel has many.
-        return {"counts": of_groups(everybody(brackets, widths.features, BASE))}
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        counts = total["counts"].astype(np.int64)
-        if not isinstance(state, Brackets):
-            n = counts[0].sum(axis=-1)
-            rank = np.ceil(np.multiply.outer(np.asarray(self.probabilities), n) - 1).astype(np.int64) + 1
-            counts = np.broadcast_to(counts, (len(rank), *counts.shape[1:]))
-            state = Brackets(np.zeros_like(rank), rank, n.astype(np.float64), 0)
-            _require_within(counts, rank)
-        digit, rank = _descend(counts, state.rank)
-        prefix = state.prefix * BASE + digit
-        if state.digits + 1 < DIGITS:
-            return Brackets(prefix, rank, state.n, state.digits + 1)
-        low, high = _edge(prefix), _edge(prefix + 1)
-        return QuantileModel(np.where(state.n > 0, (low + high) / 2, np.nan), (high - low) / 2, state.n)
+def _counts_of(brackets: int, widths: Widths) -> Declared:
+    """Declare counts of frames, of which each of those who have the parcel has many."""
+    return {"counts": of_groups(everybody(brackets, widths.features, BASE))}
 
 
 def _addresses(values: Array) -> tuple[Counts, NDArray[np.bool_]]:

@@ -44,8 +44,14 @@ def register(analysis: type[AnyAnalysis]) -> type[AnyAnalysis]:
             f"{analysis.__module__}: an analysis is called {name!r}; expected 1 to 64 letters a-z and '_', and none of "
             f"{', '.join(sorted(TAKEN))}. Name it otherwise."
         )
-    if lacking := sorted(getattr(analysis, "__abstractmethods__", ())):
-        raise HarmonizationError(f"{analysis.__module__}: analysis '{name}' lacks {', '.join(lacking)}. Write them.")
+    lacking = set(getattr(analysis, "__abstractmethods__", ()))
+    if not hasattr(analysis, "first"):
+        steps = ("summarize", "sends", "solve")
+        lacking |= {step for step in steps if getattr(analysis, step, None) is getattr(Analysis, step)}
+    if lacking:
+        raise HarmonizationError(
+            f"{analysis.__module__}: analysis '{name}' lacks {', '.join(sorted(lacking))}. Write them."
+        )
     known = ANALYSES.setdefault(analysis.name, analysis)
     if known is not analysis:
         raise HarmonizationError(

@@ -1,30 +1,20 @@
 """Features that everybody has: what analyses look at where some are missing."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from harmonization.core.checks import check_width
-from harmonization.core.protocol import Array, State
+from harmonization.core.protocol import Answer, Array
 
 
 @dataclass(frozen=True)
-class Selection(State):
-    """Which features to look at.
-
-    Attributes
-    ----------
-    kept : numpy.ndarray
-        [p], 1 for features that are kept, and 0 for others.
-    """
+class Selection(Answer):
+    """Which features to look at: `kept` [p] is 1 for these, and 0 for others."""
 
     kept: Array
-
-    done: ClassVar[bool] = True
 
     def select(self, features: Array) -> Array:
         """Return the k kept ones of features [n, p]: [n, k]."""
         check_width(features, len(self.kept))
-        selected: Array = features[:, np.asarray(self.kept) > 0]
-        return selected
+        return features[:, np.asarray(self.kept) > 0]

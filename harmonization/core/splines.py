@@ -20,18 +20,10 @@ _DEGREE = 3
 
 
 def spline_basis(values: Array, lower: float, upper: float, n_splines: int) -> Array:
-    """Cubic B-splines [n, K] at `values` [n]; each row sums to 1.
+    """Cubic B-splines [n, K] at `values` [n], at least 4; each row sums to 1.
 
-    Beyond the bounds every spline goes on along its tangent, and with it the effect: as a straight line.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        [n].
-    lower, upper : float
-        Where the first and the last of the K - 2 equally spaced knots lie.
-    n_splines : int
-        K, at least 4.
+    The first and the last of their K - 2 equally spaced knots lie at `lower` and `upper`. Beyond these every spline
+    goes on along its tangent, and with it the effect: as a straight line.
     """
     last = n_splines - _DEGREE
     position = (values - lower) / (upper - lower) * last  # in units of the distance between knots
@@ -73,13 +65,7 @@ class SmoothDesign:
 
     @classmethod
     def read(cls, smooth: Any, n_splines: int) -> Self:
-        """Read smooth columns from whatever the wire made of them: rows of three numbers.
-
-        Raises
-        ------
-        DesignError
-            If they are not.
-        """
+        """Read smooth columns from whatever the wire made of them, which must be rows of three numbers."""
         try:
             rows = tuple((float(column), float(lower), float(upper)) for column, lower, upper in smooth)
         except (TypeError, ValueError):
@@ -93,13 +79,7 @@ class SmoothDesign:
         return n_columns + len(self.smooth) * (self.n_splines - 2)
 
     def expand(self, covariates: Array) -> Array:
-        """Expanded design [n, C] of covariates [n, q].
-
-        Raises
-        ------
-        DesignError
-            If a smooth column is not among the covariates.
-        """
+        """Expanded design [n, C] of covariates [n, q], which must have all smooth columns."""
         bounds = self._bounds(covariates.shape[1])
         blocks = [
             spline_basis(values, *bounds[column], self.n_splines)[:, 1:] if column in bounds else values[:, None]
@@ -108,17 +88,10 @@ class SmoothDesign:
         return np.concatenate(blocks, axis=1)
 
     def shared(self, covariates: Array, min_group: int) -> NDArray[np.bool_]:
-        """Tell which rows [n] may enter sums over splines.
+        """Tell which rows [n] of covariates [n, q] may enter sums over splines: under each lie `min_group`, or none.
 
         A spline that differs from 0 for a few rows alone would tell of those: they lie at ages, say, that hardly
         anybody has. Without them the next spline may have few, and so on.
-
-        Parameters
-        ----------
-        covariates : numpy.ndarray
-            [n, q].
-        min_group : int
-            Fewest rows under a spline, unless there are none.
         """
         bounds = self._bounds(covariates.shape[1])
         under = np.concatenate(

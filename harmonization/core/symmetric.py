@@ -11,8 +11,7 @@ from harmonization.core.protocol import Array
 
 def pack(matrix: Array) -> Array:
     """Upper triangle [p (p + 1) / 2] of a symmetric matrix [p, p], row by row."""
-    packed: Array = matrix.ravel()[_upper(len(matrix))]
-    return packed
+    return matrix.ravel()[_upper(len(matrix))]
 
 
 def unpack(packed: Array) -> Array:
@@ -20,8 +19,7 @@ def unpack(packed: Array) -> Array:
     size = (isqrt(8 * len(packed) + 1) - 1) // 2
     upper = np.zeros((size, size))
     upper.ravel()[_upper(size)] = packed
-    matrix: Array = upper + np.triu(upper, 1).T
-    return matrix
+    return upper + np.triu(upper, 1).T
 
 
 @cache

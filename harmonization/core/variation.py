@@ -26,8 +26,7 @@ def hardly_varies(features: Array, variance: Array, effects: Array) -> NDArray[n
 
     They are `all_but_equal`, or `vary_less` than the covariates' common `effects` [n, p] alone would make them.
     """
-    still: NDArray[np.bool_] = all_but_equal(features, variance) | vary_less(features, effects) | (variance <= 0)
-    return still
+    return all_but_equal(features, variance) | vary_less(features, effects) | (variance <= 0)
 
 
 def vary_less(features: Array, effects: Array) -> NDArray[np.bool_]:
@@ -59,8 +58,7 @@ def all_but_equal(features: Array, variance: Array) -> NDArray[np.bool_]:
 
 def _chance(counts: Array) -> Array:
     """Share [p] of their spread within which so many normal values come by chance, of their median or of others."""
-    share: Array = _BY_CHANCE ** (1 / np.maximum(counts - 1, 1))
-    return share
+    return _BY_CHANCE ** (1 / np.maximum(counts - 1, 1))
 
 
 def _median(features: Array) -> Array:

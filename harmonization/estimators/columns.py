@@ -16,14 +16,9 @@ from harmonization.core.protocol import Array, SiteTable
 
 @dataclass(frozen=True)
 class Columns:
-    """How the columns were called when something was fitted.
+    """How the columns were called when something was fitted: those of X, if they had names, and a design's.
 
-    Attributes
-    ----------
-    features : tuple of str or None
-        Names of the columns of X, if it had any.
-    design : Design or None
-        How named covariates are coded; None if they came as a matrix, or not at all.
+    `design` says how named covariates are coded; it is None if they came as a matrix, or not at all.
     """
 
     features: tuple[str, ...] | None
@@ -66,10 +61,7 @@ class Columns:
 def table_like(X: Any, values: Array, names: Sequence[str] | None = None) -> Any:
     """Return `values` [n, k] as what they were made of: if X is a table of pandas, with its index.
 
-    Parameters
-    ----------
-    names : sequence of str, optional
-        Of the k columns; those of X if not given.
+    The k columns are called as those of X, or have `names` of their own.
     """
     if not (hasattr(X, "columns") and hasattr(X, "index")):
         return values
@@ -110,13 +102,7 @@ def row_names(labels: Sequence[Any], n: int, what: str) -> NDArray[np.str_]:
 
 
 def site_name(label: Any) -> str:
-    """Name of a site: its label, where 3, 3.0 and "3" are the same.
-
-    Raises
-    ------
-    TableError
-        If the label is missing.
-    """
+    """Name of a site: its label, which may not be missing, and where 3, 3.0 and "3" are the same."""
     if _is_missing(label) or str(label) == "":
         raise TableError("a row has no name of its site or participant. Leave it out, or name it.")
     if isinstance(label, float | np.floating) and float(label).is_integer():

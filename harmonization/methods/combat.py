@@ -25,7 +25,7 @@ import numpy as np
 from harmonization.core.centring import centred
 from harmonization.core.declared import Declared, Sent, Shape, Widths, everybody, of_groups
 from harmonization.core.errors import DesignError, HarmonizationError, SmallGroupError, TableError
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.variation import hardly_varies
 from harmonization.methods.combat_model import ComBatModel as ComBatModel
@@ -42,19 +42,9 @@ _EXPLAINED = 1e-13
 
 
 def summarize(features: Array, covariates: Array | None) -> Sums:
-    """Return one site's sums.
+    """Return one site's sums, of features [n, p] and a design matrix [n, q], without intercept; q may be 0.
 
-    Parameters
-    ----------
-    features : numpy.ndarray
-        [n, p].
-    covariates : numpy.ndarray or None
-        Design matrix [n, q], without intercept; q may be 0.
-
-    Returns
-    -------
-    dict
-        n, feature_sum [p], covariate_sum [q], W [q, q], V [q, p], T [p]; W, V and T about the site's means.
+    They are n, feature_sum [p], covariate_sum [q], W [q, q], V [q, p] and T [p]; W, V and T about the site's means.
     """
     table = SiteTable(features, covariates)
     y, c = centred(table.features), centred(table.design)
@@ -94,34 +84,16 @@ def _moments_per_feature(p: int, q: int) -> dict[str, Sent]:
 
 
 def summarize_per_feature(features: Array, covariates: Array, min_group: int = 1) -> Sums:
-    """Return one site's sums, those of each feature over the rows that have it.
+    """Return one site's sums, those of each feature, NaN where missing, over the rows that have it.
 
-    Parameters
-    ----------
-    features : numpy.ndarray
-        [n, p], NaN where missing.
-    covariates : numpy.ndarray
-        [n, q], complete.
-    min_group : int
-        Fewest rows that a sum, or the difference between those of two features, may stand for.
-
-    Returns
-    -------
-    dict
-        n, counts [p], feature_sum [p], covariate_sum [p, q], W [p, q, q], V [q, p], T [p].
+    They are n, counts [p], feature_sum [p], covariate_sum [p, q], W [p, q, q], V [q, p] and T [p]. No sum, nor the
+    difference between those of two features, may stand for fewer than `min_group` rows.
     """
     (n, p), q = features.shape, covariates.shape[1]
     patterns, which = np.unique(~np.isnan(features), axis=1, return_inverse=True)
     _check_patterns(patterns, min_group)
-    sums = {
-        "n": np.array(float(n)),
-        "counts": np.zeros(p),
-        "feature_sum": np.zeros(p),
-        "covariate_sum": np.zeros((p, q)),
-        "W": np.zeros((p, q, q)),
-        "V": np.zeros((q, p)),
-        "T": np.zeros(p),
-    }
+    sums = {name: np.zeros(sent.shape) for name, sent in _moments_per_feature(p, q).items()}
+    sums["n"] += n
     for number, present in enumerate(patterns.T):
         rows, columns = np.flatnonzero(present), np.flatnonzero(which.ravel() == number)
         if not len(rows):
@@ -220,23 +192,71 @@ def solve_within(W: Array, V: Array, n: float, mean: Array) -> Array:
     return scaled / scale[:, None]
 
 
-@dataclass(frozen=True)
-class CovariateEffects(State):
-    """With a reference site, what the first round tells.
+class SiteMoments(Stage):
+    """First round: sums of vectors, covariates and their products about the site's means."""
 
-    Attributes
-    ----------
-    coefficients : numpy.ndarray
-        [q, p], effects of the covariates.
-    pooled_variance : numpy.ndarray
-        [p], around site and covariates.
-    n : float
-        Participants.
+    def part(self, analysis: "ComBat", table: SiteTable) -> Sums:
+        rows = analysis.rows_of(table)
+        if analysis.missing == "per_feature":
+            return summarize_per_feature(rows.features, rows.design, table.min_group)
+        return summarize(rows.features, rows.design)
+
+    def sends(self, analysis: "ComBat", widths: Widths) -> Declared:
+        moments = _moments_per_feature if analysis.missing == "per_feature" else moments_of
+        return moments(widths.features, widths.covariates)
+
+    def advance(self, analysis: "ComBat", total: Sums) -> State:
+        model = solve(total)
+        return model if analysis.reference is None else model.become(CovariateEffects)
+
+
+@dataclass(frozen=True)
+class CovariateEffects(Stage):
+    """With a reference site: effects [q, p] of the covariates, variance [p] around site and covariates, participants.
+
+    The reference site's means and variances enter this round's sum alone.
     """
 
     coefficients: Array
     pooled_variance: Array
     n: float
+
+    def part(self, analysis: "ComBat", table: SiteTable) -> Sums:
+        """Sums of the reference site's rows, without the effects of covariates; zeros at all others.
+
+        What hardly varies has no squares: those of the covariates' effects alone would be taken for its scale.
+        """
+        rows = analysis.rows_of(table)
+        effects = rows.design @ self.coefficients
+        left = rows.features - effects
+        still = hardly_varies(rows.features, self.pooled_variance, effects)
+        sums = {
+            "sites": np.array(1.0),
+            "counts": (~np.isnan(left)).sum(axis=0).astype(np.float64),
+            "feature_sum": np.nansum(left, axis=0),
+            "squares": np.where(still, 0.0, (centred(left) ** 2).sum(axis=0)),
+        }
+        if not analysis.is_reference(rows):
+            return {name: np.zeros_like(values) for name, values in sums.items()}
+        if sums["counts"].min() < max(rows.min_group, 2):
+            raise SmallGroupError(
+                f"the reference site has {int(sums['counts'].min())} participants with a feature; expected at least "
+                f"{max(rows.min_group, 2)}. Choose another."
+            )
+        return sums
+
+    def sends(self, analysis: "ComBat", widths: Widths) -> Declared:
+        of_features = dict.fromkeys(("counts", "feature_sum", "squares"), of_groups(everybody(widths.features)))
+        return {"sites": everybody(), **of_features}
+
+    def advance(self, analysis: "ComBat", total: Sums) -> ComBatModel:
+        if (found := int(total["sites"])) != 1:
+            many = f"{found} sites are" if found else "no site is"
+            raise HarmonizationError(
+                f"{many} called '{analysis.reference}', as the reference is. Name one site that is there."
+            )
+        mean, variance = (total[name] / total["counts"] for name in ("feature_sum", "squares"))
+        return ComBatModel(self.coefficients, mean, variance, self.n)
 
 
 FOR_MRI = (
@@ -281,6 +301,7 @@ class ComBat(Harmonizer):
         "Bayes methods. Biostatistics 2007;8:118-127.",
         FOR_MRI,
     )
+    first: ClassVar[Stage] = SiteMoments()
     states: ClassVar[tuple[type[State], ...]] = (CovariateEffects, ComBatModel)
     counts_missing: ClassVar[bool] = True
 
@@ -294,50 +315,26 @@ class ComBat(Harmonizer):
             if getattr(self, option) not in known:
                 raise HarmonizationError(f"{option} is '{getattr(self, option)}'; expected one of {', '.join(known)}.")
 
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        rows = self._rows(table)
-        if isinstance(state, CovariateEffects):
-            return self._summarize_reference(rows, state)
-        if self.missing == "per_feature":
-            return summarize_per_feature(rows.features, rows.design, table.min_group)
-        return summarize(rows.features, rows.design)
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        p, q = widths.features, widths.covariates
-        if isinstance(state, CovariateEffects):
-            return {
-                "sites": everybody(),
-                **{name: of_groups(everybody(p)) for name in ("counts", "feature_sum", "squares")},
-            }
-        return _moments_per_feature(p, q) if self.missing == "per_feature" else moments_of(p, q)
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        if isinstance(state, CovariateEffects):
-            return self._solve_reference(total, state)
-        model = solve(total)
-        if self.reference is None:
-            return model
-        return CovariateEffects(model.coefficients, model.pooled_variance, model.n)
-
     def effect_shapes(self, model: ComBatModel, n_features: int) -> dict[str, Shape]:
         return SiteEffect.shapes(n_features)
 
     def estimate(self, model: ComBatModel, table: SiteTable) -> SiteEffect:
-        if self._is_reference(table):
+        if self.is_reference(table):
             nothing = np.zeros_like(model.grand_mean)
             return SiteEffect(nothing, nothing + 1, nothing.astype(bool))
-        rows = self._rows(table)
+        rows = self.rows_of(table)
         return model.site_effect(rows.features, rows.design, prior=self.prior, mean_only=self.mean_only)
 
     def apply(self, model: ComBatModel, table: SiteTable, effect: SiteEffect) -> Array:
-        if self._is_reference(table):
+        if self.is_reference(table):
             return table.features
         return model.remove(table.features, table.design, effect)
 
-    def _is_reference(self, table: SiteTable) -> bool:
+    def is_reference(self, table: SiteTable) -> bool:
+        """Whether the table is the reference site's."""
         return self.reference is not None and table.site == self.reference
 
-    def _rows(self, table: SiteTable) -> SiteTable:
+    def rows_of(self, table: SiteTable) -> SiteTable:
         """Return the rows that may be learned from."""
         complete = np.asarray(~np.isnan(table.features).any(axis=1))
         if self.missing == "per_feature" or complete.all():
@@ -352,35 +349,3 @@ class ComBat(Harmonizer):
                 f"{max(table.min_group, 1)}. Leave features out that many lack, or use missing='per_feature'."
             )
         return table.take(complete)
-
-    def _summarize_reference(self, table: SiteTable, state: CovariateEffects) -> Sums:
-        """Sums of the reference site's rows, without the effects of covariates; zeros at all others.
-
-        What hardly varies has no squares: those of the covariates' effects alone would be taken for its scale.
-        """
-        effects = table.design @ state.coefficients
-        left = table.features - effects
-        still = hardly_varies(table.features, state.pooled_variance, effects)
-        sums = {
-            "sites": np.array(1.0),
-            "counts": (~np.isnan(left)).sum(axis=0).astype(np.float64),
-            "feature_sum": np.nansum(left, axis=0),
-            "squares": np.where(still, 0.0, (centred(left) ** 2).sum(axis=0)),
-        }
-        if not self._is_reference(table):
-            return {name: np.zeros_like(values) for name, values in sums.items()}
-        if sums["counts"].min() < max(table.min_group, 2):
-            raise SmallGroupError(
-                f"the reference site has {int(sums['counts'].min())} participants with a feature; expected at least "
-                f"{max(table.min_group, 2)}. Choose another."
-            )
-        return sums
-
-    def _solve_reference(self, total: Sums, state: CovariateEffects) -> ComBatModel:
-        if (found := int(total["sites"])) != 1:
-            many = f"{found} sites are" if found else "no site is"
-            raise HarmonizationError(
-                f"{many} called '{self.reference}', as the reference is. Name one site that is there."
-            )
-        mean, variance = (total[name] / total["counts"] for name in ("feature_sum", "squares"))
-        return ComBatModel(state.coefficients, mean, variance, state.n)

@@ -1,7 +1,6 @@
 """What ComBat's sites share, and what each site does with it to its own rows."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from harmonization.core.centring import centred
 from harmonization.core.declared import Shape
 from harmonization.core.errors import HarmonizationError, TableError
-from harmonization.core.protocol import Array, SiteTable, State
+from harmonization.core.protocol import Answer, Array, SiteTable
 from harmonization.core.variation import hardly_varies
 from harmonization.methods.empirical_bayes import Prior, raw_effects, shrink
 from harmonization.methods.harmonizer import Effect
@@ -47,7 +46,7 @@ class SiteEffect(Effect):
 
 
 @dataclass(frozen=True)
-class ComBatModel(State):
+class ComBatModel(Answer):
     """What all sites share.
 
     Attributes
@@ -67,8 +66,6 @@ class ComBatModel(State):
     grand_mean: Array
     pooled_variance: Array
     n: float
-
-    done: ClassVar[bool] = True
 
     def harmonize(
         self, features: Array, covariates: Array, *, prior: Prior = "parametric", mean_only: bool = False
@@ -143,15 +140,13 @@ class ComBatModel(State):
             )
         cleaned = (z - effect.gamma) / np.sqrt(effect.delta) * np.sqrt(self.pooled_variance)
         cleaned = cleaned + covariates @ self.coefficients + self.grand_mean
-        result: Array = np.where(effect.unadjusted, features, cleaned)
-        return result
+        return np.where(effect.unadjusted, features, cleaned)
 
     def _standardize(self, features: Array, covariates: Array) -> Array:
         check_columns(features, covariates, self.coefficients)
         deviation = np.sqrt(self.pooled_variance)
         left = features - self.grand_mean - covariates @ self.coefficients
-        z: Array = left / np.where(deviation > 0, deviation, 1.0)
-        return z
+        return left / np.where(deviation > 0, deviation, 1.0)
 
     def _without_rounding(self, z: Array, features: Array) -> Array:
         """Make equal the rows of `z` [n, p] that differ by the rounding of the features alone.
@@ -161,8 +156,7 @@ class ComBatModel(State):
         """
         present = ~np.isnan(z)
         mean = np.where(present, z, 0.0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
-        settled: Array = np.where(present & only_rounding(centred(z), features, self.pooled_variance), mean, z)
-        return settled
+        return np.where(present & only_rounding(centred(z), features, self.pooled_variance), mean, z)
 
 
 def only_rounding(deviations: Array, features: Array, variance: Array) -> NDArray[np.bool_]:

@@ -21,30 +21,36 @@ from numpy.typing import NDArray
 
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.methods import combat
 from harmonization.methods.combat import FOR_MRI, ComBat, ComBatModel, Prior, SiteEffect
 from harmonization.methods.harmonizer import Harmonizer
-from harmonization.methods.projection import Basis, Centre, Projection, ProjectionModel
+from harmonization.methods.projection import Basis, Centre, Projection
 
 _OVERSAMPLING = 10
 """Columns of a sketch beyond the number of participants."""
 
 
-@dataclass(frozen=True)
-class CommonEffects(State):
-    """After the first round: what a `ComBatModel` holds.
+class FeatureMoments(Stage):
+    """First round: ComBat's sums, of the features."""
 
-    Attributes
-    ----------
-    coefficients : numpy.ndarray
-        [q, p].
-    grand_mean, pooled_variance : numpy.ndarray
-        [p].
-    n : float
-        Participants.
-    """
+    def part(self, analysis: "CovBat", table: SiteTable) -> Sums:
+        return analysis.first_step.summarize(table, None)
+
+    def sends(self, analysis: "CovBat", widths: Widths) -> Declared:
+        return analysis.first_step.sends(widths, None)
+
+    def advance(self, analysis: "CovBat", total: Sums) -> State:
+        effects = combat.solve(total)
+        if not (effects.pooled_variance > 0).any():
+            raise HarmonizationError("CovBat needs features that vary inside the sites. Use the method 'none'.")
+        return effects.become(CommonEffects)
+
+
+@dataclass(frozen=True)
+class CommonEffects(Stage):
+    """After the first round: what a `ComBatModel` holds. Sums and squares of the residuals."""
 
     coefficients: Array
     grand_mean: Array
@@ -54,12 +60,11 @@ class CommonEffects(State):
     @property
     def of_features(self) -> ComBatModel:
         """ComBat's model of the features."""
-        return ComBatModel(self.coefficients, self.grand_mean, self.pooled_variance, self.n)
+        return self.become(ComBatModel)
 
     def expected(self, table: SiteTable) -> Array:
         """Features [n, p] as their covariates alone would have them."""
-        expected: Array = self.grand_mean + table.design @ self.coefficients
-        return expected
+        return self.grand_mean + table.design @ self.coefficients
 
     def cleaned(self, table: SiteTable, effect: SiteEffect) -> Array:
         """Features [n, p] as ComBat makes them alike; as expected where it leaves them as they were."""
@@ -68,25 +73,60 @@ class CommonEffects(State):
 
     def residuals(self, table: SiteTable, cleaned: Array) -> Array:
         """Residuals [n, p] of what ComBat made of a table, around covariates; 0 for constant features."""
-        residuals: Array = np.where(self.pooled_variance > 0, cleaned - self.expected(table), 0.0)
-        return residuals
+        return np.where(self.pooled_variance > 0, cleaned - self.expected(table), 0.0)
+
+    def part(self, analysis: "CovBat", table: SiteTable) -> Sums:
+        return self.sums(table, self.cleaned(table, analysis.effect_on_features(self, table)))
+
+    def sums(self, table: SiteTable, cleaned: Array) -> Sums:
+        """Sums of a table of which ComBat made `cleaned` [n, p]."""
+        residuals = self.residuals(table, cleaned)
+        return {"residual_sum": residuals.sum(axis=0), "residual_squares": (residuals**2).sum(axis=0)}
+
+    def sends(self, analysis: "CovBat", widths: Widths) -> Declared:
+        return {name: everybody(widths.features) for name in ("residual_sum", "residual_squares")}
+
+    def advance(self, analysis: "CovBat", total: Sums) -> State:
+        mean = total["residual_sum"] / self.n
+        variance = (total["residual_squares"] - self.n * mean**2) / (self.n - 1)
+        # A feature that varies has a variance: what ComBat leaves of it. Others are 0 throughout.
+        sd = np.sqrt(np.where(variance > 0, variance, 1.0))
+        return self.become(ResidualScale, residual_mean=mean, residual_sd=sd)
 
 
 @dataclass(frozen=True)
 class ResidualScale(CommonEffects):
-    """After the second round: mean [p] and sd [p] of the residuals over all sites; 1 where the sd is 0."""
+    """After the second: mean [p] and sd [p] of the residuals over all sites, 1 where the sd is 0. Their projection."""
 
     residual_mean: Array
     residual_sd: Array
 
     def standardized(self, table: SiteTable, cleaned: Array) -> Array:
         """Standardized residuals R [n, p]."""
-        standardized: Array = (self.residuals(table, cleaned) - self.residual_mean) / self.residual_sd
-        return standardized
+        return (self.residuals(table, cleaned) - self.residual_mean) / self.residual_sd
 
-    def for_projection(self) -> Centre | Basis:
-        """Where the projection of the residuals stands: their mean is known."""
+    @property
+    def projection(self) -> "_AllComponents":
+        """The projection of the residuals."""
+        return _AllComponents(min(len(self.residual_mean), int(self.n) - 1))
+
+    def for_projection(self) -> Centre:
+        """Where that projection stands: the residuals' mean is known."""
         return Centre(np.zeros(len(self.residual_mean)), self.n)
+
+    def sums(self, table: SiteTable, cleaned: Array) -> Sums:
+        return self.projection.summarize(SiteTable(self.standardized(table, cleaned)), self.for_projection())
+
+    def sends(self, analysis: "CovBat", widths: Widths) -> Declared:
+        return self.projection.sends(widths, self.for_projection())
+
+    def advance(self, analysis: "CovBat", total: Sums) -> State:
+        found: Any = self.projection.solve(total, self.for_projection())
+        if not found.done:
+            return self.become(ResidualBasis, basis=found.basis)
+        explained = np.cumsum(found.explained_variance) / found.total_variance
+        kept = np.searchsorted(explained, analysis.variance, side="right") + 1  # that explain more than was asked for
+        return self.become(ResidualComponents, components=found.components[:kept])
 
 
 @dataclass(frozen=True)
@@ -95,13 +135,13 @@ class ResidualBasis(ResidualScale):
 
     basis: Array
 
-    def for_projection(self) -> Centre | Basis:
+    def for_projection(self) -> Centre:
         return Basis(np.zeros(len(self.residual_mean)), self.n, self.basis, 0)
 
 
 @dataclass(frozen=True)
 class ResidualComponents(ResidualScale):
-    """Components [k, p] of the standardized residuals."""
+    """Components [k, p] of the standardized residuals. ComBat's sums, of the scores on them."""
 
     components: Array
 
@@ -109,15 +149,23 @@ class ResidualComponents(ResidualScale):
         """Scores [n, k] of the standardized residuals."""
         return self.standardized(table, cleaned) @ self.components.T
 
+    def sums(self, table: SiteTable, cleaned: Array) -> Sums:
+        return combat.summarize(self.scores(table, cleaned), _no_covariates(table.n))
+
+    def sends(self, analysis: "CovBat", widths: Widths) -> Declared:
+        return combat.moments_of(len(self.components), 0)
+
+    def advance(self, analysis: "CovBat", total: Sums) -> State:
+        scores = combat.solve(total)
+        return self.become(CovBatModel, score_mean=scores.grand_mean, score_variance=scores.pooled_variance)
+
 
 @dataclass(frozen=True)
-class CovBatModel(ResidualComponents):
+class CovBatModel(Answer, ResidualComponents):
     """What all sites share: also the mean [k] and the variance within sites [k] of the scores."""
 
     score_mean: Array
     score_variance: Array
-
-    done: ClassVar[bool] = True
 
     @property
     def of_scores(self) -> ComBatModel:
@@ -128,13 +176,7 @@ class CovBatModel(ResidualComponents):
 
 @dataclass(frozen=True)
 class CovBatEffect(SiteEffect):
-    """One site's shift and scale of features, and those of scores.
-
-    Attributes
-    ----------
-    score_gamma, score_delta, score_unadjusted : numpy.ndarray
-        [k], of scores what gamma, delta and unadjusted are of features.
-    """
+    """One site's shift and scale of features, and of scores [k], of which these are what the others are of features."""
 
     score_gamma: Array
     score_delta: Array
@@ -175,6 +217,7 @@ class CovBat(Harmonizer):
         "Chen AA, et al. Mitigating site effects in covariance for machine learning in neuroimaging data. Human "
         "Brain Mapping 2022;43:1179-1195.",
     )
+    first: ClassVar[Stage] = FeatureMoments()
     states: ClassVar[tuple[type[State], ...]] = (
         CommonEffects,
         ResidualScale,
@@ -194,53 +237,12 @@ class CovBat(Harmonizer):
         """ComBat of the features."""
         return ComBat(prior=self.prior)
 
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        if not isinstance(state, CommonEffects):
-            return self.first_step.summarize(table, None)
-        cleaned = state.cleaned(table, self._effect_on_features(state, table))
-        if not isinstance(state, ResidualScale):
-            residuals = state.residuals(table, cleaned)
-            return {"residual_sum": residuals.sum(axis=0), "residual_squares": (residuals**2).sum(axis=0)}
-        if isinstance(state, ResidualComponents):
-            return combat.summarize(state.scores(table, cleaned), _no_covariates(table.n))
-        standardized = SiteTable(state.standardized(table, cleaned))
-        return _all_components(state).summarize(standardized, state.for_projection())
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        if not isinstance(state, CommonEffects):
-            return self.first_step.sends(widths, None)
-        if not isinstance(state, ResidualScale):
-            return {name: everybody(widths.features) for name in ("residual_sum", "residual_squares")}
-        if isinstance(state, ResidualComponents):
-            return combat.moments_of(len(state.components), 0)
-        return _all_components(state).sends(widths, state.for_projection())
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        if not isinstance(state, CommonEffects):
-            effects = combat.solve(total)
-            if not (effects.pooled_variance > 0).any():
-                raise HarmonizationError("CovBat needs features that vary inside the sites. Use the method 'none'.")
-            return effects.become(CommonEffects)
-        if not isinstance(state, ResidualScale):
-            mean = total["residual_sum"] / state.n
-            variance = (total["residual_squares"] - state.n * mean**2) / (state.n - 1)
-            # A feature that varies has a variance: what ComBat leaves of it. Others are 0 throughout.
-            sd = np.sqrt(np.where(variance > 0, variance, 1.0))
-            return state.become(ResidualScale, residual_mean=mean, residual_sd=sd)
-        if isinstance(state, ResidualComponents):
-            scores = combat.solve(total)
-            return state.become(CovBatModel, score_mean=scores.grand_mean, score_variance=scores.pooled_variance)
-        found: Any = _all_components(state).solve(total, state.for_projection())
-        if isinstance(found, Basis):
-            return state.become(ResidualBasis, basis=found.basis)
-        return state.become(ResidualComponents, components=self._kept(found))
-
     def effect_shapes(self, model: CovBatModel, n_features: int) -> dict[str, Shape]:
         scores = {f"score_{name}": shape for name, shape in SiteEffect.shapes(len(model.score_mean)).items()}
         return SiteEffect.shapes(n_features) | scores
 
     def estimate(self, model: CovBatModel, table: SiteTable) -> CovBatEffect:
-        effect = self._effect_on_features(model, table)
+        effect = self.effect_on_features(model, table)
         scores = model.scores(table, model.cleaned(table, effect))
         of_scores = model.of_scores.site_effect(scores, _no_covariates(table.n), prior="none")
         return CovBatEffect(
@@ -254,7 +256,8 @@ class CovBat(Harmonizer):
         harmonized: Array = cleaned + model.residual_sd * ((alike - scores) @ model.components)
         return np.where(effect.unadjusted, table.features, harmonized)
 
-    def _effect_on_features(self, state: CommonEffects, table: SiteTable) -> SiteEffect:
+    def effect_on_features(self, state: CommonEffects, table: SiteTable) -> SiteEffect:
+        """A site's effect on its features, which are a ComBat's."""
         if table.n < 2:
             raise HarmonizationError(
                 "CovBat needs two participants at a site to know the scale of its components. Leave it out."
@@ -262,22 +265,13 @@ class CovBat(Harmonizer):
         effect = self.first_step.estimate(state.of_features, table)
         return replace(effect, delta=np.ones_like(effect.delta)) if self.mean_only else effect
 
-    def _kept(self, found: ProjectionModel) -> Array:
-        """First components [k, p] that explain more than the share asked for."""
-        explained = np.cumsum(found.explained_variance) / found.total_variance
-        return found.components[: np.searchsorted(explained, self.variance, side="right") + 1]
-
 
 @dataclass(frozen=True)
 class _AllComponents(Projection):
     """A projection to every component there is: a sketch wider than their number needs no refinement."""
 
-    def _width(self, state: Centre) -> int:
-        return min(len(state.mean), int(state.n) + _OVERSAMPLING)
-
-
-def _all_components(state: ResidualScale) -> _AllComponents:
-    return _AllComponents(min(len(state.residual_mean), int(state.n) - 1))
+    def width(self, centre: Centre) -> int:
+        return min(len(centre.mean), int(centre.n) + _OVERSAMPLING)
 
 
 def _no_covariates(n: int) -> Array:

@@ -28,20 +28,11 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True)
 class RawEffects:
-    """A site's effects in p features, before shrinkage, in units of the pooled standard deviation.
+    """A site's effects in p features, before shrinkage, in units of the pooled standard deviation; all [p].
 
-    Attributes
-    ----------
-    gamma : numpy.ndarray
-        [p], shifts.
-    delta : numpy.ndarray
-        [p], variances; 1 where the site does not vary, or its scale is not to be removed.
-    squares : numpy.ndarray
-        [p], sum of squares about the shift.
-    weight : numpy.ndarray
-        [p], rows that the shift rests on: its variance is delta / weight.
-    freedom : numpy.ndarray
-        [p], degrees of freedom of `squares`.
+    `gamma` are shifts; `delta` variances, 1 where the site does not vary, or its scale is not to be removed. `squares`
+    are sums about the shift, of `freedom` degrees of freedom; `weight` rows are what the shift rests on: its variance
+    is delta / weight.
     """
 
     gamma: Array
@@ -68,11 +59,6 @@ def shrink(raw: RawEffects, prior: Prior, mean_only: bool) -> tuple[Array, Array
 
     With `mean_only`, variances stay 1 and the parametric shift takes the prior for the variance of one row, as
     neuroCombat does. A feature alone has no others that its effects could be shrunk towards.
-
-    Raises
-    ------
-    HarmonizationError
-        If the prior is unknown, or the parametric iteration does not settle.
     """
     if prior not in get_args(Prior):
         raise HarmonizationError(f"prior is '{prior}'; expected one of {', '.join(get_args(Prior))}.")
@@ -113,8 +99,7 @@ def _parametric(raw: RawEffects) -> tuple[Array, Array]:
 
 def _posterior_shift(raw: RawEffects, delta: Array, gamma_bar: float, t2: float) -> Array:
     """Shift between the site's own and the prior's mean, as their variances delta / weight and t2 have it."""
-    shift: Array = (t2 * raw.weight * raw.gamma + delta * gamma_bar) / (t2 * raw.weight + delta)
-    return shift
+    return (t2 * raw.weight * raw.gamma + delta * gamma_bar) / (t2 * raw.weight + delta)
 
 
 def _nonparametric(raw: RawEffects) -> tuple[Array, Array]:

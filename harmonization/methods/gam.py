@@ -23,7 +23,7 @@ from scipy.linalg import eigh
 
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import DesignError, HarmonizationError, SmallGroupError, TableError
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.splines import SmoothDesign
 from harmonization.methods import combat
@@ -37,7 +37,7 @@ _MOST_COLUMNS = 0.33
 
 
 @dataclass(frozen=True)
-class GamModel(State):
+class GamModel(Answer):
     """What all sites share.
 
     Attributes
@@ -68,8 +68,6 @@ class GamModel(State):
     edf: Array
     smooth: Array
     n_splines: int
-
-    done: ClassVar[bool] = True
 
     @property
     def of_expanded(self) -> ComBatModel:
@@ -111,8 +109,7 @@ class GamModel(State):
             raise DesignError(f"column {varied} is not smooth. Name one of {smooth}.")
         covariates = np.zeros((len(values), self.n_columns))
         covariates[:, varied] = values
-        expected: Array = self.grand_mean + self.design.expand(covariates) @ self.coefficients
-        return expected
+        return self.grand_mean + self.design.expand(covariates) @ self.coefficients
 
 
 @register
@@ -133,10 +130,8 @@ class ComBatGAM(Harmonizer):
         Cubic B-splines of each smooth covariate, at least 4.
     penalties : sequence of float
         Public grid of penalties. Smooth covariates of a feature share one.
-    prior : {"parametric", "nonparametric", "none"}
-        How site effects are shrunk.
-    mean_only : bool
-        Remove shifts and leave scales.
+    prior, mean_only
+        As of `harmonization.methods.combat.ComBat`.
     """
 
     smooth: tuple[tuple[int | str, float, float], ...]
@@ -216,17 +211,10 @@ class ComBatGAM(Harmonizer):
         straight = _straight(total, design.lines(n_columns))
         _check_size(total)
         fit = _fit_penalized(total, design.penalty(n_columns), n_columns, sorted(self.penalties, reverse=True))
-        varying = straight.pooled_variance > 0
-        return GamModel(
-            coefficients=fit.coefficients,
-            grand_mean=(total["feature_sum"] - total["covariate_sum"] @ fit.coefficients) / n,
-            pooled_variance=np.where(varying, fit.squares / n, 0.0),
-            n=n,
-            penalty=fit.penalty,
-            edf=fit.edf,
-            smooth=np.array(design.smooth),
-            n_splines=self.n_splines,
-        )
+        fit["pooled_variance"] = np.where(straight.pooled_variance > 0, fit["pooled_variance"], 0.0)
+        grand_mean = (total["feature_sum"] - total["covariate_sum"] @ fit["coefficients"]) / n
+        smooth = np.array(design.smooth)
+        return GamModel(**fit, grand_mean=grand_mean, n=n, smooth=smooth, n_splines=self.n_splines)
 
     def effect_shapes(self, model: GamModel, n_features: int) -> dict[str, Shape]:
         return SiteEffect.shapes(n_features)
@@ -267,32 +255,12 @@ def _check_size(total: Sums) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """The fit of every feature: coefficients [C, p], residual squares [p], penalty [p] and degrees of freedom [p]."""
+def _fit_penalized(total: Sums, S: Array, n_free: int, penalties: list[float]) -> Sums:
+    """Fit every feature with each of L penalties, and keep the one with the least score, the first of equal ones.
 
-    coefficients: Array
-    squares: Array
-    penalty: Array
-    edf: Array
-
-
-def _fit_penalized(total: Sums, S: Array, n_free: int, penalties: list[float]) -> _Fit:
-    """Fit every feature with each of the penalties, and keep the one with the least score.
-
-    One change of coordinates makes W and S diagonal together, so that each penalty costs a division: in it
-    W = diag(w), S = diag(s), V = a, and beta = a / (w + lambda s).
-
-    Parameters
-    ----------
-    total : dict
-        Sums over the sites.
-    S : numpy.ndarray
-        [C, C], penalty of bends.
-    n_free : int
-        Dimensions that S leaves free: one a covariate.
-    penalties : list of float
-        L of them; of equal scores the first wins.
+    One change of coordinates makes W and the penalty of bends S [C, C] diagonal together, so that each penalty costs a
+    division: in it W = diag(w), S = diag(s), V = a, and beta = a / (w + lambda s). S leaves `n_free` dimensions free:
+    one a covariate.
     """
     W, V, T, n = total["W"], total["V"], total["T"], float(total["n"])
     # W alone may be singular, where nobody's age lies under a spline. With the penalty it is not.
@@ -308,9 +276,9 @@ def _fit_penalized(total: Sums, S: Array, n_free: int, penalties: list[float]) -
     squares = np.maximum(T - (2 / stiffness - w / stiffness**2) @ a**2, 0.0)  # [L, p]
     edf = (w / stiffness).sum(axis=1) + float(total["sites"])  # [L]
     best = (n * squares / (n - edf[:, None]) ** 2).argmin(axis=0)
-    return _Fit(
-        vectors @ (a / stiffness[best].T),
-        squares[best, np.arange(len(best))],
-        np.asarray(penalties)[best],
-        edf[best],
-    )
+    return {
+        "coefficients": vectors @ (a / stiffness[best].T),
+        "pooled_variance": squares[best, np.arange(len(best))] / n,
+        "penalty": np.asarray(penalties)[best],
+        "edf": edf[best],
+    }

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from harmonization.core.centring import centred
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import DesignError, HarmonizationError, SmallGroupError, TableError
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.variation import hardly_varies
 from harmonization.methods.combat import moments_of, solve_within, summarize
@@ -52,49 +52,8 @@ _ROUNDING = 1e-15
 
 
 @dataclass(frozen=True)
-class VarianceComponents(State):
-    """First round.
-
-    Attributes
-    ----------
-    within, between : numpy.ndarray
-        [p], sigma^2 and tau^2; both 0 for features that are constant inside every site.
-    n : float
-        Rows.
-    """
-
-    within: Array
-    between: Array
-    n: float
-
-    @property
-    def ratio(self) -> Array:
-        """Lambda [p]: variance between participants for one within."""
-        ratio: Array = self.between / np.where(self.within > 0, self.within, 1.0)
-        return ratio
-
-
-@dataclass(frozen=True)
-class LongitudinalModel(VarianceComponents):
-    """Second round: variance components, and the effects of the covariates [q, p] and the mean [p] given them."""
-
-    coefficients: Array
-    grand_mean: Array
-
-    done: ClassVar[bool] = True
-
-
-@dataclass(frozen=True)
 class Visits:
-    """One site's rows by participant.
-
-    Attributes
-    ----------
-    whose : numpy.ndarray
-        [n], which of the site's J participants each row belongs to.
-    counts : numpy.ndarray
-        [J], rows of each.
-    """
+    """One site's rows by participant: whose of J each is, `whose` [n], and how many each has, `counts` [J]."""
 
     whose: NDArray[np.int64]
     counts: Array
@@ -115,13 +74,11 @@ class Visits:
         """Sum of each participant's rows of `values` [n, k], [J, k]."""
         order = np.argsort(self.whose, kind="stable")
         starts = np.cumsum(self.counts).astype(np.int64) - self.counts.astype(np.int64)
-        total: Array = np.add.reduceat(values[order], starts, axis=0)
-        return total
+        return np.add.reduceat(values[order], starts, axis=0)
 
     def means(self, values: Array) -> Array:
         """Mean of each participant's rows of `values` [n, k], [J, k]."""
-        means: Array = self.sums(values) / self.counts[:, None]
-        return means
+        return self.sums(values) / self.counts[:, None]
 
     def within(self, values: Array) -> Array:
         """Rows of `values` [n, k] about their participant's mean; 0 in columns where that is only rounding."""
@@ -133,8 +90,128 @@ class Visits:
 
     def weights(self, ratio: Array) -> Array:
         """Weight between participants [J, p] for a ratio of variances [p]."""
-        weights: Array = self.counts[:, None] / (1 + self.counts[:, None] * ratio)
-        return weights
+        return self.counts[:, None] / (1 + self.counts[:, None] * ratio)
+
+
+class VarianceSums(Stage):
+    """First round: the sums of ComBat, the same within participants, and what tau^2 adds to them."""
+
+    def part(self, analysis: "LongitudinalComBat", table: SiteTable) -> Sums:
+        visits = _checked_visits(table)
+        y, c = visits.within(table.features), visits.within(table.design)
+        between = visits.sums(centred(table.design))
+        sums = summarize(table.features, table.design)
+        del sums["feature_sum"]
+        return {
+            **sums,
+            "sites": np.array(1.0),
+            "participants": np.array(float(len(visits.counts))),
+            "squared_counts": np.array((visits.counts**2).sum() / table.n),
+            "between": between.T @ between,
+            "W_within": c.T @ c,
+            "V_within": c.T @ y,
+            "T_within": np.einsum("np,np->p", y, y),
+        }
+
+    def sends(self, analysis: "LongitudinalComBat", widths: Widths) -> Declared:
+        p, q = widths.features, widths.covariates
+        sums = {name: sent for name, sent in moments_of(p, q).items() if name != "feature_sum"}
+        return {
+            **sums,
+            **{name: everybody() for name in ("sites", "participants", "squared_counts")},
+            "between": everybody(q, q),
+            "W_within": everybody(q, q),
+            "V_within": everybody(q, p),
+            "T_within": everybody(p),
+        }
+
+    def advance(self, analysis: "LongitudinalComBat", total: Sums) -> "VarianceComponents":
+        """Variance components by Henderson's method III."""
+        n, participants, sites = (float(total[name]) for name in ("n", "participants", "sites"))
+        if participants == n:
+            raise HarmonizationError("no participant has two rows. Use ComBat, which needs no repeats.")
+        coefficients = solve_within(
+            total["W"], np.hstack([total["V"], total["between"]]), n, total["covariate_sum"] / n
+        )
+        p = len(total["T"])
+        squares = total["T"] - np.einsum("qp,qp->p", total["V"], coefficients[:, :p])
+        explained, rank = _explained_within(total["W_within"], total["V_within"])
+        squares_within = total["T_within"] - explained
+        freedom_within = n - participants - rank
+        if freedom_within < 1:
+            raise DesignError("covariates leave no rows to know the variance within participants. Leave some out.")
+        still = (total["T"] > 0) & (squares_within <= _EXPLAINED * total["T_within"])
+        if still.any():
+            raise DesignError(
+                f"feature {int(still.argmax()) + 1} does not vary within participants once covariates are taken out. "
+                "Leave it or a covariate out, or use ComBat on one row a participant."
+            )
+        within = np.where(total["T"] > 0, squares_within / freedom_within, 0.0)
+        rows_of_intercepts = n - float(total["squared_counts"]) - np.trace(coefficients[:, p:])
+        if rows_of_intercepts <= _EXPLAINED * n:
+            raise HarmonizationError("participants do not differ beside site and covariates. Add some to the sites.")
+        freedom = n - sites - len(total["W"])
+        return VarianceComponents(within, np.maximum(squares - freedom * within, 0.0) / rows_of_intercepts, n)
+
+
+@dataclass(frozen=True)
+class VarianceComponents(Stage):
+    """After the first round: sigma^2, `within`, and tau^2, `between` [p], and the number of rows.
+
+    Both are 0 for features that are constant inside every site. Generalized least squares about each site's intercept
+    follows.
+    """
+
+    within: Array
+    between: Array
+    n: float
+
+    @property
+    def ratio(self) -> Array:
+        """Lambda [p]: variance between participants for one within."""
+        return self.between / np.where(self.within > 0, self.within, 1.0)
+
+    def part(self, analysis: "LongitudinalComBat", table: SiteTable) -> Sums:
+        """Sums about the site's intercept, and that intercept; weights differ by feature."""
+        visits = _checked_visits(table)
+        y, c = visits.means(centred(table.features)), visits.means(centred(table.design))
+        y_within, c_within = visits.within(table.features), visits.within(table.design)
+        w = visits.weights(self.ratio)
+        total = w.sum(axis=0)
+        y_mean, c_mean = (w * y).sum(axis=0) / total, w.T @ c / total[:, None]
+        products = np.einsum("jq,jr->jqr", c, c).reshape(len(c), -1)
+        W = (w.T @ products).reshape(len(total), c.shape[1], c.shape[1])
+        W += c_within.T @ c_within - total[:, None, None] * np.einsum("pq,pr->pqr", c_mean, c_mean)
+        return {
+            "W": W,
+            "V": c_within.T @ y_within + c.T @ (w * y) - total * c_mean.T * y_mean,
+            "feature_sum": table.n * (table.features.mean(axis=0) + y_mean),
+            "covariate_sum": table.n * (table.design.mean(axis=0) + c_mean),
+        }
+
+    def sends(self, analysis: "LongitudinalComBat", widths: Widths) -> Declared:
+        p, q = widths.features, widths.covariates
+        return {
+            "W": everybody(p, q, q),
+            "V": everybody(q, p),
+            "feature_sum": everybody(p),
+            "covariate_sum": everybody(p, q),
+        }
+
+    def advance(self, analysis: "LongitudinalComBat", total: Sums) -> State:
+        scale = np.sqrt(np.einsum("pqq->pq", total["W"]))
+        scaled = total["W"] / (scale[:, :, None] * scale[:, None, :])
+        coefficients = (np.linalg.solve(scaled, total["V"].T[..., None] / scale[..., None])[..., 0] / scale).T
+        grand_mean = (total["feature_sum"] - np.einsum("pq,qp->p", total["covariate_sum"], coefficients)) / self.n
+        return self.become(LongitudinalModel, coefficients=coefficients, grand_mean=grand_mean)
+
+
+@dataclass(frozen=True)
+class LongitudinalModel(Answer, VarianceComponents):
+    """Second round: variance components, and the effects of the covariates [q, p] and the mean [p] given them."""
+
+    coefficients: Array
+    grand_mean: Array
 
 
 @register
@@ -147,10 +224,8 @@ class LongitudinalComBat(Harmonizer):
 
     Parameters
     ----------
-    prior : {"parametric", "nonparametric", "none"}
-        How site effects are shrunk.
-    mean_only : bool
-        Remove shifts and leave scales.
+    prior, mean_only
+        As of `harmonization.methods.combat.ComBat`.
     """
 
     prior: Prior = "parametric"
@@ -160,39 +235,13 @@ class LongitudinalComBat(Harmonizer):
     title: ClassVar[str] = "longitudinal ComBat"
     described: ClassVar[str] = "longitudinal ComBat"
     for_studies: ClassVar[bool] = False
+    first: ClassVar[Stage] = VarianceSums()
     states: ClassVar[tuple[type[State], ...]] = (VarianceComponents, LongitudinalModel)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prior not in get_args(Prior):
             raise HarmonizationError(f"prior is '{self.prior}'; expected one of {', '.join(get_args(Prior))}.")
-
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        visits = _visits(table)
-        _check_visits(visits, table.min_group)
-        if isinstance(state, VarianceComponents):
-            return _summarize_weighted(table, visits, state.ratio)
-        return _summarize_variances(table, visits)
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        p, q = widths.features, widths.covariates
-        if isinstance(state, VarianceComponents):
-            sums = {"W": everybody(p, q, q), "V": everybody(q, p)}
-            return {**sums, "feature_sum": everybody(p), "covariate_sum": everybody(p, q)}
-        sums = {name: sent for name, sent in moments_of(p, q).items() if name != "feature_sum"}
-        return {
-            **sums,
-            **{name: everybody() for name in ("sites", "participants", "squared_counts")},
-            "between": everybody(q, q),
-            "W_within": everybody(q, q),
-            "V_within": everybody(q, p),
-            "T_within": everybody(p),
-        }
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        if isinstance(state, VarianceComponents):
-            return _solve_weighted(total, state)
-        return _solve_variances(total)
 
     def effect_shapes(self, model: LongitudinalModel, n_features: int) -> dict[str, Shape]:
         return SiteEffect.shapes(n_features)
@@ -218,8 +267,7 @@ class LongitudinalComBat(Harmonizer):
         intercepts = (weight / (weight + effect.delta) * visits.means(without_shift))[visits.whose]
         residual = without_shift - intercepts
         harmonized = table.features - left + intercepts + residual / np.sqrt(effect.delta)
-        result: Array = np.where(effect.unadjusted, table.features, harmonized)
-        return result
+        return np.where(effect.unadjusted, table.features, harmonized)
 
     def _hardly_varies(self, visits: Visits, model: LongitudinalModel, table: SiteTable) -> NDArray[np.bool_]:
         """Tell which features [p] hardly vary at a site, in the changes that tell its scale, or else in all rows."""
@@ -236,59 +284,16 @@ def _visits(table: SiteTable) -> Visits:
     return Visits.of(table)
 
 
-def _check_visits(visits: Visits, min_group: int) -> None:
-    """Refuse a number of visits that few have: weights that differ by feature would tell their sum of covariates."""
+def _checked_visits(table: SiteTable) -> Visits:
+    """Visits, none in a number that few have: weights that differ by feature would tell their sum of covariates."""
+    visits, min_group = _visits(table), table.min_group
     numbers, people = np.unique(visits.counts, return_counts=True)
     if people.min() < min_group:
         raise SmallGroupError(
             f"{people.min()} participants have {int(numbers[people.argmin()])} rows; the site's rule is at least "
             f"{min_group} for each number of visits. Leave some visits out."
         )
-
-
-def _summarize_variances(table: SiteTable, visits: Visits) -> Sums:
-    """Sums of the first round: those of ComBat, the same within participants, and what tau^2 adds to them."""
-    y, c = visits.within(table.features), visits.within(table.design)
-    between = visits.sums(centred(table.design))
-    sums = summarize(table.features, table.design)
-    del sums["feature_sum"]
-    return {
-        **sums,
-        "sites": np.array(1.0),
-        "participants": np.array(float(len(visits.counts))),
-        "squared_counts": np.array((visits.counts**2).sum() / table.n),
-        "between": between.T @ between,
-        "W_within": c.T @ c,
-        "V_within": c.T @ y,
-        "T_within": np.einsum("np,np->p", y, y),
-    }
-
-
-def _solve_variances(total: Sums) -> VarianceComponents:
-    """Variance components by Henderson's method III."""
-    n, participants, sites = (float(total[name]) for name in ("n", "participants", "sites"))
-    if participants == n:
-        raise HarmonizationError("no participant has two rows. Use ComBat, which needs no repeats.")
-    coefficients = solve_within(total["W"], np.hstack([total["V"], total["between"]]), n, total["covariate_sum"] / n)
-    p = len(total["T"])
-    squares = total["T"] - np.einsum("qp,qp->p", total["V"], coefficients[:, :p])
-    explained, rank = _explained_within(total["W_within"], total["V_within"])
-    squares_within = total["T_within"] - explained
-    freedom_within = n - participants - rank
-    if freedom_within < 1:
-        raise DesignError("covariates leave no rows to know the variance within participants. Leave some out.")
-    still = (total["T"] > 0) & (squares_within <= _EXPLAINED * total["T_within"])
-    if still.any():
-        raise DesignError(
-            f"feature {int(still.argmax()) + 1} does not vary within participants once covariates are taken out. Leave "
-            "it or a covariate out, or use ComBat on one row a participant."
-        )
-    within = np.where(total["T"] > 0, squares_within / freedom_within, 0.0)
-    rows_of_intercepts = n - float(total["squared_counts"]) - np.trace(coefficients[:, p:])
-    if rows_of_intercepts <= _EXPLAINED * n:
-        raise HarmonizationError("participants do not differ beside site and covariates. Add some to the sites.")
-    freedom = n - sites - len(total["W"])
-    return VarianceComponents(within, np.maximum(squares - freedom * within, 0.0) / rows_of_intercepts, n)
+    return visits
 
 
 def _explained_within(W: Array, V: Array) -> tuple[Array, int]:
@@ -301,37 +306,10 @@ def _explained_within(W: Array, V: Array) -> tuple[Array, int]:
     return squares, int(known.sum())
 
 
-def _summarize_weighted(table: SiteTable, visits: Visits, ratio: Array) -> Sums:
-    """Sums of generalized least squares about the site's intercept, and that intercept; weights differ by feature."""
-    y, c = visits.means(centred(table.features)), visits.means(centred(table.design))
-    y_within, c_within = visits.within(table.features), visits.within(table.design)
-    w = visits.weights(ratio)
-    total = w.sum(axis=0)
-    y_mean, c_mean = (w * y).sum(axis=0) / total, w.T @ c / total[:, None]
-    products = np.einsum("jq,jr->jqr", c, c).reshape(len(c), -1)
-    W = (w.T @ products).reshape(len(total), c.shape[1], c.shape[1])
-    W += c_within.T @ c_within - total[:, None, None] * np.einsum("pq,pr->pqr", c_mean, c_mean)
-    return {
-        "W": W,
-        "V": c_within.T @ y_within + c.T @ (w * y) - total * c_mean.T * y_mean,
-        "feature_sum": table.n * (table.features.mean(axis=0) + y_mean),
-        "covariate_sum": table.n * (table.design.mean(axis=0) + c_mean),
-    }
-
-
-def _solve_weighted(total: Sums, state: VarianceComponents) -> LongitudinalModel:
-    scale = np.sqrt(np.einsum("pqq->pq", total["W"]))
-    scaled = total["W"] / (scale[:, :, None] * scale[:, None, :])
-    coefficients = (np.linalg.solve(scaled, total["V"].T[..., None] / scale[..., None])[..., 0] / scale).T
-    grand_mean = (total["feature_sum"] - np.einsum("pq,qp->p", total["covariate_sum"], coefficients)) / state.n
-    return LongitudinalModel(state.within, state.between, state.n, coefficients, grand_mean)
-
-
 def _left(model: LongitudinalModel, table: SiteTable) -> Array:
     """What mean and covariates do not explain of the features [n, p]."""
     check_columns(table.features, table.design, model.coefficients)
-    left: Array = table.features - model.grand_mean - table.design @ model.coefficients
-    return left
+    return table.features - model.grand_mean - table.design @ model.coefficients
 
 
 def _raw_effects(

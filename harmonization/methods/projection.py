@@ -9,7 +9,7 @@ from scipy.linalg import eigh
 from harmonization.core.checks import check_width
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 
 _EXACT_UP_TO = 1024
@@ -24,26 +24,113 @@ _TIED = 1e-6
 """Relative difference of two loadings below which rounding could decide which is larger."""
 
 
+class FeatureSums(Stage):
+    """First round: sums of the features."""
+
+    def part(self, analysis: Analysis, table: SiteTable) -> Sums:
+        return {"n": np.array(float(table.n)), "feature_sum": table.features.sum(axis=0)}
+
+    def sends(self, analysis: Analysis, widths: Widths) -> Declared:
+        return {"n": everybody(), "feature_sum": everybody(widths.features)}
+
+    def advance(self, analysis: "Projection", total: Sums) -> State:
+        n = float(total["n"])
+        most = min(len(total["feature_sum"]), int(n) - 1)
+        if not 1 <= analysis.n_components <= most:
+            raise HarmonizationError(
+                f"n_components is {analysis.n_components}; expected 1 to {most} for {int(n)} participants with "
+                f"{len(total['feature_sum'])} features. Ask for as many as there are."
+            )
+        return Centre(total["feature_sum"] / n, n)
+
+
 @dataclass(frozen=True)
-class Centre(State):
-    """Mean [p] over all sites, and the number of participants."""
+class Centre(Stage):
+    """Mean [p] over all sites, and the number of participants; the second moment about it, or a sketch of that."""
 
     mean: Array
     n: float
 
+    @property
+    def exact(self) -> bool:
+        """Whether all of the second moment is summed."""
+        return len(self.mean) <= _EXACT_UP_TO
+
+    def part(self, analysis: "Projection", table: SiteTable) -> Sums:
+        centred = table.features - self.mean
+        squares = np.array((centred**2).sum())
+        if not self.exact:
+            return {"sketch": centred.T @ (centred @ self.directions(analysis)), "squares": squares}
+        scores = self.scores(centred)
+        return {"moment": scores.T @ scores, "squares": squares}
+
+    def scores(self, centred: Array) -> Array:
+        """Rows [n, l] whose second moment is summed, of centred features [n, p]."""
+        return centred
+
+    def directions(self, analysis: "Projection") -> Array:
+        """What a sketch multiplies the second moment by: a public random matrix [p, l]."""
+        return np.random.default_rng(0).normal(size=(len(self.mean), analysis.width(self)))
+
+    def sends(self, analysis: "Projection", widths: Widths) -> Declared:
+        p, width = widths.features, self.sent_width(analysis)
+        sums = {"moment": everybody(width, width)} if self.exact else {"sketch": everybody(p, width)}
+        return {**sums, "squares": everybody()}
+
+    def sent_width(self, analysis: "Projection") -> int:
+        """Columns of the moment, or of its sketch."""
+        return len(self.mean) if self.exact else analysis.width(self)
+
+    def advance(self, analysis: "Projection", total: Sums) -> State:
+        basis = eigh(total["moment"])[1] if self.exact else np.linalg.qr(total["sketch"]).Q
+        return Basis(self.mean, self.n, basis, 0)
+
 
 @dataclass(frozen=True)
-class Basis(State):
-    """Mean [p], an orthonormal basis [p, l] of a space that holds most of the variance, and rounds spent on it."""
+class Basis(Centre):
+    """An orthonormal basis [p, l] of a space that holds most of the variance, and the rounds spent on it."""
 
-    mean: Array
-    n: float
     basis: Array
     passes: int
 
+    def scores(self, centred: Array) -> Array:
+        return centred @ self.basis
+
+    def directions(self, analysis: "Projection") -> Array:
+        return self.basis
+
+    def sent_width(self, analysis: "Projection") -> int:
+        return len(self.basis.T)
+
+    def advance(self, analysis: "Projection", total: Sums) -> State:
+        if self.exact:
+            values, vectors = _of_scores(total["moment"], analysis.n_components)
+            return self._model(total, values, self.basis @ vectors)
+        inside = self.basis.T @ total["sketch"]
+        values, vectors = _largest((inside + inside.T) / 2, analysis.n_components)
+        components = self.basis @ vectors
+        outside = np.linalg.norm(total["sketch"] @ vectors - components * values, axis=0)
+        if self.passes + 1 < _MOST_PASSES and outside.max() > _CONVERGED * values[0]:
+            return Basis(self.mean, self.n, np.linalg.qr(total["sketch"]).Q, self.passes + 1)
+        return self._model(total, values, components)
+
+    def _model(self, total: Sums, values: Array, vectors: Array) -> "ProjectionModel":
+        """Model from eigenvalues [k], largest first, and eigenvectors [p, k]."""
+        squares = float(total["squares"])
+        if squares <= self.n * ((1e-14 * self.mean) ** 2).sum():
+            raise HarmonizationError("features are the same for everybody, so they have no components. Leave them out.")
+        known = values > values[0] * np.finfo(float).eps * max(len(self.mean), self.n)
+        if not known.any():
+            raise HarmonizationError("the sums are no second moments of any features: they have no components.")
+        components = vectors[:, known].T
+        size = np.abs(components)
+        largest = (size > (1 - _TIED) * size.max(axis=1, keepdims=True)).argmax(axis=1)
+        components = components * np.sign(components[np.arange(len(components)), largest])[:, None]
+        return ProjectionModel(self.mean, components, values[known] / (self.n - 1), squares / (self.n - 1))
+
 
 @dataclass(frozen=True)
-class ProjectionModel(State):
+class ProjectionModel(Answer):
     """Principal components.
 
     Attributes
@@ -64,13 +151,10 @@ class ProjectionModel(State):
     explained_variance: Array
     total_variance: float
 
-    done: ClassVar[bool] = True
-
     def project(self, features: Array) -> Array:
         """Scores [n, k] of features [n, p]."""
         check_width(features, len(self.mean))
-        scores: Array = (features - self.mean) @ self.components.T
-        return scores
+        return (features - self.mean) @ self.components.T
 
 
 @register
@@ -101,75 +185,12 @@ class Projection(Analysis):
 
     name: ClassVar[str] = "projection"
     additive: ClassVar[bool] = True
+    first: ClassVar[Stage] = FeatureSums()
     states: ClassVar[tuple[type[State], ...]] = (Centre, Basis, ProjectionModel)
 
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        if not isinstance(state, Centre | Basis):
-            return {"n": np.array(float(table.n)), "feature_sum": table.features.sum(axis=0)}
-        centred = table.features - state.mean
-        squares = np.array((centred**2).sum())
-        if len(state.mean) <= _EXACT_UP_TO:
-            scores = centred @ state.basis if isinstance(state, Basis) else centred
-            return {"moment": scores.T @ scores, "squares": squares}
-        basis = state.basis if isinstance(state, Basis) else self._random(state)
-        return {"sketch": centred.T @ (centred @ basis), "squares": squares}
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        p = widths.features
-        if not isinstance(state, Centre | Basis):
-            return {"n": everybody(), "feature_sum": everybody(p)}
-        width = state.basis.shape[1] if isinstance(state, Basis) else (p if p <= _EXACT_UP_TO else self._width(state))
-        sums = {"moment": everybody(width, width)} if p <= _EXACT_UP_TO else {"sketch": everybody(p, width)}
-        return {**sums, "squares": everybody()}
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        if not isinstance(state, Centre | Basis):
-            return self._centre(total)
-        if isinstance(state, Centre):
-            basis = eigh(total["moment"])[1] if "moment" in total else np.linalg.qr(total["sketch"]).Q
-            return Basis(state.mean, state.n, basis, 0)
-        if "moment" in total:
-            values, vectors = _of_scores(total["moment"], self.n_components)
-            return self._model(total, state, values, state.basis @ vectors)
-        inside = state.basis.T @ total["sketch"]
-        values, vectors = _largest((inside + inside.T) / 2, self.n_components)
-        components = state.basis @ vectors
-        outside = np.linalg.norm(total["sketch"] @ vectors - components * values, axis=0)
-        if state.passes + 1 < _MOST_PASSES and outside.max() > _CONVERGED * values[0]:
-            return Basis(state.mean, state.n, np.linalg.qr(total["sketch"]).Q, state.passes + 1)
-        return self._model(total, state, values, components)
-
-    def _centre(self, total: Sums) -> Centre:
-        n = float(total["n"])
-        most = min(len(total["feature_sum"]), int(n) - 1)
-        if not 1 <= self.n_components <= most:
-            raise HarmonizationError(
-                f"n_components is {self.n_components}; expected 1 to {most} for {int(n)} participants with "
-                f"{len(total['feature_sum'])} features. Ask for as many as there are."
-            )
-        return Centre(total["feature_sum"] / n, n)
-
-    def _width(self, state: Centre) -> int:
+    def width(self, centre: Centre) -> int:
         """Columns of a sketch, l."""
-        return min(len(state.mean), max(2 * self.n_components + 10, min(int(state.n), _SKETCH_AT_LEAST)))
-
-    def _random(self, state: Centre) -> Array:
-        """Public random matrix [p, l]."""
-        return np.random.default_rng(0).normal(size=(len(state.mean), self._width(state)))
-
-    def _model(self, total: Sums, state: Basis, values: Array, vectors: Array) -> ProjectionModel:
-        """Model from eigenvalues [k], largest first, and eigenvectors [p, k]."""
-        squares = float(total["squares"])
-        if squares <= state.n * ((1e-14 * state.mean) ** 2).sum():
-            raise HarmonizationError("features are the same for everybody, so they have no components. Leave them out.")
-        known = values > values[0] * np.finfo(float).eps * max(len(state.mean), state.n)
-        if not known.any():
-            raise HarmonizationError("the sums are no second moments of any features: they have no components.")
-        components = vectors[:, known].T
-        size = np.abs(components)
-        largest = (size > (1 - _TIED) * size.max(axis=1, keepdims=True)).argmax(axis=1)
-        components = components * np.sign(components[np.arange(len(components)), largest])[:, None]
-        return ProjectionModel(state.mean, components, values[known] / (state.n - 1), squares / (state.n - 1))
+        return min(len(centre.mean), max(2 * self.n_components + 10, min(int(centre.n), _SKETCH_AT_LEAST)))
 
 
 def _largest(moment: Array, count: int) -> tuple[Array, Array]:

@@ -15,23 +15,74 @@ from numpy.typing import NDArray
 
 from harmonization.core.centring import centred
 from harmonization.core.declared import Declared, Widths
-from harmonization.core.errors import TableError
-from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.variation import all_but_equal, vary_less
 from harmonization.methods.combat import ComBatModel, moments_of, solve_within
-from harmonization.methods.projection import Centre
+from harmonization.methods.combat_model import check_columns
+
+
+class EffectSums(Stage):
+    """First round: sums, and where the site is an effect, products about its own means."""
+
+    def part(self, analysis: "Residualization", table: SiteTable) -> Sums:
+        return _sums(table) | (_products(centred(table.features), centred(table.design)) if analysis.site else {})
+
+    def sends(self, analysis: "Residualization", widths: Widths) -> Declared:
+        return _declared(widths, *(("W", "V") if analysis.site else ()))
+
+    def advance(self, analysis: "Residualization", total: Sums) -> State:
+        if analysis.site:
+            return _model(analysis, total)
+        n = float(total["n"])
+        return ResidualizationCentre(total["feature_sum"] / n, n, total["covariate_sum"] / n)
 
 
 @dataclass(frozen=True)
-class ResidualizationCentre(Centre):
-    """Means of the features [p] and of the covariates [q] over all sites, and the number of participants."""
+class ResidualizationCentre(Stage):
+    """Means of the features [p] and of the covariates [q] over all sites, and the number of participants.
 
+    The second round has products about these.
+    """
+
+    mean: Array
+    n: float
     covariate_mean: Array
 
+    def part(self, analysis: "Residualization", table: SiteTable) -> Sums:
+        return _sums(table) | _products(table.features - self.mean, table.design - self.covariate_mean)
+
+    def sends(self, analysis: "Residualization", widths: Widths) -> Declared:
+        return _declared(widths, "W", "V")
+
+    def advance(self, analysis: "Residualization", total: Sums) -> State:
+        return _model(analysis, total)
+
+
+def _sums(table: SiteTable) -> Sums:
+    n = np.array(float(table.n))
+    return {"n": n, "feature_sum": table.features.sum(axis=0), "covariate_sum": table.design.sum(axis=0)}
+
+
+def _products(y: Array, c: Array) -> Sums:
+    return {"W": c.T @ c, "V": c.T @ y}
+
+
+def _declared(widths: Widths, *products: str) -> Declared:
+    """Declare `_sums`, and which of the products go with them."""
+    moments = moments_of(widths.features, widths.covariates)
+    return {name: moments[name] for name in ("n", "feature_sum", "covariate_sum", *products)}
+
+
+def _model(analysis: "Residualization", total: Sums) -> "ResidualizationModel":
+    n = float(total["n"])
+    covariate_mean = total["covariate_sum"] / n
+    coefficients = solve_within(total["W"], total["V"], n, covariate_mean)
+    return ResidualizationModel(coefficients, total["feature_sum"] / n, covariate_mean, float(analysis.site))
+
 
 @dataclass(frozen=True)
-class ResidualizationModel(State):
+class ResidualizationModel(Answer):
     """Common effects of the covariates.
 
     Attributes
@@ -51,8 +102,6 @@ class ResidualizationModel(State):
     covariate_mean: Array
     site: float
 
-    done: ClassVar[bool] = True
-
     @classmethod
     def from_combat(cls, model: ComBatModel) -> Self:
         """Return the model whose residuals of *harmonized* features are ``harmonized - alpha - c beta`` of ComBat.
@@ -71,7 +120,7 @@ class ResidualizationModel(State):
 
     def centre(self, features: Array, covariates: Array) -> "SiteCentre":
         """Return what is subtracted from rows of the site whose rows these are."""
-        self._check(features, covariates)
+        check_columns(features, covariates, self.coefficients)
         effects = covariates @ self.coefficients
         still = all_but_equal(features, effects.var(axis=0)) | vary_less(features, effects)
         if self.site > 0:
@@ -80,10 +129,9 @@ class ResidualizationModel(State):
 
     def remove(self, features: Array, covariates: Array, centre: "SiteCentre") -> Array:
         """Residuals [n, p] of rows of a site with a known centre, also of rows that it was not found from."""
-        self._check(features, covariates)
+        check_columns(features, covariates, self.coefficients)
         effects = np.where(centre.still, 0.0, self.coefficients)
-        residuals: Array = features - centre.mean - (covariates - centre.covariate_mean) @ effects
-        return residuals
+        return features - centre.mean - (covariates - centre.covariate_mean) @ effects
 
     def projected(self, mean: Array, components: Array) -> "ResidualizationModel":
         """Return the same model for features after a projection: (features - mean [p]) @ components' [p, k]."""
@@ -91,24 +139,12 @@ class ResidualizationModel(State):
             self.coefficients @ components.T, (self.mean - mean) @ components.T, self.covariate_mean, self.site
         )
 
-    def _check(self, features: Array, covariates: Array) -> None:
-        if features.shape[1] != len(self.mean) or covariates.shape[1] != len(self.coefficients):
-            raise TableError(
-                f"features and covariates have {features.shape[1]} and {covariates.shape[1]} columns; this model was "
-                f"fitted on {len(self.mean)} and {len(self.coefficients)}. Use the same ones, in the same order."
-            )
-
 
 @dataclass(frozen=True)
 class SiteCentre:
-    """What is subtracted at one site.
+    """What is subtracted at one site: its means [p] and [q].
 
-    Attributes
-    ----------
-    mean, covariate_mean : numpy.ndarray
-        [p] and [q].
-    still : numpy.ndarray
-        [p] bool: features that hardly vary there, from which no effect of the covariates is taken.
+    No effect of the covariates is taken from features that hardly vary there, `still` [p] bool.
     """
 
     mean: Array
@@ -134,32 +170,5 @@ class Residualization(Analysis):
     site: bool = True
 
     name: ClassVar[str] = "residualization"
+    first: ClassVar[Stage] = EffectSums()
     states: ClassVar[tuple[type[State], ...]] = (ResidualizationCentre, ResidualizationModel)
-
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        features, covariates = table.features, table.design
-        sums = {
-            "n": np.array(float(table.n)),
-            "feature_sum": features.sum(axis=0),
-            "covariate_sum": covariates.sum(axis=0),
-        }
-        if isinstance(state, ResidualizationCentre):
-            y, c = features - state.mean, covariates - state.covariate_mean
-        elif self.site:
-            y, c = centred(features), centred(covariates)
-        else:
-            return sums
-        return {**sums, "W": c.T @ c, "V": c.T @ y}
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        declared = {name: sent for name, sent in moments_of(widths.features, widths.covariates).items() if name != "T"}
-        first = not self.site and not isinstance(state, ResidualizationCentre)
-        return {name: sent for name, sent in declared.items() if not (first and name in ("W", "V"))}
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        n = float(total["n"])
-        mean, covariate_mean = total["feature_sum"] / n, total["covariate_sum"] / n
-        if "W" not in total:
-            return ResidualizationCentre(mean, n, covariate_mean)
-        coefficients = solve_within(total["W"], total["V"], n, covariate_mean)
-        return ResidualizationModel(coefficients, mean, covariate_mean, float(self.site))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import HarmonizationError, TableError
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.variation import hardly_varies
 from harmonization.methods import combat
@@ -27,7 +27,6 @@ from harmonization.networks.neural import (
     Losses,
     Network,
     Weights,
-    draw_weights,
     evaluate,
     tensor,
     unpack,
@@ -48,16 +47,43 @@ _BLOCK = 512
 """Features that are bent at a time, which bounds memory."""
 
 
+class SiteMoments(Stage):
+    """First round: ComBat's sums, and the number of sites."""
+
+    def part(self, analysis: "ContentStyle", table: SiteTable) -> Sums:
+        table = analysis.training_rows(table)
+        if table.n < 2:
+            raise TableError("'content_style' needs two participants at a site to know its scale. Leave the site out.")
+        return {"sites": np.array(1.0), **combat.summarize(table.features, table.design)}
+
+    def sends(self, analysis: "ContentStyle", widths: Widths) -> Declared:
+        return {"sites": everybody(), **combat.moments_of(widths.features, widths.covariates)}
+
+    def advance(self, analysis: "ContentStyle", total: Sums) -> State:
+        if total["sites"] < 2:
+            raise HarmonizationError("there is one site, whose style is that of all. Use more.")
+        model = combat.solve(total)
+        if not (model.pooled_variance > 0).any():
+            raise HarmonizationError(
+                "no feature varies inside the sites, so they have no style. Use the method 'none'."
+            )
+        (q, p), deviation = model.coefficients.shape, np.sqrt(model.pooled_variance)
+        return Located(
+            mean=np.concatenate([model.grand_mean, np.zeros(q)]),
+            scale=np.concatenate([np.where(deviation > 0, deviation, 1), np.ones(q)]),
+            widths=np.array([p, q], dtype=np.float64),
+            n=model.n,
+            coefficients=model.coefficients,
+            pooled_variance=model.pooled_variance,
+        )
+
+
 @dataclass(frozen=True)
-class Located(Standard):
+class CombatStandard(Standard):
     """ComBat of all sites: `mean` and `scale` hold the grand mean and the pooled deviation.
 
-    Attributes
-    ----------
-    coefficients : numpy.ndarray
-        [q, p], effects of the covariates.
-    pooled_variance : numpy.ndarray
-        [p]; 0 for features that are constant inside every site.
+    `coefficients` [q, p] are the effects of the covariates; `pooled_variance` [p] is 0 for features that are constant
+    inside every site.
     """
 
     coefficients: Array
@@ -68,29 +94,43 @@ class Located(Standard):
         """The same as a model of ComBat."""
         return ComBatModel(self.coefficients, self.mean[: self.width()], self.pooled_variance, self.n)
 
+    def hardly_varies(self, table: SiteTable) -> NDArray[np.bool_]:
+        """Which features [p] hardly vary at a site."""
+        return hardly_varies(table.features, self.pooled_variance, table.design @ self.coefficients)
+
 
 @dataclass(frozen=True)
-class ContentTraining(Located, Training):
-    """After each round.
+class Located(CombatStandard, Stage):
+    """After the first round. The shape of each feature at the sites."""
 
-    Attributes
-    ----------
-    typical : numpy.ndarray
-        [p, 4], shape of each feature over all sites, once each has location 0 and scale 1 at every site.
-    """
+    def part(self, analysis: "ContentStyle", table: SiteTable) -> Sums:
+        table = analysis.training_rows(table)
+        still, rows = self.hardly_varies(table), analysis.left_of(table, self)
+        shape = np.where(still[:, None], 0.0, _shape_of(_normalised(rows, *_location_and_scale(rows))))
+        return {"shape": table.n * shape, "shape_n": table.n * (~still).astype(np.float64)}
+
+    def sends(self, analysis: "ContentStyle", widths: Widths) -> Declared:
+        return {"shape": everybody(widths.features, _SHAPE), "shape_n": everybody(widths.features)}
+
+    def advance(self, analysis: "ContentStyle", total: Sums) -> State:
+        typical = total["shape"] / np.maximum(total["shape_n"], 1)[:, None]
+        return analysis.start(ContentTraining, self, typical=typical)
+
+
+@dataclass(frozen=True)
+class ContentTraining(CombatStandard, Training):
+    """After each round; `typical` [p, 4] is each feature's shape over all sites, at location 0 and scale 1 at each."""
 
     typical: Array
 
 
 @dataclass(frozen=True)
-class ContentModel(Located):
+class ContentModel(Answer, CombatStandard):
     """The networks' `weights` [w], the `typical` shape [p, 4], and the mean `loss` [rounds] of each round."""
 
     typical: Array
     weights: Array
     loss: Array
-
-    done: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -174,6 +214,9 @@ class ContentStyle(Harmonizer, FederatedTraining):
         "phantoms. Communications Engineering 2024;3:6.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("features", "covariates")
+    zero_at_first: ClassVar[tuple[str, ...]] = ("encoder.1.weight", "decoder.1.weight")  # nothing is bent
+    trained: ClassVar[type[State]] = ContentModel
+    first: ClassVar[Stage] = SiteMoments()
     states: ClassVar[tuple[type[State], ...]] = (Located, ContentTraining, ContentModel)
 
     def __post_init__(self) -> None:
@@ -184,68 +227,20 @@ class ContentStyle(Harmonizer, FederatedTraining):
             raise HarmonizationError("match, reconstruct and consist are expected to be at least 0.")
         combat.ComBat(prior=self.prior)  # refuses an unknown prior
 
-    # Rounds before the training
-
-    def summarize_inputs(self, table: SiteTable, state: State | None) -> Sums:
-        if isinstance(state, Located):
-            still, rows = self._hardly_varies(table, state), self._left(table, state)
-            shape = np.where(still[:, None], 0.0, _shape_of(_normalised(rows, *_location_and_scale(rows))))
-            return {"shape": table.n * shape, "shape_n": table.n * (~still).astype(np.float64)}
-        if table.n < 2:
-            raise TableError("'content_style' needs two participants at a site to know its scale. Leave the site out.")
-        return {"sites": np.array(1.0), **combat.summarize(table.features, table.design)}
-
-    def sends_inputs(self, widths: Widths, state: State | None) -> Declared:
-        p = widths.features
-        if isinstance(state, Located):
-            return {"shape": everybody(p, _SHAPE), "shape_n": everybody(p)}
-        return {"sites": everybody(), **combat.moments_of(p, widths.covariates)}
-
-    def solve_inputs(self, total: Sums, state: State | None) -> State:
-        if isinstance(state, Located):
-            typical = total["shape"] / np.maximum(total["shape_n"], 1)[:, None]
-            return self.first(ContentTraining, state, typical=typical)
-        if total["sites"] < 2:
-            raise HarmonizationError("there is one site, whose style is that of all. Use more.")
-        model = combat.solve(total)
-        if not (model.pooled_variance > 0).any():
-            raise HarmonizationError(
-                "no feature varies inside the sites, so they have no style. Use the method 'none'."
-            )
-        (q, p), deviation = model.coefficients.shape, np.sqrt(model.pooled_variance)
-        return Located(
-            mean=np.concatenate([model.grand_mean, np.zeros(q)]),
-            scale=np.concatenate([np.where(deviation > 0, deviation, 1), np.ones(q)]),
-            widths=np.array([p, q], dtype=np.float64),
-            n=model.n,
-            coefficients=model.coefficients,
-            pooled_variance=model.pooled_variance,
-        )
-
     # Training
 
-    def layout(self, standard: Located) -> Layout:
+    def layout(self, standard: CombatStandard) -> Layout:
         return self._encoder.layout | self._decoder.layout | {"code": (_SHAPE, self.code_size)}
 
-    def initial_weights(self, standard: Located) -> Weights:
-        weights = draw_weights(self.layout(standard), self.seed)
-        for name in ("encoder.1.weight", "decoder.1.weight"):  # no bend, to begin with
-            weights[name] = np.zeros_like(weights[name])
-        return weights
-
-    def standardize(self, table: SiteTable, standard: Located) -> SiteTable:
+    def standardize(self, table: SiteTable, standard: CombatStandard) -> SiteTable:
         """Table whose features have neither covariates' effects nor units; NaN in those that hardly vary here."""
-        left = np.where(self._hardly_varies(table, standard), np.nan, self._left(table, standard))
+        left = np.where(standard.hardly_varies(table), np.nan, self.left_of(table, standard))
         return replace(table, features=left, incomplete=True)
 
-    def _left(self, table: SiteTable, standard: Located) -> Array:
+    def left_of(self, table: SiteTable, standard: CombatStandard) -> Array:
         """Features [n, p] without covariates' effects and units."""
         explained = table.design @ standard.coefficients / standard.scale[: standard.width()]
-        left: Array = super().standardize(table, standard).features - explained
-        return left
-
-    def _hardly_varies(self, table: SiteTable, standard: Located) -> NDArray[np.bool_]:
-        return hardly_varies(table.features, standard.pooled_variance, table.design @ standard.coefficients)
+        return super().standardize(table, standard).features - explained
 
     def losses(self, weights: Leaves, rows: SiteTable, training: ContentTraining) -> Losses:
         columns = self._columns(training)
@@ -265,9 +260,6 @@ class ContentStyle(Harmonizer, FederatedTraining):
         missed = _bend(self._encoder, weights, as_another, other_code) - content
         loss = self.match * unlike + self.reconstruct * (lost**2).mean() + self.consist * (missed**2).mean()
         return (loss,)
-
-    def finish(self, training: ContentTraining) -> ContentModel:
-        return training.become(ContentModel)
 
     @property
     def _encoder(self) -> Network:
@@ -291,7 +283,7 @@ class ContentStyle(Harmonizer, FederatedTraining):
 
     def estimate(self, model: ContentModel, table: SiteTable) -> SiteStyle:
         effect = model.combat.site_effect(table.features, table.design, prior=self.prior)
-        rows = np.where(effect.unadjusted, 0.0, self._left(table, model))
+        rows = np.where(effect.unadjusted, 0.0, self.left_of(table, model))
         location, scale = _location_and_scale(rows)
         values = _normalised(rows, location, scale)
         weights = unpack(model.weights, self.layout(model))
@@ -302,7 +294,7 @@ class ContentStyle(Harmonizer, FederatedTraining):
         )
 
     def apply(self, model: ContentModel, table: SiteTable, effect: SiteStyle) -> Array:
-        values = _normalised(self._left(table, model), effect.location, effect.scale)
+        values = _normalised(self.left_of(table, model), effect.location, effect.scale)
         content = self._content(unpack(model.weights, self.layout(model)), values, effect.code)
         content = _normalised(content, effect.content_location, effect.content_scale)
         p = model.width()

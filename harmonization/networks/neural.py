@@ -150,21 +150,9 @@ def adam_step(
 ) -> tuple[Array, tuple[Array, Array]]:
     """Take one step of Adam (Kingma & Ba, ICLR 2015) with decoupled weight decay (Loshchilov & Hutter, ICLR 2019).
 
-    Parameters
-    ----------
-    weights, gradient : numpy.ndarray
-        Of one shape.
-    memory : tuple of numpy.ndarray
-        Running means of the gradient and of its square; zeros at first.
-    number : int
-        Of this step, from 1.
-    rate, decay : float
-        Learning rate; share of the weights, in units of the rate, that a step takes away.
-
-    Returns
-    -------
-    numpy.ndarray, tuple of numpy.ndarray
-        The weights and the memory after the step.
+    Its memory are running means of the gradient and of its square, zeros at first. Steps are numbered from 1; `decay`
+    is the share of the weights, in units of the rate, that a step takes away. Returns the weights and the memory after
+    it.
     """
     first = 0.9 * memory[0] + 0.1 * gradient
     second = 0.999 * memory[1] + 0.001 * gradient**2

@@ -6,29 +6,28 @@ and is taken out first; the adversary is for the rest.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from harmonization.core.declared import Declared, Shape, Widths, everybody
 from harmonization.core.errors import DesignError, HarmonizationError, TableError
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.methods.combat import check_number_of_covariates
 from harmonization.methods.harmonizer import Harmonizer, Nothing
 from harmonization.methods.projection import Basis, Centre, Projection, ProjectionModel
+from harmonization.networks import training
 from harmonization.networks.neural import (
     Layout,
     Leaves,
     Losses,
     Network,
-    Weights,
-    draw_weights,
     evaluate,
     tensor,
     unpack,
 )
-from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training
+from harmonization.networks.training import FederatedTraining, InputCentre, Training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,17 +39,73 @@ _NEGLIGIBLE = 1e-8
 
 
 @dataclass(frozen=True)
+class Standard(training.Standard, Stage):
+    """What standardises the inputs. The sums of a projection of them, and how they go with sites and covariates."""
+
+    @property
+    def projection(self) -> Centre:
+        """Where the projection of standardised features stands: their mean is known to be 0."""
+        return Centre(np.zeros(self.width()), self.n)
+
+    def part(self, analysis: "SiteAdversarial", table: SiteTable) -> Sums:
+        standardized = analysis.standardized(analysis.training_rows(table), self)
+        return self.sums(analysis, standardized)
+
+    def sums(self, analysis: "SiteAdversarial", standardized: SiteTable) -> Sums:
+        """Sums of a standardised table; those of its columns stand in the site's place."""
+        columns = np.concatenate([standardized.features, standardized.design], axis=1)
+        here = np.eye(len(analysis.sites))[analysis.place_of(standardized)]
+        return {
+            **analysis.projection(self).summarize(standardized, self.projection),
+            "site_n": here * standardized.n,
+            "site_sum": np.outer(here, columns.sum(axis=0)),
+            "products": standardized.design.T @ columns,
+        }
+
+    def sends(self, analysis: "SiteAdversarial", widths: Widths) -> Declared:
+        columns, n_sites = widths.features + widths.covariates, len(analysis.sites)
+        return {
+            **analysis.projection(self).sends(widths, self.projection),
+            "site_n": everybody(n_sites),
+            "site_sum": everybody(n_sites, columns),
+            "products": everybody(widths.covariates, columns),
+        }
+
+    def advance(self, analysis: "SiteAdversarial", total: Sums) -> State:
+        return self.directions(total).advance(analysis, total)
+
+    def directions(self, total: Sums) -> "Directions":
+        """Covariances of the features with sites, at given covariates, and with covariates."""
+        n, p = self.n, self.width()
+        check_number_of_covariates(self.width(1), n)
+        present = total["site_n"] > 0
+        if present.sum() < 2:
+            raise HarmonizationError(
+                "only one site has participants to learn from, and nothing sets it apart. Use more."
+            )
+        shares = total["site_n"] / n
+        of_sites, sites_by_covariates = np.split(total["site_sum"].T / n, [p])  # [p, S], [q, S]
+        covariance_of_covariates, of_covariates = total["products"][:, p:] / n, total["products"][:, :p].T / n
+        slopes = np.linalg.pinv(covariance_of_covariates, rcond=1e-10, hermitian=True) @ sites_by_covariates
+        left = np.diag(shares) - np.outer(shares, shares) - sites_by_covariates.T @ slopes
+        if np.linalg.matrix_rank(left, tol=1e-8 * shares.max(), hermitian=True) < present.sum() - 1:
+            raise DesignError("the covariates tell some of the sites from the others without features. Leave one out.")
+        return self.become(
+            Directions,
+            of_sites=of_sites - of_covariates @ slopes,
+            of_covariates=of_covariates,
+            basis=np.empty((p, 0)),
+            passes=0,
+        )
+
+
+@dataclass(frozen=True)
 class Directions(Standard):
     """How the standardised features of p columns go with sites and covariates, while their components are found.
 
-    Attributes
-    ----------
-    of_sites : numpy.ndarray
-        [p, S], covariance with the one-hot site once covariates are accounted for.
-    of_covariates : numpy.ndarray
-        [p, q], covariance with the standardised covariates.
-    basis, passes
-        As in `harmonization.methods.projection.Basis`; [p, 0] before there is one.
+    `of_sites` [p, S] is the covariance with the one-hot site once covariates are accounted for, `of_covariates` [p, q]
+    that with the standardised covariates. `basis`, [p, 0] before there is one, and `passes` are those of
+    `harmonization.methods.projection.Basis`.
     """
 
     of_sites: Array
@@ -58,23 +113,54 @@ class Directions(Standard):
     basis: Array
     passes: int
 
+    @property
+    def projection(self) -> Centre:
+        centre = super().projection
+        return Basis(centre.mean, self.n, self.basis, self.passes) if self.basis.size else centre
+
+    def sums(self, analysis: "SiteAdversarial", standardized: SiteTable) -> Sums:
+        return analysis.projection(self).summarize(standardized, self.projection)
+
+    def sends(self, analysis: "SiteAdversarial", widths: Widths) -> Declared:
+        return analysis.projection(self).sends(widths, self.projection)
+
+    def advance(self, analysis: "SiteAdversarial", total: Sums) -> State:
+        projected: Any = analysis.projection(self).solve(total, self.projection)
+        if not projected.done:
+            return replace(self, basis=projected.basis, passes=projected.passes)
+        return analysis.start(AdversarialTraining, self.components(projected))
+
+    def components(self, projection: ProjectionModel) -> "Components":
+        """Coordinates of the correction."""
+        components, variance = projection.components, projection.explained_variance
+        # Divided by n, as the features are, and 0 where there is only rounding error.
+        spread = np.sqrt(np.where(variance > _NEGLIGIBLE * variance[0], variance * (self.n - 1) / self.n, 0))
+        whitening = components / np.where(spread > 0, spread, np.inf)[:, None]
+        erased, varying = _span(whitening @ self.of_sites), int((spread > 0).sum())
+        if erased.shape[1] >= varying:
+            raise HarmonizationError(
+                f"sites differ in all {varying} components of the features, and nothing would be left. Use more "
+                "features, or fewer sites."
+            )
+        outside = self.of_sites - components.T @ (components @ self.of_sites)
+        return self.become(
+            Components,
+            components=components,
+            spread=spread,
+            erased=erased,
+            erased_outside=_span(outside),
+            kept=whitening @ self.of_covariates,
+        )
+
 
 @dataclass(frozen=True)
-class Components(Standard):
+class Components(training.Standard):
     """Coordinates of the correction.
 
-    Attributes
-    ----------
-    components : numpy.ndarray
-        [k, p], principal components of the standardised features.
-    spread : numpy.ndarray
-        [k], their standard deviations.
-    erased : numpy.ndarray
-        [k, r], orthonormal directions of the whitened scores that differ between sites.
-    erased_outside : numpy.ndarray
-        [p, r'], the same of what lies outside the components.
-    kept : numpy.ndarray
-        [k, q], covariance of the whitened scores with the covariates.
+    `components` [k, p] are principal components of the standardised features, and `spread` [k] their standard
+    deviations; `erased` [k, r] orthonormal directions of the whitened scores that differ between sites,
+    `erased_outside` [p, r'] the same of what lies outside the components; `kept` [k, q] the covariance of the whitened
+    scores with the covariates.
     """
 
     components: Array
@@ -96,13 +182,11 @@ class AdversarialTraining(Components, Training):
 
 
 @dataclass(frozen=True)
-class AdversarialModel(Components):
+class AdversarialModel(Answer, Components):
     """The correction. `weights` [w] hold its network, then the classifier; `loss` [rounds] is the classifier's."""
 
     weights: Array
     loss: Array
-
-    done: ClassVar[bool] = True
 
 
 @register
@@ -164,6 +248,8 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
         "harmonisation and confound removal. NeuroImage 2021;228:117689.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("features", "covariates")
+    zero_at_first: ClassVar[tuple[str, ...]] = ("correction.1.weight",)  # nothing is corrected
+    trained: ClassVar[type[State]] = AdversarialModel
     states: ClassVar[tuple[type[State], ...]] = (
         InputCentre,
         Standard,
@@ -185,73 +271,30 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
         if min(self.reversal, self.stay, self.keep) < 0:
             raise HarmonizationError("reversal, stay and keep are expected to be at least 0.")
 
-    # Rounds before the training
+    def begin(self, standard: training.Standard) -> State:
+        return standard.become(Standard)
 
-    def summarize_inputs(self, table: SiteTable, state: State | None) -> Sums:
-        if not isinstance(state, Standard):
-            return super().summarize_inputs(table, state)
-        standardized = super().standardize(table, state)
-        sums = self._projection(state).summarize(standardized, _projection_state(state))
-        return sums if isinstance(state, Directions) else {**sums, **self._summarize_sites(standardized)}
+    def standardized(self, table: SiteTable, standard: training.Standard) -> SiteTable:
+        """Table with standardised inputs."""
+        return super().standardize(table, standard)
 
-    def sends_inputs(self, widths: Widths, state: State | None) -> Declared:
-        if not isinstance(state, Standard):
-            return super().sends_inputs(widths, state)
-        sums = self._projection(state).sends(widths, _projection_state(state))
-        if isinstance(state, Directions):
-            return sums
-        columns, n_sites = widths.features + widths.covariates, len(self.sites)
-        return {
-            **sums,
-            "site_n": everybody(n_sites),
-            "site_sum": everybody(n_sites, columns),
-            "products": everybody(widths.covariates, columns),
-        }
-
-    def solve_inputs(self, total: Sums, state: State | None) -> State:
-        if not isinstance(state, Standard):
-            return super().solve_inputs(total, state)
-        directions = state if isinstance(state, Directions) else _solve_sites(total, state)
-        projected = self._projection(state).solve(total, _projection_state(state))
-        if isinstance(projected, Basis):
-            return replace(directions, basis=projected.basis, passes=projected.passes)
-        assert isinstance(projected, ProjectionModel)
-        return self.first(AdversarialTraining, _components(projected, directions))
-
-    def begin(self, standard: Standard) -> State:
-        return standard
-
-    def _projection(self, standard: Standard) -> Projection:
+    def projection(self, standard: training.Standard) -> Projection:
+        """The projection of the standardised features."""
         return Projection(max(1, min(self.n_components, standard.width(), int(standard.n) - 1)))
-
-    def _summarize_sites(self, standardized: SiteTable) -> Sums:
-        """Sums of the columns at this site, in its place [S, p + q], and their products with the covariates."""
-        columns = np.concatenate([standardized.features, standardized.design], axis=1)
-        here = np.eye(len(self.sites))[self._place(standardized)]
-        return {
-            "site_n": here * standardized.n,
-            "site_sum": np.outer(here, columns.sum(axis=0)),
-            "products": standardized.design.T @ columns,
-        }
 
     # Training
 
     def layout(self, standard: Components) -> Layout:
         return self._correction(standard).layout | self._classifier(standard).layout
 
-    def initial_weights(self, standard: Components) -> Weights:
-        weights = draw_weights(self.layout(standard), self.seed)
-        weights["correction.1.weight"] = np.zeros_like(weights["correction.1.weight"])  # no correction, to begin with
-        return weights
-
     def standardize(self, table: SiteTable, standard: Components) -> SiteTable:
         """Table with whitened scores for features."""
-        standardized = super().standardize(table, standard)
+        standardized = self.standardized(table, standard)
         return replace(standardized, features=standard.whiten(standardized.features), loadings=None)
 
     def losses(self, weights: Leaves, rows: SiteTable, training: AdversarialTraining) -> Losses:
         change, corrected = self._correct(weights, tensor(rows.features), training)
-        site, kept = self._place(rows), change @ tensor(training.kept)
+        site, kept = self.place_of(rows), change @ tensor(training.kept)
 
         recognised = self._answers(weights, corrected.detach(), rows, training).log_softmax(1)[:, site]
         # The correction learns what the classifier sees, and changes nothing of the classifier.
@@ -271,14 +314,11 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
         seen = torch.cat([corrected, corrected**2, tensor(rows.design)], 1)
         return self._classifier(training)(weights, seen)
 
-    def _place(self, table: SiteTable) -> int:
+    def place_of(self, table: SiteTable) -> int:
         """Where the table's site stands among all."""
         if table.site not in self.sites:
             raise TableError("a site is not among those that 'site_adversarial' unlearns. Name all sites.")
         return self.sites.index(table.site)
-
-    def finish(self, training: AdversarialTraining) -> AdversarialModel:
-        return training.become(AdversarialModel)
 
     def _correction(self, standard: Components) -> Network:
         k = len(standard.spread)
@@ -304,66 +344,13 @@ class SiteAdversarial(Harmonizer, FederatedTraining):
         return Nothing()
 
     def apply(self, model: AdversarialModel, table: SiteTable, effect: Nothing) -> Array:
-        standardized = super().standardize(table, model).features
+        standardized = self.standardized(table, model).features
         scores = model.whiten(standardized)
         weights = unpack(model.weights, self.layout(model))
         corrected = evaluate(lambda weights, scores: self._correct(weights, scores, model)[1], weights, scores)
         outside = standardized - (scores * model.spread) @ model.components
         alike = (corrected * model.spread) @ model.components + _without(outside, model.erased_outside)
         return model.restored(alike)
-
-
-def _projection_state(standard: Standard) -> Centre | Basis:
-    """Where the projection of standardised features stands: their mean is known to be 0."""
-    mean = np.zeros(standard.width())
-    if isinstance(standard, Directions):
-        return Basis(mean, standard.n, standard.basis, standard.passes)
-    return Centre(mean, standard.n)
-
-
-def _solve_sites(total: Sums, standard: Standard) -> Directions:
-    """Covariances of the features with sites, at given covariates, and with covariates."""
-    n, p = standard.n, standard.width()
-    check_number_of_covariates(standard.width(1), n)
-    present = total["site_n"] > 0
-    if present.sum() < 2:
-        raise HarmonizationError("only one site has participants to learn from, and nothing sets it apart. Use more.")
-    shares = total["site_n"] / n
-    of_sites, sites_by_covariates = np.split(total["site_sum"].T / n, [p])  # [p, S], [q, S]
-    covariance_of_covariates, of_covariates = total["products"][:, p:] / n, total["products"][:, :p].T / n
-    slopes = np.linalg.pinv(covariance_of_covariates, rcond=1e-10, hermitian=True) @ sites_by_covariates
-    left = np.diag(shares) - np.outer(shares, shares) - sites_by_covariates.T @ slopes
-    if np.linalg.matrix_rank(left, tol=1e-8 * shares.max(), hermitian=True) < present.sum() - 1:
-        raise DesignError("the covariates tell some of the sites from the others without features. Leave one out.")
-    return standard.become(
-        Directions,
-        of_sites=of_sites - of_covariates @ slopes,
-        of_covariates=of_covariates,
-        basis=np.empty((p, 0)),
-        passes=0,
-    )
-
-
-def _components(projection: ProjectionModel, directions: Directions) -> Components:
-    components, variance = projection.components, projection.explained_variance
-    # Divided by n, as the features are, and 0 where there is only rounding error.
-    spread = np.sqrt(np.where(variance > _NEGLIGIBLE * variance[0], variance * (directions.n - 1) / directions.n, 0))
-    whitening = components / np.where(spread > 0, spread, np.inf)[:, None]
-    erased, varying = _span(whitening @ directions.of_sites), int((spread > 0).sum())
-    if erased.shape[1] >= varying:
-        raise HarmonizationError(
-            f"sites differ in all {varying} components of the features, and nothing would be left. Use more features, "
-            "or fewer sites."
-        )
-    outside = directions.of_sites - components.T @ (components @ directions.of_sites)
-    return directions.become(
-        Components,
-        components=components,
-        spread=spread,
-        erased=erased,
-        erased_outside=_span(outside),
-        kept=whitening @ directions.of_covariates,
-    )
 
 
 def _span(columns: Array) -> Array:

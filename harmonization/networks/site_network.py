@@ -8,7 +8,7 @@ import numpy as np
 
 from harmonization.core.declared import Declared, Widths, everybody, network, of_groups
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Array, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.networks.neural import (
     Leaves,
@@ -22,15 +22,12 @@ from harmonization.networks.neural import (
     tensor,
     unpack,
 )
-from harmonization.probes.crossvalidation import Centres, Fold
+from harmonization.probes.crossvalidation import Folded, TrainingCentres
 from harmonization.site_effects.site_classification import (
-    AdjustedCentres,
+    AdjustedSums,
     SiteClassificationResult,
     SiteRecognition,
-    adjust,
-    adjusted_centres_of,
-    solve_adjusted_centres,
-    summarize_adjusted_centres,
+    WithinCentres,
 )
 
 if TYPE_CHECKING:
@@ -41,18 +38,44 @@ _FARTHEST = 5.0
 
 
 @dataclass(frozen=True)
+class AdjustedCentres(WithinCentres):
+    """After the first round. What the training rows' features leave of their mean, and their squares."""
+
+    def part(self, analysis: "SiteNetwork", table: Folded) -> Sums:
+        about = [self.adjusted(table, part)[fold.training] for part, fold in enumerate(table.folds)]
+        return {
+            "left_sum": np.stack([x.sum(axis=0) for x in about]),
+            "squares": np.stack([(x**2).sum(axis=0) for x in about]),
+        }
+
+    def sends(self, analysis: "SiteNetwork", widths: Widths) -> Declared:
+        return {name: analysis.stacked(everybody(widths.seen)) for name in ("left_sum", "squares")}
+
+    def advance(self, analysis: "SiteNetwork", total: Sums) -> State:
+        """Draw the same public weights for every part and labeling."""
+        left = total["left_sum"] / self.n[:, None]
+        deviation = np.sqrt(np.maximum(total["squares"] / self.n[:, None] - left**2, 0.0))
+        layout = analysis.network(self).layout
+        weights = pack(draw_weights(layout, 0), layout)
+        every = np.tile(weights, (len(self.n), 1 + analysis.permutations, 1))
+        return self.become(
+            NetworkTraining,
+            scale=np.where(deviation > 1e-12 * np.abs(self.mean), deviation, 1.0),
+            left=left,
+            weights=every,
+            gradient_mean=np.zeros_like(every),
+            gradient_square=np.zeros_like(every),
+            steps=0,
+        )
+
+
+@dataclass(frozen=True)
 class NetworkTraining(AdjustedCentres):
     """After each further round: networks for each of K parts left out, of the true labels and of B permuted ones.
 
-    Attributes
-    ----------
-    scale, left : numpy.ndarray
-        [K, k], standard deviations of the features, 1 where one is constant; and the mean of what the centres leave
-        (`harmonization.networks.training.Standard`).
-    weights, gradient_mean, gradient_square : numpy.ndarray
-        [K, 1 + B, w], the weights, and Adam's memory.
-    steps : int
-        Steps that were taken.
+    `scale` [K, k] are standard deviations of the features, 1 where one is constant, and `left` [K, k] the mean of what
+    the centres leave (`harmonization.networks.training.Standard`); `weights`, `gradient_mean` and `gradient_square` [K,
+    1 + B, w] the weights and Adam's memory; `steps` were taken.
     """
 
     scale: Array
@@ -61,6 +84,60 @@ class NetworkTraining(AdjustedCentres):
     gradient_mean: Array
     gradient_square: Array
     steps: int
+
+    def part(self, analysis: "SiteNetwork", table: Folded) -> Sums:
+        if self.steps < analysis.rounds:
+            return self._gradients(analysis, table)
+        network = analysis.network(self)
+
+        def scores(part: int) -> Array:
+            return evaluate(network, unpack(self.weights[part], network.layout), self.inputs(table, part))
+
+        return analysis.count_recognised(table, self, scores)
+
+    def sends(self, analysis: "SiteNetwork", widths: Widths) -> Declared:
+        if self.steps == analysis.rounds:
+            return analysis.counts_of_recognised(widths.classes)
+        gradients = network(analysis.network(self).layout, 1 + analysis.permutations)
+        return {"gradients": analysis.stacked(of_groups(gradients))}
+
+    def advance(self, analysis: "SiteNetwork", total: Sums) -> State:
+        return analysis.score(total) if self.steps == analysis.rounds else self._step(analysis, total)
+
+    def _gradients(self, analysis: "SiteNetwork", table: Folded) -> Sums:
+        labelings, network = analysis.labelings(table, self), analysis.network(self)
+        weight_of_class = 1 / np.maximum(self.target_mean, 1e-12) / self.target_mean.shape[1]
+        gradients = np.zeros_like(self.weights)
+        for part, fold in enumerate(table.folds):
+            inputs, labels = tensor(self.inputs(table, part)[fold.training]), labelings[:, fold.training]
+            weighted = tensor(labels * (labels @ weight_of_class[part])[..., None])
+            loss = partial(_cross_entropy, network, inputs, weighted)
+            gradients[part] = pack(differentiate(loss, unpack(self.weights[part], network.layout))[1], network.layout)
+        return {"gradients": gradients}
+
+    def _step(self, analysis: "SiteNetwork", total: Sums) -> "NetworkTraining":
+        gradients = total["gradients"] / self.n[:, None, None]
+        memory = self.gradient_mean, self.gradient_square
+        rate = analysis.learning_rate * 0.5 * (1 + float(np.cos(np.pi * self.steps / analysis.rounds)))
+        with np.errstate(all="ignore"):
+            weights, memory = adam_step(self.weights, gradients, memory, self.steps + 1, rate, analysis.weight_decay)
+        if not np.isfinite(weights).all():
+            raise HarmonizationError(
+                f"the training of '{analysis.name}' is not finite after round {self.steps + 1}. Lower learning_rate."
+            )
+        return self.become(
+            NetworkTraining,
+            weights=weights,
+            gradient_mean=memory[0],
+            gradient_square=memory[1],
+            steps=self.steps + 1,
+        )
+
+    def inputs(self, table: Folded, part: int) -> Array:
+        """Polynomials [n, 3 k] of standardised features, covariates taken out."""
+        x = (self.adjusted(table, part) - self.left[part]) / self.scale[part]
+        x = np.clip(x, -_FARTHEST, _FARTHEST)
+        return np.concatenate([x, (x**2 - 1) / np.sqrt(2), (x**3 - 3 * x) / np.sqrt(6)], axis=1)
 
 
 @register
@@ -94,6 +171,7 @@ class SiteNetwork(SiteRecognition):
 
     name: ClassVar[str] = "site_network"
     shows_one_site: ClassVar[bool] = True
+    first: ClassVar[Stage] = AdjustedSums(AdjustedCentres)
     states: ClassVar[tuple[type[State], ...]] = (AdjustedCentres, NetworkTraining, SiteClassificationResult)
 
     def __post_init__(self) -> None:
@@ -104,99 +182,11 @@ class SiteNetwork(SiteRecognition):
                 "expected hidden and rounds of at least 1, a learning_rate above 0 and weight_decay of at least 0."
             )
 
-    def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
-        if isinstance(own, NetworkTraining):
-            if own.steps == self.rounds:
-                return self.count_recognised(
-                    self.labelings(table, own), folds, lambda part: self._scores(table, folds[part], own, part)
-                )
-            return self._summarize_gradients(table, folds, own)
-        if isinstance(own, AdjustedCentres):
-            about = [adjust(fold.features, table, own, part)[fold.training] for part, fold in enumerate(folds)]
-            return {
-                "left_sum": np.stack([x.sum(axis=0) for x in about]),
-                "squares": np.stack([(x**2).sum(axis=0) for x in about]),
-            }
-        return summarize_adjusted_centres(table, folds)
-
-    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
-        if isinstance(own, NetworkTraining):
-            if own.steps == self.rounds:
-                return self.counts_of_recognised(widths.classes)
-            gradients = network(self._network(own).layout, 1 + self.permutations)
-            return {"gradients": self.stacked(of_groups(gradients))}
-        if isinstance(own, AdjustedCentres):
-            return {name: self.stacked(everybody(widths.seen)) for name in ("left_sum", "squares")}
-        return adjusted_centres_of(self, widths)
-
-    def solve_folds(self, total: Sums, own: State | None) -> State:
-        if isinstance(own, NetworkTraining):
-            return self.score(total) if own.steps == self.rounds else self._step(total, own)
-        if isinstance(own, AdjustedCentres):
-            return self._begin(total, own)
-        return solve_adjusted_centres(total)
-
-    def _network(self, centres: Centres) -> Network:
+    def network(self, centres: TrainingCentres) -> Network:
+        """The network for so many features and classes."""
         return Network("site", (3 * centres.mean.shape[1], self.hidden, centres.target_mean.shape[1]))
-
-    def _begin(self, total: Sums, centres: AdjustedCentres) -> NetworkTraining:
-        """Draw the same public weights for every part and labeling."""
-        left = total["left_sum"] / centres.n[:, None]
-        deviation = np.sqrt(np.maximum(total["squares"] / centres.n[:, None] - left**2, 0.0))
-        layout = self._network(centres).layout
-        weights = pack(draw_weights(layout, 0), layout)
-        every = np.tile(weights, (len(centres.n), 1 + self.permutations, 1))
-        return centres.become(
-            NetworkTraining,
-            scale=np.where(deviation > 1e-12 * np.abs(centres.mean), deviation, 1.0),
-            left=left,
-            weights=every,
-            gradient_mean=np.zeros_like(every),
-            gradient_square=np.zeros_like(every),
-            steps=0,
-        )
-
-    def _summarize_gradients(self, table: SiteTable, folds: list[Fold], own: NetworkTraining) -> Sums:
-        labelings, network = self.labelings(table, own), self._network(own)
-        weight_of_class = 1 / np.maximum(own.target_mean, 1e-12) / own.target_mean.shape[1]
-        gradients = np.zeros_like(own.weights)
-        for part, fold in enumerate(folds):
-            inputs, labels = tensor(_inputs(table, fold, own, part)[fold.training]), labelings[:, fold.training]
-            weighted = tensor(labels * (labels @ weight_of_class[part])[..., None])
-            loss = partial(_cross_entropy, network, inputs, weighted)
-            gradients[part] = pack(differentiate(loss, unpack(own.weights[part], network.layout))[1], network.layout)
-        return {"gradients": gradients}
-
-    def _step(self, total: Sums, own: NetworkTraining) -> NetworkTraining:
-        gradients = total["gradients"] / own.n[:, None, None]
-        memory = own.gradient_mean, own.gradient_square
-        rate = self.learning_rate * 0.5 * (1 + float(np.cos(np.pi * own.steps / self.rounds)))
-        with np.errstate(all="ignore"):
-            weights, memory = adam_step(own.weights, gradients, memory, own.steps + 1, rate, self.weight_decay)
-        if not np.isfinite(weights).all():
-            raise HarmonizationError(
-                f"the training of '{self.name}' is not finite after round {own.steps + 1}. Lower learning_rate."
-            )
-        return own.become(
-            NetworkTraining,
-            weights=weights,
-            gradient_mean=memory[0],
-            gradient_square=memory[1],
-            steps=own.steps + 1,
-        )
-
-    def _scores(self, table: SiteTable, fold: Fold, own: NetworkTraining, part: int) -> Array:
-        network = self._network(own)
-        return evaluate(network, unpack(own.weights[part], network.layout), _inputs(table, fold, own, part))
 
 
 def _cross_entropy(network: Network, inputs: "Tensor", labels: "Tensor", weights: Leaves) -> Losses:
     """Sum over rows and labelings of the loss, for one-hot labels [1 + B, n, S], each times the weight of its class."""
     return (-(labels * network(weights, inputs).log_softmax(-1)).sum(),)
-
-
-def _inputs(table: SiteTable, fold: Fold, own: NetworkTraining, part: int) -> Array:
-    """Polynomials [n, 3 k] of standardised features, covariates taken out."""
-    x = (adjust(fold.features, table, own, part) - own.left[part]) / own.scale[part]
-    x = np.clip(x, -_FARTHEST, _FARTHEST)
-    return np.concatenate([x, (x**2 - 1) / np.sqrt(2), (x**3 - 3 * x) / np.sqrt(6)], axis=1)

@@ -9,8 +9,7 @@ import numpy as np
 
 from harmonization.core.declared import Declared, Widths, everybody, network
 from harmonization.core.errors import HarmonizationError, SmallGroupError, TableError
-from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
-from harmonization.methods.projection import Centre
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.networks.neural import (
     Layout,
     Leaves,
@@ -54,40 +53,70 @@ class Standard(State):
 
     def standardized(self, joined: Array) -> Array:
         """Inputs [n, d], one behind the other, of mean 0 and deviation 1."""
-        standardized: Array = (joined - self.mean - self.left) / self.scale
-        return standardized
+        return (joined - self.mean - self.left) / self.scale
 
     def restored(self, standardized: Array) -> Array:
         """Undo it for the columns [n, p] of the first input."""
         first = slice(self.width())
         left = np.broadcast_to(self.left, self.mean.shape)[first]
-        restored: Array = self.mean[first] + (left + self.scale[first] * standardized)
-        return restored
+        return self.mean[first] + (left + self.scale[first] * standardized)
 
     def width(self, position: int = 0) -> int:
         """Columns of the input at that position of `FederatedTraining.inputs`."""
         return int(self.widths[position])
 
 
-@dataclass(frozen=True)
-class InputCentre(Centre):
-    """After the first round: means [d] of all inputs, and the number of columns of each."""
+class InputSums(Stage):
+    """First round: sums of all inputs, and their numbers of columns."""
 
+    def part(self, analysis: "FederatedTraining", table: SiteTable) -> Sums:
+        parts = analysis.input_parts(analysis.training_rows(table))
+        n = len(parts[0])
+        return {
+            "n": np.array(float(n)),
+            "input_sum": np.concatenate(parts, axis=1).sum(axis=0),
+            "n_widths": n * np.array([part.shape[1] for part in parts], dtype=np.float64),
+        }
+
+    def sends(self, analysis: "FederatedTraining", widths: Widths) -> Declared:
+        inputs = analysis.input_widths(widths)
+        return {"n": everybody(), "input_sum": everybody(sum(inputs)), "n_widths": everybody(len(inputs))}
+
+    def advance(self, analysis: "FederatedTraining", total: Sums) -> State:
+        n = float(total["n"])
+        return InputCentre(total["input_sum"] / n, n, np.rint(total["n_widths"] / n))
+
+
+@dataclass(frozen=True)
+class InputCentre(Stage):
+    """Means [d] of all inputs, participants, and the number of columns of each; what is left of the means, squares."""
+
+    mean: Array
+    n: float
     widths: Array
 
+    def part(self, analysis: "FederatedTraining", table: SiteTable) -> Sums:
+        about = np.concatenate(analysis.input_parts(analysis.training_rows(table)), axis=1) - self.mean
+        return {"left_sum": about.sum(axis=0), "squares": (about**2).sum(axis=0)}
+
+    def sends(self, analysis: "FederatedTraining", widths: Widths) -> Declared:
+        return dict.fromkeys(("left_sum", "squares"), everybody(sum(analysis.input_widths(widths))))
+
+    def advance(self, analysis: "FederatedTraining", total: Sums) -> State:
+        left = total["left_sum"] / self.n
+        mean = self.mean + left
+        deviation = np.sqrt(np.maximum(total["squares"] / self.n - left**2, 0.0))
+        # An input that is constant leaves only the rounding error of its centring.
+        scale = np.where(deviation <= 1e-14 * np.abs(mean), 1.0, deviation)
+        return analysis.begin(Standard(mean, scale, self.widths, self.n, left=self.mean - mean + left))
+
 
 @dataclass(frozen=True)
-class Training(Standard):
-    """After each round of the training.
+class Training(Standard, Stage):
+    """After each round of the training: weights [w], and the mean loss of each round so far, before its step.
 
-    Attributes
-    ----------
-    weights : numpy.ndarray
-        [w].
-    gradient_mean, gradient_square : numpy.ndarray
-        [w], Adam's memory at the coordinator; [0] where the sites take several steps a round.
-    loss : numpy.ndarray
-        Mean loss of each round so far, before its step.
+    Adam's memory at the coordinator, `gradient_mean` and `gradient_square`, is [w]; [0] where the sites take several
+    steps a round.
     """
 
     weights: Array
@@ -100,26 +129,75 @@ class Training(Standard):
         """Rounds of training so far."""
         return len(self.loss)
 
+    def part(self, analysis: "FederatedTraining", table: SiteTable) -> Sums:
+        table, layout = analysis.training_rows(table), analysis.layout(self)
+        rows = analysis.standardize(table, self)
+        with np.errstate(all="ignore"):
+            if analysis.local_steps == 1:
+                loss, gradients = analysis.gradient(unpack(self.weights, layout), rows, self)
+                change = {"gradient": table.n * pack(gradients, layout)}
+            else:
+                loss, weights = self._train(analysis, rows)
+                change = {"weights": table.n * weights}
+        sums = {"n": np.array(float(table.n)), "loss": np.array(table.n * loss), **change}
+        self._check_finite(analysis, sums.values())
+        return sums
+
+    def sends(self, analysis: "FederatedTraining", widths: Widths) -> Declared:
+        change = "gradient" if analysis.local_steps == 1 else "weights"
+        return {"n": everybody(), "loss": everybody(), change: network(analysis.layout(self))}
+
+    def advance(self, analysis: "FederatedTraining", total: Sums) -> State:
+        n, number = float(total["n"]), self.round
+        memory = (self.gradient_mean, self.gradient_square)
+        if "gradient" in total:
+            gradient = total["gradient"] / n
+            with np.errstate(all="ignore"):
+                weights, memory = adam_step(
+                    self.weights, gradient, memory, number + 1, analysis.rate(number), analysis.weight_decay
+                )
+        else:
+            weights = total["weights"] / n
+        self._check_finite(analysis, (weights, total["loss"]))
+        following = replace(
+            self,
+            weights=weights,
+            gradient_mean=memory[0],
+            gradient_square=memory[1],
+            loss=np.append(self.loss, float(total["loss"]) / n),
+        )
+        return following.become(analysis.trained) if following.round == analysis.rounds else following
+
+    def _train(self, analysis: "FederatedTraining", rows: SiteTable) -> tuple[float, Array]:
+        """Take a site's own steps; return their mean loss and the weights [w] after them."""
+        layout = analysis.layout(self)
+        rng = np.random.default_rng([rows.seed, _BATCHES, self.round])
+        weights, memory, losses = self.weights, (np.zeros(1), np.zeros(1)), []
+        for step in range(1, analysis.local_steps + 1):
+            size = min(rows.n, max(analysis.batch_size, rows.min_group))
+            batch = rows.take(rng.choice(rows.n, size=size, replace=False))
+            loss, gradients = analysis.gradient(unpack(weights, layout), batch, self)
+            rate = analysis.rate(self.round)
+            weights, memory = adam_step(weights, pack(gradients, layout), memory, step, rate, analysis.weight_decay)
+            losses.append(loss)
+        return float(np.mean(losses)), weights
+
+    def _check_finite(self, analysis: "FederatedTraining", values: Iterable[Array]) -> None:
+        if not all(np.isfinite(value).all() for value in values):
+            raise HarmonizationError(
+                f"the training of '{analysis.name}' is not finite in round {self.round + 1}. Lower learning_rate."
+            )
+
 
 AnyTraining = TypeVar("AnyTraining", bound=Training)
 
 
 @dataclass(frozen=True)
-class Trained(Standard):
-    """The model after the last round.
-
-    Attributes
-    ----------
-    weights : numpy.ndarray
-        [w].
-    loss : numpy.ndarray
-        [rounds], mean loss of each round, before its step.
-    """
+class Trained(Answer, Standard):
+    """The model after the last round: weights [w], and the mean loss [rounds] of each round, before its step."""
 
     weights: Array
     loss: Array
-
-    done: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -162,7 +240,12 @@ class FederatedTraining(Analysis):
 
     inputs: ClassVar[tuple[str, ...]] = ("features",)
     """Fields of the table that are standardised: features, covariates, second."""
-    states: ClassVar[tuple[type[State], ...]] = (InputCentre, Standard, Training, Trained)
+    zero_at_first: ClassVar[tuple[str, ...]] = ()
+    """Weights that begin at 0, and are not drawn."""
+    trained: ClassVar[type[State]] = Trained
+    """What follows the last round."""
+    first: ClassVar[Stage] = InputSums()
+    states: ClassVar[tuple[type[State], ...]] = (InputCentre, Training, Trained)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,72 +272,24 @@ class FederatedTraining(Analysis):
 
     def initial_weights(self, standard: Any) -> Weights:
         """Weights before the first round, the same for everyone."""
-        return draw_weights(self.layout(standard), self.seed)
+        weights = draw_weights(self.layout(standard), self.seed)
+        return weights | {name: np.zeros_like(weights[name]) for name in self.zero_at_first}
 
-    def finish(self, training: Any) -> State:
-        """Make the final state of the training after the last round."""
-        trained: Trained = training.become(Trained)
-        return trained
-
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+    def training_rows(self, table: SiteTable) -> SiteTable:
+        """Return the rows that are learned from, after refusing those that cannot be, in every round."""
         if table.n < table.min_group:
             raise SmallGroupError(
                 f"a site has {table.n} participants; expected at least {table.min_group}. Leave it out."
             )
         if np.isnan(table.features).any():
             raise TableError(f"features hold NaN, from which '{self.name}' cannot learn. Leave those participants out.")
-        if isinstance(state, Training):
-            return self._summarize_training(table, state)
-        return self.summarize_inputs(table, state)
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        if isinstance(state, Training):
-            change = network(self.layout(state))
-            return {"n": everybody(), "loss": everybody(), "gradient" if self.local_steps == 1 else "weights": change}
-        return self.sends_inputs(widths, state)
-
-    def sends_inputs(self, widths: Widths, state: State | None) -> Declared:
-        """Declare what `summarize_inputs` returns."""
-        inputs = [getattr(widths, name) for name in self.inputs]
-        if isinstance(state, InputCentre):
-            return {"left_sum": everybody(sum(inputs)), "squares": everybody(sum(inputs))}
-        return {"n": everybody(), "input_sum": everybody(sum(inputs)), "n_widths": everybody(len(inputs))}
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        if isinstance(state, Training):
-            return self._solve_training(total, state)
-        return self.solve_inputs(total, state)
-
-    def summarize_inputs(self, table: SiteTable, state: State | None) -> Sums:
-        """At a site: sums of the rounds before the training."""
-        parts = self._input_parts(table)
-        joined = np.concatenate(parts, axis=1)
-        if isinstance(state, InputCentre):
-            about = joined - state.mean
-            return {"left_sum": about.sum(axis=0), "squares": (about**2).sum(axis=0)}
-        return {
-            "n": np.array(float(table.n)),
-            "input_sum": joined.sum(axis=0),
-            "n_widths": table.n * np.array([part.shape[1] for part in parts], dtype=np.float64),
-        }
-
-    def solve_inputs(self, total: Sums, state: State | None) -> State:
-        """At the coordinator: the next state of the rounds before the training."""
-        if isinstance(state, InputCentre):
-            left = total["left_sum"] / state.n
-            mean = state.mean + left
-            deviation = np.sqrt(np.maximum(total["squares"] / state.n - left**2, 0.0))
-            # An input that is constant leaves only the rounding error of its centring.
-            scale = np.where(deviation <= 1e-14 * np.abs(mean), 1.0, deviation)
-            return self.begin(Standard(mean, scale, state.widths, state.n, left=state.mean - mean + left))
-        n = float(total["n"])
-        return InputCentre(total["input_sum"] / n, n, np.rint(total["n_widths"] / n))
+        return table
 
     def begin(self, standard: Standard) -> State:
         """Make the state that follows once the inputs' means and deviations are known."""
-        return self.first(Training, standard)
+        return self.start(Training, standard)
 
-    def first(self, kind: type[AnyTraining], known: Standard, **values: Any) -> AnyTraining:
+    def start(self, kind: type[AnyTraining], known: Standard, **values: Any) -> AnyTraining:
         """Make the state of the training before its first round: what is `known`, `values`, and initial weights."""
         layout = self.layout(known)
         memory = np.zeros(size_of(layout) if self.local_steps == 1 else 0)
@@ -263,14 +298,8 @@ class FederatedTraining(Analysis):
         return known.become(kind, **own, **values)
 
     def standardize(self, table: SiteTable, standard: Any) -> SiteTable:
-        """Table with standardised inputs.
-
-        Raises
-        ------
-        TableError
-            If it does not have the columns that the training saw.
-        """
-        parts = self._input_parts(table)
+        """Table with standardised inputs, of the columns that the training saw."""
+        parts = self.input_parts(table)
         if [part.shape[1] for part in parts] != [int(width) for width in standard.widths]:
             raise TableError(
                 f"{' and '.join(self.inputs)} have {' and '.join(str(part.shape[1]) for part in parts)} columns; the "
@@ -286,7 +315,12 @@ class FederatedTraining(Analysis):
         """Learning rate of a round, counted from 0."""
         return self.learning_rate * 0.5 * (1 + float(np.cos(np.pi * number / self.rounds)))
 
-    def _input_parts(self, table: SiteTable) -> list[Array]:
+    def input_widths(self, widths: Widths) -> list[int]:
+        """Columns of each input."""
+        return [getattr(widths, name) for name in self.inputs]
+
+    def input_parts(self, table: SiteTable) -> list[Array]:
+        """Each input of the table, [n, columns]."""
         parts = []
         for name in self.inputs:
             values = table.design if name == "covariates" else getattr(table, name)
@@ -294,57 +328,3 @@ class FederatedTraining(Analysis):
                 raise TableError(f"the table has no {name}. Name what '{self.name}' is to learn from.")
             parts.append(values.reshape(table.n, -1))
         return parts
-
-    def _summarize_training(self, table: SiteTable, training: Training) -> Sums:
-        rows, layout = self.standardize(table, training), self.layout(training)
-        with np.errstate(all="ignore"):
-            if self.local_steps == 1:
-                loss, gradients = self.gradient(unpack(training.weights, layout), rows, training)
-                change = {"gradient": table.n * pack(gradients, layout)}
-            else:
-                loss, weights = self._train(rows, training)
-                change = {"weights": table.n * weights}
-        sums = {"n": np.array(float(table.n)), "loss": np.array(table.n * loss), **change}
-        self._check_finite(sums.values(), training)
-        return sums
-
-    def _check_finite(self, values: Iterable[Array], training: Training) -> None:
-        if not all(np.isfinite(value).all() for value in values):
-            raise HarmonizationError(
-                f"the training of '{self.name}' is not finite in round {training.round + 1}. Lower learning_rate."
-            )
-
-    def _train(self, rows: SiteTable, training: Training) -> tuple[float, Array]:
-        """Take a site's own steps; return their mean loss and the weights [w] after them."""
-        layout = self.layout(training)
-        rng = np.random.default_rng([rows.seed, _BATCHES, training.round])
-        weights, memory, losses = training.weights, (np.zeros(1), np.zeros(1)), []
-        for step in range(1, self.local_steps + 1):
-            size = min(rows.n, max(self.batch_size, rows.min_group))
-            batch = rows.take(rng.choice(rows.n, size=size, replace=False))
-            loss, gradients = self.gradient(unpack(weights, layout), batch, training)
-            rate = self.rate(training.round)
-            weights, memory = adam_step(weights, pack(gradients, layout), memory, step, rate, self.weight_decay)
-            losses.append(loss)
-        return float(np.mean(losses)), weights
-
-    def _solve_training(self, total: Sums, training: Training) -> State:
-        n, number = float(total["n"]), training.round
-        memory = (training.gradient_mean, training.gradient_square)
-        if "gradient" in total:
-            gradient = total["gradient"] / n
-            with np.errstate(all="ignore"):
-                weights, memory = adam_step(
-                    training.weights, gradient, memory, number + 1, self.rate(number), self.weight_decay
-                )
-        else:
-            weights = total["weights"] / n
-        self._check_finite((weights, total["loss"]), training)
-        following = replace(
-            training,
-            weights=weights,
-            gradient_mean=memory[0],
-            gradient_square=memory[1],
-            loss=np.append(training.loss, float(total["loss"]) / n),
-        )
-        return self.finish(following) if following.round == self.rounds else following

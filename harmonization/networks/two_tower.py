@@ -21,10 +21,11 @@ from harmonization.association.canonical_correlation import check_one_row_each, 
 from harmonization.core.checks import check_width
 from harmonization.core.declared import Declared, Widths, everybody, of_groups
 from harmonization.core.errors import HarmonizationError, SmallGroupError
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.networks.neural import Layout, Leaves, Losses, evaluate, tensor, unpack
 from harmonization.networks.training import FederatedTraining, InputCentre, Standard, Training
+from harmonization.probes.scoring import of_null
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ _HELD_OUT, _PAIRINGS = 42, 43
 
 
 @dataclass(frozen=True)
-class Aligned(Standard):
+class Aligned(Standard, Stage):
     """The projectors after the last round of training, as in `TwoTowerModel`, not yet tried on held-out people."""
 
     weights: Array
@@ -51,9 +52,40 @@ class Aligned(Standard):
         x, y = np.split(self.standardized(np.concatenate([features, second], axis=1)), [p], axis=1)
         return evaluate(partial(_project, "features"), weights, x), evaluate(partial(_project, "second"), weights, y)
 
+    def part(self, analysis: "TwoTower", table: SiteTable) -> Sums:
+        """How often the partner is found among a site's held-out people, for the true and for permuted pairs."""
+        table = table.take(analysis.checked(table))
+        of_features, of_second = self.embed(table.features, second_view_of(table))
+        similarity = of_features @ of_second.T
+        of_pairs = 0.5 * (_metrics(similarity, axis=1) + _metrics(similarity, axis=0))
+        n, rng = table.n, np.random.default_rng([table.seed, _PAIRINGS])
+        pairings = [np.arange(n), *(rng.permutation(n) for _ in range(analysis.permutations))]
+        return {
+            "n": np.array(float(n)),
+            "found": np.stack([of_pairs[np.arange(n), pairing].sum(axis=0) for pairing in pairings]),
+            "chance": np.array([1.0, min(5, n), (1 / np.arange(1, n + 1)).sum()]),
+        }
+
+    def sends(self, analysis: "TwoTower", widths: Widths) -> Declared:
+        found = everybody(1 + analysis.permutations, len(METRICS))
+        return {"n": everybody(), "found": found, "chance": everybody(len(METRICS))}
+
+    def advance(self, analysis: "TwoTower", total: Sums) -> "TwoTowerModel":
+        found = total["found"] / total["n"]
+        scores, null = found[0], found[1:]
+        return self.become(
+            TwoTowerModel,
+            scores=scores,
+            chance=total["chance"] / total["n"],
+            **of_null(null),
+            # Sums of one pairing in another order may differ in the last digit.
+            p_value=(1 + (null >= scores - 1e-12).sum(axis=0)) / (len(null) + 1),
+            n_held_out=float(total["n"]),
+        )
+
 
 @dataclass(frozen=True)
-class TwoTowerModel(Aligned):
+class TwoTowerModel(Answer, Aligned):
     """Projectors of both views, and how well they find the partner of people who were left out.
 
     Attributes
@@ -68,10 +100,8 @@ class TwoTowerModel(Aligned):
         directions.
     chance : numpy.ndarray
         [3], what guessing would reach.
-    null : numpy.ndarray
-        [B, 3], scores of held-out pairs that were permuted within sites.
-    null_mean, null_95 : numpy.ndarray
-        [3], mean and 95th percentile of the null; NaN without permutations.
+    null, null_mean, null_95 : numpy.ndarray
+        [B, 3] and [3], of held-out pairs that were permuted within sites (`harmonization.probes.scoring.of_null`).
     p_value : numpy.ndarray
         [3], (1 + number of null values at least as large) / (B + 1).
     n_held_out : float
@@ -85,8 +115,6 @@ class TwoTowerModel(Aligned):
     null_95: Array
     p_value: Array
     n_held_out: float
-
-    done: ClassVar[bool] = True
 
 
 @register
@@ -121,7 +149,8 @@ class TwoTower(FederatedTraining):
 
     name: ClassVar[str] = "two_tower"
     inputs: ClassVar[tuple[str, ...]] = ("features", "second")
-    states: ClassVar[tuple[type[State], ...]] = (InputCentre, Standard, Training, Aligned, TwoTowerModel)
+    trained: ClassVar[type[State]] = Aligned
+    states: ClassVar[tuple[type[State], ...]] = (InputCentre, Training, Aligned, TwoTowerModel)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,63 +177,23 @@ class TwoTower(FederatedTraining):
         by_row, by_column = similarity.log_softmax(1), similarity.log_softmax(0)
         return (-0.5 * (by_row.diagonal() + by_column.diagonal()).mean(),)
 
-    def finish(self, training: Training) -> Aligned:
-        return training.become(Aligned)
-
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        held_out = self.is_held_out(table)
-        self._check(table, held_out)  # in every round: a coordinator could begin with a later one
-        if isinstance(state, Aligned):
-            return self._summarize_pairs(table.take(held_out), state)
-        return super().summarize(table.take(~held_out), state)
-
     def sends(self, widths: Widths, state: State | None) -> Declared:
-        if isinstance(state, Aligned):
-            found = everybody(1 + self.permutations, len(METRICS))
-            declared = {"n": everybody(), "found": found, "chance": everybody(len(METRICS))}
-            return {name: of_groups(sent) for name, sent in declared.items()}
         return {name: of_groups(sent) for name, sent in super().sends(widths, state).items()}
 
-    def solve(self, total: Sums, state: State | None) -> State:
-        return self._score(total, state) if isinstance(state, Aligned) else super().solve(total, state)
+    def training_rows(self, table: SiteTable) -> SiteTable:
+        return super().training_rows(table.take(~self.checked(table)))
 
-    def _check(self, table: SiteTable, held_out: NDArray[np.bool_]) -> None:
+    def checked(self, table: SiteTable) -> NDArray[np.bool_]:
+        """`is_held_out`, after refusing tables that cannot be parted so."""
         check_one_row_each(table)
+        held_out = self.is_held_out(table)
         fewest = max(table.min_group, 2)  # one alone cannot be taken for another
         if min(held_out.sum(), (~held_out).sum()) < fewest:
             raise SmallGroupError(
                 f"{held_out.sum()} of {table.n} participants would be held out; expected at least {fewest} of "
                 "them, and as many to train on. Change held_out, or leave the site out."
             )
-
-    def _summarize_pairs(self, table: SiteTable, model: Aligned) -> Sums:
-        """How often the partner is found among a site's held-out people, for the true and for permuted pairs."""
-        of_features, of_second = model.embed(table.features, second_view_of(table))
-        similarity = of_features @ of_second.T
-        of_pairs = 0.5 * (_metrics(similarity, axis=1) + _metrics(similarity, axis=0))
-        n, rng = table.n, np.random.default_rng([table.seed, _PAIRINGS])
-        pairings = [np.arange(n), *(rng.permutation(n) for _ in range(self.permutations))]
-        return {
-            "n": np.array(float(n)),
-            "found": np.stack([of_pairs[np.arange(n), pairing].sum(axis=0) for pairing in pairings]),
-            "chance": np.array([1.0, min(5, n), (1 / np.arange(1, n + 1)).sum()]),
-        }
-
-    def _score(self, total: Sums, model: Aligned) -> TwoTowerModel:
-        found = total["found"] / total["n"]
-        scores, null = found[0], found[1:]
-        unknown = np.full(len(METRICS), np.nan)
-        return model.become(
-            TwoTowerModel,
-            scores=scores,
-            chance=total["chance"] / total["n"],
-            null=null,
-            null_mean=null.mean(axis=0) if len(null) else unknown,
-            null_95=np.quantile(null, 0.95, axis=0) if len(null) else unknown,
-            # Sums of one pairing in another order may differ in the last digit.
-            p_value=(1 + (null >= scores - 1e-12).sum(axis=0)) / (len(null) + 1),
-            n_held_out=float(total["n"]),
-        )
+        return held_out
 
 
 def _layout(standard: Standard, width: int) -> Layout:

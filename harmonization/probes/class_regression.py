@@ -20,49 +20,55 @@ from harmonization.core.newton import (
     summarize_fits,
     sums_of_fits,
 )
-from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.probes.crossvalidation import people_of, target_of
 
 
+class ClassSums(Stage):
+    """First round: sums of the features, and counts of the classes."""
+
+    def part(self, analysis: "ClassRegression", table: SiteTable) -> Sums:
+        return {"feature_sum": table.features.sum(axis=0), "class_n": analysis.one_hot(table).sum(axis=0)}
+
+    def sends(self, analysis: "ClassRegression", widths: Widths) -> Declared:
+        return {"feature_sum": everybody(widths.features), "class_n": of_groups(everybody(analysis.classes))}
+
+    def advance(self, analysis: "ClassRegression", total: Sums) -> State:
+        class_n = total["class_n"]
+        if (class_n == 0).any():
+            raise HarmonizationError(
+                f"nobody is of class {int((class_n == 0).argmax())}, so the classes cannot be told apart. "
+                "Add a site that has it, or leave the class out."
+            )
+        mean = total["feature_sum"] / class_n.sum()
+        point = intercepts(class_n, len(mean))[None]
+        return ClassFit(**beginning(np.array([analysis.strength]), point), steps=0, mean=mean)
+
+
 @dataclass(frozen=True)
-class ClassFit(Newton):
+class ClassFit(Newton, Stage):
     """A fit under way, to features less their mean [p]."""
 
     mean: Array
 
+    def part(self, analysis: "ClassRegression", table: SiteTable) -> Sums:
+        return summarize_fits(table.features - self.mean, analysis.one_hot(table), self.point, self.step)
 
-@dataclass(frozen=True)
-class LogisticModel(State):
-    """A logistic regression of labels 0 and 1.
+    def sends(self, analysis: "ClassRegression", widths: Widths) -> Declared:
+        return sums_of_fits(len(self.point), analysis.classes, widths.features)
 
-    Attributes
-    ----------
-    coef : numpy.ndarray
-        [1, p], of the log odds of label 1.
-    intercept : numpy.ndarray
-        [1].
-    """
-
-    coef: Array
-    intercept: Array
-
-    done: ClassVar[bool] = True
-
-    def predict_proba(self, features: Array) -> Array:
-        """Probabilities of both labels [n, 2] of features [n, p]."""
-        check_width(features, self.coef.shape[1])
-        log_odds = features @ self.coef.T + self.intercept
-        return _probabilities(np.column_stack([np.zeros(len(features)), log_odds]))
-
-    def predict(self, features: Array) -> NDArray[np.int64]:
-        """Likelier label [n] of features [n, p]."""
-        likelier: NDArray[np.int64] = self.predict_proba(features).argmax(axis=1)
-        return likelier
+    def advance(self, analysis: "ClassRegression", total: Sums) -> State:
+        fit = advance(self, total)
+        if fit.active.any():
+            return fit
+        classes = contrasts(analysis.classes) @ fit.point[0]
+        coef = classes[:, :-1]
+        return analysis.model(coef, classes[:, -1] - coef @ fit.mean)
 
 
 @dataclass(frozen=True)
-class SoftmaxModel(State):
+class SoftmaxModel(Answer):
     """A softmax regression.
 
     Attributes
@@ -76,23 +82,49 @@ class SoftmaxModel(State):
     coef: Array
     intercept: Array
 
-    done: ClassVar[bool] = True
-
     def predict_proba(self, features: Array) -> Array:
         """Probabilities of the classes [n, C] of features [n, p]."""
+        log_odds = self.log_odds(features)
+        anybody = np.zeros_like(log_odds)
+        anybody[:, 0] = 1  # probabilities do not depend on the true class
+        return row_terms(log_odds, anybody)[1]
+
+    def log_odds(self, features: Array) -> Array:
+        """Log odds of the classes [n, C] of features [n, p]."""
         check_width(features, self.coef.shape[1])
-        return _probabilities(features @ self.coef.T + self.intercept)
+        return np.asarray(features @ self.coef.T + self.intercept)
 
     def predict(self, features: Array) -> NDArray[np.int64]:
         """Likeliest class [n] of features [n, p]."""
-        likeliest: NDArray[np.int64] = self.predict_proba(features).argmax(axis=1)
-        return likeliest
+        return np.asarray(self.predict_proba(features).argmax(axis=1))
 
 
+@dataclass(frozen=True)
+class LogisticModel(SoftmaxModel):
+    """A logistic regression of labels 0 and 1: `coef` [1, p] and `intercept` [1] of the log odds of label 1."""
+
+    def log_odds(self, features: Array) -> Array:
+        return np.column_stack([np.zeros(len(features)), super().log_odds(features)])
+
+
+@dataclass(frozen=True)
 class ClassRegression(Analysis):
-    """What logistic and softmax regression share: a round for the means, then Newton's."""
+    """What logistic and softmax regression share: a round for the means, then Newton's.
+
+    Parameters
+    ----------
+    C : float
+        Inverse strength of the penalty.
+    """
+
+    C: float = 1.0
 
     additive: ClassVar[bool] = True
+    first: ClassVar[Stage] = ClassSums()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_strength(self.C)
 
     @property
     @abstractmethod
@@ -108,38 +140,11 @@ class ClassRegression(Analysis):
     def model(self, coef: Array, intercept: Array) -> State:
         """Return the model of coefficients [C, p] and intercepts [C] that sum to 0 over classes."""
 
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+    def one_hot(self, table: SiteTable) -> Array:
+        """Classes [n, C] of a table's rows, none of which has few participants."""
         one_hot = one_hot_of(table, self.classes)
         permit_classes(table, one_hot, np.zeros(table.n, dtype=np.int64))
-        if isinstance(state, ClassFit):
-            return summarize_fits(table.features - state.mean, one_hot, state.point, state.step)
-        return {"feature_sum": table.features.sum(axis=0), "class_n": one_hot.sum(axis=0)}
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        if isinstance(state, ClassFit):
-            return sums_of_fits(len(state.point), self.classes, widths.features)
-        return {"feature_sum": everybody(widths.features), "class_n": of_groups(everybody(self.classes))}
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        if not isinstance(state, ClassFit):
-            return self._begin(total)
-        fit = advance(state, total)
-        if fit.active.any():
-            return fit
-        classes = contrasts(self.classes) @ fit.point[0]
-        coef = classes[:, :-1]
-        return self.model(coef, classes[:, -1] - coef @ fit.mean)
-
-    def _begin(self, total: Sums) -> ClassFit:
-        class_n = total["class_n"]
-        if (class_n == 0).any():
-            raise HarmonizationError(
-                f"nobody is of class {int((class_n == 0).argmax())}, so the classes cannot be told apart. "
-                "Add a site that has it, or leave the class out."
-            )
-        mean = total["feature_sum"] / class_n.sum()
-        point = intercepts(class_n, len(mean))[None]
-        return ClassFit(**beginning(np.array([self.strength]), point), steps=0, mean=mean)
+        return one_hot
 
 
 @register
@@ -152,21 +157,10 @@ class LogisticRegression(ClassRegression):
     (`harmonization.core.newton`), for some 6 to 10 rounds, and more where a large C tells the classes apart.
 
     The table's target is the labels [n], or the classes one-hot [n, 2].
-
-    Parameters
-    ----------
-    C : float
-        Inverse strength of the penalty.
     """
-
-    C: float = 1.0
 
     name: ClassVar[str] = "logistic_regression"
     states: ClassVar[tuple[type[State], ...]] = (ClassFit, LogisticModel)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_strength(self.C)
 
     @property
     def classes(self) -> int:
@@ -192,13 +186,10 @@ class SoftmaxRegression(ClassRegression):
 
     Parameters
     ----------
-    C : float
-        Inverse strength of the penalty.
     n_classes : int
         Number of classes.
     """
 
-    C: float = 1.0
     n_classes: int = 3
 
     name: ClassVar[str] = "softmax_regression"
@@ -206,7 +197,6 @@ class SoftmaxRegression(ClassRegression):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength(self.C)
         if self.n_classes < 2:
             raise HarmonizationError(f"n_classes is {self.n_classes}; expected at least 2.")
 
@@ -229,20 +219,13 @@ def check_strength(C: float) -> None:
 
 
 def one_hot_of(table: SiteTable, n_classes: int | None = None) -> Array:
-    """Return the table's target as one-hot classes [n, C].
-
-    Raises
-    ------
-    TableError
-        If it is neither these nor labels from 0 to C - 1.
-    """
+    """Return the table's target, which must be these or labels from 0 to C - 1, as one-hot classes [n, C]."""
     target = target_of(table)
     if target.shape[1] == 1 and n_classes is not None:
         labels = target[:, 0]
         if not np.isin(labels, np.arange(n_classes)).all():
             raise TableError(f"the target is not made of labels 0 to {n_classes - 1}. Number the classes so.")
-        one_hot: Array = np.eye(n_classes)[labels.astype(np.int64)]
-        return one_hot
+        return np.eye(n_classes)[labels.astype(np.int64)]
     if target.shape[1] != (n_classes or target.shape[1]) or target.shape[1] < 2:
         expected = n_classes or "two or more"
         raise TableError(f"the target has shape {target.shape}; expected one column for each of {expected} classes.")
@@ -252,13 +235,7 @@ def one_hot_of(table: SiteTable, n_classes: int | None = None) -> Array:
 
 
 def permit_classes(table: SiteTable, one_hot: Array, part: NDArray[np.int64]) -> None:
-    """Refuse classes that have few participants in a part [n] of the table: sums over a class would stand for those.
-
-    Raises
-    ------
-    SmallGroupError
-        If a class has participants in a part, but fewer than the table's `min_group`.
-    """
+    """Refuse classes that fewer than `min_group` people of a part [n] of the table have: sums would stand for those."""
     row, _ = people_of(table)
     for name in np.unique(part[row]):
         counts = one_hot[row][part[row] == name].sum(axis=0)
@@ -268,10 +245,3 @@ def permit_classes(table: SiteTable, one_hot: Array, part: NDArray[np.int64]) ->
                 f"class {int(few.argmax())} has fewer than {table.min_group} participants in one part of a site. "
                 "Use fewer folds or coarser classes, or leave these participants out."
             )
-
-
-def _probabilities(log_odds: Array) -> Array:
-    """Probabilities [n, C] of log odds [n, C]."""
-    anybody = np.zeros_like(log_odds)
-    anybody[:, 0] = 1  # probabilities do not depend on the true class
-    return row_terms(log_odds, anybody)[1]

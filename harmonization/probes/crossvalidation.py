@@ -6,7 +6,6 @@ rows that are harmonized so. No held-out row touches the harmonization or the pr
 a table has them, were found without covariates or targets, on everybody.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, permutations
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from harmonization.core.declared import Declared, Sent, Widths, by_part, everybody, in_parts, named
 from harmonization.core.errors import HarmonizationError, SmallGroupError, TableError
-from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.protocol import Analysis, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import ANALYSES
 from harmonization.methods.harmonizer import Harmonizer, make_harmonizer
 
@@ -31,12 +30,8 @@ _CONSTANT = 1e-12
 class Fold:
     """One site's rows with one part left out.
 
-    Attributes
-    ----------
-    features : numpy.ndarray
-        [n, k], as the training rows harmonize them, seen through the table's loadings.
-    training : numpy.ndarray
-        [n] bool: rows that may be learned from; none where the site as a whole is left out.
+    `features` [n, k] are as the training rows harmonize them, seen through the table's loadings; `training` [n] bool
+    are the rows that may be learned from: none where the site as a whole is left out.
     """
 
     features: Array
@@ -44,15 +39,17 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Progress(State):
-    """Where a cross-validation stands. `CrossValidation.read_state` reads it, since it knows the kinds of its parts.
+class Folded(SiteTable):
+    """A site's table once the harmonizations are done: with a `Fold` for each part left out."""
 
-    Attributes
-    ----------
-    models : tuple of State or None
-        Harmonization of each part left out, as far as it is.
-    own : State or None
-        What the analysis itself found since.
+    folds: tuple[Fold, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress(Stage):
+    """Where a cross-validation stands: harmonizations of each part left out, and what the analysis itself found since.
+
+    `CrossValidation.read_state` reads it, since it knows the kinds of its parts.
     """
 
     models: tuple[State | None, ...]
@@ -63,6 +60,10 @@ class Progress(State):
         """The harmonizations, once every one is done."""
         finished = tuple(model for model in self.models if model is not None and model.done)
         return finished if len(finished) == len(self.models) else None
+
+    @property
+    def _pending(self) -> Iterator[tuple[int, State | None]]:
+        return ((fold, model) for fold, model in enumerate(self.models) if model is None or not model.done)
 
     @property
     def kind(self) -> str:
@@ -76,6 +77,34 @@ class Progress(State):
             if state is not None
             for name, values in state.to_arrays().items()
         }
+
+    def part(self, analysis: "CrossValidation", table: SiteTable) -> Sums:
+        analysis.check(table)  # in every round: a coordinator could begin with a later one
+        if finished := self.finished:
+            folded = Folded(**vars(table), folds=tuple(analysis.folds(table, finished)))
+            return analysis.own_stage(self.own).part(analysis, folded)
+        left_out = analysis.deal(table)
+        sums: Sums = {}
+        for fold, model in self._pending:
+            part = _sum_over(analysis.harmonizer, model, table, left_out != fold)
+            sums |= {f"{fold}/{name}": values for name, values in part.items()}
+        return sums
+
+    def sends(self, analysis: "CrossValidation", widths: Widths) -> Declared:
+        if self.finished:
+            return analysis.own_stage(self.own).sends(analysis, widths)
+        declared: dict[str, Sent] = {}
+        for fold, model in self._pending:
+            sums = analysis.harmonizer.sends(widths, model)
+            declared |= named(f"{fold}/", {name: in_parts(sent, analysis.n_dealt) for name, sent in sums.items()})
+        return declared
+
+    def advance(self, analysis: "CrossValidation", total: Sums) -> State:
+        if self.finished:
+            own = analysis.own_stage(self.own).advance(analysis, total)
+            return own if own.done else Progress(self.models, own)
+        solved = {fold: analysis.harmonizer.solve(_part(total, str(fold)), model) for fold, model in self._pending}
+        return Progress(tuple(solved.get(fold, model) for fold, model in enumerate(self.models)))
 
 
 Target = Literal["number", "category", ""]
@@ -120,18 +149,6 @@ class CrossValidation(Analysis):
         if self.n_folds < 2:
             raise HarmonizationError(f"n_folds is {self.n_folds}; expected at least 2.")
 
-    @abstractmethod
-    def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
-        """At a site: sums of this round, over harmonized rows; `own` is None in the analysis' first round."""
-
-    @abstractmethod
-    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
-        """Declare what `summarize_folds` returns."""
-
-    @abstractmethod
-    def solve_folds(self, total: Sums, own: State | None) -> State:
-        """At the coordinator: the analysis' next state, or its answer."""
-
     @property
     def n_parts(self) -> int:
         """How many parts are left out in turn, K."""
@@ -149,7 +166,8 @@ class CrossValidation(Analysis):
     def of_parts(self, declared: Declared) -> dict[str, Sent]:
         """Declare what `summarize_parts` returns of such sums."""
         rows = 1 if self.alike else self.n_parts
-        return {name: by_part(sent, self.n_dealt, rows, self.n_parts) for name, sent in declared.items()}
+        sums = {name: by_part(sent, self.n_dealt, rows, self.n_parts) for name, sent in declared.items()}
+        return {**sums, "together": everybody()}
 
     @property
     def alike(self) -> bool:
@@ -166,43 +184,12 @@ class CrossValidation(Analysis):
         names = (self.name,) if self.alike else (self.name, *self.harmonizer.asks_for)
         return (*names, "leave_one_site_out") if self.sites else names
 
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        self._check(table)  # in every round: a coordinator could begin with a later one
-        progress = self._progress(state)
-        if finished := progress.finished:
-            return self.summarize_folds(table, list(self._folds(table, finished)), progress.own)
-        left_out, harmonizer = self.deal(table), self.harmonizer
-        sums: Sums = {}
-        for fold, model in enumerate(progress.models):
-            if model is None or not model.done:
-                part = _sum_over(harmonizer, model, table, left_out != fold)
-                sums |= {f"{fold}/{name}": values for name, values in part.items()}
-        return sums
+    def stage(self, state: State | None) -> Stage:
+        return state if isinstance(state, Progress) else Progress((self.harmonizer.initial(),) * self.n_parts)
 
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        progress = self._progress(state)
-        if progress.finished:
-            return self.sends_folds(widths, progress.own)
-        harmonizer = self.harmonizer
-        declared: dict[str, Sent] = {}
-        for fold, model in enumerate(progress.models):
-            if model is None or not model.done:
-                own = {name: in_parts(sent, self.n_dealt) for name, sent in harmonizer.sends(widths, model).items()}
-                declared |= named(f"{fold}/", own)
-        return declared
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        progress = self._progress(state)
-        if progress.finished:
-            own = self.solve_folds(total, progress.own)
-            return own if own.done else Progress(progress.models, own)
-        harmonizer = self.harmonizer
-        return Progress(
-            tuple(
-                model if model is not None and model.done else harmonizer.solve(_part(total, str(fold)), model)
-                for fold, model in enumerate(progress.models)
-            )
-        )
+    def own_stage(self, own: State | None) -> Stage:
+        """Return the stage of the analysis itself, once the harmonizations are done; its tables are `Folded`."""
+        return super().stage(own)
 
     def read_state(self, kind: str, arrays: Mapping[str, NDArray[Any]]) -> State:
         if "|" not in kind:
@@ -233,8 +220,7 @@ class CrossValidation(Analysis):
         names = np.arange(self.n_folds) if n_folds == self.n_folds else rng.permutation(self.n_folds)[:n_folds]
         folds = np.empty(len(row), dtype=np.int64)
         folds[order] = names[np.arange(len(row)) % n_folds]
-        dealt: NDArray[np.int64] = folds[whose]
-        return dealt
+        return folds[whose]
 
     def folds_at(self, table: SiteTable) -> int:
         """Into how many of the folds a site deals its participants; all unless overridden."""
@@ -244,12 +230,7 @@ class CrossValidation(Analysis):
         """Stratum [n] of each row, for folds that hold equal shares of each; one for all unless overridden."""
         return np.zeros(table.n, dtype=np.int64)
 
-    def _progress(self, state: State | None) -> Progress:
-        if isinstance(state, Progress):
-            return state
-        return Progress((self.harmonizer.initial(),) * self.n_parts)
-
-    def _check(self, table: SiteTable) -> None:
+    def check(self, table: SiteTable) -> None:
         """Refuse tables that cannot be parted, or whose parts would stand for too few participants."""
         if self.sites:
             return
@@ -261,7 +242,7 @@ class CrossValidation(Analysis):
                 f"{n} participants in {n_folds} folds are fewer than {table.min_group} in each. Use fewer folds."
             )
 
-    def _folds(self, table: SiteTable, models: tuple[State, ...]) -> Iterator[Fold]:
+    def folds(self, table: SiteTable, models: tuple[State, ...]) -> Iterator[Fold]:
         """Yield the site's rows as each part's training rows harmonize them."""
         left_out, harmonizer = self.deal(table), self.harmonizer
         for fold, model in enumerate(models):
@@ -284,27 +265,25 @@ class CrossValidation(Analysis):
         return 0 if self.alike else part
 
     def summarize_parts(
-        self, table: SiteTable, folds: list[Fold], centres: "Centres", summarize: Callable[[Array, NDArray[Any]], Sums]
+        self, table: Folded, centres: "TrainingCentres", summarize: Callable[[Array, NDArray[Any]], Sums]
     ) -> Sums:
         """Sums of each part that may be learned from, [K, K, ...]; [1, K, ...] where all see the same features.
 
+        `summarize` makes sums of centred features [n, p] of some rows, given those and their indices [n]; n may be 0.
         In row k, features are harmonized by the training rows of k and centred on them, and part k has only zeros. What
-        is learned from any parts then follows by adding, and no further round is needed for nested folds.
-
-        Parameters
-        ----------
-        summarize : callable
-            Sums of centred features [n, p] of some rows, given those and their indices [n]; n may be 0.
+        is learned from any parts then follows by adding, and no further round is needed for nested folds. `together` is
+        above 0 if any table sees features through loadings.
         """
         left_out = self.deal(table)
         parts = []
-        for index, fold in enumerate(folds[:1] if self.alike else folds):
+        for index, fold in enumerate(table.folds[:1] if self.alike else table.folds):
             centred = fold.features - centres.mean[index]
             for part in range(self.n_parts):
                 rows = np.flatnonzero((left_out == part) & (fold.training | self.alike))
                 parts.append(summarize(centred[rows], rows))
         stacked = {name: np.stack([sums[name] for sums in parts]) for name in parts[0]}
-        return {name: values.reshape(-1, self.n_parts, *values.shape[1:]) for name, values in stacked.items()}
+        sums = {name: values.reshape(-1, self.n_parts, *values.shape[1:]) for name, values in stacked.items()}
+        return {**sums, "together": seen_together(table)}
 
     def add_parts(self, total: Sums, left_out: int, parts: Sequence[int]) -> Sums:
         """Sums over some parts, as they are seen with one part left out; of `summarize_parts`, and of nothing else."""
@@ -317,46 +296,48 @@ class CrossValidation(Analysis):
 
 
 @dataclass(frozen=True)
-class Centres(State):
-    """First round of an analysis: what the training rows have in common with each of K parts left out.
-
-    Attributes
-    ----------
-    n : numpy.ndarray
-        [K], training rows.
-    mean : numpy.ndarray
-        [K, k], of the features.
-    target_mean : numpy.ndarray
-        [K, m].
-    """
+class TrainingCentres(Stage):
+    """After the first round, with each of K parts left out: training rows [K], and means [K, k] and [K, m] of these."""
 
     n: Array
     mean: Array
     target_mean: Array
 
-
-def summarize_centres(table: SiteTable, folds: list[Fold]) -> Sums:
-    """Return the sums that `solve_centres` needs."""
-    target = target_of(table)
-    return {
-        "n": np.array([float(fold.training.sum()) for fold in folds]),
-        "feature_sum": np.stack([fold.features[fold.training].sum(axis=0) for fold in folds]),
-        "target_sum": np.stack([target[fold.training].sum(axis=0) for fold in folds]),
-    }
+    def check(self, analysis: Any) -> None:
+        """Refuse means from which the analysis cannot go on; nothing unless overridden."""
 
 
-def centres_of(analysis: CrossValidation, k: int, m: int) -> dict[str, Sent]:
-    """Declare what `summarize_centres` returns, for k features and m columns of the target."""
-    sums = {"n": everybody(), "feature_sum": everybody(k), "target_sum": everybody(m)}
-    return {name: analysis.stacked(sent) for name, sent in sums.items()}
+@dataclass(frozen=True)
+class TrainingSums(Stage):
+    """First round of an analysis: sums of the training rows, whose means the following stage knows."""
 
+    following: type[Any]
 
-def solve_centres(total: Sums) -> Centres:
-    """Return the means over the training rows of all sites."""
-    n = total["n"]
-    if (n < 1).any():
-        raise TableError("nobody is left to learn from when one part is left out. Use more sites, or folds.")
-    return Centres(n, total["feature_sum"] / n[:, None], total["target_sum"] / n[:, None])
+    def part(self, analysis: Any, table: Folded) -> Sums:
+        target = target_of(table)
+        return {
+            "n": np.array([float(fold.training.sum()) for fold in table.folds]),
+            "feature_sum": np.stack([fold.features[fold.training].sum(axis=0) for fold in table.folds]),
+            "target_sum": np.stack([target[fold.training].sum(axis=0) for fold in table.folds]),
+        }
+
+    def sends(self, analysis: Any, widths: Widths) -> Declared:
+        sums = {"n": everybody(), "feature_sum": everybody(widths.seen), "target_sum": everybody(widths.classes)}
+        return {name: analysis.stacked(sent) for name, sent in sums.items()}
+
+    def advance(self, analysis: Any, total: Sums) -> State:
+        return self.centres(analysis, total)
+
+    def centres(self, analysis: Any, total: Sums, **more: Any) -> TrainingCentres:
+        """The following stage, which knows `more`, if the analysis can go on from it."""
+        n = total["n"]
+        if (n < 1).any():
+            raise TableError("nobody is left to learn from when one part is left out. Use more sites, or folds.")
+        centres: TrainingCentres = self.following(
+            n, total["feature_sum"] / n[:, None], total["target_sum"] / n[:, None], **more
+        )
+        centres.check(analysis)
+        return centres
 
 
 def seen_together(table: SiteTable) -> Array:
@@ -365,18 +346,12 @@ def seen_together(table: SiteTable) -> Array:
 
 
 def deviations(variance: Array, mean: Array, together: bool) -> Array:
-    """Return what features [p] are divided by before a penalty on their coefficients.
+    """Return what features [p], of such variance and mean in the rows that are learned from, are divided by.
 
-    Each is divided by its own standard deviation, as scikit-learn's `StandardScaler` does, so that its unit is of no
-    matter. What is seen through loadings is divided by one number for all, the root of the mean variance: components
-    have one unit, and a component that hardly varies is not to count as much as the first.
-
-    Parameters
-    ----------
-    variance, mean : numpy.ndarray
-        [p], of the rows that are learned from. Features that are constant stay as they are.
-    together : bool
-        Whether they are seen through loadings.
+    Before a penalty on their coefficients, each is divided by its own standard deviation, as scikit-learn's
+    `StandardScaler` does, so that its unit is of no matter; what is constant stays as it is. What is seen `together`,
+    through loadings, is divided by one number for all, the root of the mean variance: components have one unit, and a
+    component that hardly varies is not to count as much as the first.
     """
     if together:
         return np.full(len(variance), np.sqrt(variance.mean()) if variance.any() else 1.0)
@@ -393,26 +368,14 @@ def people_of(table: SiteTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def target_of(table: SiteTable) -> Array:
-    """Target of the table as [n, m].
-
-    Raises
-    ------
-    TableError
-        If it has none.
-    """
+    """Target of the table, which must have one, as [n, m]."""
     if table.target is None:
         raise TableError("the table has no target. Name what to predict.")
     return table.target.reshape(table.n, -1)
 
 
 def one_target_of(table: SiteTable) -> Array:
-    """Target of the table as [n], where it is one number a row.
-
-    Raises
-    ------
-    TableError
-        If it has none, or several.
-    """
+    """Target of the table as [n], which must be one number a row."""
     target = target_of(table)
     if target.shape[1] != 1:
         raise TableError(f"the target has {target.shape[1]} columns; expected one number a participant. Name one.")

@@ -10,10 +10,9 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from harmonization.core.checks import check_width
 from harmonization.core.declared import Declared, Widths, everybody, triangle
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.symmetric import pack, unpack
-from harmonization.methods.projection import Centre
 from harmonization.probes.crossvalidation import target_of
 
 _CONSTANT = 1e-12
@@ -23,7 +22,7 @@ _COLLINEAR = 1e-11
 
 
 @dataclass(frozen=True)
-class LinearModel(State):
+class LinearModel(Answer):
     """A linear regression.
 
     Attributes
@@ -37,27 +36,81 @@ class LinearModel(State):
     coef: Array
     intercept: Array
 
-    done: ClassVar[bool] = True
-
     def predict(self, features: Array) -> Array:
         """Predict the target [n] (or [n, m]) of features [n, p]."""
         check_width(features, self.coef.shape[-1])
-        predicted: Array = features @ self.coef.T + self.intercept
-        return predicted
+        return features @ self.coef.T + self.intercept
+
+
+class TargetSums(Stage):
+    """First round: sums of the features, and of the target."""
+
+    def part(self, analysis: "LeastSquares", table: SiteTable) -> Sums:
+        target_sum = np.asarray(_target_of(table).sum(axis=0))
+        return {"n": np.array(float(table.n)), "feature_sum": table.features.sum(axis=0), "target_sum": target_sum}
+
+    def sends(self, analysis: "LeastSquares", widths: Widths) -> Declared:
+        sums = {"feature_sum": everybody(widths.features), "target_sum": everybody(*(widths.target or ()))}
+        return {"n": everybody(), **sums}
+
+    def advance(self, analysis: "LeastSquares", total: Sums) -> State:
+        n = float(total["n"])
+        return TargetCentre(total["feature_sum"] / n, n, np.asarray(total["target_sum"] / n))
 
 
 @dataclass(frozen=True)
-class TargetCentre(Centre):
-    """Means of the features [p] and of the target, a number or [m]."""
+class TargetCentre(Stage):
+    """Means of the features [p] and of the target, a number or [m], and participants; cross-products about them."""
 
+    mean: Array
+    n: float
     target_mean: Array
+
+    def part(self, analysis: "LeastSquares", table: SiteTable) -> Sums:
+        x = table.features - self.mean
+        return {"XX": pack(x.T @ x), "Xy": x.T @ self.left(x, _target_of(table) - self.target_mean)}
+
+    def left(self, x: Array, target: Array) -> Array:
+        """What is left over of a target about its mean, for features [n, p] about theirs."""
+        return target
+
+    def sends(self, analysis: "LeastSquares", widths: Widths) -> Declared:
+        p = widths.features
+        return {"XX": triangle(p), "Xy": everybody(p, *(widths.target or ()))}
+
+    def advance(self, analysis: "LeastSquares", total: Sums) -> State:
+        coef = self.solve_normal(total["XX"], total["Xy"], analysis.penalty)
+        return FirstSolution(self.mean, self.n, self.target_mean, coef)
+
+    def solve_normal(self, packed: Array, right: Array, penalty: float) -> Array:
+        """Solve the normal equations, scaled to a diagonal of 1; [p], or [m, p]."""
+        products = unpack(packed)
+        if penalty == 0:
+            _check_rank(products, self)
+        penalised = products + penalty * np.eye(len(products))
+        scale = np.sqrt(np.diag(penalised))
+        try:
+            factor = cho_factor(penalised / np.outer(scale, scale))
+        except LinAlgError:
+            raise HarmonizationError(
+                f"alpha is {penalty}, which is too small to tell these features apart. Give a larger one."
+            ) from None
+        return np.asarray((cho_solve(factor, (right.T / scale).T).T / scale), dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class FirstSolution(TargetCentre):
-    """Coefficients [p] or [m, p], as exact as cross-products allow."""
+    """Coefficients [p] or [m, p], as exact as cross-products allow; the same for what they leave over."""
 
     coef: Array
+
+    def left(self, x: Array, target: Array) -> Array:
+        return target - x @ self.coef.T
+
+    def advance(self, analysis: "LeastSquares", total: Sums) -> State:
+        gradient = total["Xy"] - analysis.penalty * self.coef.T
+        coef = self.coef + self.solve_normal(total["XX"], gradient, analysis.penalty)
+        return LinearModel(coef, np.asarray(self.target_mean - coef @ self.mean))
 
 
 class LeastSquares(Analysis):
@@ -69,54 +122,13 @@ class LeastSquares(Analysis):
     """
 
     additive: ClassVar[bool] = True
+    first: ClassVar[Stage] = TargetSums()
+    states: ClassVar[tuple[type[State], ...]] = (TargetCentre, FirstSolution, LinearModel)
 
     @property
     @abstractmethod
     def penalty(self) -> float:
         """What is added to the diagonal of X'X."""
-
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
-        target_of(table)
-        target = np.asarray(table.target, dtype=np.float64)
-        if not isinstance(state, TargetCentre):
-            n = np.array(float(table.n))
-            return {"n": n, "feature_sum": table.features.sum(axis=0), "target_sum": np.asarray(target.sum(axis=0))}
-        x, left = table.features - state.mean, target - state.target_mean
-        if isinstance(state, FirstSolution):
-            left = left - x @ state.coef.T
-        return {"XX": pack(x.T @ x), "Xy": x.T @ left}
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        p, target = widths.features, widths.target or ()
-        if not isinstance(state, TargetCentre):
-            return {"n": everybody(), "feature_sum": everybody(p), "target_sum": everybody(*target)}
-        return {"XX": triangle(p), "Xy": everybody(p, *target)}
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        if not isinstance(state, TargetCentre):
-            n = float(total["n"])
-            return TargetCentre(total["feature_sum"] / n, n, np.asarray(total["target_sum"] / n))
-        if not isinstance(state, FirstSolution):
-            coef = self._solve_normal(total["XX"], total["Xy"], state)
-            return FirstSolution(state.mean, state.n, state.target_mean, coef)
-        gradient = total["Xy"] - self.penalty * state.coef.T
-        coef = state.coef + self._solve_normal(total["XX"], gradient, state)
-        return LinearModel(coef, np.asarray(state.target_mean - coef @ state.mean))
-
-    def _solve_normal(self, packed: Array, right: Array, centre: Centre) -> Array:
-        """Solve the normal equations, scaled to a diagonal of 1; [p], or [m, p]."""
-        products = unpack(packed)
-        if self.penalty == 0:
-            _check_rank(products, centre)
-        penalised = products + self.penalty * np.eye(len(products))
-        scale = np.sqrt(np.diag(penalised))
-        try:
-            factor = cho_factor(penalised / np.outer(scale, scale))
-        except LinAlgError:
-            raise HarmonizationError(
-                f"alpha is {self.penalty}, which is too small to tell these features apart. Give a larger one."
-            ) from None
-        return np.asarray((cho_solve(factor, (right.T / scale).T).T / scale), dtype=np.float64)
 
 
 @register
@@ -125,7 +137,6 @@ class LinearRegression(LeastSquares):
     """Least squares, scikit-learn's `LinearRegression`. Collinear features are refused."""
 
     name: ClassVar[str] = "linear_regression"
-    states: ClassVar[tuple[type[State], ...]] = (TargetCentre, FirstSolution, LinearModel)
 
     @property
     def penalty(self) -> float:
@@ -146,7 +157,6 @@ class RidgeRegression(LeastSquares):
     alpha: float = 1.0
 
     name: ClassVar[str] = "ridge"
-    states: ClassVar[tuple[type[State], ...]] = (TargetCentre, FirstSolution, LinearModel)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,14 +168,14 @@ class RidgeRegression(LeastSquares):
         return self.alpha
 
 
-def _check_rank(products: Array, centre: Centre) -> None:
-    """Refuse features whose coefficients the data do not tell.
+def _target_of(table: SiteTable) -> Array:
+    """Target of the table, [n] or [n, m] as it is there."""
+    target_of(table)
+    return np.asarray(table.target, dtype=np.float64)
 
-    Raises
-    ------
-    HarmonizationError
-        If a feature is constant, or features are collinear.
-    """
+
+def _check_rank(products: Array, centre: TargetCentre) -> None:
+    """Refuse features whose coefficients the data do not tell: constant or collinear ones."""
     remedy = "Leave it out, or use ridge regression with a positive alpha."
     squares = np.diag(products)
     constant = squares <= centre.n * (_CONSTANT * np.abs(centre.mean)) ** 2

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from harmonization.core.declared import Declared, Widths, everybody, in_parts, named, of_groups
+from harmonization.core.declared import Declared, Sent, Widths, everybody, in_parts, named, of_groups
 from harmonization.core.errors import HarmonizationError
 from harmonization.core.newton import (
     Newton,
@@ -20,30 +20,27 @@ from harmonization.core.newton import (
     summarize_fits,
     sums_of_fits,
 )
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.probes.class_regression import check_strength, one_hot_of, permit_classes
 from harmonization.probes.crossvalidation import (
-    Centres,
     CrossValidation,
-    Fold,
+    Folded,
     Target,
-    centres_of,
+    TrainingCentres,
+    TrainingSums,
     check_size,
     deviations,
     people_of,
-    seen_together,
-    solve_centres,
-    summarize_centres,
 )
 from harmonization.probes.scoring import (
+    beside_null,
     bootstrap_weights,
     classification_scores,
     classification_sums,
-    compare_with_null,
     counts_of_classes,
-    interval,
     permuted_rows,
+    with_interval,
 )
 
 STRENGTHS = tuple(float(C) for C in np.logspace(-4, 0, 5))
@@ -51,41 +48,199 @@ STRENGTHS = tuple(float(C) for C in np.logspace(-4, 0, 5))
 
 
 @dataclass(frozen=True)
+class Centres(TrainingCentres):
+    """After the first round. Sums of each part from which the features' deviations follow."""
+
+    def check(self, analysis: "CrossValidatedLogistic") -> None:
+        """Refuse parts without which a class is unknown, and rounds that would be too large."""
+        parts, classes = np.nonzero(self.target_mean == 0)
+        if len(parts):
+            what = analysis.sites[parts[0]] if analysis.sites else f"fold {parts[0]}"
+            raise HarmonizationError(
+                f"without {what} there is nobody of class {classes[0]} to learn from. Leave the class out, or leave "
+                "out folds instead of sites, or fewer folds."
+            )
+        n_classes, n_features = self.target_mean.shape[1], self.mean.shape[1]
+        for n_fits in (len(analysis.pairs) * len(analysis.Cs), analysis.n_parts * (1 + analysis.permutations)):
+            check_size(numbers_sent(n_fits, n_classes, n_features))
+        check_size((1 + analysis.bootstrap) * n_classes * 2 * analysis.bins)
+
+    def part(self, analysis: "CrossValidatedLogistic", table: Folded) -> Sums:
+        one_hot = one_hot_of(table)
+        return analysis.summarize_parts(table, self, lambda x, rows: _spread(x, one_hot[rows]))
+
+    def sends(self, analysis: "CrossValidatedLogistic", widths: Widths) -> Declared:
+        of_features = dict.fromkeys(("feature_sum", "squares"), everybody(widths.seen))
+        return analysis.of_parts({**of_features, "class_n": of_groups(everybody(widths.classes))})
+
+    def advance(self, analysis: "CrossValidatedLogistic", total: Sums) -> State:
+        """Begin the fits that choose the penalty, or if there is no choice, those that are scored."""
+        outer_scale = np.stack([self._scale(analysis, total, part) for part in range(analysis.n_parts)])
+        if len(analysis.Cs) == 1:
+            return self.outer_fits(analysis, outer_scale, np.full(analysis.n_parts, analysis.Cs[0]), {})
+        pairs = [analysis.add_parts(total, first, analysis.others(first, second)) for first, second in analysis.pairs]
+        strength = np.tile(self._strength(np.array(analysis.Cs)), len(pairs))
+        point = [intercepts(np.maximum(sums["class_n"], 1), self.mean.shape[1]) for sums in pairs]
+        fields = beginning(strength, np.repeat(np.stack(point), len(analysis.Cs), axis=0))
+        complete = [bool(sums["class_n"].all()) for sums in pairs]
+        if not all(any(complete[index] for index in analysis.inner(part)) for part in range(analysis.n_parts)):
+            raise HarmonizationError(
+                "a class is missing whenever two parts are left out, so no penalty can be chosen. Give one C, or leave "
+                "out folds."
+            )
+        fields["active"] = np.repeat(np.array(complete, dtype=np.float64), len(analysis.Cs))  # others are not begun
+        return self.become(
+            InnerFits,
+            **fields,
+            steps=0,
+            scale=np.stack([self._scale(analysis, total, *pair) for pair in analysis.pairs]),
+            outer_scale=outer_scale,
+            validation=np.full((len(fields["active"]), 2), np.nan),
+        )
+
+    def _scale(self, analysis: "CrossValidatedLogistic", total: Sums, *left_out: int) -> Array:
+        """Return what features [p] are divided by, with one part or two left out."""
+        sums = analysis.add_parts(total, left_out[0], analysis.others(*left_out))
+        n = max(sums["class_n"].sum(), 1)
+        variance = sums["squares"] / n - (sums["feature_sum"] / n) ** 2
+        return deviations(variance, self.mean[analysis.row_of(left_out[0])], bool(total["together"] > 0))
+
+    def outer_fits(
+        self, analysis: "CrossValidatedLogistic", scale: Array, C: Array, start: Mapping[int, Array]
+    ) -> "OuterFits":
+        """Begin the fits that are scored: of the true classes where the inner ones ended, of others at their shares."""
+        point = []
+        for part, shares in enumerate(self.target_mean):
+            nothing = intercepts(shares, self.mean.shape[1])
+            point += [start.get(part, nothing)] + [nothing] * analysis.permutations
+        strength = np.repeat(self._strength(C), 1 + analysis.permutations)
+        return OuterFits(
+            self.n, self.mean, self.target_mean, **beginning(strength, np.stack(point)), steps=0, scale=scale, C=C
+        )
+
+    def _strength(self, C: Array) -> Array:
+        return C / 2 if self.target_mean.shape[1] == 2 else C
+
+
+@dataclass(frozen=True)
 class InnerFits(Newton, Centres):
     """Fits with two parts left out, one to score and one to choose the penalty, under way; [pair, C] in one axis.
 
-    Attributes
-    ----------
-    scale, outer_scale : numpy.ndarray
-        [pairs, p] and [K, p]: what features are divided by, with two parts left out, and with one.
-    validation : numpy.ndarray
-        [F, 2], losses in the second part of the pair, which choose for the first; and where both see the same
-        features, in the first, which choose for the second.
+    Features are divided by `scale` [pairs, p] with two parts left out, and by `outer_scale` [K, p] with one.
+    `validation` [F, 2] are losses in the second part of the pair, which choose for the first; and where both see the
+    same features, in the first, which choose for the second.
     """
 
     scale: Array
     outer_scale: Array
     validation: Array
 
+    def part(self, analysis: "CrossValidatedLogistic", table: Folded) -> Sums:
+        """Newton's sums of the active fits, and their losses in the parts left out, all at the ends of their steps."""
+        one_hot, left_out = one_hot_of(table), analysis.deal(table)
+        sent = []
+        for index, some in _groups_of(self, len(analysis.Cs)):
+            first, second = analysis.pairs[index]
+            x = (table.folds[first].features - self.mean[analysis.row_of(first)]) / self.scale[index]
+            point, step = self.point[some], self.step[some]
+            training = (left_out != first) & (left_out != second)
+            validation = np.zeros((len(some), 2))
+            for side, part in enumerate((second, first) if analysis.alike else (second,)):
+                rows = left_out == part
+                validation[:, side] = row_terms(log_odds_of(x[rows], point + step), one_hot[rows])[0].sum(axis=1)
+            sums = summarize_fits(x[training], one_hot[training], point, step)
+            sent.append({**sums, "validation": validation})
+        return {name: np.concatenate([sums[name] for sums in sent]) for name in sent[0]}
+
+    def sends(self, analysis: "CrossValidatedLogistic", widths: Widths) -> Declared:
+        sums = _sums_of_active(self, widths)
+        sums["validation"] = of_groups(everybody(sums["losses"].shape[0], 2))
+        return {name: in_parts(sent, analysis.n_dealt) for name, sent in sums.items()}
+
+    def advance(self, analysis: "CrossValidatedLogistic", total: Sums) -> State:
+        """Advance the fits that choose the penalty; once all have converged, choose."""
+        validation = self.validation.copy()
+        validation[self.active > 0] = total["validation"]
+        fits = replace(advance(self, total), validation=validation)
+        if fits.active.any():
+            return fits
+        C, start = np.empty(analysis.n_parts), {}
+        for part in range(analysis.n_parts):
+            C[part], start[part] = fits._choose(analysis, part)
+        return fits.outer_fits(analysis, fits.outer_scale, C, start)
+
+    def _choose(self, analysis: "CrossValidatedLogistic", part: int) -> tuple[float, Array]:
+        """Best of the inverse penalties with one part left out, and the mean of its inner fits: a good beginning."""
+        losses = self.validation.reshape(len(analysis.pairs), len(analysis.Cs), 2)
+        points = self.point.reshape(len(analysis.pairs), len(analysis.Cs), *self.point.shape[1:])
+        known = [index for index in analysis.inner(part) if np.isfinite(losses[index]).all()]
+        best = int(np.argmin(np.sum([losses[index, :, analysis.pairs[index].index(part)] for index in known], axis=0)))
+        return analysis.Cs[best], np.mean(points[known, best], axis=0)
+
 
 @dataclass(frozen=True)
 class OuterFits(Newton, Centres):
     """Fits with one part left out, of the true classes and B permutations, under way; [K, 1 + B] in one axis.
 
-    Attributes
-    ----------
-    scale : numpy.ndarray
-        [K, p], what features are divided by.
-    C : numpy.ndarray
-        [K], the inverse penalties that were chosen.
+    Features are divided by `scale` [K, p]; `C` [K] are the inverse penalties that were chosen.
     """
 
     scale: Array
     C: Array
 
+    def part(self, analysis: "CrossValidatedLogistic", table: Folded) -> Sums:
+        summed = self._newton_sums if self.active.any() else self._scored
+        return summed(analysis, table, analysis.permuted(table))
+
+    def sends(self, analysis: "CrossValidatedLogistic", widths: Widths) -> Declared:
+        if self.active.any():
+            return {name: in_parts(sent, analysis.n_dealt) for name, sent in _sums_of_active(self, widths).items()}
+        drawn = counts_of_classes(1 + analysis.bootstrap, widths.classes, analysis.bins)
+        permuted = counts_of_classes(1 + analysis.permutations, widths.classes, analysis.bins)
+        return {**named("drawn/", drawn), **named("permuted/", permuted)}
+
+    def advance(self, analysis: "CrossValidatedLogistic", total: Sums) -> State:
+        if self.active.any():
+            return advance(self, total)
+        drawn, permuted = (
+            classification_scores({name.removeprefix(kind): v for name, v in total.items() if name.startswith(kind)})
+            for kind in ("drawn/", "permuted/")
+        )
+        found: dict[str, Any] = {name: float(drawn[name][0]) for name in ("accuracy", "log_loss", "auroc_error")}
+        for name in ("balanced_accuracy", "auroc"):
+            compared = beside_null(float(drawn[name][0]), permuted[name][1:])
+            found |= with_interval(name, drawn[name]) | {f"{name}_{part}": value for part, value in compared.items()}
+        return ClassProbeScores(**found, n=float(total["drawn/class_n"][0].sum()), C=self.C)
+
+    def _newton_sums(self, analysis: "CrossValidatedLogistic", table: Folded, given: Array) -> Sums:
+        """Newton's sums of the active fits."""
+        size, sent = len(given), []
+        for index, some in _groups_of(self, size):
+            training = table.folds[index].training
+            x = (table.folds[index].features[training] - self.mean[analysis.row_of(index)]) / self.scale[index]
+            sent.append(summarize_fits(x, given[some % size][:, training], self.point[some], self.step[some]))
+        return {name: np.concatenate([sums[name] for sums in sent]) for name in sent[0]}
+
+    def _scored(self, analysis: "CrossValidatedLogistic", table: Folded, given: Array) -> Sums:
+        """Scores of the rows that were left out: of the true classes with each draw, and of each permutation."""
+        size, log_odds = len(given), np.empty_like(given)
+        for index, fold in enumerate(table.folds):
+            held_out = ~fold.training
+            x = (fold.features[held_out] - self.mean[analysis.row_of(index)]) / self.scale[index]
+            log_odds[:, held_out] = log_odds_of(x, self.point[index * size : (index + 1) * size])
+        loss, probability, _ = row_terms(log_odds, given)
+        draws = bootstrap_weights(table, analysis.bootstrap)
+        drawn = classification_sums(given[0], probability[0], loss[0], draws, analysis.bins)
+        once, rows = np.ones((1, table.n)), zip(given, probability, loss, strict=True)
+        permuted = [classification_sums(*row, once, analysis.bins) for row in rows]
+        return {
+            **{f"drawn/{name}": values for name, values in drawn.items()},
+            **{f"permuted/{name}": np.concatenate([sums[name] for sums in permuted]) for name in drawn},
+        }
+
 
 @dataclass(frozen=True)
-class ClassProbeScores(State):
+class ClassProbeScores(Answer):
     """How well the classes of held-out participants were predicted.
 
     Attributes
@@ -131,8 +286,6 @@ class ClassProbeScores(State):
     auroc_null_mean: float
     auroc_null_95: float
     auroc_p_value: float
-
-    done: ClassVar[bool] = True
 
 
 @register
@@ -187,6 +340,7 @@ class CrossValidatedLogistic(CrossValidation):
 
     name: ClassVar[str] = "cross_validated_logistic"
     predicts: ClassVar[Target] = "category"
+    first: ClassVar[Stage] = TrainingSums(Centres)
     states: ClassVar[tuple[type[State], ...]] = (Centres, InnerFits, OuterFits, ClassProbeScores)
 
     def __post_init__(self) -> None:
@@ -211,212 +365,33 @@ class CrossValidatedLogistic(CrossValidation):
         counts = np.bincount(self.strata(table)[row])
         return max(1, min(self.n_folds, int(counts[counts > 0].min()) // table.min_group))
 
-    def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
-        if isinstance(own, OuterFits):
-            given = self._permuted(table)
-            if own.active.any():
-                return self._summarize_outer(folds, own, given)
-            return self._summarize_scores(table, folds, own, given)
-        if isinstance(own, InnerFits):
-            return self._summarize_inner(table, folds, own)
-        if isinstance(own, Centres):
-            one_hot = one_hot_of(table)
-            parts = self.summarize_parts(table, folds, own, lambda x, rows: _spread(x, one_hot[rows]))
-            return {**parts, "together": seen_together(table)}
-        return summarize_centres(table, folds)
-
     def sends(self, widths: Widths, state: State | None) -> Declared:
         # A site of few participants of a class deals them into fewer folds than there are (`folds_at`).
         declared = super().sends(widths, state)
         return {name: of_groups(sent) if sent.people == "everybody" else sent for name, sent in declared.items()}
 
-    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
-        k, n_classes = widths.seen, widths.classes
-        if isinstance(own, OuterFits) and not own.active.any():
-            drawn = counts_of_classes(1 + self.bootstrap, n_classes, self.bins)
-            permuted = counts_of_classes(1 + self.permutations, n_classes, self.bins)
-            return {**named("drawn/", drawn), **named("permuted/", permuted)}
-        if isinstance(own, Newton):
-            n_fits = int((own.active > 0).sum())
-            sums = sums_of_fits(n_fits, n_classes, k)
-            if isinstance(own, InnerFits):
-                sums["validation"] = of_groups(everybody(n_fits, 2))
-            return {name: in_parts(sent, self.n_dealt) for name, sent in sums.items()}
-        if isinstance(own, Centres):
-            spread = {"feature_sum": everybody(k), "squares": everybody(k), "class_n": of_groups(everybody(n_classes))}
-            return {**self.of_parts(spread), "together": everybody()}
-        return centres_of(self, k, n_classes)
-
-    def solve_folds(self, total: Sums, own: State | None) -> State:
-        if isinstance(own, OuterFits):
-            return advance(own, total) if own.active.any() else self._score(total, own)
-        if isinstance(own, InnerFits):
-            return self._validate(total, own)
-        if isinstance(own, Centres):
-            return self._begin(total, own)
-        centres = solve_centres(total)
-        self._check_classes(centres)
-        return centres
-
-    # --- at a site ---
-
-    def _check(self, table: SiteTable) -> None:
-        super()._check(table)
+    def check(self, table: SiteTable) -> None:
+        super().check(table)
         permit_classes(table, one_hot_of(table), self.deal(table))
-        self._permuted(table)
+        self.permuted(table)
 
-    def _permuted(self, table: SiteTable) -> Array:
+    def permuted(self, table: SiteTable) -> Array:
         """Classes [1 + B, n, C]: the true ones, then permuted ones, the same in every round."""
-        permuted: Array = one_hot_of(table)[permuted_rows(table, self.deal(table), self.permutations)]
-        return permuted
+        return one_hot_of(table)[permuted_rows(table, self.deal(table), self.permutations)]
 
-    def _summarize_inner(self, table: SiteTable, folds: list[Fold], fits: InnerFits) -> Sums:
-        """Newton's sums of the active fits, and their losses in the parts left out, all at the ends of their steps."""
-        one_hot, left_out = one_hot_of(table), self.deal(table)
-        sent = []
-        for index, some in _groups_of(fits, len(self.Cs)):
-            first, second = self.pairs[index]
-            x = (folds[first].features - fits.mean[self.row_of(first)]) / fits.scale[index]
-            point, step = fits.point[some], fits.step[some]
-            training = (left_out != first) & (left_out != second)
-            validation = np.zeros((len(some), 2))
-            for side, part in enumerate((second, first) if self.alike else (second,)):
-                rows = left_out == part
-                validation[:, side] = row_terms(log_odds_of(x[rows], point + step), one_hot[rows])[0].sum(axis=1)
-            sums = summarize_fits(x[training], one_hot[training], point, step)
-            sent.append({**sums, "validation": validation})
-        return {name: np.concatenate([sums[name] for sums in sent]) for name in sent[0]}
-
-    def _summarize_outer(self, folds: list[Fold], fits: OuterFits, given: Array) -> Sums:
-        """Newton's sums of the active fits."""
-        size, sent = len(given), []
-        for index, some in _groups_of(fits, size):
-            training = folds[index].training
-            x = (folds[index].features[training] - fits.mean[self.row_of(index)]) / fits.scale[index]
-            sent.append(summarize_fits(x, given[some % size][:, training], fits.point[some], fits.step[some]))
-        return {name: np.concatenate([sums[name] for sums in sent]) for name in sent[0]}
-
-    def _summarize_scores(self, table: SiteTable, folds: list[Fold], fits: OuterFits, given: Array) -> Sums:
-        """Scores of the rows that were left out: of the true classes with each draw, and of each permutation."""
-        size, log_odds = len(given), np.empty_like(given)
-        for index, fold in enumerate(folds):
-            held_out = ~fold.training
-            x = (fold.features[held_out] - fits.mean[self.row_of(index)]) / fits.scale[index]
-            log_odds[:, held_out] = log_odds_of(x, fits.point[index * size : (index + 1) * size])
-        loss, probability, _ = row_terms(log_odds, given)
-        draws = bootstrap_weights(table, self.bootstrap)
-        drawn = classification_sums(given[0], probability[0], loss[0], draws, self.bins)
-        once, rows = np.ones((1, table.n)), zip(given, probability, loss, strict=True)
-        permuted = [classification_sums(*row, once, self.bins) for row in rows]
-        return {
-            **{f"drawn/{name}": values for name, values in drawn.items()},
-            **{f"permuted/{name}": np.concatenate([sums[name] for sums in permuted]) for name in drawn},
-        }
-
-    # --- at the coordinator ---
-
-    def _check_classes(self, centres: Centres) -> None:
-        """Refuse parts without which a class is unknown, and rounds that would be too large."""
-        parts, classes = np.nonzero(centres.target_mean == 0)
-        if len(parts):
-            what = self.sites[parts[0]] if self.sites else f"fold {parts[0]}"
-            raise HarmonizationError(
-                f"without {what} there is nobody of class {classes[0]} to learn from. Leave the class out, or leave "
-                "out folds instead of sites, or fewer folds."
-            )
-        n_classes, n_features = centres.target_mean.shape[1], centres.mean.shape[1]
-        for n_fits in (len(self.pairs) * len(self.Cs), self.n_parts * (1 + self.permutations)):
-            check_size(numbers_sent(n_fits, n_classes, n_features))
-        check_size((1 + self.bootstrap) * n_classes * 2 * self.bins)
-
-    def _begin(self, total: Sums, centres: Centres) -> State:
-        """Begin the fits that choose the penalty, or if there is no choice, those that are scored."""
-        outer_scale = np.stack([self._scale(total, centres, part) for part in range(self.n_parts)])
-        if len(self.Cs) == 1:
-            return self._begin_outer(centres, outer_scale, np.full(self.n_parts, self.Cs[0]), {})
-        pairs = [self.add_parts(total, first, self.others(first, second)) for first, second in self.pairs]
-        strength = np.tile(self._strength(np.array(self.Cs), centres), len(pairs))
-        point = [intercepts(np.maximum(sums["class_n"], 1), centres.mean.shape[1]) for sums in pairs]
-        fields = beginning(strength, np.repeat(np.stack(point), len(self.Cs), axis=0))
-        complete = [bool(sums["class_n"].all()) for sums in pairs]
-        if not all(any(complete[index] for index in self._inner(part)) for part in range(self.n_parts)):
-            raise HarmonizationError(
-                "a class is missing whenever two parts are left out, so no penalty can be chosen. Give one C, or leave "
-                "out folds."
-            )
-        fields["active"] = np.repeat(np.array(complete, dtype=np.float64), len(self.Cs))  # others are not even begun
-        scales = {"scale": np.stack([self._scale(total, centres, *pair) for pair in self.pairs])}
-        validation = np.full((len(fields["active"]), 2), np.nan)
-        return InnerFits(
-            **_shared(centres), **fields, **scales, steps=0, outer_scale=outer_scale, validation=validation
-        )
-
-    def _scale(self, total: Sums, centres: Centres, *left_out: int) -> Array:
-        """Return what features [p] are divided by, with one part or two left out."""
-        sums = self.add_parts(total, left_out[0], self.others(*left_out))
-        n = max(sums["class_n"].sum(), 1)
-        variance = sums["squares"] / n - (sums["feature_sum"] / n) ** 2
-        return deviations(variance, centres.mean[self.row_of(left_out[0])], bool(total["together"] > 0))
-
-    def _validate(self, total: Sums, fits: InnerFits) -> State:
-        """Advance the fits that choose the penalty; once all have converged, choose."""
-        validation = fits.validation.copy()
-        validation[fits.active > 0] = total["validation"]
-        fits = replace(advance(fits, total), validation=validation)
-        if fits.active.any():
-            return fits
-        C, start = np.empty(self.n_parts), {}
-        for part in range(self.n_parts):
-            C[part], start[part] = self._choose(fits, part)
-        return self._begin_outer(fits, fits.outer_scale, C, start)
-
-    def _choose(self, fits: InnerFits, part: int) -> tuple[float, Array]:
-        """Best of the inverse penalties with one part left out, and the mean of its inner fits: a good beginning."""
-        losses = fits.validation.reshape(len(self.pairs), len(self.Cs), 2)
-        points = fits.point.reshape(len(self.pairs), len(self.Cs), *fits.point.shape[1:])
-        known = [index for index in self._inner(part) if np.isfinite(losses[index]).all()]
-        best = int(np.argmin(np.sum([losses[index, :, self.pairs[index].index(part)] for index in known], axis=0)))
-        return self.Cs[best], np.mean(points[known, best], axis=0)
-
-    def _inner(self, part: int) -> list[int]:
+    def inner(self, part: int) -> list[int]:
         """Indices of the pairs whose fits choose the penalty of a part."""
         return [index for index, pair in enumerate(self.pairs) if part == pair[0] or (self.alike and part in pair)]
-
-    def _begin_outer(self, centres: Centres, scale: Array, C: Array, start: Mapping[int, Array]) -> OuterFits:
-        """Begin the fits that are scored: of the true classes where the inner ones ended, of others at their shares."""
-        point = []
-        for part, shares in enumerate(centres.target_mean):
-            nothing = intercepts(shares, centres.mean.shape[1])
-            point += [start.get(part, nothing)] + [nothing] * self.permutations
-        strength = np.repeat(self._strength(C, centres), 1 + self.permutations)
-        return OuterFits(**_shared(centres), **beginning(strength, np.stack(point)), steps=0, scale=scale, C=C)
-
-    def _strength(self, C: Array, centres: Centres) -> Array:
-        return C / 2 if centres.target_mean.shape[1] == 2 else C
-
-    def _score(self, total: Sums, fits: OuterFits) -> ClassProbeScores:
-        drawn, permuted = (
-            classification_scores({name.removeprefix(kind): v for name, v in total.items() if name.startswith(kind)})
-            for kind in ("drawn/", "permuted/")
-        )
-        named: dict[str, Any] = {}
-        for name in ("balanced_accuracy", "auroc"):
-            score, null = float(drawn[name][0]), permuted[name][1:]
-            named |= {name: score, f"{name}_null": null}
-            named[f"{name}_low"], named[f"{name}_high"] = interval(drawn[name][1:])
-            compared = compare_with_null(score, null)
-            named[f"{name}_null_mean"], named[f"{name}_null_95"], named[f"{name}_p_value"] = compared
-        named |= {name: float(drawn[name][0]) for name in ("accuracy", "log_loss", "auroc_error")}
-        return ClassProbeScores(**named, n=float(total["drawn/class_n"][0].sum()), C=fits.C)
-
-
-def _shared(centres: Centres) -> Sums:
-    return {"n": centres.n, "mean": centres.mean, "target_mean": centres.target_mean}
 
 
 def _spread(features: Array, one_hot: Array) -> Sums:
     """Sums of rows from which follow the variances of the features, and the shares of the classes."""
     return {"feature_sum": features.sum(axis=0), "squares": (features**2).sum(axis=0), "class_n": one_hot.sum(axis=0)}
+
+
+def _sums_of_active(fits: Newton, widths: Widths) -> dict[str, Sent]:
+    """Declare Newton's sums of the fits that have not converged."""
+    return sums_of_fits(int((fits.active > 0).sum()), widths.classes, widths.seen)
 
 
 def _groups_of(fits: Newton, size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,31 +10,28 @@ from scipy.linalg import eigh
 
 from harmonization.core.declared import Declared, Widths, everybody, triangle
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.core.symmetric import pack, unpack
 from harmonization.probes.crossvalidation import (
-    Centres,
     CrossValidation,
-    Fold,
+    Folded,
     Target,
-    centres_of,
+    TrainingCentres,
+    TrainingSums,
     check_size,
     deviations,
     one_target_of,
-    seen_together,
-    solve_centres,
-    summarize_centres,
     target_of,
 )
 from harmonization.probes.scoring import (
     N_SCORED,
+    beside_null,
     bootstrap_weights,
-    compare_with_null,
-    interval,
     permuted_rows,
     regression_scores,
     regression_sums,
+    with_interval,
 )
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-4, 4, 17))
@@ -44,23 +41,98 @@ _CONSTANT = 1e-12
 
 
 @dataclass(frozen=True)
-class RidgeFits(Centres):
-    """Ridge regressions for each of K parts left out, of the true target and B permuted ones.
+class Centres(TrainingCentres):
+    """After the first round. Cross-products of each part about the means."""
 
-    Attributes
-    ----------
-    coef : numpy.ndarray
-        [K, p, 1 + B].
-    alpha : numpy.ndarray
-        [K], the penalties that were chosen, for each row.
+    def check(self, analysis: "CrossValidatedRidge") -> None:
+        """Refuse a round that would be too large."""
+        parts, p = (1 if analysis.alike else analysis.n_parts) * analysis.n_parts, self.mean.shape[1]
+        check_size(parts * p * ((p + 1) // 2 + 1 + analysis.permutations))
+
+    def part(self, analysis: "CrossValidatedRidge", table: Folded) -> Sums:
+        targets = analysis.targets(table) - self.target_mean.mean()
+        return analysis.summarize_parts(table, self, lambda x, rows: _products(x, targets[rows]))
+
+    def sends(self, analysis: "CrossValidatedRidge", widths: Widths) -> Declared:
+        k, targets = widths.seen, 1 + analysis.permutations
+        vectors = {"x": everybody(k), "y": everybody(targets)}
+        products = {"yy": everybody(), "XX": triangle(k), "Xy": everybody(k, targets)}
+        return analysis.of_parts({"n": everybody(), **vectors, **products})
+
+    def advance(self, analysis: "CrossValidatedRidge", total: Sums) -> State:
+        nested = self._nested_errors(analysis, total) if analysis.penalty == "nested" else None
+        coefs, alphas = [], []
+        for part in range(analysis.n_parts):
+            fit = self._path(analysis, total, part, analysis.others(part))
+            errors = fit.gcv(analysis.alphas) if nested is None else nested[part]
+            alphas.append(analysis.alphas[int(np.argmin(errors))])
+            coefs.append(fit.coefficients(alphas[-1:])[0])
+        return self.become(RidgeFits, coef=np.stack(coefs), alpha=np.array(alphas, dtype=np.float64))
+
+    def _path(self, analysis: "CrossValidatedRidge", total: Sums, left_out: int, parts: Sequence[int]) -> "RidgePath":
+        """Ridge regressions of some parts, as they are seen with one part left out."""
+        sums = analysis.add_parts(total, left_out, parts)
+        variance = np.diag(unpack(sums["XX"])) / sums["n"] - (sums["x"] / sums["n"]) ** 2
+        mean = self.mean[analysis.row_of(left_out)]
+        return RidgePath(sums, deviations(variance, mean, bool(total["together"] > 0)))
+
+    def _nested_errors(self, analysis: "CrossValidatedRidge", total: Sums) -> Array:
+        """Squared errors [K, A] of each penalty with one part left out, over all others that are left out in turn."""
+        errors = np.zeros((analysis.n_parts, len(analysis.alphas)))
+        if len(analysis.alphas) == 1:  # there is no choice
+            return errors
+        true = {**total, "y": total["y"][..., :1], "Xy": total["Xy"][..., :1]}
+        for first, second in analysis.pairs:
+            fit = self._path(analysis, true, first, analysis.others(first, second))
+            errors[first] += fit.squared_errors(analysis.alphas, analysis.add_parts(true, first, [second]))
+            if analysis.alike:
+                errors[second] += fit.squared_errors(analysis.alphas, analysis.add_parts(true, first, [first]))
+        return errors
+
+
+@dataclass(frozen=True)
+class RidgeFits(Centres):
+    """Ridge regressions [K, p, 1 + B] with each part left out, of the true target and B permuted ones; their errors.
+
+    `alpha` [K] are the penalties that were chosen, for each row.
     """
 
     coef: Array
     alpha: Array
 
+    def part(self, analysis: "CrossValidatedRidge", table: Folded) -> Sums:
+        """Scores of the rows that were left out: of the true target with each draw, and of each permutation."""
+        centre = self.target_mean.mean()
+        target = analysis.targets(table) - centre
+        predicted = np.empty_like(target)
+        for index, fold in enumerate(table.folds):
+            held_out = ~fold.training
+            centred = fold.features[held_out] - self.mean[index]
+            predicted[held_out] = centred @ self.coef[index] + (self.target_mean[index] - centre)
+        draws, once = bootstrap_weights(table, analysis.bootstrap), np.ones((1, table.n))
+        permuted = [regression_sums(y, z, once) for y, z in zip(target.T, predicted.T, strict=True)]
+        return {
+            "drawn": regression_sums(target[:, 0], predicted[:, 0], draws),
+            "permuted": np.concatenate(permuted),
+        }
+
+    def sends(self, analysis: "CrossValidatedRidge", widths: Widths) -> Declared:
+        drawn, permuted = (everybody(1 + more, N_SCORED) for more in (analysis.bootstrap, analysis.permutations))
+        return {"drawn": drawn, "permuted": permuted}
+
+    def advance(self, analysis: "CrossValidatedRidge", total: Sums) -> "ProbeScores":
+        n, target, squares = (float(total["drawn"][0, column]) for column in (0, 3, 4))
+        if squares - target**2 / n <= n * (_CONSTANT * float(np.abs(self.target_mean).max())) ** 2:
+            raise HarmonizationError("the probe's target is the same for everybody. Choose another.")
+        drawn, null = regression_scores(total["drawn"]), regression_scores(total["permuted"][1:])["r2"]
+        found: dict[str, Any] = {name: float(values[0]) for name, values in drawn.items()}
+        for name in ("r2", "mean_absolute_error"):
+            found |= with_interval(name, drawn[name])
+        return ProbeScores(**found, **beside_null(found["r2"], null), n=n, alpha=self.alpha)
+
 
 @dataclass(frozen=True)
-class ProbeScores(State):
+class ProbeScores(Answer):
     """How well held-out participants were predicted.
 
     Attributes
@@ -78,10 +150,8 @@ class ProbeScores(State):
         Participants.
     alpha : numpy.ndarray
         [K], the penalties that were chosen, for each row.
-    null : numpy.ndarray
-        [B], r2 of permuted targets.
-    null_mean, null_95 : float
-        Mean and 95th percentile of the null.
+    null, null_mean, null_95 : numpy.ndarray, float, float
+        [B], r2 of permuted targets (`harmonization.probes.scoring.of_null`).
     p_value : float
         (1 + number of null values at least as large) / (B + 1).
     """
@@ -100,8 +170,6 @@ class ProbeScores(State):
     null_mean: float
     null_95: float
     p_value: float
-
-    done: ClassVar[bool] = True
 
 
 @register
@@ -139,6 +207,7 @@ class CrossValidatedRidge(CrossValidation):
 
     name: ClassVar[str] = "cross_validated_ridge"
     predicts: ClassVar[Target] = "number"
+    first: ClassVar[Stage] = TrainingSums(Centres)
     states: ClassVar[tuple[type[State], ...]] = (Centres, RidgeFits, ProbeScores)
 
     def __post_init__(self) -> None:
@@ -152,125 +221,15 @@ class CrossValidatedRidge(CrossValidation):
         if min(self.bootstrap, self.permutations) < 0:
             raise HarmonizationError("expected neither bootstrap nor permutations below 0.")
 
-    def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
-        if isinstance(own, RidgeFits):
-            return self._summarize_errors(table, folds, own)
-        if isinstance(own, Centres):
-            targets = self._targets(table) - own.target_mean.mean()
-            parts = self.summarize_parts(table, folds, own, lambda x, rows: _products(x, targets[rows]))
-            return {**parts, "together": seen_together(table)}
-        return summarize_centres(table, folds)
-
-    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
-        k, targets = widths.seen, 1 + self.permutations
-        if isinstance(own, RidgeFits):
-            return {"drawn": everybody(1 + self.bootstrap, N_SCORED), "permuted": everybody(targets, N_SCORED)}
-        if isinstance(own, Centres):
-            products = {
-                "n": everybody(),
-                "x": everybody(k),
-                "y": everybody(targets),
-                "yy": everybody(),
-                "XX": triangle(k),
-                "Xy": everybody(k, targets),
-            }
-            return {**self.of_parts(products), "together": everybody()}
-        return centres_of(self, k, widths.classes)
-
-    def solve_folds(self, total: Sums, own: State | None) -> State:
-        if isinstance(own, RidgeFits):
-            return self._score(total, own)
-        if isinstance(own, Centres):
-            return self._fit(total, own)
-        centres = solve_centres(total)
-        parts, p = (1 if self.alike else self.n_parts) * self.n_parts, centres.mean.shape[1]
-        check_size(parts * p * ((p + 1) // 2 + 1 + self.permutations))
-        return centres
-
-    # --- at a site ---
-
-    def _check(self, table: SiteTable) -> None:
-        super()._check(table)
+    def check(self, table: SiteTable) -> None:
+        super().check(table)
         one_target_of(table)
-        self._targets(table)
+        self.targets(table)
 
-    def _targets(self, table: SiteTable) -> Array:
+    def targets(self, table: SiteTable) -> Array:
         """Targets [n, 1 + B]: the true one, then permuted ones, the same in every round."""
         targets: Array = target_of(table)[permuted_rows(table, self.deal(table), self.permutations), 0].T
         return targets
-
-    def _summarize_errors(self, table: SiteTable, folds: list[Fold], fits: RidgeFits) -> Sums:
-        """Scores of the rows that were left out: of the true target with each draw, and of each permutation."""
-        centre = fits.target_mean.mean()
-        target = self._targets(table) - centre
-        predicted = np.empty_like(target)
-        for index, fold in enumerate(folds):
-            held_out = ~fold.training
-            centred = fold.features[held_out] - fits.mean[index]
-            predicted[held_out] = centred @ fits.coef[index] + (fits.target_mean[index] - centre)
-        draws, once = bootstrap_weights(table, self.bootstrap), np.ones((1, table.n))
-        permuted = [regression_sums(y, z, once) for y, z in zip(target.T, predicted.T, strict=True)]
-        return {
-            "drawn": regression_sums(target[:, 0], predicted[:, 0], draws),
-            "permuted": np.concatenate(permuted),
-        }
-
-    # --- at the coordinator ---
-
-    def _fit(self, total: Sums, centres: Centres) -> RidgeFits:
-        nested = self._nested_errors(total, centres) if self.penalty == "nested" else None
-        coefs, alphas = [], []
-        for part in range(self.n_parts):
-            fit = self._path(total, centres, part, self.others(part))
-            errors = fit.gcv(self.alphas) if nested is None else nested[part]
-            alphas.append(self.alphas[int(np.argmin(errors))])
-            coefs.append(fit.coefficients(alphas[-1:])[0])
-        return RidgeFits(
-            centres.n, centres.mean, centres.target_mean, coef=np.stack(coefs), alpha=np.array(alphas, dtype=np.float64)
-        )
-
-    def _path(self, total: Sums, centres: Centres, left_out: int, parts: Sequence[int]) -> "RidgePath":
-        """Ridge regressions of some parts, as they are seen with one part left out."""
-        sums = self.add_parts(total, left_out, parts)
-        variance = np.diag(unpack(sums["XX"])) / sums["n"] - (sums["x"] / sums["n"]) ** 2
-        mean = centres.mean[self.row_of(left_out)]
-        return RidgePath(sums, deviations(variance, mean, bool(total["together"] > 0)))
-
-    def _nested_errors(self, total: Sums, centres: Centres) -> Array:
-        """Squared errors [K, A] of each penalty with one part left out, over all others that are left out in turn."""
-        errors = np.zeros((self.n_parts, len(self.alphas)))
-        if len(self.alphas) == 1:  # there is no choice
-            return errors
-        true = {**total, "y": total["y"][..., :1], "Xy": total["Xy"][..., :1]}
-        for first, second in self.pairs:
-            fit = self._path(true, centres, first, self.others(first, second))
-            errors[first] += fit.squared_errors(self.alphas, self.add_parts(true, first, [second]))
-            if self.alike:
-                errors[second] += fit.squared_errors(self.alphas, self.add_parts(true, first, [first]))
-        return errors
-
-    def _score(self, total: Sums, fits: RidgeFits) -> ProbeScores:
-        n, target, squares = (float(total["drawn"][0, column]) for column in (0, 3, 4))
-        if squares - target**2 / n <= n * (_CONSTANT * float(np.abs(fits.target_mean).max())) ** 2:
-            raise HarmonizationError("the probe's target is the same for everybody. Choose another.")
-        drawn, null = regression_scores(total["drawn"]), regression_scores(total["permuted"][1:])["r2"]
-        scores = {name: float(values[0]) for name, values in drawn.items()}
-        r2_low, r2_high = interval(drawn["r2"][1:])
-        error_low, error_high = interval(drawn["mean_absolute_error"][1:])
-        null_mean, null_95, p_value = compare_with_null(scores["r2"], null)
-        return ProbeScores(
-            **scores,
-            r2_low=r2_low,
-            r2_high=r2_high,
-            mean_absolute_error_low=error_low,
-            mean_absolute_error_high=error_high,
-            n=n,
-            alpha=fits.alpha,
-            null=null,
-            null_mean=null_mean,
-            null_95=null_95,
-            p_value=p_value,
-        )
 
 
 def _products(x: Array, targets: Array) -> Sums:

@@ -5,6 +5,8 @@ they are not fitted again to each draw. Draws and permutations come from a site'
 sums over them be solved for single participants.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
@@ -25,17 +27,13 @@ def bootstrap_weights(table: SiteTable, n_draws: int) -> Array:
     row, whose = people_of(table)
     chances = np.full(len(row), 1 / len(row))
     drawn = np.random.default_rng([table.seed, _BOOTSTRAP]).multinomial(len(row), chances, size=n_draws)
-    weights: Array = np.concatenate([np.ones((1, len(row))), drawn])[:, whose]
-    return weights
+    return np.concatenate([np.ones((1, len(row))), drawn])[:, whose]
 
 
 def permuted_rows(table: SiteTable, group: NDArray[np.int64], n_permutations: int) -> NDArray[np.int64]:
     """Whose target each row is given, [1 + B, n]: its own, then one of its group [n] in each of B permutations.
 
-    Raises
-    ------
-    TableError
-        If a participant has several rows, which permutations would part.
+    These would part the rows of a participant who has several: such tables are refused.
     """
     if n_permutations and len(people_of(table)[0]) < table.n:
         raise TableError("a participant has several rows, which permutations would part. Give their mean.")
@@ -56,12 +54,23 @@ def interval(draws: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def compare_with_null(score: float, null: Array) -> tuple[float, float, float]:
-    """Mean and 95th percentile of a null [B], and the p-value (1 + number at least as large) / (B + 1); or NaN."""
-    if not len(null):
-        return float("nan"), float("nan"), float("nan")
+def with_interval(name: str, values: Array) -> dict[str, float]:
+    """A score of that name, the first of its values [1 + R], and the bounds ``_low`` and ``_high`` of its draws."""
+    low, high = interval(values[1:])
+    return {name: float(values[0]), f"{name}_low": low, f"{name}_high": high}
+
+
+def of_null(null: Array) -> dict[str, Any]:
+    """A null [B] or [B, k], its mean and its 95th percentile; these are NaN without permutations."""
+    unknown = np.full(null.shape[1:], np.nan)[()]
+    mean, percentile = (null.mean(axis=0), np.quantile(null, 0.95, axis=0)) if len(null) else (unknown, unknown)
+    return {"null": null, "null_mean": mean, "null_95": percentile}
+
+
+def beside_null(score: float, null: Array) -> dict[str, Any]:
+    """`of_null`, and the p-value (1 + number at least as large) / (B + 1); NaN without permutations."""
     at_least = (null >= score - _ROUNDING).sum()
-    return float(null.mean()), float(np.quantile(null, 0.95)), float((1 + at_least) / (len(null) + 1))
+    return {**of_null(null), "p_value": float((1 + at_least) / (len(null) + 1)) if len(null) else float("nan")}
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -99,24 +108,12 @@ def regression_scores(sums: Array) -> Sums:
 
 
 def classification_sums(one_hot: Array, probability: Array, loss: Array, weights: Array, bins: int) -> Sums:
-    """Sums from which `classification_scores` come.
+    """Sums from which `classification_scores` come, of one-hot classes and probabilities [n, C] and losses [n].
 
-    Parameters
-    ----------
-    one_hot, probability : numpy.ndarray
-        [n, C].
-    loss : numpy.ndarray
-        [n], minus the log probability of each row's own class.
-    weights : numpy.ndarray
-        [W, n], how often each row counts.
-    bins : int
-        Equal parts of 0 to 1 that probabilities are counted in.
-
-    Returns
-    -------
-    dict
-        class_n and right [W, C], log_loss [W], and histogram [W, D, 2, bins]: how many outside and inside a class have
-        such a probability of it. D is C; of two classes the second alone is counted.
+    Rows count as weights [W, n] say. Losses are minus the log probability of each row's own class; probabilities are
+    counted in `bins` equal parts of 0 to 1. The sums are class_n and right [W, C], log_loss [W], and histogram [W, D,
+    2, bins]: how many outside and inside a class have such a probability of it. D is C; of two classes the second alone
+    is counted.
     """
     right = one_hot * np.eye(one_hot.shape[1])[probability.argmax(axis=1)]
     counted = range(1, 2) if one_hot.shape[1] == 2 else range(one_hot.shape[1])

@@ -1,18 +1,18 @@
 """How much of the distances between people lies between sites, by permutational analysis of variance."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from harmonization.core.declared import Declared, Sent, Widths, by_part, everybody, in_parts, named, of_groups
+from harmonization.core.declared import Declared, Widths, by_part, everybody, in_parts, named, of_groups
 from harmonization.core.errors import HarmonizationError, SmallGroupError
-from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.methods.combat import solve_within
-from harmonization.probes.crossvalidation import CrossValidation, Fold
+from harmonization.probes.crossvalidation import CrossValidation, Folded
 from harmonization.site_effects.spread import require_sites, seen_features
 
 _DEALING = 7
@@ -21,17 +21,100 @@ _DETERMINED = 1e-9
 """Share of the participants below which covariates leave nothing of a difference between labels."""
 
 
+class PermanovaSums(Stage):
+    """First round: sums of each part."""
+
+    def part(self, analysis: Any, table: SiteTable) -> Sums:
+        rows = analysis.rows_of(table)
+        return {
+            "n": rows.by_part(np.ones((table.n, 1)))[:, 0],
+            "feature_sum": rows.by_part(rows.features),
+            "covariate_sum": rows.by_part(rows.covariates),
+        }
+
+    def sends(self, analysis: Any, widths: Widths) -> Declared:
+        n_parts = analysis.n_parts
+        sums = {"n": everybody(), "feature_sum": everybody(widths.seen), "covariate_sum": everybody(analysis.q(widths))}
+        return {name: by_part(sent, n_parts, n_parts) for name, sent in sums.items()}
+
+    def advance(self, analysis: Any, total: Sums) -> State:
+        n = np.maximum(total["n"], 1)[:, None]
+        return PermanovaCentre(total["feature_sum"] / n, total["covariate_sum"] / n, total["n"])
+
+
 @dataclass(frozen=True)
-class PermanovaCentre(State):
-    """Means of the features [K, p] and of the covariates [K, q], and participants [K], of each part."""
+class PermanovaCentre(Stage):
+    """Means of the features [K, p] and of the covariates [K, q], and participants [K], of each part; all else."""
 
     mean: Array
     covariate_mean: Array
     n: Array
 
+    def part(self, analysis: Any, table: SiteTable) -> Sums:
+        rows = analysis.rows_of(table)
+        x, c = rows.features - self.mean[rows.parts], rows.covariates - self.covariate_mean[rows.parts]
+        counts = np.maximum(rows.by_part(np.ones((table.n, 1))), 1)
+        own_x, own_c = (values - (rows.by_part(values) / counts)[rows.parts] for values in (x, c))
+        sums = {
+            "sites": np.array(1.0),
+            "W": c.T @ c,
+            "V": c.T @ x,
+            "squares": np.array((x**2).sum()),
+            "within_W": own_c.T @ own_c,
+            "within_V": own_c.T @ own_x,
+            "within_squares": np.array((own_x**2).sum()),
+        }
+        if not analysis.permutations:
+            return sums
+        n_labels = len(analysis.sizes)
+        labels = rows.deal(table, analysis.permutations, analysis.sizes) + n_labels * rows.parts
+        of_labels = {"n": np.ones((table.n, 1)), "sum": x, "covariate_sum": c}
+        summed = {name: _sum_by_group(labels, rows.n_parts * n_labels, v) for name, v in of_labels.items()}
+        summed["n"] = summed["n"][:, :, 0]
+        return {**sums, **{f"label_{name}": values for name, values in summed.items()}}
+
+    def sends(self, analysis: Any, widths: Widths) -> Declared:
+        k, q, permutations = widths.seen, analysis.q(widths), analysis.permutations
+        moments = {"W": everybody(q, q), "V": everybody(q, k), "squares": everybody()}
+        declared = {"sites": everybody(), **moments, **named("within_", moments)}
+        if permutations:
+            groups = analysis.n_parts * len(analysis.sizes)
+            sums = {
+                "label_n": everybody(permutations, groups),
+                "label_sum": everybody(permutations, groups, k),
+                "label_covariate_sum": everybody(permutations, groups, q),
+            }
+            declared |= {name: of_groups(in_parts(sent, analysis.n_parts)) for name, sent in sums.items()}
+        return declared
+
+    def advance(self, analysis: Any, total: Sums) -> "PermanovaResult":
+        n, n_parts, q = float(self.n.sum()), len(self.n), self.covariate_mean.shape[1]
+        sites, size = require_sites(total["sites"]), np.abs(self.covariate_mean).max(axis=0)
+        coefficients = solve_within(total["W"], total["V"], n, size)
+        spread = float(total["squares"] - (total["V"] * coefficients).sum())
+        if spread <= (self.n[:, None] * (1e-14 * self.mean) ** 2).sum():
+            raise HarmonizationError("features are the same for everybody, so there are no distances. Leave them out.")
+        freedom = n_parts * (sites - 1), n - n_parts * sites - q
+        if freedom[1] < 1:
+            raise HarmonizationError("there are too few participants for so many sites and covariates. Leave some out.")
+        own = solve_within(total["within_W"], total["within_V"], n, size)
+        within = max(float(total["within_squares"] - (total["within_V"] * own).sum()), 0.0)
+        between = max(spread - within, 0.0)
+        pseudo_f = float(_ratio(between / freedom[0], within / freedom[1]))
+        null = _null(total, coefficients, spread, self) if "label_n" in total else np.empty(0)
+        # A labeling that chance made equal to the true one counts in spite of rounding.
+        as_large = (null >= pseudo_f * (1 - 1e-10)).sum()
+        return PermanovaResult(
+            r2=between / spread,
+            r2_by_chance=float(freedom[0] / (n - n_parts - q)),
+            pseudo_f=pseudo_f,
+            p_value=float((1 + as_large) / (len(null) + 1)),
+            null=null,
+        )
+
 
 @dataclass(frozen=True)
-class PermanovaResult(State):
+class PermanovaResult(Answer):
     """Share of the squared distances that lies between sites.
 
     Attributes
@@ -53,8 +136,6 @@ class PermanovaResult(State):
     pseudo_f: float
     p_value: float
     null: Array
-
-    done: ClassVar[bool] = True
 
 
 @register
@@ -100,23 +181,22 @@ class Permanova(Analysis):
     partial: bool = True
 
     name: ClassVar[str] = "permanova"
+    n_parts: ClassVar[int] = 1
+    first: ClassVar[Stage] = PermanovaSums()
     states: ClassVar[tuple[type[State], ...]] = (PermanovaCentre, PermanovaResult)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_permutations(self.permutations, self.sizes)
 
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+    def q(self, widths: Widths) -> int:
+        """Columns of the covariates that are taken out."""
+        return widths.covariates if self.partial else 0
+
+    def rows_of(self, table: SiteTable) -> "_Rows":
+        """The rows that are compared."""
         covariates = table.design if self.partial else np.empty((table.n, 0))
-        rows = _Rows(seen_features(table), covariates, np.zeros(table.n, dtype=np.int64), 1)
-        return rows.sums(table, state, self.permutations, self.sizes)
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        q = widths.covariates if self.partial else 0
-        return _sums_of_rows(widths.seen, q, 1, state, self.permutations, len(self.sizes))
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        return _result(total, state) if isinstance(state, PermanovaCentre) else _centre(total)
+        return _Rows(seen_features(table), covariates, np.zeros(table.n, dtype=np.int64), 1)
 
 
 @register
@@ -147,6 +227,7 @@ class CrossValidatedPermanova(CrossValidation):
         "Anderson MJ. A new method for non-parametric multivariate analysis of variance. Austral Ecology "
         "2001;26:32-46.",
     )
+    first: ClassVar[Stage] = PermanovaSums()
     states: ClassVar[tuple[type[State], ...]] = (PermanovaCentre, PermanovaResult)
 
     def __post_init__(self) -> None:
@@ -155,19 +236,17 @@ class CrossValidatedPermanova(CrossValidation):
         if self.sites:
             raise HarmonizationError("a site that is left out as a whole is compared with no other. Leave out folds.")
 
-    def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
+    def q(self, widths: Widths) -> int:
+        """Columns of the covariates, all of which are taken out."""
+        return widths.covariates
+
+    def rows_of(self, table: Folded) -> "_Rows":
+        """The rows that are compared: those of each fold as the others' harmonization has them."""
         parts = self.deal(table)
-        features = np.empty_like(folds[0].features)
-        for part, fold in enumerate(folds):
+        features = np.empty_like(table.folds[0].features)
+        for part, fold in enumerate(table.folds):
             features[parts == part] = fold.features[parts == part]
-        return _Rows(features, table.design, parts, self.n_folds).sums(table, own, self.permutations, self.sizes)
-
-    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
-        k, q, n_labels = widths.seen, widths.covariates, len(self.sizes)
-        return _sums_of_rows(k, q, self.n_folds, own, self.permutations, n_labels)
-
-    def solve_folds(self, total: Sums, own: State | None) -> State:
-        return _result(total, own) if isinstance(own, PermanovaCentre) else _centre(total)
+        return _Rows(features, table.design, parts, self.n_folds)
 
 
 @dataclass(frozen=True)
@@ -179,43 +258,12 @@ class _Rows:
     parts: NDArray[np.int64]
     n_parts: int
 
-    def sums(self, table: SiteTable, state: State | None, permutations: int, sizes: tuple[int, ...]) -> Sums:
-        """Sums of the first round, or of the second once the parts' means are known."""
-        if not isinstance(state, PermanovaCentre):
-            return {
-                "n": self._by_part(np.ones((len(self.parts), 1)))[:, 0],
-                "feature_sum": self._by_part(self.features),
-                "covariate_sum": self._by_part(self.covariates),
-            }
-        x, c = self.features - state.mean[self.parts], self.covariates - state.covariate_mean[self.parts]
-        counts = np.maximum(self._by_part(np.ones((len(self.parts), 1))), 1)
-        own_x, own_c = (values - (self._by_part(values) / counts)[self.parts] for values in (x, c))
-        sums = {
-            "sites": np.array(1.0),
-            "W": c.T @ c,
-            "V": c.T @ x,
-            "squares": np.array((x**2).sum()),
-            "within_W": own_c.T @ own_c,
-            "within_V": own_c.T @ own_x,
-            "within_squares": np.array((own_x**2).sum()),
-        }
-        if not permutations:
-            return sums
-        labels = self._deal(table, permutations, sizes) + len(sizes) * self.parts
-        n_groups = self.n_parts * len(sizes)
-        return {
-            **sums,
-            "label_n": _sum_by_group(labels, n_groups, np.ones((table.n, 1)))[:, :, 0],
-            "label_sum": _sum_by_group(labels, n_groups, x),
-            "label_covariate_sum": _sum_by_group(labels, n_groups, c),
-        }
-
-    def _by_part(self, values: Array) -> Array:
+    def by_part(self, values: Array) -> Array:
         """Sum of values [n, m] over each part: [K, m]."""
         summed: Array = _sum_by_group(self.parts[None], self.n_parts, values)[0]
         return summed
 
-    def _deal(self, table: SiteTable, permutations: int, sizes: tuple[int, ...]) -> NDArray[np.int64]:
+    def deal(self, table: SiteTable, permutations: int, sizes: tuple[int, ...]) -> NDArray[np.int64]:
         """Permuted labels [B, n]: within a part the same for blocks of random rows."""
         random = np.random.default_rng([table.seed, _DEALING])
         shares, labels = np.array(sizes) / sum(sizes), np.empty((permutations, table.n), dtype=np.int64)
@@ -232,26 +280,6 @@ class _Rows:
         return labels
 
 
-def _sums_of_rows(
-    k: int, q: int, n_parts: int, state: State | None, permutations: int, n_labels: int
-) -> dict[str, Sent]:
-    """Declare what `_Rows.sums` returns, for k features and q covariates."""
-    if not isinstance(state, PermanovaCentre):
-        means = {"n": everybody(), "feature_sum": everybody(k), "covariate_sum": everybody(q)}
-        return {name: by_part(sent, n_parts, n_parts) for name, sent in means.items()}
-    moments = {"W": everybody(q, q), "V": everybody(q, k), "squares": everybody()}
-    declared = {"sites": everybody(), **moments, **named("within_", moments)}
-    if permutations:
-        groups = n_parts * n_labels
-        sums = {
-            "n": (permutations, groups),
-            "sum": (permutations, groups, k),
-            "covariate_sum": (permutations, groups, q),
-        }
-        declared |= {f"label_{name}": of_groups(in_parts(everybody(*shape), n_parts)) for name, shape in sums.items()}
-    return declared
-
-
 def _check_permutations(permutations: int, sizes: tuple[int, ...]) -> None:
     if permutations < 0:
         raise HarmonizationError(f"permutations is {permutations}; expected 0 or more.")
@@ -262,44 +290,12 @@ def _check_permutations(permutations: int, sizes: tuple[int, ...]) -> None:
         )
 
 
-def _centre(total: Sums) -> PermanovaCentre:
-    n = np.maximum(total["n"], 1)[:, None]
-    return PermanovaCentre(total["feature_sum"] / n, total["covariate_sum"] / n, total["n"])
-
-
-def _result(total: Sums, state: PermanovaCentre) -> PermanovaResult:
-    n, n_parts, q = float(state.n.sum()), len(state.n), state.covariate_mean.shape[1]
-    sites, size = require_sites(total["sites"]), np.abs(state.covariate_mean).max(axis=0)
-    coefficients = solve_within(total["W"], total["V"], n, size)
-    spread = float(total["squares"] - (total["V"] * coefficients).sum())
-    if spread <= (state.n[:, None] * (1e-14 * state.mean) ** 2).sum():
-        raise HarmonizationError("features are the same for everybody, so there are no distances. Leave them out.")
-    freedom = n_parts * (sites - 1), n - n_parts * sites - q
-    if freedom[1] < 1:
-        raise HarmonizationError("there are too few participants for so many sites and covariates. Leave some out.")
-    own = solve_within(total["within_W"], total["within_V"], n, size)
-    within = max(float(total["within_squares"] - (total["within_V"] * own).sum()), 0.0)
-    between = max(spread - within, 0.0)
-    pseudo_f = float(_ratio(between / freedom[0], within / freedom[1]))
-    null = _null(total, coefficients, spread, state) if "label_n" in total else np.empty(0)
-    # A labeling that chance made equal to the true one counts in spite of rounding.
-    as_large = (null >= pseudo_f * (1 - 1e-10)).sum()
-    return PermanovaResult(
-        r2=between / spread,
-        r2_by_chance=float(freedom[0] / (n - n_parts - q)),
-        pseudo_f=pseudo_f,
-        p_value=float((1 + as_large) / (len(null) + 1)),
-        null=null,
-    )
-
-
 def _null(total: Sums, coefficients: Array, spread: float, state: PermanovaCentre) -> Array:
     """Pseudo-F [B] of the permuted labelings."""
     between, freedom = _between_labels(total, coefficients, state)
     left = state.n.sum() - len(state.n) - len(coefficients) - freedom
     within = np.maximum(spread - between, 0) / left
-    null: Array = np.where(freedom > 0, _ratio(between / np.maximum(freedom, 1), within), 0)
-    return null
+    return np.where(freedom > 0, _ratio(between / np.maximum(freedom, 1), within), 0)
 
 
 def _ratio(between: Array | float, within: Array | float) -> Array:

@@ -10,55 +10,79 @@ from scipy.linalg import solve
 
 from harmonization.core.declared import Declared, Sent, Widths, everybody, in_parts, of_groups
 from harmonization.core.errors import HarmonizationError
-from harmonization.core.protocol import Array, SiteTable, State, Sums
+from harmonization.core.protocol import Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 from harmonization.methods import combat
 from harmonization.probes.class_regression import one_hot_of
-from harmonization.probes.crossvalidation import Centres, CrossValidation, Fold, deviations, seen_together, target_of
+from harmonization.probes.crossvalidation import (
+    CrossValidation,
+    Folded,
+    TrainingCentres,
+    TrainingSums,
+    deviations,
+    seen_together,
+    target_of,
+)
+from harmonization.probes.scoring import of_null
 from harmonization.site_effects.spread import require_sites
 
 
-@dataclass(frozen=True)
-class AdjustedCentres(Centres):
-    """First round: means of the training rows, once the effects of q covariates within sites are taken out.
+class AdjustedSums(TrainingSums):
+    """First round: the sums of ComBat, of the training rows with each part left out."""
 
-    Attributes
-    ----------
-    coefficients : numpy.ndarray
-        [K, q, k].
-    """
+    def part(self, analysis: "SiteRecognition", table: Folded) -> Sums:
+        target = target_of(table)
+        parts = []
+        for fold in table.folds:
+            rows = fold.training
+            # Sums about a site's own means: without rows there are none, and nothing to add.
+            sums = combat.summarize(fold.features[rows], table.design[rows]) if rows.any() else None
+            sums = sums or {n: np.zeros_like(v) for n, v in combat.summarize(fold.features, table.design).items()}
+            parts.append({**sums, "target_sum": target[rows].sum(axis=0)})
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0] if name != "T"}
+
+    def sends(self, analysis: "SiteRecognition", widths: Widths) -> Declared:
+        sums = {**combat.moments_of(widths.seen, widths.covariates), "target_sum": everybody(widths.classes)}
+        return {name: analysis.stacked(sent) for name, sent in sums.items() if name != "T"}
+
+    def advance(self, analysis: "SiteRecognition", total: Sums) -> State:
+        require_sites((total["target_sum"] > 0).any(axis=0).sum())
+        n = total["n"]
+        mean, covariate_mean = total["feature_sum"] / n[:, None], total["covariate_sum"] / n[:, None]
+        coefficients = np.stack(
+            [
+                combat.solve_within(W, V, float(rows), around)
+                for W, V, rows, around in zip(total["W"], total["V"], n, covariate_mean, strict=True)
+            ]
+        )
+        adjusted = mean - np.einsum("kq,kqp->kp", covariate_mean, coefficients)
+        following: State = self.following(n, adjusted, total["target_sum"] / n[:, None], coefficients)
+        return following
+
+
+@dataclass(frozen=True)
+class WithinCentres(TrainingCentres):
+    """Means of the training rows, once the effects [K, q, k] of the covariates within sites are taken out."""
 
     coefficients: Array
 
-
-@dataclass(frozen=True)
-class SiteDiscriminants(AdjustedCentres):
-    """Second round: linear discriminants for each part left out, of the true labels and of B permuted ones.
-
-    Attributes
-    ----------
-    weights : numpy.ndarray
-        [K, 1 + B, C, p]; the first of the second axis is the true one.
-    bias : numpy.ndarray
-        [K, 1 + B, C].
-    """
-
-    weights: Array
-    bias: Array
+    def adjusted(self, table: Folded, index: int) -> Array:
+        """Features [n, k] of a fold without their mean, and then, when no digit is lost any more, without effects."""
+        features = table.folds[index].features
+        adjusted: Array = features - self.mean[index] - table.design @ self.coefficients[index]
+        return adjusted
 
 
 @dataclass(frozen=True)
-class SiteClassificationResult(State):
+class SiteClassificationResult(Answer):
     """How well the site of held-out participants is recognised.
 
     Attributes
     ----------
     balanced_accuracy : float
         Mean over sites of the share recognised; 1 / sites by chance.
-    null : numpy.ndarray
-        [B], the same with permuted labels.
-    null_mean, null_95 : float
-        Mean and 95th percentile of the null.
+    null, null_mean, null_95 : numpy.ndarray, float, float
+        [B], the same with permuted labels (`harmonization.probes.scoring.of_null`).
     p_value : float
         (1 + number of null values at least as large) / (B + 1).
     """
@@ -68,8 +92,6 @@ class SiteClassificationResult(State):
     null_mean: float
     null_95: float
     p_value: float
-
-    done: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -95,11 +117,11 @@ class SiteRecognition(CrossValidation):
         if self.permutations < 0:
             raise HarmonizationError(f"permutations is {self.permutations}; expected 0 or more.")
 
-    def _check(self, table: SiteTable) -> None:
-        super()._check(table)
+    def check(self, table: SiteTable) -> None:
+        super().check(table)
         one_hot_of(table)
 
-    def labelings(self, table: SiteTable, centres: Centres) -> NDArray[np.float64]:
+    def labelings(self, table: SiteTable, centres: TrainingCentres) -> NDArray[np.float64]:
         """One-hot labels [1 + B, n, C]: the true ones, then permuted ones, the same in every round.
 
         Sums over the parts that train give, by subtraction, those over the part left out. So inside each part, blocks
@@ -116,16 +138,14 @@ class SiteRecognition(CrossValidation):
             labels[:, rows] = random.permuted(dealt[:, np.arange(len(rows)) * n_blocks // len(rows)], axis=1)
         return np.concatenate([target[None], np.eye(target.shape[1])[labels]])
 
-    def count_recognised(self, labelings: Array, folds: list[Fold], scores: Callable[[int], Array]) -> Sums:
+    def count_recognised(self, table: Folded, centres: TrainingCentres, scores: Callable[[int], Array]) -> Sums:
         """How many of the rows that were left out are recognised, of each class and labeling.
 
-        Parameters
-        ----------
-        scores : callable
-            Scores [1 + B, n, C] of all rows by the classifiers of one part left out.
+        `scores` gives those [1 + B, n, C] of all rows by the classifiers of one part left out.
         """
+        labelings = self.labelings(table, centres)
         right = np.zeros((len(labelings), labelings.shape[2]))
-        for index, fold in enumerate(folds):
+        for index, fold in enumerate(table.folds):
             held_out = ~fold.training
             best = scores(index)[:, held_out].argmax(axis=2)[..., None]
             right += (labelings[:, held_out] * np.take_along_axis(labelings[:, held_out], best, axis=2)).sum(axis=1)
@@ -144,11 +164,76 @@ class SiteRecognition(CrossValidation):
         accuracy, null = float(accuracies[0]), accuracies[1:]
         return SiteClassificationResult(
             balanced_accuracy=accuracy,
-            null=null,
-            null_mean=float(null.mean()) if len(null) else float("nan"),
-            null_95=float(np.quantile(null, 0.95)) if len(null) else float("nan"),
+            **of_null(null),
             p_value=float((1 + (null >= accuracy).sum()) / (len(null) + 1)),
         )
+
+
+@dataclass(frozen=True)
+class AdjustedCentres(WithinCentres):
+    """After the first round. Second moments of the training rows, and sums of the rows of each class."""
+
+    def part(self, analysis: "SiteClassification", table: Folded) -> Sums:
+        labelings = analysis.labelings(table, self)
+        parts = []
+        for index, fold in enumerate(table.folds):
+            x = self.adjusted(table, index)[fold.training]
+            classes = labelings[:, fold.training]  # [1 + B, n, C]
+            parts.append(
+                {
+                    "XX": x.T @ x,
+                    "class_n": classes.sum(axis=1),
+                    "class_sum": np.einsum("bnc,np->bcp", classes, x, optimize=True),
+                }
+            )
+        stacked = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        return {**stacked, "together": seen_together(table)}
+
+    def sends(self, analysis: "SiteClassification", widths: Widths) -> Declared:
+        k, n_labelings, n_classes = widths.seen, 1 + analysis.permutations, widths.classes
+        sums = {
+            "XX": everybody(k, k),
+            "class_n": of_groups(everybody(n_labelings, n_classes)),
+            "class_sum": of_groups(everybody(n_labelings, n_classes, k)),
+        }
+        return {**{name: analysis.stacked(sent) for name, sent in sums.items()}, "together": everybody()}
+
+    def advance(self, analysis: "SiteClassification", total: Sums) -> State:
+        weights = np.empty_like(total["class_sum"])
+        bias = np.empty_like(total["class_n"])
+        for fold in range(len(self.n)):
+            XX, class_n, class_sum = (total[name][fold] for name in ("XX", "class_n", "class_sum"))
+            between = (class_sum[0] ** 2 / np.maximum(class_n[0], 1)[:, None]).sum(axis=0)
+            within = np.maximum(np.diag(XX) - between, 0) / self.n[fold]
+            scale = deviations(within, self.mean[fold], bool(total["together"] > 0))
+            scaled = analysis.discriminants(XX / np.outer(scale, scale), class_n, class_sum / scale)
+            weights[fold], bias[fold] = scaled[0] / scale, scaled[1]
+        return self.become(SiteDiscriminants, weights=weights, bias=bias)
+
+
+@dataclass(frozen=True)
+class SiteDiscriminants(AdjustedCentres):
+    """Linear discriminants for each part left out, of the true labels and of B permuted ones; whom they recognise.
+
+    `weights` [K, 1 + B, C, p] and `bias` [K, 1 + B, C]; the first of the second axis is of the true labels.
+    """
+
+    weights: Array
+    bias: Array
+
+    def part(self, analysis: "SiteClassification", table: Folded) -> Sums:
+        def scores(part: int) -> Array:
+            weighed = np.einsum("np,bcp->bnc", self.adjusted(table, part), self.weights[part], optimize=True)
+            result: Array = weighed + self.bias[part][:, None]
+            return result
+
+        return analysis.count_recognised(table, self, scores)
+
+    def sends(self, analysis: "SiteClassification", widths: Widths) -> Declared:
+        return analysis.counts_of_recognised(widths.classes)
+
+    def advance(self, analysis: "SiteClassification", total: Sums) -> State:
+        return analysis.score(total)
 
 
 @register
@@ -169,6 +254,7 @@ class SiteClassification(SiteRecognition):
 
     name: ClassVar[str] = "site_classification"
     shows_one_site: ClassVar[bool] = True
+    first: ClassVar[Stage] = AdjustedSums(AdjustedCentres)
     states: ClassVar[tuple[type[State], ...]] = (AdjustedCentres, SiteDiscriminants, SiteClassificationResult)
 
     def __post_init__(self) -> None:
@@ -176,74 +262,7 @@ class SiteClassification(SiteRecognition):
         if not 0 < self.shrinkage <= 1:
             raise HarmonizationError(f"shrinkage is {self.shrinkage}; expected above 0, up to 1.")
 
-    def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
-        if isinstance(own, SiteDiscriminants):
-            return self._summarize_recognised(table, folds, own)
-        if isinstance(own, AdjustedCentres):
-            return self._summarize_classes(table, folds, own)
-        return summarize_adjusted_centres(table, folds)
-
-    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
-        k, n_labelings, n_classes = widths.seen, 1 + self.permutations, widths.classes
-        if isinstance(own, SiteDiscriminants):
-            return self.counts_of_recognised(n_classes)
-        if isinstance(own, AdjustedCentres):
-            sums = {
-                "XX": everybody(k, k),
-                "class_n": of_groups(everybody(n_labelings, n_classes)),
-                "class_sum": of_groups(everybody(n_labelings, n_classes, k)),
-            }
-            return {**{name: self.stacked(sent) for name, sent in sums.items()}, "together": everybody()}
-        return adjusted_centres_of(self, widths)
-
-    def solve_folds(self, total: Sums, own: State | None) -> State:
-        if isinstance(own, SiteDiscriminants):
-            return self.score(total)
-        if isinstance(own, AdjustedCentres):
-            return self._fit(total, own)
-        return solve_adjusted_centres(total)
-
-    def _summarize_classes(self, table: SiteTable, folds: list[Fold], centres: AdjustedCentres) -> Sums:
-        """Second moments of the training rows, and sums of the rows of each class."""
-        labelings = self.labelings(table, centres)
-        parts = []
-        for index, fold in enumerate(folds):
-            x = adjust(fold.features, table, centres, index)[fold.training]
-            classes = labelings[:, fold.training]  # [1 + B, n, C]
-            parts.append(
-                {
-                    "XX": x.T @ x,
-                    "class_n": classes.sum(axis=1),
-                    "class_sum": np.einsum("bnc,np->bcp", classes, x, optimize=True),
-                }
-            )
-        stacked = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-        return {**stacked, "together": seen_together(table)}
-
-    def _fit(self, total: Sums, centres: AdjustedCentres) -> SiteDiscriminants:
-        weights = np.empty_like(total["class_sum"])
-        bias = np.empty_like(total["class_n"])
-        for fold in range(len(centres.n)):
-            XX, class_n, class_sum = (total[name][fold] for name in ("XX", "class_n", "class_sum"))
-            between = (class_sum[0] ** 2 / np.maximum(class_n[0], 1)[:, None]).sum(axis=0)
-            within = np.maximum(np.diag(XX) - between, 0) / centres.n[fold]
-            scale = deviations(within, centres.mean[fold], bool(total["together"] > 0))
-            scaled = self._discriminants(XX / np.outer(scale, scale), class_n, class_sum / scale)
-            weights[fold], bias[fold] = scaled[0] / scale, scaled[1]
-        return SiteDiscriminants(
-            centres.n, centres.mean, centres.target_mean, centres.coefficients, weights=weights, bias=bias
-        )
-
-    def _summarize_recognised(self, table: SiteTable, folds: list[Fold], fitted: SiteDiscriminants) -> Sums:
-        def scores(part: int) -> Array:
-            x = adjust(folds[part].features, table, fitted, part)
-            weighed = np.einsum("np,bcp->bnc", x, fitted.weights[part], optimize=True)
-            result: Array = weighed + fitted.bias[part][:, None]
-            return result
-
-        return self.count_recognised(self.labelings(table, fitted), folds, scores)
-
-    def _discriminants(self, XX: Array, class_n: Array, class_sum: Array) -> tuple[Array, Array]:
+    def discriminants(self, XX: Array, class_n: Array, class_sum: Array) -> tuple[Array, Array]:
         """Weights [1 + B, C, p] and biases [1 + B, C] from sums about a common centre.
 
         With M the means of the classes and N their sizes, the shrunken covariance of a labeling is
@@ -266,43 +285,3 @@ class SiteClassification(SiteRecognition):
         true = a[0] * (XX - means[0].T @ class_sum[0]) + b[0] * np.eye(p)
         weights[0] = solve(true, means[0].T, assume_a="pos").T
         return weights, np.where(known, -0.5 * (weights * means).sum(axis=2), -np.inf)
-
-
-def summarize_adjusted_centres(table: SiteTable, folds: list[Fold]) -> Sums:
-    """Return the sums that `solve_adjusted_centres` needs: those of ComBat, of the training rows of each part."""
-    target = target_of(table)
-    parts = []
-    for fold in folds:
-        rows = fold.training
-        # Sums about a site's own means: without rows there are none, and nothing to add.
-        sums = combat.summarize(fold.features[rows], table.design[rows]) if rows.any() else None
-        sums = sums or {n: np.zeros_like(v) for n, v in combat.summarize(fold.features, table.design).items()}
-        parts.append({**sums, "target_sum": target[rows].sum(axis=0)})
-    return {name: np.stack([part[name] for part in parts]) for name in parts[0] if name != "T"}
-
-
-def adjusted_centres_of(analysis: CrossValidation, widths: Widths) -> dict[str, Sent]:
-    """Declare what `summarize_adjusted_centres` returns."""
-    sums = {**combat.moments_of(widths.seen, widths.covariates), "target_sum": everybody(widths.classes)}
-    return {name: analysis.stacked(sent) for name, sent in sums.items() if name != "T"}
-
-
-def solve_adjusted_centres(total: Sums) -> AdjustedCentres:
-    """Find the effects of the covariates within sites, and the means without them."""
-    require_sites((total["target_sum"] > 0).any(axis=0).sum())
-    n = total["n"]
-    mean, covariate_mean = total["feature_sum"] / n[:, None], total["covariate_sum"] / n[:, None]
-    coefficients = np.stack(
-        [
-            combat.solve_within(W, V, float(rows), around)
-            for W, V, rows, around in zip(total["W"], total["V"], n, covariate_mean, strict=True)
-        ]
-    )
-    adjusted = mean - np.einsum("kq,kqp->kp", covariate_mean, coefficients)
-    return AdjustedCentres(n, adjusted, total["target_sum"] / n[:, None], coefficients)
-
-
-def adjust(features: Array, table: SiteTable, centres: AdjustedCentres, fold: int) -> Array:
-    """Take their mean out of features [n, k], and then, when no digit is lost any more, the covariates' effects."""
-    adjusted: Array = features - centres.mean[fold] - table.design @ centres.coefficients[fold]
-    return adjusted

@@ -11,7 +11,7 @@ from scipy.stats import false_discovery_control
 
 from harmonization.core.declared import Declared, Widths, everybody
 from harmonization.core.errors import HarmonizationError, TableError
-from harmonization.core.protocol import Analysis, Array, SiteTable, State, Sums
+from harmonization.core.protocol import Analysis, Answer, Array, SiteTable, Stage, State, Sums
 from harmonization.core.registry import register
 
 LARGEST_MATRIX = 1024
@@ -19,22 +19,44 @@ LARGEST_MATRIX = 1024
 _SIGNIFICANT = 0.05
 
 
-@dataclass(frozen=True)
-class SpreadCentre(State):
-    """What all sites have in common.
+class SpreadSums(Stage):
+    """First round: sums of the deviations from the own site's centre, and of log variances."""
 
-    Attributes
-    ----------
-    n, sites : float
-        Participants, and sites.
-    deviation : numpy.ndarray
-        [p], mean deviation from the own site's centre.
-    log_variance : numpy.ndarray
-        [p], mean over the sites where the feature varies.
-    varying : numpy.ndarray
-        [p], number of those sites.
-    noise : float
-        Mean over sites of the sampling variance of a log variance.
+    def part(self, analysis: "SiteSpread", table: SiteTable) -> Sums:
+        deviation, log_variance, varying = analysis.spread_of(table)
+        return {
+            "n": np.array(float(table.n)),
+            "sites": np.array(1.0),
+            "deviation_sum": deviation.sum(axis=0),
+            "log_variance_sum": log_variance,
+            "varying": varying.astype(np.float64),
+            # The variance of the logarithm of a chi-squared number (Bartlett & Kendall, JRSS Supplement 1946).
+            "noise": np.asarray(polygamma(1, (table.n - 1) / 2)),
+        }
+
+    def sends(self, analysis: "SiteSpread", widths: Widths) -> Declared:
+        of_features = dict.fromkeys(("deviation_sum", "log_variance_sum", "varying"), everybody(widths.seen))
+        return {**dict.fromkeys(("n", "sites", "noise"), everybody()), **of_features}
+
+    def advance(self, analysis: "SiteSpread", total: Sums) -> State:
+        n, sites = float(total["n"]), require_sites(total["sites"])
+        return SpreadCentre(
+            n=n,
+            sites=sites,
+            deviation=total["deviation_sum"] / n,
+            log_variance=total["log_variance_sum"] / np.maximum(total["varying"], 1),
+            varying=total["varying"],
+            noise=float(total["noise"]) / sites,
+        )
+
+
+@dataclass(frozen=True)
+class SpreadCentre(Stage):
+    """What all sites have in common; squares about it.
+
+    `n` participants at so many `sites`; mean `deviation` [p] from the own site's centre; mean `log_variance` [p] over
+    the sites where the feature varies, whose number is `varying` [p]; and `noise`, the mean over sites of the sampling
+    variance of a log variance.
     """
 
     n: float
@@ -44,9 +66,39 @@ class SpreadCentre(State):
     varying: Array
     noise: float
 
+    def part(self, analysis: "SiteSpread", table: SiteTable) -> Sums:
+        deviation, log_variance, varying = analysis.spread_of(table)
+        mean = deviation.mean(axis=0)
+        return {
+            "between": table.n * (mean - self.deviation) ** 2,
+            "within": ((deviation - mean) ** 2).sum(axis=0),
+            "log_variance_squares": varying * (log_variance - self.log_variance) ** 2,
+        }
+
+    def sends(self, analysis: "SiteSpread", widths: Widths) -> Declared:
+        return dict.fromkeys(("between", "within", "log_variance_squares"), everybody(widths.seen))
+
+    def advance(self, analysis: "SiteSpread", total: Sums) -> State:
+        freedom = self.sites - 1, self.n - self.sites
+        between, within = total["between"] / freedom[0], total["within"] / freedom[1]
+        # Where no site's deviations vary, those of the sites are the same to rounding, or differ beyond doubt.
+        beyond = np.where(total["between"] > 1e-12 * self.n * self.deviation**2, np.inf, 0.0)
+        f = np.where(within > 0, between / np.where(within > 0, within, 1), beyond)
+        p_values = np.asarray(f_distribution.sf(f, *freedom))
+        spread = np.exp(np.sqrt(total["log_variance_squares"] / np.maximum(self.varying - 1, 1)))
+        return SpreadResult(
+            f=f,
+            p_values=p_values,
+            share_significant=float((false_discovery_control(p_values) < _SIGNIFICANT).mean()),
+            geometric_sd=spread,
+            mean_geometric_sd=float(spread.mean()),
+            geometric_sd_by_chance=float(np.exp(np.sqrt(self.noise))),
+            n_constant=int(((self.varying > 0) & (self.varying < self.sites)).sum()),
+        )
+
 
 @dataclass(frozen=True)
-class SpreadResult(State):
+class SpreadResult(Answer):
     """How the spread of features differs between sites.
 
     Attributes
@@ -76,8 +128,6 @@ class SpreadResult(State):
     geometric_sd_by_chance: float
     n_constant: int
 
-    done: ClassVar[bool] = True
-
 
 @register
 @dataclass(frozen=True)
@@ -101,6 +151,7 @@ class SiteSpread(Analysis):
     centre: Literal["median", "mean"] = "median"
 
     name: ClassVar[str] = "site_spread"
+    first: ClassVar[Stage] = SpreadSums()
     states: ClassVar[tuple[type[State], ...]] = (SpreadCentre, SpreadResult)
 
     def __post_init__(self) -> None:
@@ -108,50 +159,14 @@ class SiteSpread(Analysis):
         if self.centre not in ("median", "mean"):
             raise HarmonizationError(f"centre is {self.centre!r}; expected 'median' or 'mean'.")
 
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+    def spread_of(self, table: SiteTable) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Deviations [n, p] from the site's centre, log variances [p], 0 without variance, and where there is one."""
         features = seen_features(table)
         if table.n < 2:
             raise HarmonizationError("a site has one participant, and so no spread to compare. Leave that site out.")
-        deviation = self._deviations(features)
         variance = np.where(without_variance(features), 0, features.var(axis=0, ddof=1))
         varying = variance > 0
-        log_variance = np.log(np.where(varying, variance, 1))
-        if isinstance(state, SpreadCentre):
-            mean = deviation.mean(axis=0)
-            return {
-                "between": table.n * (mean - state.deviation) ** 2,
-                "within": ((deviation - mean) ** 2).sum(axis=0),
-                "log_variance_squares": varying * (log_variance - state.log_variance) ** 2,
-            }
-        return {
-            "n": np.array(float(table.n)),
-            "sites": np.array(1.0),
-            "deviation_sum": deviation.sum(axis=0),
-            "log_variance_sum": log_variance,
-            "varying": varying.astype(np.float64),
-            # The variance of the logarithm of a chi-squared number (Bartlett & Kendall, JRSS Supplement 1946).
-            "noise": np.asarray(polygamma(1, (table.n - 1) / 2)),
-        }
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        of_features = everybody(widths.seen)
-        if isinstance(state, SpreadCentre):
-            return dict.fromkeys(("between", "within", "log_variance_squares"), of_features)
-        numbers = dict.fromkeys(("n", "sites", "noise"), everybody())
-        return {**numbers, **dict.fromkeys(("deviation_sum", "log_variance_sum", "varying"), of_features)}
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        if isinstance(state, SpreadCentre):
-            return self._result(total, state)
-        n, sites = float(total["n"]), require_sites(total["sites"])
-        return SpreadCentre(
-            n=n,
-            sites=sites,
-            deviation=total["deviation_sum"] / n,
-            log_variance=total["log_variance_sum"] / np.maximum(total["varying"], 1),
-            varying=total["varying"],
-            noise=float(total["noise"]) / sites,
-        )
+        return self._deviations(features), np.log(np.where(varying, variance, 1)), varying
 
     def _deviations(self, features: Array) -> Array:
         """Distance [n, p] of every value from its feature's centre at the site, freed from rounding errors."""
@@ -160,35 +175,65 @@ class SiteSpread(Analysis):
         equal = without_variance(deviation, np.abs(features).max(axis=0))
         return np.where(equal, deviation.mean(axis=0), deviation)
 
-    def _result(self, total: Sums, state: SpreadCentre) -> SpreadResult:
-        freedom = state.sites - 1, state.n - state.sites
-        between, within = total["between"] / freedom[0], total["within"] / freedom[1]
-        # Where no site's deviations vary, those of the sites are the same to rounding, or differ beyond doubt.
-        beyond = np.where(total["between"] > 1e-12 * state.n * state.deviation**2, np.inf, 0.0)
-        f = np.where(within > 0, between / np.where(within > 0, within, 1), beyond)
-        p_values = np.asarray(f_distribution.sf(f, *freedom))
-        spread = np.exp(np.sqrt(total["log_variance_squares"] / np.maximum(state.varying - 1, 1)))
-        return SpreadResult(
-            f=f,
-            p_values=p_values,
-            share_significant=float((false_discovery_control(p_values) < _SIGNIFICANT).mean()),
-            geometric_sd=spread,
-            mean_geometric_sd=float(spread.mean()),
-            geometric_sd_by_chance=float(np.exp(np.sqrt(state.noise))),
-            n_constant=int(((state.varying > 0) & (state.varying < state.sites)).sum()),
-        )
+
+class MatrixSums(Stage):
+    """First round: the sum of the sites' matrices, weighted."""
+
+    def part(self, analysis: "CovarianceDistance", table: SiteTable) -> Sums:
+        _, matrix = analysis.matrix_of(table)
+        return {"freedom": np.array(table.n - 1.0), "weighted_matrix": (table.n - 1) * matrix}
+
+    def sends(self, analysis: "CovarianceDistance", widths: Widths) -> Declared:
+        return {"freedom": everybody(), "weighted_matrix": everybody(widths.seen, widths.seen)}
+
+    def advance(self, analysis: "CovarianceDistance", total: Sums) -> State:
+        if not total["weighted_matrix"].any():
+            raise HarmonizationError(
+                "no feature varies inside any site, so there are no covariances to compare. Give features that vary."
+            )
+        freedom = float(total["freedom"])
+        return WithinSites(total["weighted_matrix"] / freedom, freedom)
 
 
 @dataclass(frozen=True)
-class WithinSites(State):
-    """Pooled within-site covariance, or correlation, [p, p], and the sum over sites of n - 1."""
+class WithinSites(Stage):
+    """Pooled within-site covariance, or correlation, [p, p], and the sum over sites of n - 1; distances from it."""
 
     matrix: Array
     freedom: float
 
+    def part(self, analysis: "CovarianceDistance", table: SiteTable) -> Sums:
+        centred, matrix = analysis.matrix_of(table)
+        noise = (
+            _noise_of_correlation(matrix, table.n) if analysis.correlation else _noise_of_covariance(matrix, centred)
+        )
+        weight = (table.n - 1) / self.freedom
+        return {
+            "sites": np.array(1.0),
+            "squared_distance": np.array(((matrix - self.matrix) ** 2).sum()),
+            "noise": np.array((1 - 2 * weight) * noise),
+            "pooled_noise": np.array(weight**2 * noise),
+        }
+
+    def sends(self, analysis: "CovarianceDistance", widths: Widths) -> Declared:
+        return dict.fromkeys(("sites", "squared_distance", "noise", "pooled_noise"), everybody())
+
+    def advance(self, analysis: "CovarianceDistance", total: Sums) -> State:
+        sites, pooled_noise = require_sites(total["sites"]), float(total["pooled_noise"])
+        distance = float(total["squared_distance"]) / sites
+        by_chance = max(float(total["noise"]) / sites + pooled_noise, 0)
+        measured = float((self.matrix**2).sum())
+        # The size without noise is no smaller than that of equal and uncorrelated variances.
+        size = max(measured - pooled_noise, float(np.trace(self.matrix)) ** 2 / len(self.matrix))
+        return CovarianceDistanceResult(
+            distance=float(np.sqrt(distance / measured)),
+            distance_by_chance=float(np.sqrt(by_chance / measured)),
+            corrected=float(np.sqrt(max(distance - by_chance, 0) / size)),
+        )
+
 
 @dataclass(frozen=True)
-class CovarianceDistanceResult(State):
+class CovarianceDistanceResult(Answer):
     """How far the sites' matrices are from the pooled one, relative to its size; squares are averaged over sites.
 
     Attributes
@@ -204,8 +249,6 @@ class CovarianceDistanceResult(State):
     distance: float
     distance_by_chance: float
     corrected: float
-
-    done: ClassVar[bool] = True
 
 
 @register
@@ -231,9 +274,11 @@ class CovarianceDistance(Analysis):
     correlation: bool = False
 
     name: ClassVar[str] = "covariance_distance"
+    first: ClassVar[Stage] = MatrixSums()
     states: ClassVar[tuple[type[State], ...]] = (WithinSites, CovarianceDistanceResult)
 
-    def summarize(self, table: SiteTable, state: State | None) -> Sums:
+    def matrix_of(self, table: SiteTable) -> tuple[Array, Array]:
+        """A site's centred features [n, p], and their covariance or correlation [p, p]."""
         features = seen_features(table)
         if table.n < 3:
             raise HarmonizationError(
@@ -246,52 +291,14 @@ class CovarianceDistance(Analysis):
             )
         centred = np.where(without_variance(features), 0, features - features.mean(axis=0))
         matrix = _correlation(centred) if self.correlation else centred.T @ centred / (table.n - 1)
-        if not isinstance(state, WithinSites):
-            return {"freedom": np.array(table.n - 1.0), "weighted_matrix": (table.n - 1) * matrix}
-        noise = _noise_of_correlation(matrix, table.n) if self.correlation else _noise_of_covariance(matrix, centred)
-        weight = (table.n - 1) / state.freedom
-        return {
-            "sites": np.array(1.0),
-            "squared_distance": np.array(((matrix - state.matrix) ** 2).sum()),
-            "noise": np.array((1 - 2 * weight) * noise),
-            "pooled_noise": np.array(weight**2 * noise),
-        }
-
-    def sends(self, widths: Widths, state: State | None) -> Declared:
-        if isinstance(state, WithinSites):
-            return dict.fromkeys(("sites", "squared_distance", "noise", "pooled_noise"), everybody())
-        return {"freedom": everybody(), "weighted_matrix": everybody(widths.seen, widths.seen)}
-
-    def solve(self, total: Sums, state: State | None) -> State:
-        if isinstance(state, WithinSites):
-            return self._result(total, state.matrix)
-        if not total["weighted_matrix"].any():
-            raise HarmonizationError(
-                "no feature varies inside any site, so there are no covariances to compare. Give features that vary."
-            )
-        freedom = float(total["freedom"])
-        return WithinSites(total["weighted_matrix"] / freedom, freedom)
-
-    def _result(self, total: Sums, matrix: Array) -> CovarianceDistanceResult:
-        sites, pooled_noise = require_sites(total["sites"]), float(total["pooled_noise"])
-        distance = float(total["squared_distance"]) / sites
-        by_chance = max(float(total["noise"]) / sites + pooled_noise, 0)
-        measured = float((matrix**2).sum())
-        # The size without noise is no smaller than that of equal and uncorrelated variances.
-        size = max(measured - pooled_noise, float(np.trace(matrix)) ** 2 / len(matrix))
-        return CovarianceDistanceResult(
-            distance=float(np.sqrt(distance / measured)),
-            distance_by_chance=float(np.sqrt(by_chance / measured)),
-            corrected=float(np.sqrt(max(distance - by_chance, 0) / size)),
-        )
+        return centred, matrix
 
 
 def _correlation(centred: Array) -> Array:
     """Correlations [p, p] of centred features [n, p]; constant ones go with none, not even themselves."""
     norm = np.sqrt((centred**2).sum(axis=0))
     scaled = centred / np.where(norm > 0, norm, 1)
-    correlation: Array = scaled.T @ scaled
-    return correlation
+    return scaled.T @ scaled
 
 
 def _noise_of_covariance(covariance: Array, centred: Array) -> float:

@@ -21,7 +21,9 @@ from harmonization import (
     make_analysis,
     run_pooled,
 )
+from harmonization.core.protocol import Stage
 from harmonization.methods.harmonizer import Harmonizer
+from harmonization.probes.crossvalidation import CrossValidation
 from tests.harmonization.test_pooled import CASES, name_of
 from tests.support.people import make_people
 
@@ -135,6 +137,15 @@ def test_refuses_unknown_analyses_parameters_and_states():
         make_analysis("projection", {"components": 3})
     with pytest.raises(HarmonizationError, match="no state 'Centre2'"):
         Projection(3).read_state("Centre2", {})
+
+
+@pytest.mark.parametrize("analysis", EVERY, ids=lambda analysis: analysis.name)
+def test_every_state_is_a_stage_or_an_answer_after_which_nothing_is_summed(analysis):
+    assert all(state.done or issubclass(state, Stage) for state in analysis.states)
+    rows = tables(analysis.name)
+    if hasattr(analysis, "first") and not isinstance(analysis, CrossValidation):
+        with pytest.raises(HarmonizationError, match=f"is an answer of '{analysis.name}'"):
+            analysis.summarize(rows[0], run_pooled(analysis, rows))
 
 
 @pytest.mark.parametrize(

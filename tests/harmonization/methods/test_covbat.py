@@ -1,11 +1,8 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from harmonization import (
     ComBat,
@@ -18,7 +15,6 @@ from harmonization import (
     add_sums,
     run_pooled,
 )
-from tests.support.conditioning import tolerance
 from tests.support.sites import Sites, make_sites
 
 FROZEN = json.loads((Path(__file__).parent / "frozen" / "covbat.json").read_text())
@@ -70,24 +66,6 @@ def test_equals_the_package_of_its_authors(run):
     sites = Sites(np.array(FROZEN["features"]), rows[:, 1:], rows[:, 1], rows[:, 0].astype(int))
 
     np.testing.assert_allclose(federated(sites, RUNS[run]), FROZEN[run], rtol=0, atol=1e-10)
-
-
-@settings(max_examples=10)
-@given(
-    sizes=st.lists(st.integers(3, 80), min_size=1, max_size=7).map(lambda sizes: (20, *sizes)),
-    p=st.integers(2, 100),
-    seed=st.integers(0, 2**31),
-    offset=st.floats(-1e6, 1e6),
-    share=st.sampled_from([0.2, 0.8, 0.95]),
-)
-def test_any_sites_give_the_answer_of_pooled_rows(sizes, p, seed, offset, share):
-    sites = make_sites(sizes, p, seed, offset=offset)
-
-    def harmonized(features: np.ndarray, covariates: np.ndarray) -> np.ndarray:
-        return federated(replace(sites, features=features, covariates=covariates), CovBat(variance=share))
-
-    bound = tolerance(harmonized, sites.features, sites.covariates)
-    np.testing.assert_allclose(harmonized(sites.features, sites.covariates), dense(sites, share), rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.95])

@@ -2,8 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from harmonization import (
     ComBatHarmonizer,
@@ -16,7 +14,6 @@ from harmonization import (
     run_pooled,
 )
 from harmonization.core.errors import SmallGroupError
-from tests.support.conditioning import assert_as_exact_as_data, tolerance
 
 
 def make_visits(
@@ -50,64 +47,8 @@ def make_visits(
     return tables, gamma, delta
 
 
-def dense(tables: list[SiteTable]) -> dict[str, np.ndarray]:
-    """Pooled Henderson III and generalized least squares, by projections and inverses of [N, N] matrices."""
-    y = np.concatenate([table.features for table in tables])
-    sites = np.repeat(np.arange(len(tables)), [table.n for table in tables])
-    _, people = np.unique(1000 * sites + whose(tables), return_inverse=True)
-    Z, site = np.eye(people.max() + 1)[people], np.eye(len(tables))[sites]
-    design = np.concatenate([table.design for table in tables])
-    X = np.column_stack([site, design])
-    both = np.column_stack([X, Z])
-    residual = np.eye(len(y)) - X @ np.linalg.pinv(X)
-    residual_both = np.eye(len(y)) - both @ np.linalg.pinv(both)
-    within = np.einsum("np,nm,mp->p", y, residual_both, y) / np.trace(residual_both)
-    squares = np.einsum("np,nm,mp->p", y, residual, y)
-    between = np.maximum(squares - np.trace(residual) * within, 0) / np.trace(Z.T @ residual @ Z)
-    solutions = []
-    for feature in range(y.shape[1]):
-        inverse = np.linalg.inv(within[feature] * np.eye(len(y)) + between[feature] * Z @ Z.T)
-        solutions.append(np.linalg.solve(X.T @ inverse @ X, X.T @ inverse @ y[:, feature]))
-    b = np.array(solutions).T
-    mean = site.mean(axis=0) @ b[: len(tables)]
-    return {
-        "within": within,
-        "between": between,
-        "coefficients": b[len(tables) :],
-        "grand_mean": mean,
-        "shift": (b[: len(tables)] - mean) / np.sqrt(within),
-    }
-
-
 def whose(tables: list[SiteTable]) -> np.ndarray:
     return np.concatenate([table.participant for table in tables])
-
-
-@settings(max_examples=10)
-@given(
-    sizes=st.lists(st.integers(6, 20), min_size=2, max_size=5).map(tuple),
-    p=st.integers(2, 6),
-    seed=st.integers(0, 2**31),
-    tau=st.floats(0, 3),
-    offset=st.floats(-1e6, 1e6),
-)
-def test_sums_give_the_dense_pooled_solution(sizes, p, seed, tau, offset):
-    tables, _, _ = make_visits(sizes, p, seed, tau=tau)
-    expected = dense(tables)
-    ends = np.cumsum([table.n for table in tables])[:-1]
-
-    def answer(features: np.ndarray, covariates: np.ndarray) -> dict[str, np.ndarray]:
-        changed = [
-            replace(table, features=x, covariates=c)
-            for table, x, c in zip(tables, np.split(features, ends), np.split(covariates, ends), strict=True)
-        ]
-        analysis = LongitudinalComBat(prior="none")
-        model = run_pooled(analysis, changed)
-        shift = np.stack([analysis.estimate(model, table).gamma for table in changed])
-        return {**model.to_arrays(), "grand_mean": model.grand_mean - offset, "shift": shift}
-
-    data = (np.concatenate([table.features for table in tables]) + offset, np.concatenate([t.design for t in tables]))
-    assert_as_exact_as_data(answer(*data), expected, tolerance(answer, *data))
 
 
 def test_recovers_known_variances_shifts_and_scales():

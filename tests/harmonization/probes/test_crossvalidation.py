@@ -16,8 +16,8 @@ from harmonization import (
     run_pooled,
 )
 from harmonization.core.declared import Declared, Widths, everybody
-from harmonization.core.protocol import Sums
-from harmonization.probes.crossvalidation import CrossValidation, Fold, people_of
+from harmonization.core.protocol import Stage, Sums
+from harmonization.probes.crossvalidation import CrossValidation, Folded, people_of
 from tests.support.sites import make_sites
 
 NAMES = ("0", "1", "2", "3", "4")
@@ -33,25 +33,29 @@ class Seen(State):
     done: ClassVar[bool] = True
 
 
-@dataclass(frozen=True)
-class Look(CrossValidation):
-    """Says what an analysis is given: here all rows, [K, n, p], of the one table with a target of its own number."""
+class Looking(Stage):
+    """Shows what an analysis is given: all rows, [K, n, p], of the one table with a target of its own number."""
 
-    name: ClassVar[str] = "look"
-    states: ClassVar[tuple[type[State], ...]] = (Seen,)
-
-    def summarize_folds(self, table: SiteTable, folds: list[Fold], own: State | None) -> Sums:
-        shown = np.zeros((len(folds), 5, table.features.shape[1]))
-        shown[:, int(table.site)] = np.stack([fold.features[0] for fold in folds])
-        training = np.zeros((len(folds), 5))
-        training[:, int(table.site)] = [fold.training.sum() for fold in folds]
+    def part(self, analysis: "Look", table: Folded) -> Sums:
+        shown = np.zeros((len(table.folds), 5, table.features.shape[1]))
+        shown[:, int(table.site)] = np.stack([fold.features[0] for fold in table.folds])
+        training = np.zeros((len(table.folds), 5))
+        training[:, int(table.site)] = [fold.training.sum() for fold in table.folds]
         return {"features": shown, "training": training}
 
-    def sends_folds(self, widths: Widths, own: State | None) -> Declared:
-        return {"features": everybody(self.n_parts, 5, widths.features), "training": everybody(self.n_parts, 5)}
+    def sends(self, analysis: "Look", widths: Widths) -> Declared:
+        shape = (analysis.n_parts, 5)
+        return {"features": everybody(*shape, widths.features), "training": everybody(*shape)}
 
-    def solve_folds(self, total: Sums, own: State | None) -> Seen:
+    def advance(self, analysis: "Look", total: Sums) -> Seen:
         return Seen(**total)
+
+
+@dataclass(frozen=True)
+class Look(CrossValidation):
+    name: ClassVar[str] = "look"
+    first: ClassVar[Stage] = Looking()
+    states: ClassVar[tuple[type[State], ...]] = (Seen,)
 
 
 def named(sites, **fields):

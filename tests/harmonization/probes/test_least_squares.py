@@ -1,47 +1,9 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression as ReferenceLinear
 from sklearn.linear_model import Ridge
 
 from harmonization import HarmonizationError, LinearRegression, RidgeRegression, SiteTable, TableError, run_pooled
-from tests.support.conditioning import assert_as_exact_as_data, tolerance
-from tests.support.sites import make_sites
-
-
-@given(
-    sizes=st.lists(st.integers(3, 60), min_size=2, max_size=8),
-    p=st.integers(2, 120),
-    offset=st.sampled_from([0.0, 1e3, 1e6]),
-    alpha=st.sampled_from([1e-3, 1.0, 1e4]),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=15)
-def test_ridge_equals_scikit_learn(sizes, p, offset, alpha, seed):
-    sites = make_sites(tuple(sizes), p, seed, offset=offset)
-    reference = Ridge(alpha, solver="svd").fit(sites.features, sites.target)
-
-    def answer(features: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
-        model = run_pooled(RidgeRegression(alpha), replace(sites, features=features, target=target).tables)
-        return {"coef": model.coef, "predicted": model.predict(features)}
-
-    expected = {"coef": reference.coef_, "predicted": reference.predict(sites.features)}
-    data = sites.features, sites.target
-    assert_as_exact_as_data(answer(*data), expected, tolerance(answer, *data))
-
-
-@pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_linear_regression_equals_scikit_learn(offset):
-    sites = make_sites((40, 25, 55), 20, offset=offset)
-    reference = ReferenceLinear().fit(sites.features, sites.target)
-
-    model = run_pooled(LinearRegression(), sites.tables)
-
-    np.testing.assert_allclose(model.coef, reference.coef_, rtol=1e-8, atol=1e-10)
-    np.testing.assert_allclose(model.predict(sites.features), reference.predict(sites.features), atol=1e-7)
 
 
 def test_nearly_collinear_features_are_solved_as_exactly_as_by_singular_values():

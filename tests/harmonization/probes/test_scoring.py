@@ -15,10 +15,10 @@ from sklearn.metrics import (
 from harmonization import SiteTable, TableError
 from harmonization.probes.scoring import (
     auroc,
+    beside_null,
     bootstrap_weights,
     classification_scores,
     classification_sums,
-    compare_with_null,
     interval,
     permuted_rows,
     regression_scores,
@@ -134,5 +134,6 @@ def test_repeated_participants_are_not_permuted():
 def test_intervals_and_nulls():
     assert interval(np.append(np.linspace(0, 1, 1001), np.nan)) == pytest.approx((0.025, 0.975))
     assert np.isnan(interval(np.empty(0))).all()
-    assert compare_with_null(0.5, np.linspace(0, 1, 5)) == pytest.approx((0.5, 0.95, 4 / 6))
-    assert np.isnan(compare_with_null(0.5, np.empty(0))).all()
+    _, *compared = beside_null(0.5, np.linspace(0, 1, 5)).values()
+    assert compared == pytest.approx([0.5, 0.95, 4 / 6])
+    assert np.isnan([*beside_null(0.5, np.empty(0)).values()][1:]).all()

@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from harmonization import CrossValidatedRidge, SiteClassification, SiteTable, add_sums, run_pooled
 from harmonization.core.errors import SmallGroupError
@@ -16,21 +15,6 @@ def labelled(sites: Sites, covariates: bool = True) -> list[SiteTable]:
         SiteTable(t.features, t.covariates if covariates else None, one_hot[sites.site == number], seed=t.seed)
         for number, t in enumerate(sites.tables)
     ]
-
-
-def test_classifier_equals_discriminant_analysis_of_scikit_learn(five_sites):
-    analysis = SiteClassification(n_folds=3, shrinkage=1e-9, permutations=0)
-    folds = np.concatenate([analysis.deal(table) for table in five_sites.tables])
-    predicted = np.empty(len(folds), dtype=int)
-    for fold in range(3):
-        train = folds != fold
-        model = LinearDiscriminantAnalysis(solver="svd", priors=np.full(5, 0.2))
-        predicted[~train] = model.fit(five_sites.features[train], five_sites.site[train]).predict(
-            five_sites.features[~train]
-        )
-    expected = np.mean([(predicted == number)[five_sites.site == number].mean() for number in range(5)])
-
-    assert run_pooled(analysis, labelled(five_sites)).balanced_accuracy == pytest.approx(expected)
 
 
 def test_permuted_labels_are_recognised_by_chance_alone():
