@@ -66,24 +66,16 @@ class FederationSettings(Settings):
 
 @dataclass(frozen=True)
 class Member:
-    """A site of the federation.
-
-    Attributes
-    ----------
-    bundle : SiteBundle
-        What it sent.
-    added : str
-        When, in UTC.
-    node : str or None
-        The number that the SuperLink gave its SuperNode; None until it is registered.
-    revoked : str or None
-        When it was revoked; None if it was not.
-    """
+    """A site of the federation."""
 
     bundle: SiteBundle
+    """What it sent."""
     added: str
+    """When, in UTC."""
     node: str | None = None
+    """The number that the SuperLink gave its SuperNode; None until it is registered."""
     revoked: str | None = None
+    """When it was revoked; None if it was not."""
 
 
 class Federation:

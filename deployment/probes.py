@@ -20,18 +20,12 @@ WAIT_S = 5.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answers.
-
-    Attributes
-    ----------
-    status : int
-        Of HTTP.
-    skew_s : float or None
-        Seconds that this machine's clock is ahead of the server's ``Date``; None if it sends none.
-    """
+    """What a server answers."""
 
     status: int
+    """Of HTTP."""
     skew_s: float | None
+    """Seconds that this machine's clock is ahead of the server's ``Date``; None if it sends none."""
 
 
 def resolve(host: str) -> list[str]:

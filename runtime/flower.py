@@ -46,21 +46,14 @@ _PROMPT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25"}
 
 @dataclass(frozen=True)
 class Simulation:
-    """How sites are simulated.
-
-    Attributes
-    ----------
-    sites : int
-        How many there are.
-    at_once : int
-        How many may compute at the same time, each in a process of its own.
-    alive : callable
-        Whether their SuperLink still runs.
-    """
+    """How sites are simulated."""
 
     sites: int
+    """How many there are."""
     at_once: int
+    """How many may compute at the same time, each in a process of its own."""
     alive: Callable[[], bool] = lambda: True
+    """Whether their SuperLink still runs."""
 
 
 @contextmanager

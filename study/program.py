@@ -38,15 +38,10 @@ _NEXT = dict(zip(_STAGES, [*list(_STAGES)[1:], DONE], strict=True))
 
 @dataclass(frozen=True)
 class Program:
-    """What a study asks, in order.
-
-    Attributes
-    ----------
-    study : Study
-        With all that it asks for.
-    """
+    """What a study asks, in order."""
 
     study: Study
+    """With all that it asks for."""
 
     def begin(self, sites: Mapping[str, DescribeReply], weights: Arrays) -> State:
         """Begin with the sites that gathered, and the weights of round 0.
