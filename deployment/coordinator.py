@@ -79,18 +79,7 @@ class Member:
 
 
 class Federation:
-    """A federation's folder.
-
-    Parameters
-    ----------
-    folder : Path
-        Its path.
-
-    Raises
-    ------
-    SettingsError
-        If ``federation.yaml`` is missing or wrong.
-    """
+    """A federation's folder; a SettingsError if its ``federation.yaml`` is missing or wrong."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -184,13 +173,7 @@ class Federation:
         return ("superlink", "superexec", "edge") if self.settings.run_edge else ("superlink", "superexec")
 
     def programs(self) -> dict[str, list[str]]:
-        """Commands of the programs, by name.
-
-        Raises
-        ------
-        InputError
-            If one is not installed.
-        """
+        """Commands of the programs, by name; an InputError if one is not installed."""
         keys, secret = self.authority, str(self.superexec_secret)
         link = [sys.executable, "-P", "-m", "runtime.superlink"]
         link += ["--host", "127.0.0.1", "--port", str(self.settings.superlink_port)]
@@ -217,13 +200,7 @@ class Federation:
         return [member for member in self.members() if member.revoked is None]
 
     def member(self, name: str) -> Member:
-        """Return a site.
-
-        Raises
-        ------
-        InputError
-            If there is none of this name.
-        """
+        """Return a site; an InputError if there is none of this name."""
         for member in self.members():
             if member.bundle.site == name:
                 return member

@@ -29,13 +29,7 @@ Address = Annotated[
 
 
 def ssh_fingerprint(public_key: str) -> str:
-    """Return what ``ssh-keygen -lf`` shows of a public key in OpenSSH's format.
-
-    Raises
-    ------
-    ValueError
-        If it is not an ECDSA P-384 key.
-    """
+    """Return what ``ssh-keygen -lf`` shows of an ECDSA P-384 key in OpenSSH's format; a ValueError for any other."""
     try:
         key = load_ssh_public_key(public_key.encode())
     except (ValueError, UnsupportedAlgorithm):

@@ -37,13 +37,7 @@ class Mailed(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a file.
-
-        Raises
-        ------
-        RosterError
-            If there is none, or it is damaged.
-        """
+        """Read a file; a RosterError if there is none, or it is damaged."""
         return cls.checked(read_json(path), f"{path}{cls.no_such}", cls.remedy)
 
     @classmethod
@@ -155,13 +149,7 @@ class KeyRoster(Mailed):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object.
-
-    Raises
-    ------
-    RosterError
-        If there is none.
-    """
+    """Read a JSON file that holds one object; a RosterError if there is none."""
     try:
         return read_object(path)
     except OSError as error:

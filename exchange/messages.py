@@ -63,13 +63,7 @@ class Payload(Part):
 
     @classmethod
     def from_records(cls, records: RecordDict) -> Self:
-        """Read what `to_records` returned.
-
-        Raises
-        ------
-        MessageError
-            If the records are of another kind or version, or damaged.
-        """
+        """Undo `to_records`; a MessageError if the records are of another kind or version, or damaged."""
         try:
             header, arrays = records["header"], records["arrays"]
             if not isinstance(header, ConfigRecord) or not isinstance(arrays, ArrayRecord) or len(records) != 2:

@@ -165,13 +165,7 @@ def flwr_run(
 
 
 def flower_home() -> Path:
-    """The user's own FLWR_HOME.
-
-    Raises
-    ------
-    InputError
-        If the user has neither that nor a home folder.
-    """
+    """The user's own FLWR_HOME; an InputError if the user has neither that nor a home folder."""
     if named := os.environ.get("FLWR_HOME"):
         return Path(named)
     try:
@@ -270,13 +264,7 @@ def _wait_for_earlier(home: Path) -> None:
 
 
 def wait_until_up(url: str, alive: Callable[[], bool], log: Path, authority: Path | None = None) -> None:
-    """Wait until a program answers at `url`.
-
-    Raises
-    ------
-    RunFailedError
-        If it ended or took too long, with what it said last.
-    """
+    """Wait until a program answers at `url`; a RunFailedError with its last words if it ended or took too long."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and alive():
         if answers(url, authority):
