@@ -40,13 +40,7 @@ def watch(
 
 
 def find_run(run: str, runs: Path) -> Path:
-    """Find the folder of a run by its path, or by its id.
-
-    Raises
-    ------
-    InputError
-        If there is none, or more than one.
-    """
+    """Find the folder of a run by its path, or by its id; an InputError if there is none, or more than one."""
     found = [folder for folder in [Path(run), *sorted(runs.glob(f"*/{run}"))] if (folder / "journal.sqlite").is_file()]
     if not found:
         raise InputError(f"{run}: is no run's folder, and {runs} holds no run of that id. Look into {runs}.")

@@ -30,13 +30,7 @@ _RECENT_ROUNDS = 5
 
 
 class News:
-    """What has happened in a run since one last looked.
-
-    Parameters
-    ----------
-    journal : Journal
-        The run's.
-    """
+    """What has happened in a run since one last looked."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal

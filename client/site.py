@@ -37,15 +37,7 @@ SIMULATED_SITES = "FEDBRAINLM_SIMULATED_SITES"
 
 
 class Site:
-    """A site at work.
-
-    Parameters
-    ----------
-    settings : SiteSettings
-        What ``site.yaml`` says.
-    folder : Path
-        Where it lies.
-    """
+    """A site at work, by what its ``site.yaml`` says and the folder where that lies."""
 
     def __init__(self, settings: SiteSettings, folder: Path) -> None:
         self.settings = settings

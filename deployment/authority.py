@@ -90,13 +90,7 @@ _SIGNS_ONLY = x509.KeyUsage(
 
 
 def read_certificate(path: Path) -> x509.Certificate:
-    """Read a PEM certificate.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
+    """Read a PEM certificate; an InputError if there is none."""
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except OSError as error:

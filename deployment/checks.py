@@ -24,22 +24,15 @@ _STYLE = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 @dataclass(frozen=True)
 class Check:
-    """What was found of one thing.
-
-    Attributes
-    ----------
-    what : str
-        The thing.
-    verdict : {"pass", "warn", "fail", "skip"}
-        Whether it is as it should be; ``warn`` where somebody has to decide or do something, although nothing is
-        broken; ``skip`` where it cannot be looked at from here.
-    said : str
-        What was found, with the remedy where something is wrong.
-    """
+    """What was found of one thing."""
 
     what: str
+    """The thing."""
     verdict: Verdict
+    """Whether it is as it should be; ``warn`` where somebody has to decide or do something, although nothing is broken;
+    ``skip`` where it cannot be looked at from here."""
     said: str
+    """What was found, with the remedy where something is wrong."""
 
 
 def attempt(what: str, look: Callable[..., Found], *at: object) -> Check:

@@ -66,39 +66,20 @@ class FederationSettings(Settings):
 
 @dataclass(frozen=True)
 class Member:
-    """A site of the federation.
-
-    Attributes
-    ----------
-    bundle : SiteBundle
-        What it sent.
-    added : str
-        When, in UTC.
-    node : str or None
-        The number that the SuperLink gave its SuperNode; None until it is registered.
-    revoked : str or None
-        When it was revoked; None if it was not.
-    """
+    """A site of the federation."""
 
     bundle: SiteBundle
+    """What it sent."""
     added: str
+    """When, in UTC."""
     node: str | None = None
+    """The number that the SuperLink gave its SuperNode; None until it is registered."""
     revoked: str | None = None
+    """When it was revoked; None if it was not."""
 
 
 class Federation:
-    """A federation's folder.
-
-    Parameters
-    ----------
-    folder : Path
-        Its path.
-
-    Raises
-    ------
-    SettingsError
-        If ``federation.yaml`` is missing or wrong.
-    """
+    """A federation's folder; a SettingsError if its ``federation.yaml`` is missing or wrong."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -192,13 +173,7 @@ class Federation:
         return ("superlink", "superexec", "edge") if self.settings.run_edge else ("superlink", "superexec")
 
     def programs(self) -> dict[str, list[str]]:
-        """Commands of the programs, by name.
-
-        Raises
-        ------
-        InputError
-            If one is not installed.
-        """
+        """Commands of the programs, by name; an InputError if one is not installed."""
         keys, secret = self.authority, str(self.superexec_secret)
         link = [sys.executable, "-P", "-m", "runtime.superlink"]
         link += ["--host", "127.0.0.1", "--port", str(self.settings.superlink_port)]
@@ -225,13 +200,7 @@ class Federation:
         return [member for member in self.members() if member.revoked is None]
 
     def member(self, name: str) -> Member:
-        """Return a site.
-
-        Raises
-        ------
-        InputError
-            If there is none of this name.
-        """
+        """Return a site; an InputError if there is none of this name."""
         for member in self.members():
             if member.bundle.site == name:
                 return member

@@ -20,28 +20,16 @@ WAIT_S = 5.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answers.
-
-    Attributes
-    ----------
-    status : int
-        Of HTTP.
-    skew_s : float or None
-        Seconds that this machine's clock is ahead of the server's ``Date``; None if it sends none.
-    """
+    """What a server answers."""
 
     status: int
+    """Of HTTP."""
     skew_s: float | None
+    """Seconds that this machine's clock is ahead of the server's ``Date``; None if it sends none."""
 
 
 def resolve(host: str) -> list[str]:
-    """Return the addresses of a host.
-
-    Raises
-    ------
-    OSError
-        If it has none, or the answer takes too long.
-    """
+    """Return the addresses of a host; an OSError if it has none, or the answer takes too long."""
     pool = ThreadPoolExecutor(1)  # not as a context: leaving that waits for the thread, which nothing can stop
     try:
         found = pool.submit(socket.getaddrinfo, host, None, 0, socket.SOCK_STREAM).result(WAIT_S)
@@ -53,13 +41,7 @@ def resolve(host: str) -> list[str]:
 
 
 def connect(host: str, port: int) -> None:
-    """Open a port, and close it.
-
-    Raises
-    ------
-    OSError
-        If nobody answers there.
-    """
+    """Open a port, and close it; an OSError if nobody answers there."""
     socket.create_connection((host, port), WAIT_S).close()
 
 
@@ -101,13 +83,7 @@ def certificate(address: str, authority: Path, proxy: Proxy | None = None) -> x5
 
 
 def signer(address: str, proxy: Proxy | None = None) -> str:
-    """Return who signed what is shown as a server's certificate, believed or not.
-
-    Raises
-    ------
-    OSError
-        If nothing is shown.
-    """
+    """Return who signed what is shown as a server's certificate, believed or not; an OSError if nothing is shown."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return _Look(address, context, proxy).certificate().issuer.rfc4514_string()

@@ -32,21 +32,14 @@ _LOG_END = 2**20
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The last that was seen of a site.
-
-    Attributes
-    ----------
-    time : datetime
-        When.
-    version : str
-        Its version of Flower.
-    skew_s : float
-        Seconds that its clock was ahead, less the way that the message took.
-    """
+    """The last that was seen of a site."""
 
     time: datetime
+    """When."""
     version: str
+    """Its version of Flower."""
     skew_s: float
+    """Seconds that its clock was ahead, less the way that the message took."""
 
 
 def start(federation: Federation) -> bool:

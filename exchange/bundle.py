@@ -29,13 +29,7 @@ Address = Annotated[
 
 
 def ssh_fingerprint(public_key: str) -> str:
-    """Return what ``ssh-keygen -lf`` shows of a public key in OpenSSH's format.
-
-    Raises
-    ------
-    ValueError
-        If it is not an ECDSA P-384 key.
-    """
+    """Return what ``ssh-keygen -lf`` shows of an ECDSA P-384 key in OpenSSH's format; a ValueError for any other."""
     try:
         key = load_ssh_public_key(public_key.encode())
     except (ValueError, UnsupportedAlgorithm):
@@ -47,28 +41,21 @@ def ssh_fingerprint(public_key: str) -> str:
 
 
 class SiteBundle(Mailed):
-    """A hospital's public keys, for the coordinator.
-
-    Attributes
-    ----------
-    site : str
-        Name of the site.
-    public_key, fingerprint : str
-        Its X25519 key for secure sums, as `SiteKey` has them.
-    supernode_key : str
-        ECDSA P-384 key that its SuperNode signs requests with: one line of OpenSSH's format.
-    supernode_fingerprint : str
-        As ``ssh-keygen -lf`` shows it.
-    """
+    """A hospital's public keys, for the coordinator."""
 
     no_such = ": no bundle of a site"
     remedy = "Ask the site to send it again"
 
     site: Name
+    """Name of the site."""
     public_key: str
+    """Its X25519 key for secure sums, as `SiteKey` has it."""
     fingerprint: str
+    """That key's."""
     supernode_key: str = Field(max_length=400)
+    """ECDSA P-384 key that its SuperNode signs requests with: one line of OpenSSH's format."""
     supernode_fingerprint: str
+    """As ``ssh-keygen -lf`` shows it."""
 
     @model_validator(mode="after")
     def _fingerprints_fit(self) -> Self:
@@ -80,27 +67,19 @@ class SiteBundle(Mailed):
 
 
 class JoinPackage(Mailed):
-    """How a hospital reaches the coordinator, and whom it will sum with.
-
-    Attributes
-    ----------
-    federation : str
-        Name of the federation.
-    address : str
-        Host and port of the coordinator's edge.
-    ca_certificate : str
-        PEM of the authority that signs the edge's certificate.
-    roster : KeyRoster or None
-        The sites' keys; None while they are fewer than three.
-    """
+    """How a hospital reaches the coordinator, and whom it will sum with."""
 
     no_such = ": no join package"
     remedy = "Ask the coordinator to send it again"
 
     federation: Name
+    """Name of the federation."""
     address: Address
+    """Host and port of the coordinator's edge."""
     ca_certificate: str = Field(max_length=10_000)
+    """PEM of the authority that signs the edge's certificate."""
     roster: KeyRoster | None = None
+    """The sites' keys; None while they are fewer than three."""
 
     @field_validator("ca_certificate")
     @classmethod

@@ -22,26 +22,18 @@ _LARGEST = 1e60
 
 @dataclass(frozen=True)
 class Expected:
-    """What one array must be.
-
-    Attributes
-    ----------
-    kind : {"count", "sum", "update", "weights", "shown"}
-        The first three are what it is added as (`exchange.ring.Encoding`). A change of weights is asked for under masks
-        alone, and the weights themselves in the clear alone. What a site shows of itself is neither masked nor added,
-        and may be absent.
-    shape : tuple of int or None
-        Sizes of its axes; None where any number of rows will do, which is so of what is shown alone.
-    dtype : str
-        Of weights: what they were sent as.
-    most : int
-        Of counts: the largest.
-    """
+    """What one array must be."""
 
     kind: Literal["count", "sum", "update", "weights", "shown"]
+    """The first three are what it is added as (`exchange.ring.Encoding`). A change of weights is asked for under masks
+    alone, and the weights themselves in the clear alone. What a site shows of itself is neither masked nor added, and
+    may be absent."""
     shape: tuple[int | None, ...] = ()
+    """Sizes of its axes; None where any number of rows will do, which is so of what is shown alone."""
     dtype: str = ""
+    """Of weights: what they were sent as."""
     most: int = _MOST
+    """Of counts: the largest."""
 
     def fits(self, values: NDArray[Any]) -> bool:
         """Whether an array is as it must be, with numbers to reckon with; of what is shown some may be missing."""

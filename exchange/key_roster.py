@@ -27,27 +27,17 @@ class RosterError(FedBrainLMError):
 
 
 class Mailed(BaseModel):
-    """What hospitals and the coordinator send each other once, by mail: a JSON file that the reader may not trust.
-
-    Attributes
-    ----------
-    no_such, remedy : str
-        How an error begins after the file's path, and how it ends.
-    """
+    """What hospitals and the coordinator send each other once, by mail: a JSON file that the reader may not trust."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     no_such: ClassVar[str] = ""
+    """How an error begins after the file's path."""
     remedy: ClassVar[str]
+    """How it ends."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a file.
-
-        Raises
-        ------
-        RosterError
-            If there is none, or it is damaged.
-        """
+        """Read a file; a RosterError if there is none, or it is damaged."""
         return cls.checked(read_json(path), f"{path}{cls.no_such}", cls.remedy)
 
     @classmethod
@@ -69,20 +59,14 @@ def spoken(sha256: str) -> str:
 
 
 class SiteKey(Mailed):
-    """A site's public key.
-
-    Attributes
-    ----------
-    name : str
-        Name of the site.
-    public_key : str
-        The 32 bytes of its X25519 public key (RFC 7748), in 64 lower-case hexadecimal digits.
-    """
+    """A site's public key."""
 
     remedy = "Ask the site for a right one"
 
     name: Name
+    """Name of the site."""
     public_key: Hex64
+    """The 32 bytes of its X25519 public key (RFC 7748), in 64 lower-case hexadecimal digits."""
 
     @field_validator("public_key")
     @classmethod
@@ -103,20 +87,14 @@ class SiteKey(Mailed):
 
 
 class KeyRoster(Mailed):
-    """The sites of a federation and their keys, in one fixed order.
-
-    Attributes
-    ----------
-    name : str
-        Name of the federation.
-    sites : tuple of SiteKey
-        At least three, sorted by name; no name and no key twice.
-    """
+    """The sites of a federation and their keys, in one fixed order."""
 
     remedy = "Ask the coordinator for a right one"
 
     name: Name
+    """Name of the federation."""
     sites: tuple[SiteKey, ...]
+    """At least three, sorted by name; no name and no key twice."""
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -171,13 +149,7 @@ class KeyRoster(Mailed):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object.
-
-    Raises
-    ------
-    RosterError
-        If there is none.
-    """
+    """Read a JSON file that holds one object; a RosterError if there is none."""
     try:
         return read_object(path)
     except OSError as error:

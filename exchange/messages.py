@@ -63,13 +63,7 @@ class Payload(Part):
 
     @classmethod
     def from_records(cls, records: RecordDict) -> Self:
-        """Read what `to_records` returned.
-
-        Raises
-        ------
-        MessageError
-            If the records are of another kind or version, or damaged.
-        """
+        """Undo `to_records`; a MessageError if the records are of another kind or version, or damaged."""
         try:
             header, arrays = records["header"], records["arrays"]
             if not isinstance(header, ConfigRecord) or not isinstance(arrays, ArrayRecord) or len(records) != 2:
@@ -154,47 +148,32 @@ class Group(Part):
 
 
 class SecureSum(Part):
-    """How an answer is to be masked (`exchange.secure_sum`).
-
-    Attributes
-    ----------
-    roster : str
-        Hash of the roster of keys (`exchange.key_roster`).
-    step : int
-        Number of the exchange in the run: a site answers each once.
-    attempt : int
-        1, or more when a site fell silent: the answer is the one that the site kept, masked anew for those that are
-        left. Requests after the first carry no arrays.
-    sites : list of str
-        The sites of this attempt, in order of names.
-    bound : float
-        Largest change of a weight that has room in the sum; larger updates are scaled down to it.
-    """
+    """How an answer is to be masked (`exchange.secure_sum`)."""
 
     roster: str
+    """Hash of the roster of keys (`exchange.key_roster`)."""
     step: int = Field(ge=1)
+    """Number of the exchange in the run: a site answers each once."""
     attempt: int = Field(1, ge=1)
+    """1, or more when a site fell silent: the answer is the one that the site kept, masked anew for those that are
+    left. Requests after the first carry no arrays."""
     sites: list[str]
+    """The sites of this attempt, in order of names."""
     bound: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Largest change of a weight that has room in the sum; larger updates are scaled down to it."""
 
 
 class StudyRequest(Payload):
-    """What a study asks of a site.
-
-    Attributes
-    ----------
-    study : str
-        Name of the study.
-    run : str
-        What the run is called, however often it was killed and resumed; empty for Flower's number of it. Sites keep
-        books on it, and it takes nothing back that they wrote: what a run had answered, it had answered.
-    """
+    """What a study asks of a site."""
 
     is_round: ClassVar[bool] = False
     """Whether it asks for a round of training, of which a study has only as many as a site's policy allows."""
 
     study: Name
+    """Name of the study."""
     run: str = Field("", pattern=RUN)
+    """What the run is called, however often it was killed and resumed; empty for Flower's number of it. Sites keep
+    books on it, and it takes nothing back that they wrote: what a run had answered, it had answered."""
 
     @property
     def question(self) -> str:
@@ -212,12 +191,10 @@ class StudyRequest(Payload):
 
 
 class SumRequest(StudyRequest):
-    """A request whose answers the coordinator adds, in the clear where it is not for a secure sum.
-
-    `groups` are of the parts that not all sites send.
-    """
+    """A request whose answers the coordinator adds, in the clear where it is not for a secure sum."""
 
     groups: list[Group] = []
+    """Of the parts that not all sites send."""
     secure: SecureSum | None = None
 
     def _to_arrays(self) -> dict[str, Array]:
@@ -263,11 +240,11 @@ _PARTS = {
 class SumReply(Payload):
     """An answer to be added: arrays of whole numbers are counts, ``update/…`` are changes of weights, others sums.
 
-    What a site shows of itself, if its policy lets it, is in part ``shown``, and never added. `sealed` says what masked
-    arrays hold, and is empty for an answer in the clear.
+    What a site shows of itself, if its policy lets it, is in part ``shown``, and never added.
     """
 
     sealed: list["SealedGroup"] = []
+    """What masked arrays hold; empty for an answer in the clear."""
 
 
 class SealedGroup(Part):
@@ -284,68 +261,48 @@ class SealedGroup(Part):
 
 
 class DescribeRequest(StudyRequest):
-    """Everything that the study will ask for, so that a site can refuse at once.
-
-    Attributes
-    ----------
-    contract : dict
-        What the cohort must be like (`cohorts.contract.CohortContract`).
-    window : dict
-        The model's window (`brainlm.config.WindowConfig`).
-    analyses : list of str
-        Names of the analyses, and ``pretraining`` and ``embedding``.
-    recipe : str
-        Id of the embedding recipe.
-    holdout : float
-        Fraction of participants to hold out of training.
-    folds : int
-        Folds of the cross-validated analyses; 1 if there are none.
-    vectors : str or None
-        Name of the second table of vectors that the study associates with the embeddings.
-    columns : list of str
-        Covariates and targets that the study uses.
-    designs : list of list
-        Codings of covariates that its analyses use together (`harmonization.Design.to_json`).
-    rounds : int
-        Rounds of training that are to come.
-    secure_sums : bool
-        Whether answers will be masked.
-    privacy : dict or None
-        How training is private (`brainlm.config.PrivacyConfig`); None if it is not.
-    noisy : list of str
-        Those of the analyses whose sums will carry noise.
-    all_rounds : int
-        Rounds of training of the whole study: the noise that an ε takes is for all of them.
-    steps_per_round, batch_size : int
-        Steps of a round, and windows a step.
-    frame_noise : dict or None
-        Noise on sums over frames before training (`brainlm.config.SummaryNoise`); None for none.
-    noisy_sums : int
-        How many such sums are to come.
-    """
+    """Everything that the study will ask for, so that a site can refuse at once."""
 
     message: ClassVar[str] = "query.describe"
     secure: ClassVar[None] = None
     """Never masked: who takes part is told in the clear."""
 
     contract: dict[str, Any]
+    """What the cohort must be like (`cohorts.contract.CohortContract`)."""
     window: dict[str, Any]
+    """The model's window (`brainlm.config.WindowConfig`)."""
     analyses: list[str]
+    """Names of the analyses, and ``pretraining`` and ``embedding``."""
     recipe: str
+    """Id of the embedding recipe."""
     holdout: Fraction
+    """Fraction of participants to hold out of training."""
     folds: int = Field(ge=1)
+    """Folds of the cross-validated analyses; 1 if there are none."""
     vectors: str | None = None
+    """Name of the second table of vectors that the study associates with the embeddings."""
     columns: list[str] = []
+    """Covariates and targets that the study uses."""
     designs: list[list[dict[str, Any]]] = []
+    """Codings of covariates that its analyses use together (`harmonization.Design.to_json`)."""
     rounds: int = Field(1, ge=0)
+    """Rounds of training that are to come."""
     secure_sums: bool = True
+    """Whether answers will be masked."""
     privacy: dict[str, Any] | None = None
+    """How training is private (`brainlm.config.PrivacyConfig`); None if it is not."""
     noisy: list[str] = []
+    """Those of the analyses whose sums will carry noise."""
     all_rounds: int = Field(1, ge=1)
+    """Rounds of training of the whole study: the noise that an ε takes is for all of them."""
     steps_per_round: int = Field(0, ge=0)
+    """Steps of a round."""
     batch_size: int = Field(1, ge=1)
+    """Windows a step."""
     frame_noise: dict[str, Any] | None = None
+    """Noise on sums over frames before training (`brainlm.config.SummaryNoise`); None for none."""
     noisy_sums: int = Field(0, ge=0)
+    """How many such sums are to come."""
 
 
 def _is_plain(text: str) -> str:
@@ -364,47 +321,38 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class DescribeReply(Payload):
-    """A site that takes part: its name, and counts.
-
-    Attributes
-    ----------
-    n_participants, n_recordings, n_windows : int
-        Who and what takes part: recordings that are at least a window long, and whose they are.
-    n_quarantined, n_too_short : int
-        Recordings that do not: set aside at the site, or shorter than the window.
-    n_left_out : int
-        Participants all of whose recordings are too short.
-    n_incomplete : int or None
-        Participants who are trained on and in no analysis, since a covariate is not known; None for a few, fewer than
-        the site's policy lets any number stand for.
-    n_like_visits : int or None
-        Participants whose ids look like visits of the same people; None for a few.
-    n_vector_dimensions : int
-        0 if no vectors were asked for.
-    n_without_vectors : int or None
-        Participants without vectors, if these were asked for; None for a few.
-    rosters : list of str
-        Hashes of the rosters of keys that its administrator approved, and that list its key.
-    """
+    """A site that takes part: its name, and counts."""
 
     sealed: ClassVar[tuple["SealedGroup", ...]] = ()
 
     site: Name
     n_participants: Some
+    """Who takes part: those with a recording of `n_recordings`."""
     n_recordings: Some
+    """Recordings that are at least a window long."""
     n_quarantined: Count
+    """Recordings that were set aside at the site."""
     n_too_short: Count = 0
+    """Recordings that are shorter than the window."""
     n_left_out: Count = 0
+    """Participants all of whose recordings are too short."""
     n_incomplete: Count | None = 0
+    """Participants who are trained on and in no analysis, since a covariate is not known; None for a few, fewer than
+    the site's policy lets any number stand for."""
     n_like_visits: Count | None = 0
+    """Participants whose ids look like visits of the same people; None for a few."""
     n_windows: Some
+    """Windows of `n_recordings`."""
     n_parcels: Some
     n_vector_dimensions: Count = 0
+    """Dimensions of the vectors; 0 if no vectors were asked for."""
     n_without_vectors: Count | None = 0
+    """Participants without vectors, if these were asked for; None for a few."""
     atlas: Label
     preprocessing: Label
     software: Annotated[dict[Label, Label], Field(max_length=20)]
     rosters: Annotated[list[Hash], Field(max_length=1000)] = []
+    """Hashes of the rosters of keys that its administrator approved, and that list its key."""
 
 
 # --- train: one round of local training ------------------------------------------------------------------------------
@@ -415,31 +363,25 @@ class TrainRequest(SumRequest):
 
     For robust scaling, part ``scaling/<atlas>`` is as in `EmbedRequest`; for a model that starts from the linear
     prediction, so is ``moments/<atlas>``.
-
-    Attributes
-    ----------
-    model, training : dict
-        `brainlm.architectures.AnyConfig` and `brainlm.config.TrainingConfig`.
-    round_number, rounds : int
-        This round, counted from 1, and all.
-    seed : int
-        The study's.
-    max_windows : int
-        Weight of the heaviest site, public: in a secure sum, updates are weighted by a site's windows over this.
-    max_norm : float or None
-        L2 norm that a site's update is scaled down to, if it is longer.
     """
 
     message: ClassVar[str] = "train"
     is_round: ClassVar[bool] = True
 
     model: dict[str, Any]
+    """`brainlm.architectures.AnyConfig`."""
     training: dict[str, Any]
+    """`brainlm.config.TrainingConfig`."""
     round_number: int = Field(ge=1)
+    """This round, counted from 1."""
     rounds: int = Field(ge=1)
+    """All of the study's."""
     seed: int
+    """The study's."""
     max_windows: int = Field(1, ge=1)
+    """Weight of the heaviest site, public: in a secure sum, updates are weighted by a site's windows over this."""
     max_norm: float | None = Field(None, gt=0)
+    """L2 norm that a site's update is scaled down to, if it is longer."""
 
     @property
     def audited(self) -> dict[str, Any]:
@@ -475,13 +417,6 @@ class EmbedRequest(SumRequest):
     For robust scaling, part ``scaling/<atlas>`` holds median and iqr [P] (`brainlm.scaling.Scaling`). Part
     ``moments/<atlas>`` holds covariance, pairs and following [P, P], autocovariance [L] and n, where they were measured
     (`harmonization.Moments`).
-
-    Attributes
-    ----------
-    holdout : float
-        Fraction of participants held out of training, on whom the model is evaluated.
-    seed : int
-        The study's; it decides who was held out, and the weights of the untrained encoder.
     """
 
     message: ClassVar[str] = "query.embed"
@@ -489,7 +424,9 @@ class EmbedRequest(SumRequest):
     model: dict[str, Any]
     recipe: str
     holdout: Fraction
+    """Fraction of participants held out of training, on whom the model is evaluated."""
     seed: int
+    """The study's; it decides who was held out, and the weights of the untrained encoder."""
 
 
 class EmbedReply(SumReply):
@@ -506,36 +443,24 @@ class EmbedReply(SumReply):
 
 
 class TableSpec(Part):
-    """Which rows and columns of a site make an analysis's table.
-
-    Attributes
-    ----------
-    features : str
-        Name of a feature set on the site's disk.
-    through : str or None
-        A feature set that was made by projection: its loadings stand between features and analysis.
-    n_loadings : int or None
-        How many of its leading components; None for all.
-    covariates : list of dict
-        The agreed design (`harmonization.Design.to_json`).
-    target : str or None
-        A covariate to predict, or ``site`` for the one-hot site.
-    levels : list of str
-        Agreed levels of a target that is a category, which becomes one-hot; for ``site`` the names of all sites.
-    second : str or None
-        A feature set that is the other view of the same participants; those who lack it are left out.
-    complete : list of dict
-        A design that rows must be complete in, too, so that variants are measured on the same people.
-    """
+    """Which rows and columns of a site make an analysis's table."""
 
     features: str
+    """Name of a feature set on the site's disk."""
     through: str | None = None
+    """A feature set that was made by projection: its loadings stand between features and analysis."""
     n_loadings: int | None = None
+    """How many of its leading components; None for all."""
     covariates: list[dict[str, Any]] = []
+    """The agreed design (`harmonization.Design.to_json`)."""
     target: str | None = None
+    """A covariate to predict, or ``site`` for the one-hot site."""
     levels: list[str] = []
+    """Agreed levels of a target that is a category, which becomes one-hot; for ``site`` the names of all sites."""
     second: str | None = None
+    """A feature set that is the other view of the same participants; those who lack it are left out."""
     complete: list[dict[str, Any]] = []
+    """A design that rows must be complete in, too, so that variants are measured on the same people."""
 
 
 class FrameSpec(Part):
@@ -543,61 +468,42 @@ class FrameSpec(Part):
 
     Sites with another atlas leave the job out. For robust scaling, part ``scaling/<atlas>`` of the request holds median
     and iqr.
-
-    Attributes
-    ----------
-    atlas : str
-        Name of the atlas.
-    window : dict
-        How recordings are resampled and scaled, and how long they must be (`brainlm.config.WindowConfig`).
-    holdout : float
-        Fraction of participants held out of training.
-    seed : int
-        The study's; it decides who is held out.
     """
 
     atlas: str
+    """Name of the atlas."""
     window: dict[str, Any]
+    """How recordings are resampled and scaled, and how long they must be (`brainlm.config.WindowConfig`)."""
     holdout: Fraction
+    """Fraction of participants held out of training."""
     seed: int
+    """The study's; it decides who is held out."""
 
 
 class Job(Part):
-    """One analysis in one of its rounds.
-
-    Attributes
-    ----------
-    analysis : str
-        Name in `harmonization.ANALYSES`.
-    parameters : dict
-        Its parameters.
-    table : TableSpec or FrameSpec
-        What it is about: participants, or frames.
-    state : str or None
-        Class of the state that the coordinator solved last; its arrays are a part of the request. None at first.
-    """
+    """One analysis in one of its rounds."""
 
     analysis: str = Field(pattern="^[a-z_]{1,64}$")
+    """Name in `harmonization.ANALYSES`."""
     parameters: dict[str, Any]
+    """Its parameters."""
     table: TableSpec | FrameSpec
+    """What it is about: participants, or frames."""
     state: str | None = None
+    """Class of the state that the coordinator solved last; its arrays are a part of the request. None at first."""
 
 
 class SummarizeRequest(SumRequest):
     """Analyses that travel together: jobs by name, each job's state as the part of that name.
 
     No job is called like a part of another kind of answer, for what is summed of a part goes by its name.
-
-    Attributes
-    ----------
-    noise : dict or None
-        Noise on every sum (`brainlm.config.SummaryNoise`), at the price of the site's privacy budget; None for none.
     """
 
     message: ClassVar[str] = "query.summarize"
 
     jobs: dict[str, Job] = Field(max_length=_MOST_JOBS)
     noise: dict[str, Any] | None = None
+    """Noise on every sum (`brainlm.config.SummaryNoise`), at the price of the site's privacy budget; None for none."""
 
     @property
     def audited(self) -> dict[str, Any]:
@@ -619,43 +525,30 @@ class SummarizeReply(SumReply):
 
 
 class Step(Part):
-    """One transform of a feature set, its solved model being the part of the request of the same name.
-
-    Attributes
-    ----------
-    source, result : str
-        Feature sets: the one to read, and the one to write.
-    transform : str
-        What to apply: ``selection``, ``projection``, ``residualization``, or a name of `harmonization.harmonizers`.
-    options : dict
-        Options of a method.
-    model : str
-        Kind of the solved model.
-    covariates : list of dict
-        The agreed design.
-    """
+    """One transform of a feature set, its solved model being the part of the request of the same name."""
 
     source: str
+    """Feature set to read."""
     result: str
+    """Feature set to write."""
     transform: str
+    """What to apply: ``selection``, ``projection``, ``residualization``, or a name of `harmonization.harmonizers`."""
     options: dict[str, Any] = {}
+    """Options of a method."""
     model: str = ""
+    """Kind of the solved model."""
     covariates: list[dict[str, Any]] = []
+    """The agreed design."""
 
 
 class HarmonizeRequest(SumRequest):
-    """Transforms to apply in order; each one's model is the part named by its result.
-
-    Attributes
-    ----------
-    final : str or None
-        Result that is the study's last: a site whose policy shares embeddings shows it.
-    """
+    """Transforms to apply in order; each one's model is the part named by its result."""
 
     message: ClassVar[str] = "query.harmonize"
 
     steps: list[Step] = Field(min_length=1)
     final: str | None = None
+    """Result that is the study's last: a site whose policy shares embeddings shows it."""
 
 
 class HarmonizeReply(SumReply):

@@ -67,13 +67,7 @@ def control(connection: Mapping[str, Any]) -> Iterator[ControlHttpClient]:
 
 
 def run_outcome(connection: Mapping[str, Any], run_id: int) -> Outcome:
-    """Ask how a run is.
-
-    Raises
-    ------
-    RunFailedError
-        If the SuperLink does not answer, or knows no such run.
-    """
+    """Ask how a run is; a RunFailedError if the SuperLink does not answer, or knows no such run."""
     with control(connection) as superlink:
         runs = superlink.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
         if run_id not in runs:

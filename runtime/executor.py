@@ -33,13 +33,6 @@ class SuperExec:
     """Flower's SuperExec, started again whenever it ends; with this process it ends by itself.
 
     It ends alone when its SuperNode answers with an error, such as a database that is locked.
-
-    Parameters
-    ----------
-    settings : SiteSettings
-        What ``site.yaml`` says.
-    state : Path
-        The site's state folder.
     """
 
     def __init__(self, settings: SiteSettings, state: Path) -> None:

@@ -33,22 +33,15 @@ _MOST_SHOWN = 20
 
 @dataclass(frozen=True)
 class OfferedApp:
-    """An app that somebody offers a hospital.
-
-    Attributes
-    ----------
-    hash : str
-        SHA-256 of its bytes, by which it is approved.
-    study : Study
-        What it was built for.
-    differences : tuple of str
-        Files that are not what this installation would ship for this study, each with how it differs; none where the
-        code is that of this installation.
-    """
+    """An app that somebody offers a hospital."""
 
     hash: str
+    """SHA-256 of its bytes, by which it is approved."""
     study: Study
+    """What it was built for."""
     differences: tuple[str, ...]
+    """Files that are not what this installation would ship for this study, each with how it differs; none where the
+    code is that of this installation."""
 
 
 def stage_app(folder: Path, study: Study) -> Path:

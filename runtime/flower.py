@@ -46,21 +46,14 @@ _PROMPT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25"}
 
 @dataclass(frozen=True)
 class Simulation:
-    """How sites are simulated.
-
-    Attributes
-    ----------
-    sites : int
-        How many there are.
-    at_once : int
-        How many may compute at the same time, each in a process of its own.
-    alive : callable
-        Whether their SuperLink still runs.
-    """
+    """How sites are simulated."""
 
     sites: int
+    """How many there are."""
     at_once: int
+    """How many may compute at the same time, each in a process of its own."""
     alive: Callable[[], bool] = lambda: True
+    """Whether their SuperLink still runs."""
 
 
 @contextmanager
@@ -172,13 +165,7 @@ def flwr_run(
 
 
 def flower_home() -> Path:
-    """The user's own FLWR_HOME.
-
-    Raises
-    ------
-    InputError
-        If the user has neither that nor a home folder.
-    """
+    """The user's own FLWR_HOME; an InputError if the user has neither that nor a home folder."""
     if named := os.environ.get("FLWR_HOME"):
         return Path(named)
     try:
@@ -277,13 +264,7 @@ def _wait_for_earlier(home: Path) -> None:
 
 
 def wait_until_up(url: str, alive: Callable[[], bool], log: Path, authority: Path | None = None) -> None:
-    """Wait until a program answers at `url`.
-
-    Raises
-    ------
-    RunFailedError
-        If it ended or took too long, with what it said last.
-    """
+    """Wait until a program answers at `url`; a RunFailedError with its last words if it ended or took too long."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and alive():
         if answers(url, authority):

@@ -53,15 +53,7 @@ _LAST_WAIT_S = 10.0
 
 
 class ApprovedAppsOnly:
-    """Stands in for Flower's ``_pull_and_store_message``: takes a message in only if the app of its run is approved.
-
-    Parameters
-    ----------
-    settings : SiteSettings
-        What ``site.yaml`` says.
-    state : Path
-        The site's state folder.
-    """
+    """Stands in for Flower's ``_pull_and_store_message``: takes a message in only if the app of its run is approved."""
 
     def __init__(self, settings: SiteSettings, state: Path) -> None:
         self.audit = AuditLog(state / "audit.jsonl", settings.name)

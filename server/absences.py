@@ -13,27 +13,18 @@ _STAGES = {"describe": "when the sites gathered", "measuring": "when recordings 
 
 @dataclass(frozen=True)
 class Absence:
-    """A site that did not answer, or not as it should.
-
-    Attributes
-    ----------
-    site : str
-        Its name.
-    stage : str
-        Where: ``describe`` is the question with which a run begins.
-    rounds : tuple of int
-        In which rounds of training, if it was in training.
-    why : str
-        ``no reply``, a code of `exchange.refusals.RefusalCode`, or a few words.
-    for_good : bool
-        Whether the run went on without it from then on.
-    """
+    """A site that did not answer, or not as it should."""
 
     site: str
+    """Its name."""
     stage: str
+    """Where: ``describe`` is the question with which a run begins."""
     rounds: tuple[int, ...]
+    """In which rounds of training, if it was in training."""
     why: str
+    """``no reply``, a code of `exchange.refusals.RefusalCode`, or a few words."""
     for_good: bool
+    """Whether the run went on without it from then on."""
 
     @property
     def sentence(self) -> str:

@@ -30,13 +30,7 @@ class AgreedKeys:
         return not self.roster or self.roster in about.rosters
 
     def agree(self, sites: Mapping[str, DescribeReply]) -> None:
-        """Take the study's roster, or the one that most sites approved.
-
-        Raises
-        ------
-        QuorumError
-            If those that approved it are fewer than the quorum.
-        """
+        """Take the study's roster, or the one that most sites approved; a QuorumError if fewer than the quorum did."""
         if not self._protection.secure_sums:
             return
         named = self._protection.roster

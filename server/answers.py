@@ -16,21 +16,14 @@ from exchange.messages import Arrays, SumReply, join, part_of
 
 @dataclass(frozen=True)
 class Answers:
-    """What the sites answered to one question.
-
-    Attributes
-    ----------
-    replies : dict
-        Site → reply of the question's kind, in the order of names. Under masks only what is public of it can be read.
-    total : dict
-        Name → sum over the sites that send it.
-    masked : bool
-        Whether it was a secure sum.
-    """
+    """What the sites answered to one question."""
 
     replies: dict[str, Any]
+    """Site → reply of the question's kind, in the order of names. Under masks only what is public of it can be read."""
     total: Arrays
+    """Name → sum over the sites that send it."""
     masked: bool
+    """Whether it was a secure sum."""
 
     def save(self, path: Path, question: str) -> None:
         """Write the answers, whole or not at all; of masked ones the words are left out, which are of no more use."""

@@ -104,13 +104,7 @@ class Journal:
 
     @contextmanager
     def at_work(self, who: Literal["server", "command"] = "server") -> Iterator[None]:
-        """Hold the run for this process, until the block or the process ends, however that ends.
-
-        Raises
-        ------
-        JournalError
-            If another process holds it.
-        """
+        """Hold the run for this process until the block or the process ends; a JournalError if another one holds it."""
         with self._lock(who).open("ab", buffering=0) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

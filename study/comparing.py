@@ -32,24 +32,16 @@ EFFECT_KINDS = ("permanova", "site", "network", "site_variance", "site_spread", 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of treating a feature set before it is measured.
-
-    Attributes
-    ----------
-    name : str
-        ``raw``, ``harmonized``, ``control``, or the name of a method to compare with.
-    method : str
-        Of `harmonization.harmonizers`.
-    options : dict
-        The method's.
-    covariates : list of dict
-        The design that it keeps.
-    """
+    """One way of treating a feature set before it is measured."""
 
     name: str
+    """``raw``, ``harmonized``, ``control``, or the name of a method to compare with."""
     method: str
+    """Of `harmonization.harmonizers`."""
     options: dict[str, Any]
+    """The method's."""
     covariates: list[dict[str, Any]]
+    """The design that it keeps."""
 
     @property
     def harmonizer(self) -> Harmonizer:

@@ -48,21 +48,14 @@ _TEMPLATE = jinja2.Template(
 
 @dataclass
 class Columns:
-    """What the participants tables have in common.
-
-    Attributes
-    ----------
-    usable : dict
-        Column that tells something of these people → its levels; none for numbers.
-    within_sites : list of str
-        Those of them in which people of one cohort differ: effects of others cannot be told from the site's.
-    left_out : dict
-        Column → why it is of no use.
-    """
+    """What the participants tables have in common."""
 
     usable: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column that tells something of these people → its levels; none for numbers."""
     within_sites: list[str] = field(default_factory=list)
+    """Those of them in which people of one cohort differ: effects of others cannot be told from the site's."""
     left_out: dict[str, str] = field(default_factory=dict)
+    """Column → why it is of no use."""
 
 
 def first_study(cohorts: list[Cohort], name: str, folder: Path) -> str:

@@ -66,9 +66,8 @@ def select(state: State, lacking: Mapping[str, np.ndarray]) -> State:
         if kept.all():
             compared.append(name)
         elif kept.sum() >= _FEWEST_FEATURES:
-            selection, result = Selection(kept.astype(np.float64)), f"{name}.{_SHARED}"
-            compared.append(result)
-            models.append((Step(source=name, result=result, transform="selection", model=selection.kind), selection))
+            compared.append(f"{name}.{_SHARED}")
+            models.append(_applied(Selection(kept.astype(np.float64)), "selection", name, compared[-1]))
     return _to_apply(state.but(compared=tuple(compared)).and_found(features=features), models)
 
 
@@ -83,10 +82,7 @@ def component_tasks(study: Study, state: State) -> Tasks:
 
 def with_components(study: Study, state: State, answers: dict[Measure, Any]) -> State:
     """Let the sites project their features, and go on with the feature sets that have components."""
-    models = [
-        (Step(source=task.of, result=f"{task.of}.components", transform="projection", model=model.kind), model)
-        for task, model in answers.items()
-    ]
+    models = [_applied(model, "projection", task.of, f"{task.of}.components") for task, model in answers.items()]
     having = tuple(name for name in state.compared if Measure("components", name) in answers)
     there = {name: size for name, size in state.sizes.items() if name in having or name not in state.compared}
     after = state.but(compared=having, sizes=there).and_found(
@@ -115,15 +111,8 @@ def with_methods(study: Study, state: State, answers: dict[Measure, Any]) -> Sta
     for features in state.compared:
         for variant in variants_of(study, state.sites):
             if (model := answers.get(Measure("model", features, variant.name))) is not None:
-                step = Step(
-                    source=features,
-                    result=variant.features(features),
-                    transform=variant.method,
-                    options=variant.options,
-                    model=model.kind,
-                    covariates=variant.covariates,
-                )
-                models.append((step, model))
+                how = {"options": variant.options, "covariates": variant.covariates}
+                models.append(_applied(model, variant.method, features, variant.features(features), **how))
     combat = answers.get(Measure("model", "embedding", HARMONIZED))
     if study.harmonization.order == "one_model" and combat is not None:
         state = state.holding(effects=ResidualizationModel.from_combat(combat).to_arrays())
@@ -156,27 +145,16 @@ def with_recipe(study: Study, state: State, answers: dict[Measure, Any]) -> Stat
     """Project the harmonized embedding, and take the covariates' effects out."""
     if (projection := answers.get(_PROJECTION)) is None:
         return state.holding(effects={})
-    step = Step(
-        source=_final(study, state),
-        result=f"embedding.{PROJECTED}",
-        transform="projection",
-        model=projection.kind,
-    )
-    models: Models = [(step, projection)]
+    projected = f"embedding.{PROJECTED}"
+    models = [_applied(projection, "projection", _final(study, state), projected)]
     if study.harmonization.order == "separate":
         effects, removed = answers.get(_RESIDUALIZATION), study.design(study.residualized)
     else:
         arrays, removed = state.part("effects"), study.design(study.kept)
         effects = ResidualizationModel.from_arrays(arrays) if arrays else None
     if effects is not None:
-        residualized = Step(
-            source=step.result,
-            result=FINAL,
-            transform="residualization",
-            model=effects.kind,
-            covariates=removed.to_json(),
-        )
-        models.append((residualized, effects.projected(projection.mean, projection.components)))
+        effects = effects.projected(projection.mean, projection.components)
+        models.append(_applied(effects, "residualization", projected, FINAL, covariates=removed.to_json()))
     components = {**state.findings.components, PROJECTED: _count(projection)}
     return _to_apply(state.and_found(components=components).holding(effects={}), models)
 
@@ -206,6 +184,11 @@ def with_association(study: Study, state: State, answers: dict[Measure, Any]) ->
     if why := state.findings.not_associated:
         state = state.and_found(Found(Measure(ASSOCIATION), why=why))
     return state.and_found(not_associated="; ".join(dict.fromkeys(one.why for one in state.findings.left_out)))
+
+
+def _applied(model: Model, transform: str, source: str, result: str, **how: Any) -> tuple[Step, Model]:
+    """Return what sites do with a solved model, and the model."""
+    return Step(source=source, result=result, transform=transform, model=model.kind, **how), model
 
 
 def _to_apply(state: State, models: Models) -> State:

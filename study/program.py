@@ -38,24 +38,13 @@ _NEXT = dict(zip(_STAGES, [*list(_STAGES)[1:], DONE], strict=True))
 
 @dataclass(frozen=True)
 class Program:
-    """What a study asks, in order.
-
-    Attributes
-    ----------
-    study : Study
-        With all that it asks for.
-    """
+    """What a study asks, in order."""
 
     study: Study
+    """With all that it asks for."""
 
     def begin(self, sites: Mapping[str, DescribeReply], weights: Arrays) -> State:
-        """Begin with the sites that gathered, and the weights of round 0.
-
-        Raises
-        ------
-        StudyError
-            If the sites are not those that the study needs.
-        """
+        """Begin with the sites that gathered, and weights of round 0; a StudyError if one that it needs is missing."""
         reference = self.study.harmonization.reference
         if reference is not None and reference not in sites:
             raise StudyError(f"harmonization.reference: site '{reference}' does not take part. Name another.")

@@ -10,31 +10,22 @@ from exchange.messages import AnySumRequest, DescribeReply, Group, SumReply
 
 @dataclass(frozen=True)
 class Question:
-    """A question to all sites that are in a study.
-
-    Attributes
-    ----------
-    stage : str
-        What a journal calls its place: measuring, pretraining, embedding or harmonization.
-    request : SumRequest
-        What is asked; who drives the program adds run and masks.
-    reply, expected : type, mapping
-        Payload of an answer, and what it may hold.
-    round_number : int or None
-        Round of training.
-    bound : float
-        Of changes of weights under masks (`exchange.messages.SecureSum`).
-    optional : bool
-        Whether the study goes on without an answer.
-    """
+    """A question to all sites that are in a study."""
 
     stage: str
+    """What a journal calls its place: measuring, pretraining, embedding or harmonization."""
     request: AnySumRequest
+    """What is asked; who drives the program adds run and masks."""
     reply: type[SumReply]
+    """Payload of an answer."""
     expected: Mapping[str, Expected]
+    """What it may hold, by the names of arrays."""
     round_number: int | None = None
+    """Round of training; None of other stages."""
     bound: float = 1.0
+    """Of changes of weights under masks (`exchange.messages.SecureSum`)."""
     optional: bool = False
+    """Whether the study goes on without an answer."""
 
 
 def atlases_of(sites: Mapping[str, DescribeReply]) -> dict[str, int]:

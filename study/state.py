@@ -15,24 +15,16 @@ _CALLED = {"model": "harmonization", "site": "site_classification", "network": "
 
 @dataclass(frozen=True)
 class Measure:
-    """What an analysis is about; its name on the wire is that of its job.
-
-    Attributes
-    ----------
-    kind : str
-        What is measured or solved; empty where `of` says it.
-    of : str
-        Feature set, atlas, or ``association``; empty for what is done once in a study.
-    variant : str
-        Of the feature set (`study.comparing.Variant`).
-    target : str
-        What is predicted.
-    """
+    """What an analysis is about; its name on the wire is that of its job."""
 
     kind: str = ""
+    """What is measured or solved; empty where `of` says it."""
     of: str = ""
+    """Feature set, atlas, or ``association``; empty for what is done once in a study."""
     variant: str = ""
+    """Of the feature set (`study.comparing.Variant`)."""
     target: str = ""
+    """What is predicted."""
 
     @property
     def name(self) -> str:
@@ -73,25 +65,18 @@ class ComponentCount:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study found.
-
-    Attributes
-    ----------
-    features, components : dict
-        Feature set, or ``projected`` → its features, and its components.
-    compared : tuple of str
-        Feature sets that were measured.
-    found : tuple of Found
-        All that was solved, and what has no answer, in the order in which it was asked for.
-    not_associated : str
-        Why there is no association that the study asks for.
-    """
+    """What a study found."""
 
     features: dict[str, FeatureCount] = field(default_factory=dict)
+    """Feature set → its features."""
     components: dict[str, ComponentCount] = field(default_factory=dict)
+    """Feature set, or ``projected`` → its components."""
     compared: tuple[str, ...] = ()
+    """Feature sets that were measured."""
     found: tuple[Found, ...] = ()
+    """All that was solved, and what has no answer, in the order in which it was asked for."""
     not_associated: str = ""
+    """Why there is no association that the study asks for."""
 
     @property
     def left_out(self) -> list[Found]:
@@ -121,35 +106,24 @@ class State(Payload):
     Its arrays are ``scaling/<atlas>`` and ``moments/<atlas>``, what was measured; ``weights`` of the model and
     ``outer``, what the outer optimizer remembers, until the model was applied; ``states/<measure>`` of analyses under
     way; ``models/<feature set>`` that are to be applied next; and ``effects``, of one model that serves twice.
-
-    Attributes
-    ----------
-    stage : str
-        Of `study.program.STAGES`.
-    sites : dict
-        Those that are in it, in order of names → what each said of itself.
-    round_number : int
-        Last round of training that is done.
-    sizes : dict
-        Feature set that lies at the sites, or is to be made next → its features.
-    compared : tuple of str
-        The raw ones of these, which are measured.
-    n_counted : int
-        Participants, as the sites last counted them.
-    solving : dict
-        Measure's name → how far its analysis has come in this stage.
-    steps : tuple of Step
-        What is to be applied next.
     """
 
     stage: str
+    """Of `study.program.STAGES`."""
     sites: dict[str, DescribeReply]
+    """Those that are in it, in order of names → what each said of itself."""
     round_number: int = 0
+    """Last round of training that is done."""
     sizes: dict[str, int] = Field({})
+    """Feature set that lies at the sites, or is to be made next → its features."""
     compared: tuple[str, ...] = ()
+    """The raw ones of these, which are measured."""
     n_counted: int = 0
+    """Participants, as the sites last counted them."""
     solving: dict[str, Solved] = Field({})
+    """Measure's name → how far its analysis has come in this stage."""
     steps: tuple[Step, ...] = ()
+    """What is to be applied next."""
     findings: Findings = Findings()
 
     @property

@@ -23,17 +23,12 @@ _LISTED = (
 
 @dataclass(frozen=True)
 class Task:
-    """An analysis, and the tables that it is about.
-
-    Attributes
-    ----------
-    sites : tuple of str or None
-        The sites that have such tables; None if all do.
-    """
+    """An analysis, and the tables that it is about."""
 
     analysis: Analysis
     table: TableSpec | FrameSpec
     sites: tuple[str, ...] | None = None
+    """The sites that have such tables; None if all do."""
 
 
 Tasks = Mapping[Measure, Task]
@@ -41,28 +36,19 @@ Tasks = Mapping[Measure, Task]
 
 @dataclass(frozen=True)
 class Sums:
-    """A stage of analyses.
-
-    Attributes
-    ----------
-    name, place : str
-        Of the stage; and what a journal calls it (`study.question.Question`).
-    tasks : callable
-        Make the tasks from the study and the state.
-    conclude : callable
-        Make of study, state and answers what the next stage begins with.
-    strict : bool
-        Whether a task whose sums allow no answer ends the study; else it is left out, and costs none of the others.
-    optional : bool
-        Whether the study goes on without all of them where too few sites answer.
-    """
+    """A stage of analyses."""
 
     name: str
     place: str
+    """What a journal calls it (`study.question.Question`)."""
     tasks: Callable[[Study, State], Tasks]
+    """Make the tasks from the study and the state."""
     conclude: Callable[[Study, State, dict[Measure, Any]], State]
+    """Make of study, state and answers what the next stage begins with."""
     strict: bool = False
+    """Whether a task whose sums allow no answer ends the study; else it is left out, and costs none of the others."""
     optional: bool = False
+    """Whether the study goes on without all of them where too few sites answer."""
 
     def is_over(self, study: Study, state: State) -> bool:
         """Whether every task is done, or without hope."""

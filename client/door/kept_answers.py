@@ -49,15 +49,7 @@ class Kept:
 
 
 class KeptAnswers:
-    """The site's answers under masks.
-
-    Parameters
-    ----------
-    database : SiteDatabase
-        The site's.
-    policy : Policy
-        The site's: how many attempts one sum may take.
-    """
+    """The site's answers under masks, each given for as many attempts at a sum as its policy lets one take."""
 
     def __init__(self, database: SiteDatabase, policy: Policy) -> None:
         self._database = database

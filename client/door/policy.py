@@ -30,10 +30,7 @@ def every_analysis() -> list[str]:
 
 
 class Policy(Settings):
-    """The hospital's limits. The defaults refuse every study until the administrator names one.
-
-    What a ``permit…`` does not permit it raises as a `Refusal`, which names the rule, its value, and the remedy.
-    """
+    """The hospital's limits. The defaults refuse every study until the administrator names one."""
 
     studies: tuple[str, ...] = ()
     """Studies that may run here, by name; ``"*"`` for any."""
@@ -141,6 +138,8 @@ class Policy(Settings):
                 "apart by keys alone: list as many."
             )
         return self
+
+    # What a permit… does not permit it raises as a Refusal, which names the rule, its value, and the remedy.
 
     def permit(self, study: str, analyses: Iterable[str] = (), recipe: str | None = None) -> None:
         """Refuse what is not allowed, before anything is computed."""

@@ -20,13 +20,7 @@ NAME = "supernode.key"
 
 
 class NodeKey:
-    """The site's ECDSA P-384 key, in OpenSSH's format: made the first time, and never again.
-
-    Parameters
-    ----------
-    state : Path
-        The site's state folder.
-    """
+    """The site's ECDSA P-384 key, in OpenSSH's format: made the first time, and never again."""
 
     def __init__(self, state: Path) -> None:
         self.path = state / NAME
