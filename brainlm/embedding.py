@@ -25,27 +25,18 @@ EMBEDDING, UNTRAINED, CONNECTIVITY = "embedding", "untrained", "connectivity"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How recordings become one vector a participant.
-
-    Attributes
-    ----------
-    id : str
-        Logged with every vector.
-    summary : str
-        The steps, in words.
-    encode : callable
-        Model, windows and the id of a recording → its vector [D]; those of a participant's recordings are averaged.
-    components : int
-        Most dimensions that the projection keeps; fewer where features or participants are few.
-    residualize : tuple of str
-        Covariates whose linear effects are removed at the end.
-    """
+    """How recordings become one vector a participant."""
 
     id: str
+    """Logged with every vector."""
     summary: str
+    """The steps, in words."""
     encode: Callable[[AnyModel, WindowSet, str], Tensor]
+    """Model, windows and the id of a recording → its vector [D]; those of a participant's recordings are averaged."""
     components: int
+    """Most dimensions that the projection keeps; fewer where features or participants are few."""
     residualize: tuple[str, ...]
+    """Covariates whose linear effects are removed at the end."""
 
 
 def _mean_of_segments(model: AnyModel, windows: WindowSet, recording_id: str) -> Tensor:

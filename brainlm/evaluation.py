@@ -25,20 +25,14 @@ MAX_HORIZON = 40
 
 @dataclass(frozen=True)
 class ReconstructionSums:
-    """Sums over hidden values. Those of the same atlas add; horizons add over atlases, too.
-
-    Attributes
-    ----------
-    parcels : numpy.ndarray
-        [len(SUMS), P] float64, over the hidden values of each parcel.
-    horizons : numpy.ndarray
-        [len(SUMS), MAX_HORIZON + 1] float64, over the values as many frames from the nearest visible frame of the same
-        parcel; at 0 those of parcels of which nothing was visible. When the future is hidden, that is the number of
-        frames since the last visible one.
-    """
+    """Sums over hidden values. Those of the same atlas add; horizons add over atlases, too."""
 
     parcels: np.ndarray
+    """[len(SUMS), P] float64, over the hidden values of each parcel."""
     horizons: np.ndarray
+    """[len(SUMS), MAX_HORIZON + 1] float64, over the values as many frames from the nearest visible frame of the same
+    parcel; at 0 those of parcels of which nothing was visible. When the future is hidden, that is the number of frames
+    since the last visible one."""
 
     @classmethod
     def zeros(cls, n_parcels: int) -> "ReconstructionSums":

@@ -139,24 +139,16 @@ class SpaceTimeGaussianPredictor(GaussianPredictor):
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs of frames, equally long, within each of which the same parcels are visible.
-
-    Attributes
-    ----------
-    window : torch.Tensor
-        [G], whose run it is.
-    frames : torch.Tensor
-        [G, L], its frames.
-    parcels : torch.Tensor
-        [G, M], the visible parcels, and others where `there` is False.
-    there : torch.Tensor
-        [G, M] bool.
-    """
+    """Runs of frames, equally long, within each of which the same parcels are visible."""
 
     window: Tensor
+    """[G], whose run it is."""
     frames: Tensor
+    """[G, L], its frames."""
     parcels: Tensor
+    """[G, M], the visible parcels, and others where `there` is False."""
     there: Tensor
+    """[G, M] bool."""
 
     @property
     def n_frames(self) -> int:

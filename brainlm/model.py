@@ -36,26 +36,18 @@ class Predictor(Protocol):
 
 
 class MAEOutput(NamedTuple):
-    """What `BrainLM` returns.
-
-    Attributes
-    ----------
-    loss : torch.Tensor
-        [B], mean squared error over each window's hidden values; with ``objective: latent``, the error of the hidden
-        tokens' latents is added.
-    reconstruction : torch.Tensor
-        [B, P, T], predictions where hidden, the signal itself elsewhere.
-    mask : torch.Tensor
-        [B, P, T], 1 where a value was hidden and scored, else 0.
-    latent : torch.Tensor
-        [B, N_visible, D], the encoder's tokens, those of least noise first. Rows of windows with fewer visible tokens
-        end in zeros.
-    """
+    """What `BrainLM` returns."""
 
     loss: Tensor
+    """[B], mean squared error over each window's hidden values; with ``objective: latent``, the error of the hidden
+    tokens' latents is added."""
     reconstruction: Tensor
+    """[B, P, T], predictions where hidden, the signal itself elsewhere."""
     mask: Tensor
+    """[B, P, T], 1 where a value was hidden and scored, else 0."""
     latent: Tensor
+    """[B, N_visible, D], the encoder's tokens, those of least noise first. Rows of windows with fewer visible tokens
+    end in zeros."""
 
 
 class Encoder(nn.Module):

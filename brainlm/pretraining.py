@@ -28,21 +28,14 @@ from brainlm.windows import Batch, WindowSet
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What a round of local training did.
-
-    Attributes
-    ----------
-    loss : float
-        Mean over the round's windows, each measured before its step.
-    n_windows : int
-        Windows that do not overlap in the training participants' recordings: the weight of the site's update.
-    n_steps : int
-        Steps done.
-    """
+    """What a round of local training did."""
 
     loss: float
+    """Mean over the round's windows, each measured before its step."""
     n_windows: int
+    """Windows that do not overlap in the training participants' recordings: the weight of the site's update."""
     n_steps: int
+    """Steps done."""
 
 
 def initial_model(config: AnyConfig, seed: int) -> AnyModel:
