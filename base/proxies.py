@@ -40,13 +40,7 @@ class Proxy:
 
     @classmethod
     def read(cls, url: str, named_by: str) -> Self:
-        """Read a proxy's URL.
-
-        Raises
-        ------
-        ValueError
-            If it is none that can be used; without repeating it, since it may hold a password.
-        """
+        """Read a proxy's URL; a ValueError if it is none, which does not repeat it, since it may hold a password."""
         parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
             port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)

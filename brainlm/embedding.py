@@ -165,11 +165,8 @@ def feature_sizes(config: AnyConfig, n_parcels: int) -> dict[str, int]:
 def functional_connectivity(cohort: Cohort, participants: list[str] | None = None) -> pd.DataFrame:
     """Compute the baseline: Fisher-z correlations of all pairs of parcels, averaged over recordings.
 
-    Returns
-    -------
-    pandas.DataFrame
-        participant_id, e0 … e{P(P-1)/2-1}, in the order of the upper triangle; NaN where no recording of a participant
-        has both parcels of a pair.
+    Returns participant_id, e0 … e{P(P-1)/2-1}, in the order of the upper triangle; NaN where no recording of a
+    participant has both parcels of a pair.
     """
     index = cohort.recordings
     of_people = index if participants is None else index[index["participant_id"].isin(participants)]

@@ -34,8 +34,6 @@ class TrainingOutcome:
     """Mean over the round's windows, each measured before its step."""
     n_windows: int
     """Windows that do not overlap in the training participants' recordings: the weight of the site's update."""
-    n_steps: int
-    """Steps done."""
 
 
 def initial_model(config: AnyConfig, seed: int) -> AnyModel:
@@ -161,7 +159,7 @@ def _train(
             optimizer.step()
             model.after_step()
             total_loss += float(loss)
-    return TrainingOutcome(total_loss / (n * config.steps_per_round), windows.n_windows, config.steps_per_round)
+    return TrainingOutcome(total_loss / (n * config.steps_per_round), windows.n_windows)
 
 
 def _backward(

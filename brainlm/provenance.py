@@ -93,17 +93,9 @@ def atlases_of(about: Mapping[str, Any]) -> dict[str, str] | None:
 def check_cohort(model: AnyModel, cohort: Cohort, *, other_atlas: bool, remedy: str) -> None:
     """Refuse recordings that a model cannot be expected to read, as far as its checkpoint says.
 
-    Parameters
-    ----------
-    other_atlas : bool
-        Let our own model, which knows parcels by their coordinates, read parcels that it was not trained on.
-    remedy : str
-        How to ask for that.
-
-    Raises
-    ------
-    CheckpointError
-        If the atlas is none that it was trained in, or the recordings have lost the units that its scaling needs.
+    With `other_atlas`, our own model, which knows parcels by their coordinates, may read parcels that it was not
+    trained on; `remedy` says how to ask for that. A CheckpointError says that the atlas is none that it was trained in,
+    or that the recordings have lost the units that its scaling needs.
     """
     if model.config.window.scaling == "robust" and cohort.scaling != "raw":
         raise CheckpointError(

@@ -183,10 +183,6 @@ class WindowSet(Dataset[Batch]):
 
     Parameters
     ----------
-    cohort : Cohort
-        The recordings.
-    window : WindowConfig
-        Length, TR and scaling.
     participants : list of str, optional
         Whose windows; everybody's if not given. Those without a recording of a window's length drop out.
     scale : Scaling, optional

@@ -62,7 +62,6 @@ class PaddedConfig(ReleasedConfig):
 
     @property
     def mask(self) -> MaskConfig:
-        """What is hidden, in the words of our own model."""
         return MaskConfig(kind="random" if self.train_mode == "auto_encode" else "future", ratio=self.mask_ratio)
 
     def conflicts(self) -> Iterator[str]:
