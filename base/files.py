@@ -38,13 +38,7 @@ _NAMELESS = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS, er
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let what cannot be written in the block be said of `path`.
-
-    Raises
-    ------
-    OSError
-        With the path; safetensors' error of the system becomes one, too.
-    """
+    """Let an OSError of the block name `path`, where it names none; safetensors' own becomes one, too."""
     try:
         yield
     except OSError as error:
@@ -79,13 +73,7 @@ def require_apart(source: Path, out: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone.
-
-    Raises
-    ------
-    FileError
-        If another process holds it, or gave it another name in this moment.
-    """
+    """Hold a folder for this process alone; a FileError if another holds it, or gave it another name in this moment."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -131,12 +119,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def new_path(path: Path) -> Iterator[Path]:
     """Yield an empty temporary file beside `path`, mode 600; give it that name, synced to disk, if the block succeeds.
 
-    Never takes the place of a file: of several processes that make the same one, the first wins.
-
-    Raises
-    ------
-    FileExistsError
-        If `path` exists, before the block or after it.
+    Never takes the place of a file: of several processes that make the same one, the first wins. A FileExistsError
+    says that `path` exists, before the block or after it.
     """
     if path.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
@@ -151,12 +135,8 @@ def new_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path`; rename it to `path` if the block succeeds, delete it if not.
 
-    A folder that a killed command left under the temporary name is cleared first.
-
-    Raises
-    ------
-    FileError
-        If `path` exists, or cannot be made.
+    A folder that a killed command left under the temporary name is cleared first. A FileError says that `path` exists,
+    or cannot be made.
     """
     if path.exists():
         raise FileError(f"{path}: exists already; expected a new folder. Choose another, or remove it.")
@@ -177,13 +157,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file for reading, and never wait for the other end of a named pipe.
-
-    Raises
-    ------
-    OSError
-        If it cannot be opened, or is a pipe, a device or a folder.
-    """
+    """Open a file for reading; an OSError, and no waiting for the other end, if it is a pipe, a device or a folder."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -198,13 +172,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_text(content: bytes) -> str:
-    """Text of a file that is UTF-8, with a byte-order mark or without, or UTF-16 with one.
-
-    Raises
-    ------
-    UnicodeError
-        If it is neither.
-    """
+    """Text of a file that is UTF-8, with a byte-order mark or without, or UTF-16 with one; else a UnicodeError."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
     if b"\x00" in content[:4096]:
@@ -215,12 +183,7 @@ def decode_text(content: bytes) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object that others wrote, as text of any encoding that `decode_text` reads.
 
-    Raises
-    ------
-    ValueError
-        If it is none, or larger than `MAX_JSON_BYTES`.
-    OSError
-        If it cannot be read.
+    A ValueError says that it is none, or larger than `MAX_JSON_BYTES`; an OSError, that it cannot be read.
     """
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError("too large")

@@ -25,36 +25,22 @@ _NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy by which the coordinator is reached.
-
-    Attributes
-    ----------
-    url : str
-        As it is used: with user and password, and so nothing to show.
-    named_by : str
-        The setting or variable that names it.
-    host, port : str, int
-        Where it is.
-    signs_in : bool
-        Whether a user and a password are given.
-    """
+    """A proxy by which the coordinator is reached."""
 
     url: str = field(repr=False)
+    """As it is used: with user and password, and so nothing to show."""
     named_by: str
+    """The setting or variable that names it."""
     scheme: str
     host: str
     port: int
+    """Where it is."""
     signs_in: bool
+    """Whether a user and a password are given."""
 
     @classmethod
     def read(cls, url: str, named_by: str) -> Self:
-        """Read a proxy's URL.
-
-        Raises
-        ------
-        ValueError
-            If it is none that can be used; without repeating it, since it may hold a password.
-        """
+        """Read a proxy's URL; a ValueError if it is none, which does not repeat it, since it may hold a password."""
         parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
             port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)

@@ -14,12 +14,8 @@ from base.files import new_path, read_bytes
 def secret_once(path: Path, make: Callable[[], str]) -> str:
     """Return the secret in a file; make it the first time, with mode 600.
 
-    Processes that ask at the same moment get the same secret: that of the first whose file is in place.
-
-    Raises
-    ------
-    SecretError
-        If the file cannot be read or made.
+    Processes that ask at the same moment get the same secret: that of the first whose file is in place. A SecretError
+    says that the file cannot be read or made.
     """
     try:
         if not path.is_file():
@@ -35,10 +31,7 @@ def secret_once(path: Path, make: Callable[[], str]) -> str:
 def key_once(path: Path) -> bytes:
     """Return the key in a file, 32 bytes in hexadecimal; draw it the first time.
 
-    Raises
-    ------
-    SecretError
-        If the file's group or others may do anything with it, or it holds no key.
+    A SecretError says that the file's group or others may do anything with it, or that it holds no key.
     """
     text = secret_once(path, lambda: secrets.token_hex(32)).strip()
     mode = stat.S_IMODE(path.stat().st_mode)

@@ -92,15 +92,8 @@ def parse_yaml(content: bytes, source: str) -> dict[str, Any]:
     An alias stands for all that its anchor holds: a few lines of them can stand for more than a memory holds. So what
     they stand for is counted before any of it is made.
 
-    Parameters
-    ----------
-    source : str
-        What the content is called in errors.
-
-    Raises
-    ------
-    SettingsError
-        If it is no UTF-8 YAML, is no mapping, or is larger or deeper than settings are.
+    A SettingsError, which calls the content `source`, says that it is no UTF-8 YAML, is no mapping, or is larger or
+    deeper than settings are.
     """
     if len(content) > _MOST_BYTES:
         raise SettingsError(f"{source}: has {len(content)} bytes; settings have at most {_MOST_BYTES}. Shorten it.")

@@ -28,21 +28,14 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong with a file.
-
-    Attributes
-    ----------
-    path : tuple of str
-        The fields that lead to it; empty where several fields of the file itself do not go together.
-    said : str
-        What was found and what is expected, without a full stop.
-    remedy : str
-        A sentence; empty where `said` ends with it.
-    """
+    """One thing that is wrong with a file."""
 
     path: tuple[str, ...]
+    """The fields that lead to it; empty where several fields of the file itself do not go together."""
     said: str
+    """What was found and what is expected, without a full stop."""
     remedy: str = ""
+    """A sentence; empty where `said` ends with it."""
 
     def __str__(self) -> str:
         return f"{self.said}. {self.remedy}".rstrip()

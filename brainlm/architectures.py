@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Annotated, Any
 
 import torch
@@ -91,6 +92,13 @@ def weight_shapes(config: AnyConfig) -> dict[str, tuple[int, ...]]:
 
 def count_weights(config: AnyConfig) -> float:
     """Count a model's weights without making them, however many its settings ask for; infinity beyond all numbers."""
+    return _counted(type(config), config.model_dump_json())
+
+
+@lru_cache(maxsize=8)
+def _counted(kind: type[ModelConfig | DenseConfig | PaddedConfig], content: str) -> float:
+    """Count once for equal settings: a study asks again and again for its own."""
+    config = kind.model_validate_json(content)
     depths = [name for name in _DEPTHS if hasattr(config, name)]
     shallow = config.model_copy(update=dict.fromkeys(depths, 1))
     try:

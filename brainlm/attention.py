@@ -14,33 +14,22 @@ _BOUND = 30.0
 
 
 class Chosen(NamedTuple):
-    """Some tokens of every window, and where they go when they are sorted.
-
-    Attributes
-    ----------
-    rows : torch.Tensor
-        [B, M], which token each is, in order. Windows may have different numbers; the last rows then repeat a token.
-    there : torch.Tensor
-        [B, M] bool, False for such rows.
-    on_grid : torch.Tensor
-        [B, G, S] bool, the same tokens on the grid.
-    from_grid : torch.Tensor
-        [B, N], which row of M is at each place of the grid; any where none is.
-    slot : torch.Tensor
-        [B, M], the place s * K + k of each when they are sorted by span.
-    from_slot : torch.Tensor
-        [B, S * K], which row of M is in each slot; any where none is.
-    slot_taken : torch.Tensor
-        [B, S, K] bool, False where none is, since spans have different numbers.
-    """
+    """Some tokens of every window, and where they go when they are sorted."""
 
     rows: Tensor
+    """[B, M], which token each is, in order. Windows may have different numbers; the last rows then repeat a token."""
     there: Tensor
+    """[B, M] bool, False for such rows."""
     on_grid: Tensor
+    """[B, G, S] bool, the same tokens on the grid."""
     from_grid: Tensor
+    """[B, N], which row of M is at each place of the grid; any where none is."""
     slot: Tensor
+    """[B, M], the place s * K + k of each when they are sorted by span."""
     from_slot: Tensor
+    """[B, S * K], which row of M is in each slot; any where none is."""
     slot_taken: Tensor
+    """[B, S, K] bool, False where none is, since spans have different numbers."""
 
     @classmethod
     def of(cls, on_grid: Tensor) -> "Chosen":
@@ -84,21 +73,14 @@ class Chosen(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Tokens and where they are.
-
-    Attributes
-    ----------
-    values : torch.Tensor
-        [B, M, D].
-    place : torch.Tensor
-        [B, M, D], the code of where in the brain each is.
-    chosen : Chosen
-        Which tokens they are.
-    """
+    """Tokens and where they are."""
 
     values: Tensor
+    """[B, M, D]."""
     place: Tensor
+    """[B, M, D], the code of where in the brain each is."""
     chosen: Chosen
+    """Which tokens they are."""
 
 
 class SpaceAttention(nn.Module):

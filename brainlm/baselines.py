@@ -46,10 +46,7 @@ class TimeInterpolation:
 class AR1:
     """Each parcel's last visible or predicted value, times its coefficient: ``y[t + 1] = a y[t]``; of 1, it persists.
 
-    Parameters
-    ----------
-    coefficients : numpy.ndarray or float
-        [P], or one for all parcels (`ar_coefficients`).
+    The coefficients are [P], or one for all parcels (`ar_coefficients`).
     """
 
     def __init__(self, coefficients: np.ndarray | float) -> None:
@@ -67,10 +64,7 @@ class AR1:
 class VAR1:
     """All parcels of the frame before, visible or predicted, times a matrix: ``y[t + 1] = A y[t]``.
 
-    Parameters
-    ----------
-    coefficients : numpy.ndarray
-        A [P, P] (`var_coefficients`).
+    The coefficients are A [P, P] (`var_coefficients`).
     """
 
     def __init__(self, coefficients: np.ndarray) -> None:
@@ -132,8 +126,6 @@ def make_baselines(
     ----------
     mask : MaskConfig
         The model's; forecasting is tried where the future is hidden.
-    n_parcels : int
-        Of the atlas.
     moments : mapping, optional
         Second moments of training participants: ``covariance`` [P, P], ``autocovariance`` [L], and ``following``
         [P, P], the mean of ``x[t + 1] x[t]'``. What needs absent ones is left out.

@@ -30,10 +30,7 @@ def save_checkpoint(
 def load_checkpoint(path: str | Path) -> tuple[AnyModel, dict[str, Any]]:
     """Read a model and what was noted about it, which the model keeps as `about`, too.
 
-    Raises
-    ------
-    CheckpointError
-        If the file is absent, damaged, or not one of BrainLM's.
+    A CheckpointError says that the file is absent, damaged, or not one of BrainLM's.
     """
     path = Path(path)
     config, about = load_settings(path)

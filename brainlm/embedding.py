@@ -25,27 +25,18 @@ EMBEDDING, UNTRAINED, CONNECTIVITY = "embedding", "untrained", "connectivity"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How recordings become one vector a participant.
-
-    Attributes
-    ----------
-    id : str
-        Logged with every vector.
-    summary : str
-        The steps, in words.
-    encode : callable
-        Model, windows and the id of a recording → its vector [D]; those of a participant's recordings are averaged.
-    components : int
-        Most dimensions that the projection keeps; fewer where features or participants are few.
-    residualize : tuple of str
-        Covariates whose linear effects are removed at the end.
-    """
+    """How recordings become one vector a participant."""
 
     id: str
+    """Logged with every vector."""
     summary: str
+    """The steps, in words."""
     encode: Callable[[AnyModel, WindowSet, str], Tensor]
+    """Model, windows and the id of a recording → its vector [D]; those of a participant's recordings are averaged."""
     components: int
+    """Most dimensions that the projection keeps; fewer where features or participants are few."""
     residualize: tuple[str, ...]
+    """Covariates whose linear effects are removed at the end."""
 
 
 def _mean_of_segments(model: AnyModel, windows: WindowSet, recording_id: str) -> Tensor:
@@ -174,11 +165,8 @@ def feature_sizes(config: AnyConfig, n_parcels: int) -> dict[str, int]:
 def functional_connectivity(cohort: Cohort, participants: list[str] | None = None) -> pd.DataFrame:
     """Compute the baseline: Fisher-z correlations of all pairs of parcels, averaged over recordings.
 
-    Returns
-    -------
-    pandas.DataFrame
-        participant_id, e0 … e{P(P-1)/2-1}, in the order of the upper triangle; NaN where no recording of a participant
-        has both parcels of a pair.
+    Returns participant_id, e0 … e{P(P-1)/2-1}, in the order of the upper triangle; NaN where no recording of a
+    participant has both parcels of a pair.
     """
     index = cohort.recordings
     of_people = index if participants is None else index[index["participant_id"].isin(participants)]

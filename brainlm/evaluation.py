@@ -25,20 +25,14 @@ MAX_HORIZON = 40
 
 @dataclass(frozen=True)
 class ReconstructionSums:
-    """Sums over hidden values. Those of the same atlas add; horizons add over atlases, too.
-
-    Attributes
-    ----------
-    parcels : numpy.ndarray
-        [len(SUMS), P] float64, over the hidden values of each parcel.
-    horizons : numpy.ndarray
-        [len(SUMS), MAX_HORIZON + 1] float64, over the values as many frames from the nearest visible frame of the same
-        parcel; at 0 those of parcels of which nothing was visible. When the future is hidden, that is the number of
-        frames since the last visible one.
-    """
+    """Sums over hidden values. Those of the same atlas add; horizons add over atlases, too."""
 
     parcels: np.ndarray
+    """[len(SUMS), P] float64, over the hidden values of each parcel."""
     horizons: np.ndarray
+    """[len(SUMS), MAX_HORIZON + 1] float64, over the values as many frames from the nearest visible frame of the same
+    parcel; at 0 those of parcels of which nothing was visible. When the future is hidden, that is the number of frames
+    since the last visible one."""
 
     @classmethod
     def zeros(cls, n_parcels: int) -> "ReconstructionSums":
@@ -109,11 +103,8 @@ class ReconstructionSums:
 def scores(sums: np.ndarray) -> dict[str, np.ndarray]:
     """Scores from sums [len(SUMS), ...], each group of hidden values for itself.
 
-    Returns
-    -------
-    dict
-        masked_r2 (1 - errors / spread about the group's mean), mse, mae, and pearson_r, Pearson's correlation of values
-        and predictions; NaN where they are not defined: for no values, equal values, or equal predictions.
+    Returns masked_r2 (1 - errors / spread about the group's mean), mse, mae, and pearson_r, Pearson's correlation of
+    values and predictions; NaN where they are not defined: for no values, equal values, or equal predictions.
     """
     count, total, squares, predicted, predicted_squares, products, errors, absolute = sums
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -239,10 +230,8 @@ def reconstruct_example(
 ) -> dict[str, np.ndarray]:
     """Reconstruct the first window, for a figure.
 
-    Returns
-    -------
-    dict
-        signal, reconstruction and mask, [P, T] float32 each. They show one participant and stay where they were made.
+    Returns signal, reconstruction and mask, [P, T] float32 each. They show one participant and stay where they were
+    made.
     """
     model.to(torch.device(device)).eval()
     generator = torch.Generator().manual_seed(derive_seed(seed, "evaluation"))

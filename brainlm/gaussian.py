@@ -40,11 +40,8 @@ class GaussianPredictor:
     def predict(self, signal: Tensor, visible: Tensor, valid: Tensor) -> Tensor:
         """Predict every value, hidden or not; arguments as of `brainlm.model.Predictor`.
 
-        Returns
-        -------
-        torch.Tensor
-            [B, P, T] of the signal's type, float32 at least; zero where nothing of a frame is visible. What is not
-            visible has no influence.
+        Returns [B, P, T] of the signal's type, float32 at least; zero where nothing of a frame is visible. What is not
+        visible has no influence.
         """
         if self.covariance.shape[-1] != signal.shape[1]:
             raise ShapeError(
@@ -139,24 +136,16 @@ class SpaceTimeGaussianPredictor(GaussianPredictor):
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs of frames, equally long, within each of which the same parcels are visible.
-
-    Attributes
-    ----------
-    window : torch.Tensor
-        [G], whose run it is.
-    frames : torch.Tensor
-        [G, L], its frames.
-    parcels : torch.Tensor
-        [G, M], the visible parcels, and others where `there` is False.
-    there : torch.Tensor
-        [G, M] bool.
-    """
+    """Runs of frames, equally long, within each of which the same parcels are visible."""
 
     window: Tensor
+    """[G], whose run it is."""
     frames: Tensor
+    """[G, L], its frames."""
     parcels: Tensor
+    """[G, M], the visible parcels, and others where `there` is False."""
     there: Tensor
+    """[G, M] bool."""
 
     @property
     def n_frames(self) -> int:
@@ -185,17 +174,9 @@ class Runs:
 
 
 def find_runs(seen: Tensor) -> list[Runs]:
-    """Find the runs of frames with the same visible parcels, those of one length together.
+    """Find the runs of frames with the same visible parcels in `seen` [B, P, T] bool, those of one length together.
 
-    Parameters
-    ----------
-    seen : torch.Tensor
-        [B, P, T] bool.
-
-    Returns
-    -------
-    list of Runs
-        In order of length; frames with nothing visible are in none.
+    They come in order of length; frames with nothing visible are in none.
     """
     n_windows, _, n_frames = seen.shape
     begins = torch.ones(n_windows, n_frames, dtype=torch.bool, device=seen.device)

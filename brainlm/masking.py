@@ -21,8 +21,6 @@ def choose_mask(mask: MaskConfig, progress: float = 1.0, generator: torch.Genera
 
     Parameters
     ----------
-    mask : MaskConfig
-        The model's.
     progress : float
         Fraction of the training that is done; 1 in evaluation.
     generator : torch.Generator, optional

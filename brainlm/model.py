@@ -36,26 +36,18 @@ class Predictor(Protocol):
 
 
 class MAEOutput(NamedTuple):
-    """What `BrainLM` returns.
-
-    Attributes
-    ----------
-    loss : torch.Tensor
-        [B], mean squared error over each window's hidden values; with ``objective: latent``, the error of the hidden
-        tokens' latents is added.
-    reconstruction : torch.Tensor
-        [B, P, T], predictions where hidden, the signal itself elsewhere.
-    mask : torch.Tensor
-        [B, P, T], 1 where a value was hidden and scored, else 0.
-    latent : torch.Tensor
-        [B, N_visible, D], the encoder's tokens, those of least noise first. Rows of windows with fewer visible tokens
-        end in zeros.
-    """
+    """What `BrainLM` returns."""
 
     loss: Tensor
+    """[B], mean squared error over each window's hidden values; with ``objective: latent``, the error of the hidden
+    tokens' latents is added."""
     reconstruction: Tensor
+    """[B, P, T], predictions where hidden, the signal itself elsewhere."""
     mask: Tensor
+    """[B, P, T], 1 where a value was hidden and scored, else 0."""
     latent: Tensor
+    """[B, N_visible, D], the encoder's tokens, those of least noise first. Rows of windows with fewer visible tokens
+    end in zeros."""
 
 
 class Encoder(nn.Module):
@@ -73,8 +65,7 @@ class Encoder(nn.Module):
 
     def forward(self, patches: Patches, visible: Chosen) -> Tokens:
         """Encode the visible tokens → values [B, M, D]."""
-        place = _of_all_spans(self.place(patches.coordinates), patches.n_spans)  # [B, N, D]
-        place = visible.take(place)
+        place = visible.take(self.place(patches.coordinates).repeat_interleave(patches.n_spans, dim=1))  # [B, M, D]
         tokens = Tokens(self.embed(visible.take(patches.inputs)) + place, place, visible)
         for block in self.blocks:
             tokens = block(tokens)
@@ -102,7 +93,7 @@ class Decoder(nn.Module):
 
     def forward(self, patches: Patches, hidden: Chosen, context: Tokens, prior: Tensor | None) -> Tensor:
         """Return the hidden tokens' states [B, M, E]; `prior` [B, N, patch] is a first guess of their signal."""
-        place = hidden.take(_of_all_spans(self.place(patches.coordinates), patches.n_spans))
+        place = hidden.take(self.place(patches.coordinates).repeat_interleave(patches.n_spans, dim=1))
         values = place + self.mask_token(torch.zeros(len(place), 1, dtype=torch.long, device=place.device))
         if self.prior is not None and prior is not None:
             values = values + self.prior(hidden.take(prior))
@@ -132,7 +123,7 @@ class BrainLM(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.predict = nn.Linear(config.decoder_width, config.window.patch_frames * config.parcels_per_token)
-        self.apply(_initialise)
+        self.apply(initialise)
         if config.residual == "gaussian":  # it begins as the linear predictor
             nn.init.zeros_(self.predict.weight)
         self.latent = None
@@ -246,12 +237,8 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _of_all_spans(place: Tensor, n_spans: int) -> Tensor:
-    """Repeat the groups' codes [B, G, D] for every span → [B, N, D]."""
-    return place.repeat_interleave(n_spans, dim=1)
-
-
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
+    """Draw fresh weights of a module: linear layers after Glorot & Bengio (AISTATS 2010)."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)

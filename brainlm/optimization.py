@@ -53,11 +53,8 @@ def restore_optimizer(
 ) -> None:
     """Put what `save_optimizer` wrote last before this round into a fresh optimizer, where the model's weights are.
 
-    Raises
-    ------
-    CheckpointError
-        If there is none, or it is damaged, or of another run, optimizer or model. The optimizer is as fresh as before
-        then.
+    A CheckpointError says that there is none, or that it is damaged, or of another run, optimizer or model. The
+    optimizer is as fresh as before then.
     """
     earlier = [path for number, path in _kept(folder).items() if number < round_number]
     if not earlier:

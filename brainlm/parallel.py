@@ -25,19 +25,13 @@ from cohorts import CohortError
 
 @dataclass(frozen=True)
 class Worker:
-    """One of the processes.
-
-    Attributes
-    ----------
-    rank, n : int
-        Which one it is, from 0, and how many there are.
-    device : torch.device
-        What it computes on.
-    """
+    """One of the processes."""
 
     rank: int
     n: int
+    """Which one it is, from 0, and how many there are."""
     device: torch.device
+    """What it computes on."""
 
     def share(self, length: int) -> slice:
         """Which of `length` things this process does."""

@@ -18,34 +18,23 @@ from brainlm.errors import ShapeError
 
 @dataclass(frozen=True)
 class Patches:
-    """A batch of windows, cut.
-
-    Attributes
-    ----------
-    signal : torch.Tensor
-        [B, P, T], as given.
-    inputs : torch.Tensor
-        [B, N, M * patch_frames], what the encoder reads.
-    coordinates : torch.Tensor
-        [B, G, 3], the mean place of every group's parcels, in millimetres.
-    valid : torch.Tensor or None
-        [B, P] bool, False for missing parcels; None if none is missing.
-    order : torch.Tensor or None
-        [G * M], the parcels group by group, and P where the last group is not full; None if tokens hold one parcel.
-    n_members, n_spans : int
-        M and S.
-    resize : torch.Tensor or None
-        [F, patch_frames], from a patch as the model writes it to the window's own frames; None if they are the same.
-    """
+    """A batch of windows, cut."""
 
     signal: Tensor
+    """[B, P, T], as given."""
     inputs: Tensor
+    """[B, N, M * patch_frames], what the encoder reads."""
     coordinates: Tensor
+    """[B, G, 3], the mean place of every group's parcels, in millimetres."""
     valid: Tensor | None
+    """[B, P] bool, False for missing parcels; None if none is missing."""
     order: Tensor | None
+    """[G * M], the parcels group by group, and P where the last group is not full; None if tokens hold one parcel."""
     n_members: int
     n_spans: int
+    """M and S."""
     resize: Tensor | None
+    """[F, patch_frames], from a patch as the model writes it to the window's own frames; None if they are the same."""
 
     @property
     def grid(self) -> tuple[int, int]:

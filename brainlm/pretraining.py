@@ -28,21 +28,12 @@ from brainlm.windows import Batch, WindowSet
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What a round of local training did.
-
-    Attributes
-    ----------
-    loss : float
-        Mean over the round's windows, each measured before its step.
-    n_windows : int
-        Windows that do not overlap in the training participants' recordings: the weight of the site's update.
-    n_steps : int
-        Steps done.
-    """
+    """What a round of local training did."""
 
     loss: float
+    """Mean over the round's windows, each measured before its step."""
     n_windows: int
-    n_steps: int
+    """Windows that do not overlap in the training participants' recordings: the weight of the site's update."""
 
 
 def initial_model(config: AnyConfig, seed: int) -> AnyModel:
@@ -168,7 +159,7 @@ def _train(
             optimizer.step()
             model.after_step()
             total_loss += float(loss)
-    return TrainingOutcome(total_loss / (n * config.steps_per_round), windows.n_windows, config.steps_per_round)
+    return TrainingOutcome(total_loss / (n * config.steps_per_round), windows.n_windows)
 
 
 def _backward(

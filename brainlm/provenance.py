@@ -31,58 +31,40 @@ class TrainedSite(BaseModel):
 
 
 class Training(BaseModel):
-    """One study that trained a model. What an earlier version did not write down is None.
-
-    Attributes
-    ----------
-    study, seed, holdout : str, int, float
-        The study, its seed, and the fraction of each site's participants that it held out.
-    round, rounds : int
-        How far it had come, of how many.
-    atlases : dict or None
-        Those of its sites: name → content hash.
-    sites : dict or None
-        Name → whom it had there.
-    t_r : tuple of float or None
-        Repetition times that it took, from and to, in seconds.
-    software : dict
-        Versions.
-    """
+    """One study that trained a model. What an earlier version did not write down is None."""
 
     model_config = ConfigDict(frozen=True)
 
     study: str
     seed: int = 0
     holdout: float | None = None
+    """The study, its seed, and the fraction of each site's participants that it held out."""
     round: int = 0
     rounds: int = 0
+    """How far it had come, of how many."""
     atlases: dict[str, str] | None = None
+    """Those of its sites: name → content hash."""
     sites: dict[str, TrainedSite] | None = None
+    """Name → whom it had there."""
     t_r: tuple[float, float] | None = None
+    """Repetition times that it took, from and to, in seconds."""
     software: dict[str, str] = {}
+    """Versions."""
 
 
 @dataclass(frozen=True)
 class Membership:
-    """Which participants of a cohort a model was trained on.
-
-    Attributes
-    ----------
-    trained, held_out : list of str
-        By the rule of each study whose site the cohort is: trained on in one, or held out in all.
-    others : list of str
-        Everybody, where the rule cannot tell.
-    said : str
-        How this is known, or why not, in a sentence or two.
-    cannot_be_known : bool
-        Whether some of the others were trained on, and nobody can tell who.
-    """
+    """Which participants of a cohort a model was trained on."""
 
     trained: list[str]
     held_out: list[str]
+    """By the rule of each study whose site the cohort is: trained on in one, or held out in all."""
     others: list[str]
+    """Everybody, where the rule cannot tell."""
     said: str
+    """How this is known, or why not, in a sentence or two."""
     cannot_be_known: bool = False
+    """Whether some of the others were trained on, and nobody can tell who."""
 
 
 def trainings_of(about: Mapping[str, Any]) -> list[Training]:
@@ -111,17 +93,9 @@ def atlases_of(about: Mapping[str, Any]) -> dict[str, str] | None:
 def check_cohort(model: AnyModel, cohort: Cohort, *, other_atlas: bool, remedy: str) -> None:
     """Refuse recordings that a model cannot be expected to read, as far as its checkpoint says.
 
-    Parameters
-    ----------
-    other_atlas : bool
-        Let our own model, which knows parcels by their coordinates, read parcels that it was not trained on.
-    remedy : str
-        How to ask for that.
-
-    Raises
-    ------
-    CheckpointError
-        If the atlas is none that it was trained in, or the recordings have lost the units that its scaling needs.
+    With `other_atlas`, our own model, which knows parcels by their coordinates, may read parcels that it was not
+    trained on; `remedy` says how to ask for that. A CheckpointError says that the atlas is none that it was trained in,
+    or that the recordings have lost the units that its scaling needs.
     """
     if model.config.window.scaling == "robust" and cohort.scaling != "raw":
         raise CheckpointError(

@@ -17,17 +17,13 @@ class Scaling:
 
     BrainLM (Ortega Caro et al., ICLR 2024) describes (x - median) / IQR, each parcel's over all recordings. The code
     that was released with it computes x - median / IQR, for want of a bracket; that slip is not repeated here.
-
-    Attributes
-    ----------
-    median, iqr : numpy.ndarray
-        [P] float64, in the recordings' units. Parcels that do not vary have an `iqr` of 1. Those that too few
-        recordings have for a measure have one of infinity: they scale to 0, the middle of all others, and not to a
-        size that no model expects.
     """
 
     median: np.ndarray
     iqr: np.ndarray
+    """[P] float64, in the recordings' units. Parcels that do not vary have an `iqr` of 1. Those that too few recordings
+    have for a measure have one of infinity: they scale to 0, the middle of all others, and not to a size that no model
+    expects."""
 
     @classmethod
     def from_quartiles(cls, quartiles: np.ndarray) -> Self:

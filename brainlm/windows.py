@@ -31,24 +31,16 @@ Place = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows for the model.
-
-    Attributes
-    ----------
-    signal : torch.Tensor
-        [B, P, T] float32, scaled; zero where a parcel is missing. In memory, frames come before parcels.
-    coordinates : torch.Tensor
-        [B, P, 3] in millimetres.
-    valid : torch.Tensor
-        [B, P] bool, False for missing parcels.
-    participants : tuple of str
-        Whose window each is.
-    """
+    """Windows for the model."""
 
     signal: Tensor
+    """[B, P, T] float32, scaled; zero where a parcel is missing. In memory, frames come before parcels."""
     coordinates: Tensor
+    """[B, P, 3] in millimetres."""
     valid: Tensor
+    """[B, P] bool, False for missing parcels."""
     participants: tuple[str, ...]
+    """Whose window each is."""
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the tensors to `device`; from pinned memory to a GPU, without waiting for it."""
@@ -145,24 +137,16 @@ def usable_recordings(cohort: Cohort, window: WindowConfig) -> dict[str, list[st
 
 @dataclass(frozen=True)
 class Lengths:
-    """How many of a cohort's recordings are at least a window long.
-
-    Attributes
-    ----------
-    usable : dict
-        As of `usable_recordings`.
-    too_short : dict
-        Recording → seconds, of those that are not.
-    n_left_out : int
-        Participants all of whose recordings are too short.
-    said : str
-        All this in a sentence.
-    """
+    """How many of a cohort's recordings are at least a window long."""
 
     usable: dict[str, list[str]]
+    """As of `usable_recordings`."""
     too_short: dict[str, float]
+    """Recording → seconds, of those that are not."""
     n_left_out: int
+    """Participants all of whose recordings are too short."""
     said: str
+    """All this in a sentence."""
 
 
 def lengths_of(cohort: Cohort, window: WindowConfig) -> Lengths:
@@ -199,10 +183,6 @@ class WindowSet(Dataset[Batch]):
 
     Parameters
     ----------
-    cohort : Cohort
-        The recordings.
-    window : WindowConfig
-        Length, TR and scaling.
     participants : list of str, optional
         Whose windows; everybody's if not given. Those without a recording of a window's length drop out.
     scale : Scaling, optional

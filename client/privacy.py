@@ -161,7 +161,7 @@ def train_privately(
             f"round {round_number}: the weights are no longer finite. Lower training.learning_rate, or ask for less "
             "privacy."
         )
-    return TrainingOutcome(math.nan, windows.n_windows, config.steps_per_round), spend
+    return TrainingOutcome(math.nan, windows.n_windows), spend
 
 
 @dataclass(frozen=True)

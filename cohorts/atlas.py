@@ -85,12 +85,8 @@ def load_atlas(name_or_file: str | Path) -> Atlas:
 
     A table has one row a parcel, in column order, with columns ``name`` (or ``label``), ``x``, ``y``, ``z``
     in millimetres and, if wanted, ``network``. Names of atlases are read without regard to case, ``-`` and ``_``. A
-    ``.json`` that was written when a known atlas had its former labels is that atlas, with the labels of today.
-
-    Raises
-    ------
-    AtlasError
-        If the name is unknown or the table is broken.
+    ``.json`` that was written when a known atlas had its former labels is that atlas, with the labels of today. An
+    AtlasError says that the name is unknown or the table broken.
     """
     text = str(name_or_file)
     if "/" not in text and not text.lower().endswith(TABLE_SUFFIXES):

@@ -162,15 +162,8 @@ class Cohort:
     def open(cls, path: str | Path, *, repair: bool = False) -> "Cohort":
         """Open a cohort, bringing its index up to date with its recordings.
 
-        Parameters
-        ----------
-        repair : bool
-            Forget recordings whose files are gone, for whoever makes them again.
-
-        Raises
-        ------
-        CohortError
-            If the folder is no cohort, or lost a recording that its index names.
+        With `repair`, recordings whose files are gone are forgotten, for whoever makes them again. A CohortError says
+        that the folder is no cohort, or lost a recording that its index names.
         """
         path = Path(path)
         if not path.exists() and path.with_name(f".{path.name}.partial").is_dir():

@@ -32,12 +32,7 @@ def match_columns(names: Sequence[str], atlas: Atlas, file: str) -> Columns:
     are today's, or all of them the former ones. Other columns are left out if they are of other structures, as the
     subcortical ones of XCP-D's 4S atlases. They are refused if they only count on where the atlas stops, as
     ``LH_Vis_10`` after ``LH_Vis_9``: 99 of the 100 names of Schaefer-100 stand among those of Schaefer-200, for other
-    places.
-
-    Raises
-    ------
-    RecordingError
-        With code ``repeated-parcel`` or ``wrong-atlas``.
+    places. The RecordingError has code ``repeated-parcel`` or ``wrong-atlas``.
     """
     plain = [plain_name(name) for name in names]
     columns = {name: number for number, name in enumerate(plain)}

@@ -20,7 +20,7 @@ from base.files import atomic_path, decode_text, read_bytes, read_json, write_te
 from cohorts.cells import ColumnRules, TableRules, read_column
 from cohorts.errors import ParticipantsError
 from cohorts.persons import PersonPattern, by_person
-from cohorts.tables import MISSING, SEPARATORS
+from cohorts.tables import SEPARATORS
 
 Descriptions = dict[str, dict[str, Any]]
 """What each column means, as ``participants.json`` holds it: Description, Units, Levels."""
@@ -48,8 +48,9 @@ _AGE_UNITS = {
     "weeks": r"\b(?:weeks?|wks?|w)\b",
     "days": r"\b(?:days?|d)\b",
 }
-_ABSENT = ("n/a", "na", "nan", ".", "null", "<na>", "#n/a", "#null!", "#value!", "#div/0!", "#ref!", "#num!", "#name?")
-"""What statistics packages and spreadsheets write for no value, in lower case."""
+_ERRORS = ("#n/a", "#null!", "#value!", "#div/0!", "#ref!", "#num!", "#name?")
+_ABSENT = ("", "n/a", "na", "nan", ".", "null", "<na>", *_ERRORS)
+"""What people, statistics packages and spreadsheets write for no value, in lower case."""
 # Columns that tell who somebody is or when they came (45 CFR 164.514(b)(2)); pseudonyms would be worth nothing
 # beside them.
 _IDENTIFYING = re.compile(
@@ -329,12 +330,8 @@ def _even(header: list[str], rows: list[tuple[int, list[str]]], path: Path) -> p
                 "n/a where a value is missing. Correct it."
             )
         row += [""] * (width - len(row))
-    cells = [[None if _is_absent(cell) else cell for cell in row[:width]] for _, row in rows]
+    cells = [[None if cell.lower() in _ABSENT else cell for cell in row[:width]] for _, row in rows]
     return pd.DataFrame(cells, index=[number for number, _ in rows], columns=range(width), dtype="str")
-
-
-def _is_absent(cell: str) -> bool:
-    return cell in MISSING or cell.lower() in _ABSENT
 
 
 def _ids(column: pd.Series, path: Path) -> pd.Series:

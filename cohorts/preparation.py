@@ -107,8 +107,6 @@ def prepare_cohort(
 
     Parameters
     ----------
-    source : Source
-        Where the recordings come from.
     out : path
         Folder of the cohort; new, or a cohort prepared from this source in the same way.
     settings : Preparation, optional

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import wait as wait_for_end
 from typing import Any, TypeVar
 
@@ -109,11 +110,7 @@ def _begin(work: Callable[..., Any], common: Any) -> None:
     """Set a process up: what it works on, and that it does not outlive its parent."""
     global _task
     threading.Thread(target=_end_with_parent, daemon=True).start()
-
-    def task(piece: Any) -> Any:
-        return work(common, piece)
-
-    _task = task
+    _task = partial(work, common)
 
 
 def _work(piece: Any) -> Any:

@@ -105,10 +105,7 @@ def check_identifier(text: str, what: str) -> str:
 def check_recording(recording: Recording, n_parcels: int, atlas: str) -> None:
     """Check that a recording can be stored in a cohort of that atlas.
 
-    Raises
-    ------
-    RecordingError
-        With code ``bad-id``, ``wrong-shape``, ``not-finite`` or ``bad-tr``.
+    If not, a RecordingError has code ``bad-id``, ``wrong-shape``, ``not-finite`` or ``bad-tr``.
     """
     name = check_identifier(recording.recording_id, "recording id")
     check_identifier(recording.participant_id, "participant id")

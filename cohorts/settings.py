@@ -329,19 +329,10 @@ KINDS: dict[Kind, type[SourceSettings]] = {
 
 
 def check_preparation(content: dict[str, Any], kind: Kind, source: str = "") -> SourceSettings:
-    """Check the settings of a source of a kind.
+    """Check the settings of a source of a kind, values by the names of fields.
 
-    Parameters
-    ----------
-    content : dict
-        Values by the names of fields.
-    source : str
-        What they stand in, for errors; empty for the options of a command.
-
-    Raises
-    ------
-    SettingsError
-        With all that is wrong, a line each.
+    A SettingsError says all that is wrong, a line each, after `source`: what they stand in, empty for the options of a
+    command.
     """
     meant = {name: [kind for kind, model in KINDS.items() if name in model.model_fields] for name in content}
     useless = [name for name, kinds in meant.items() if kinds and kind not in kinds]

@@ -60,7 +60,7 @@ def orient(
     Parameters
     ----------
     matrix : numpy.ndarray
-        Two-dimensional.
+        Two-dimensional, float32.
     orientation : {"auto", "frames-first", "parcels-first"}
         How the matrix lies; ``auto`` takes frames-first and refuses a matrix that looks otherwise.
     columns : slice, optional
@@ -69,15 +69,8 @@ def orient(
     Raises
     ------
     RecordingError
-        With code ``not-a-matrix``, ``columns``, ``connectivity``, ``ambiguous`` or ``transposed``.
+        With code ``columns``, ``connectivity``, ``ambiguous`` or ``transposed``.
     """
-    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
-        raise RecordingError(
-            "not-a-matrix",
-            f"{name}: has shape {matrix.shape} of {matrix.dtype}; expected numbers, frames by parcels. "
-            "Export one matrix a recording.",
-        )
-    matrix = matrix.astype(np.float32, copy=False)
     if orientation == "parcels-first":
         matrix = matrix.T
     if columns and columns.stop > matrix.shape[1]:

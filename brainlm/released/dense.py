@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from base.errors import SettingsError
+from brainlm.model import initialise
 from brainlm.released.base import (
     ACTIVATIONS,
     Decoder,
@@ -167,7 +168,7 @@ class DenseBrainLM(ReleasedModel):
         self.decoder = DenseDecoder(config)
         self.time_dropout = nn.Dropout(_TIME_DROPOUT)
         self.register_buffer("time_code", _time_code(config.window.n_patches, config.hidden_size), persistent=False)
-        self.apply(_initialise)
+        self.apply(initialise)
         for token in (self.vit.embeddings.cls_token, self.decoder.mask_token):
             nn.init.normal_(token, std=config.initializer_range)
 
@@ -208,9 +209,3 @@ def _time_code(n_patches: int, width: int) -> Tensor:
     frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     angle = torch.arange(n_patches)[:, None] * frequency
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)

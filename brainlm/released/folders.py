@@ -7,7 +7,7 @@ nothing else: a file that would have to run code to be read is refused.
 import hashlib
 import json
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,8 @@ def load_model(
         ``pytorch_model.bin``.
     t_r : float, optional
         Seconds a frame of what a released model was trained on; UK Biobank's 0.735 if not given.
-    sort_parcels : bool, optional
-        Feed parcels in ascending order of y, as the original notebooks feed the padded ViT; as they come if not given.
-    signal_scale : float, optional
-        Divide the signal by it; the notebooks of the padded ViT take `NOTEBOOK_SCALE`. 1 if not given.
+    sort_parcels, signal_scale : optional
+        As of `brainlm.released.base.ReleasedConfig`; the notebooks of the padded ViT take `NOTEBOOK_SCALE`.
 
     Returns
     -------
@@ -248,14 +246,10 @@ def _with_fixed_codes(model: AnyModel, state: dict[str, Tensor]) -> dict[str, Te
 
 
 def _origin(directory: Path, weights: list[Path]) -> dict[str, Any]:
-    """What is to be known of weights that say nothing of themselves."""
-    return {"origin": {"folder": directory.resolve().name, "weights_sha256": _sha256(weights)}, "licence": LICENCE}
-
-
-def _sha256(paths: Iterable[Path]) -> str:
-    """SHA-256 of a file, or of several one after the other."""
+    """What is to be known of weights that say nothing of themselves: their files are hashed one after the other."""
     digest = hashlib.sha256()
-    for path in paths:
+    for path in weights:
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
-    return digest.hexdigest()
+    origin = {"folder": directory.resolve().name, "weights_sha256": digest.hexdigest()}
+    return {"origin": origin, "licence": LICENCE}

@@ -62,7 +62,6 @@ class PaddedConfig(ReleasedConfig):
 
     @property
     def mask(self) -> MaskConfig:
-        """What is hidden, in the words of our own model."""
         return MaskConfig(kind="random" if self.train_mode == "auto_encode" else "future", ratio=self.mask_ratio)
 
     def conflicts(self) -> Iterator[str]:
@@ -85,22 +84,15 @@ class PaddedConfig(ReleasedConfig):
 
 
 class LastFrames(NamedTuple):
-    """What forecasting hides, in columns of patches and in frames.
-
-    Attributes
-    ----------
-    first, end : int
-        Columns of patches whose tokens are hidden.
-    n_scored : int or None
-        Frames at the end that are scored; None for every value of the hidden tokens.
-    n_zeroed : int
-        Frames before the hidden tokens that enter as zeros.
-    """
+    """What forecasting hides, in columns of patches and in frames."""
 
     first: int
     end: int
+    """Columns of patches whose tokens are hidden."""
     n_scored: int | None
+    """Frames at the end that are scored; None for every value of the hidden tokens."""
     n_zeroed: int
+    """Frames before the hidden tokens that enter as zeros."""
 
 
 class PreNormBlock(nn.Module):

@@ -103,15 +103,7 @@ class Confounds:
 
 
 def load_strategy(image: Path, confounds_file: Path, strategy: ConfoundStrategy, n_frames: int) -> Confounds:
-    """Load fMRIPrep's confounds of `image` by nilearn.
-
-    Parameters
-    ----------
-    image : Path
-        fMRIPrep's BOLD image; `confounds_file` lies beside it, where nilearn finds it.
-    n_frames : int
-        Volumes of the image.
-    """
+    """Load the confounds of fMRIPrep's BOLD image of so many volumes by nilearn, which finds the file beside it."""
     table = _read(confounds_file, n_frames)
     displacement = _framewise_displacement(table)
     if strategy.name == "none":

@@ -53,17 +53,17 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise RecordingError("unreadable", f"{path.name}: is a folder or a device; expected a file. Move it away.")
+            raise _unreadable(path.name, "is a folder or a device; expected a file. Move it away.")
         if not found.st_size:
-            raise RecordingError("unreadable", f"{path.name}: is empty; expected a matrix. Export it again.")
+            raise _unreadable(path.name, "is empty; expected a matrix. Export it again.")
         with path.open("rb") as file:
             yield file
     except FileNotFoundError:
-        raise RecordingError("unreadable", f"{path.name}: is no longer there. Restore it, and repeat.") from None
+        raise _unreadable(path.name, "is no longer there. Restore it, and repeat.") from None
     except OSError as error:
-        raise RecordingError(
-            "unreadable",
-            f"{path.name}: cannot be read ({error.strerror or error}); expected a file that opens. "
+        raise _unreadable(
+            path.name,
+            f"cannot be read ({error.strerror or error}); expected a file that opens. "
             "Check its permissions, links and disk.",
         ) from None
 
@@ -91,11 +91,10 @@ def read_npz(path: Path, key: str, name: str = "") -> np.ndarray:
         with archive.open(member) as file:
             return _read_array(file, member.file_size, name)
     except KeyError:
-        raise RecordingError("unreadable", f"{name}: is no longer in {path.name}. Restore it, and repeat.") from None
+        raise _unreadable(name, f"is no longer in {path.name}. Restore it, and repeat.") from None
     except BROKEN_ARCHIVE:
-        raise RecordingError(
-            "unreadable",
-            f"{name}: is damaged or encrypted in {path.name}; expected an array that numpy wrote. Export it again.",
+        raise _unreadable(
+            name, f"is damaged or encrypted in {path.name}; expected an array that numpy wrote. Export it again."
         ) from None
 
 
@@ -106,9 +105,7 @@ def read_npz_file(path: Path, variable: str = "") -> np.ndarray:
     try:
         found = _members(path)
     except BROKEN_ARCHIVE:
-        raise RecordingError(
-            "unreadable", f"{path.name}: is no whole .npz that numpy wrote. Copy or export it again."
-        ) from None
+        raise _unreadable(path.name, "is no whole .npz that numpy wrote. Copy or export it again.") from None
     return read_npz(path, _variable(found, variable, path.name).name, path.name)
 
 
@@ -123,8 +120,8 @@ def read_mat(path: Path, variable: str = "") -> np.ndarray:
             _check_size(chosen.most_bytes, path.name)
             return to_float32(read_variable(file, chosen))
     except MatlabError:
-        raise RecordingError(
-            "unreadable", f"{path.name}: is no whole MATLAB file of version 5 to 7.3. Save it again with 'save -v7'."
+        raise _unreadable(
+            path.name, "is no whole MATLAB file of version 5 to 7.3. Save it again with 'save -v7'."
         ) from None
 
 
@@ -147,7 +144,7 @@ def read_table(path: Path, separator: str | None) -> Table:
     header = _header(lines[0], separator) if lines else None
     rows = lines[1:] if header else lines
     if not rows:
-        raise RecordingError("unreadable", f"{path.name}: holds no numbers; expected a matrix. Export it again.")
+        raise _unreadable(path.name, "holds no numbers; expected a matrix. Export it again.")
     width = len(header) if header else len(_cells(rows[0], separator))
     _check_size(len(rows) * width * 4, path.name)
     values = np.empty((len(rows), width), np.float32)
@@ -188,13 +185,11 @@ def _read_array(file: IO[bytes], size: int, name: str) -> np.ndarray:
     try:
         shape, fortran_order, dtype = _npy_header(file)
     except _NO_HEADER:
-        raise RecordingError(
-            "unreadable", f"{name}: is no array that numpy wrote, whatever its name says. Export it again."
-        ) from None
+        raise _unreadable(name, "is no array that numpy wrote, whatever its name says. Export it again.") from None
     if dtype.hasobject:
-        raise RecordingError(
-            "unreadable",
-            f"{name}: holds pickled Python objects, which are not read since they can run code; expected numbers. "
+        raise _unreadable(
+            name,
+            "holds pickled Python objects, which are not read since they can run code; expected numbers. "
             "Export the array as float32.",
         )
     if len(shape) != 2 or dtype.kind not in "fiu" or min(shape) < 0:
@@ -204,9 +199,7 @@ def _read_array(file: IO[bytes], size: int, name: str) -> np.ndarray:
     content = file.read(declared) if declared <= size else b""
     file.read(1)  # brings an archive to compare its checksum
     if len(content) != declared:
-        raise RecordingError(
-            "unreadable", f"{name}: ends before the numbers that its header declares. Copy or export it again."
-        )
+        raise _unreadable(name, "ends before the numbers that its header declares. Copy or export it again.")
     return to_float32(np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C"))
 
 
@@ -218,6 +211,10 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         if version == (2, 0):
             return np.lib.format.read_array_header_2_0(file)
     raise ValueError  # version 3 is for names of fields that no matrix of numbers has
+
+
+def _unreadable(name: str, finding: str) -> RecordingError:
+    return RecordingError("unreadable", f"{name}: {finding}")
 
 
 def _not_a_matrix(name: str, finding: str) -> RecordingError:
@@ -278,13 +275,11 @@ def _text(path: Path) -> str:
             _check_size(len(content), path.name)
             return decode_text(content)
         except UnicodeError:
-            raise RecordingError(
-                "unreadable", f"{path.name}: is no text in UTF-8; expected a table of numbers. Save it as UTF-8 text."
+            raise _unreadable(
+                path.name, "is no text in UTF-8; expected a table of numbers. Save it as UTF-8 text."
             ) from None
         except (gzip.BadGzipFile, EOFError, zlib.error):
-            raise RecordingError(
-                "unreadable", f"{path.name}: is no whole .gz file. Copy it again, or export it again."
-            ) from None
+            raise _unreadable(path.name, "is no whole .gz file. Copy it again, or export it again.") from None
 
 
 def _check_separator(lines: list[str], separator: str | None, name: str) -> None:
