@@ -6,7 +6,6 @@ import pickle
 import re
 import struct
 import tracemalloc
-import zipfile
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -248,28 +247,6 @@ def test_a_bomb_takes_no_memory(tmp_path, monkeypatch, make, name, code):
 
     assert fault.value.code == code
     assert peak < 2**22
-
-
-def test_members_of_an_npz_stand_or_fall_alone(tmp_path):
-    path = tmp_path / "all.npz"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for key, content in {"sub-1": npy(SIGNAL), "../x": npy(SIGNAL), "sub-2": npy(SIGNAL), "sub-3": b"text"}.items():
-            archive.writestr(f"{key}.npy", content)
-    content = bytearray(path.read_bytes())
-    content[content.index(b"sub-2.npy") + 400] ^= 1  # a flipped bit that only the checksum knows
-    path.write_bytes(content)
-    source, outcomes = MatrixSource(path, ATLAS, t_r=2.0), {}
-
-    for run in source.runs():
-        try:
-            reading = source.read(run)
-            outcomes[run.name] = "read"
-            np.testing.assert_array_equal(reading.signal, SIGNAL)
-            assert reading.t_r == 2.0
-        except RecordingError as fault:
-            outcomes[run.name] = fault.code
-
-    assert outcomes == {"../x": "bad-id", "sub-1": "read", "sub-2": "unreadable", "sub-3": "unreadable"}
 
 
 def test_what_is_no_recording_is_passed_over_and_one_that_has_gone_is_refused(tmp_path):
