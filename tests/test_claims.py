@@ -288,12 +288,12 @@ POLICY = {
     "approvers": "client/keys/test_approvals.py: test_whoever_writes_to_the_state_folder_cannot_approve_for_others",
     "min_approvers": "client/keys/test_approvals.py: test_two_people_are_two_keys_and_not_two_names",
     "analyses": "client/door/test_policy.py: test_what_shows_a_single_site_must_be_named",
-    "vectors": "client/door/test_policy.py: test_what_is_named_is_allowed_and_nothing_else",
-    "recipes": "client/door/test_policy.py: test_what_is_named_is_allowed_and_nothing_else",
-    "min_participants": "client/door/test_policy.py: test_too_few_participants_let_nothing_out; "
+    "vectors": "client/door/test_policy.py: test_every_rule_decides_what_is_refused",
+    "recipes": "client/door/test_policy.py: test_every_rule_decides_what_is_refused",
+    "min_participants": "client/door/test_policy.py: test_every_rule_decides_what_is_refused; "
     "client/test_app.py: test_an_update_stands_for_enough_participants",
     "min_group": "client/test_app.py: test_the_held_out_are_not_evaluated_where_they_are_few, "
-    "test_folds_hold_enough_participants, test_categories_single_nobody_out; "
+    "test_folds_hold_enough_participants; "
     "client/door/test_disclosure.py: test_a_part_that_is_too_small_is_refused_before_anything_is_summed; "
     "attacks/test_open_attacks.py: test_a_state_that_nobody_solved_does_not_give_a_person_s_row",
     "columns": "client/door/test_policy.py: test_ids_are_never_a_column; "
@@ -302,7 +302,7 @@ POLICY = {
     "secure_sum_required": "attacks/test_active_coordinator.py: "
     "test_nothing_leaves_in_the_clear_where_sums_must_be_secure, "
     "test_a_sum_among_accomplices_is_the_honest_site_s_and_stands_in_its_log",
-    "min_sites": "client/door/test_policy.py: test_a_secure_sum_of_two_sites_cannot_be_allowed; "
+    "min_sites": "client/door/test_policy.py: test_rules_that_would_not_protect_are_errors_and_not_ignored; "
     "attacks/test_active_coordinator.py: test_a_policy_asks_for_more_sites_than_side_with_the_coordinator",
     "max_attempts": "client/door/test_ledger.py: test_one_question_is_answered_among_few_sets_of_sites; "
     "attacks/test_open_attacks.py: test_with_one_set_of_sites_allowed_no_difference_is_left",

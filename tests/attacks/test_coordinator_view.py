@@ -18,6 +18,7 @@ from exchange.messages import DescribeRequest, EmbedRequest, HarmonizeRequest, S
 from exchange.refusals import Refusal, RefusalCode
 from exchange.ring import encode
 from tests.attacks.coordinator import SUMS, Coordinator, features_of, write_careful_sites
+from tests.support.federation import features
 from tests.support.wire import as_bytes
 
 WIDE = 3000
@@ -109,7 +110,7 @@ def test_all_messages_but_one_are_uniform_together(tmp_path, four_cohorts):
 # --- no leaks beside the numbers --------------------------------------------------------------------------------------
 
 
-def test_no_byte_of_a_run_holds_an_id_or_a_path(finished_run):
+def test_no_byte_of_a_run_holds_an_id_a_path_or_an_embedding(finished_run):
     """All replies of a study, as they are on the wire: headers, names of arrays, metadata and arrays."""
     wire = b"\n".join(as_bytes(message) for message in finished_run.grid.received)
     assert len(wire) > 1e5
@@ -121,6 +122,8 @@ def test_no_byte_of_a_run_holds_an_id_or_a_path(finished_run):
         secrets = [*ids, str(path.parent), str(site.settings.cohort), site.cohort.name + "/"]
         secrets += [(site.state / "private_seed").read_text(), (site.state / "x25519.key").read_bytes().hex()]
         assert not [secret for secret in secrets if secret.encode() in wire]
+        embeddings = features(path, "embedding").filter(regex=r"^e\d+$").to_numpy()
+        assert not [row for row in embeddings if row.tobytes() in wire]
         assert (site.state / "x25519.key").read_bytes().strip() not in wire
 
 

@@ -141,10 +141,11 @@ def _with_words(reply: Message, change) -> Message:
         lambda words: words[:-1],
         lambda words: words[:0],
         lambda words: words.astype(np.uint32),
+        lambda words: words.view(np.int64),
         lambda words: words.astype(np.float64),
         lambda words: words[None],
     ],
-    ids=["cut", "empty", "narrow", "floats", "another shape"],
+    ids=["cut", "empty", "narrow", "signed", "floats", "another shape"],
 )
 def test_replies_of_another_shape_or_type_are_never_added(federation, damage):
     """Their site is left out by its name, and the others answer once more."""

@@ -6,9 +6,9 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
 import zipfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from tests.bad_inputs.sources import (
     write_people,
 )
 from tests.support.derivatives import write_ptseries
+from tests.support.disks import remount, small_disk
 from tests.support.mat73 import write_mat73
 from tests.support.volumes import AFFINE, block_labels, noise, paint, save_nifti
 
@@ -327,24 +328,19 @@ def locked() -> Callable[[], object]:
     return lambda: os.close(descriptor)
 
 
-def mounted(options: str) -> Change:
-    """Mount a small disk on ``result``, or skip the case where that is not allowed."""
+def mounted(size: str) -> Change:
+    """Mount a small disk on ``result``."""
 
     def change() -> Callable[[], object]:
-        Path("result").mkdir()
-        result = str(Path("result").absolute())
-        made = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", result], check=False, capture_output=True
-        )
-        if made.returncode:
-            pytest.skip("mounting is not allowed here")
-        return lambda: subprocess.run(["umount", result], check=True)
+        disk = ExitStack()
+        disk.enter_context(small_disk(Path("result").absolute(), size))
+        return disk.close
 
     return change
 
 
 def read_only() -> None:
-    subprocess.run(["mount", "-o", "remount,ro", "result"], check=True)
+    remount(Path("result"), "ro")
 
 
 def quality(content: str) -> dict[str, Any]:
@@ -669,10 +665,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "key file that holds no key": of(MATRICES, write(KEY, "secret", 0o600), more="--key my.key"),
     "key file that is a named pipe": of(MATRICES, pipe(KEY, 0o600), more="--key my.key"),
     "two commands at once": of(MATRICES, prepared(), locked),
-    "read-only output": of(MATRICES, mounted("ro,size=1m")),
-    "read-only output with the key elsewhere": of(MATRICES, mounted("ro,size=1m"), more="--key my.key"),
-    "disk full": of(MATRICES, mounted("size=16k"), more="--key my.key"),
-    "read-only cohort when its report is written": of(MATRICES, mounted("size=4m"), prepared("--key my.key"), read_only)
+    "read-only output": of(MATRICES, mounted("1m"), read_only),
+    "read-only output with the key elsewhere": of(MATRICES, mounted("1m"), read_only, more="--key my.key"),
+    "disk full": of(MATRICES, mounted("16k"), more="--key my.key"),
+    "read-only cohort when its report is written": of(MATRICES, mounted("4m"), prepared("--key my.key"), read_only)
     | {"command": ("cohort", "check", "result/cohort")},
     "thresholds that are not there": of(MATRICES, more="--quality quality.yaml"),
     "thresholds with an unknown field": quality("min_frame: 40\n"),

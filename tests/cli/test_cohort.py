@@ -35,15 +35,6 @@ def test_prepare_then_show(inputs, capsys):
         assert fact in said
 
 
-def test_quarantine_is_shown_with_its_reasons(inputs, capsys):
-    with np.load(inputs / "m.npz") as good:
-        np.savez(inputs / "m.npz", **{**good, "sub-2": np.zeros((100, 60), "f4")})
-
-    assert prepare(inputs) == 0
-
-    assert "1 quarantined:\n  sub-2: has 100 rows, the number of parcels" in capsys.readouterr().out
-
-
 def test_there_is_one_way_in_and_it_keeps_ids_only_if_told_so(inputs, capsys):
     assert prepare(inputs) == 0
     cohort = Cohort.open(inputs / "out")

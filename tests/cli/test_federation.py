@@ -10,6 +10,7 @@ from cli.main import run_command
 from deployment.coordinator import Federation
 from deployment.serving import heartbeats, sent_key
 from exchange.bundle import JoinPackage
+from tests.support.cohorts import contents
 
 NAMES = ("aalborg", "bergen", "coimbra")
 
@@ -50,10 +51,6 @@ def refused(capsys, *command: object, code: int = 2) -> str:
     error = capsys.readouterr().err
     assert "fault of FedBrainLM" not in error
     return " ".join(error.split())
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_federation_is_made_once(federation, home, capsys):
@@ -227,5 +224,5 @@ def test_certificates_are_renewed(federation, capsys):
     assert run_command(["federation", "renew", "north"]) == 0
 
     after = contents(federation.folder / "keys")
-    assert [path.name for path in after if after[path] != before[path]] == ["server.crt"]
+    assert [path for path in after if after[path] != before[path]] == ["server.crt"]
     assert "Restart" in capsys.readouterr().out

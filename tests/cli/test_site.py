@@ -169,12 +169,14 @@ def test_the_audit_log_is_exported(sites, log, capsys):
     assert run_command(["site", "audit", "verify", str(out), "--head", log.verify().head]) == 0
     capsys.readouterr()
 
+    out.write_text("nothing of ours\n")
     assert "cannot be copied there (File exists)" in refused(capsys, "site", "audit", "export", site, out)
     assert "cannot be copied there" in refused(capsys, "site", "audit", "export", site, out / "below")
     assert "no such audit log" in refused(capsys, "site", "audit", "verify", sites / "none.jsonl")
     assert "no such audit log" in refused(capsys, "site", "audit", "show", sites / "bergen" / "site.yaml")
     assert "expected 64 hexadecimal digits" in refused(capsys, "site", "audit", "verify", site, "--head", "12")
-    out.write_text("nothing of ours\n")
+    assert out.read_text() == "nothing of ours\n"
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
     assert "line 1 is damaged" in refused(capsys, "site", "audit", "show", out)
 
 

@@ -29,13 +29,14 @@ from exchange.messages import (
 )
 from exchange.refusals import RefusalCode
 from harmonization import CrossValidatedRidge, Design
-from harmonization.core.design import KNOWN, Categorical
+from harmonization.core.design import KNOWN
 from tests.support.cohorts import read_recordings, with_gaps
 from tests.support.federation import STUDY
 from tests.support.local_grid import write_site
 from tests.support.wire import be_in_run
 
 MODEL = check_settings(STUDY["model"], ModelConfig, "model")
+WEIGHTS = {name: values.numpy() for name, values in initial_model(MODEL, 0).state_dict().items()}
 
 
 @pytest.fixture
@@ -73,12 +74,10 @@ def train(
     context: Context,
     holdout: float,
     round_number: int = 1,
-    weights: Arrays | None = None,
+    weights: Arrays = WEIGHTS,
     max_norm: float | None = None,
     **changes: object,
 ) -> RecordDict | Error:
-    if weights is None:
-        weights = {name: values.numpy() for name, values in initial_model(MODEL, 0).state_dict().items()}
     training = TrainingConfig(**{**STUDY["training"], "steps_per_round": 6, "holdout": holdout, **changes})
     return ask(
         context,
@@ -110,11 +109,10 @@ def test_the_held_out_are_not_evaluated_where_they_are_few(context):
 
 
 def embed(context: Context, holdout: float, **moments: np.ndarray) -> RecordDict | Error:
-    weights = {name: values.numpy() for name, values in initial_model(MODEL, 0).state_dict().items()}
     return ask(
         context,
         EmbedRequest(
-            arrays=join(weights=weights, **{"moments/schaefer100": moments}),
+            arrays=join(weights=WEIGHTS, **{"moments/schaefer100": moments}),
             study="small",
             model=MODEL.model_dump(mode="json"),
             recipe="rsfmri_brainlm_segments_v1",
@@ -163,9 +161,8 @@ def test_a_cohort_is_only_read(context, small_cohorts):
 
 @pytest.mark.parametrize("longest", [1e-3, 1e3])
 def test_an_update_is_no_longer_than_the_study_s_bound(context, longest):
-    weights = {name: values.numpy() for name, values in initial_model(MODEL, 0).state_dict().items()}
-    trained = TrainReply.from_records(train(context, 0.2, weights=weights, max_norm=longest)).part("weights")
-    length = np.sqrt(sum(float(((trained[name] - values) ** 2).sum()) for name, values in weights.items()))
+    trained = TrainReply.from_records(train(context, 0.2, max_norm=longest)).part("weights")
+    length = np.sqrt(sum(float(((trained[name] - values) ** 2).sum()) for name, values in WEIGHTS.items()))
 
     assert 0 < length < longest * 1.01
     assert (length > longest * 0.99) == (longest < 1)
@@ -208,14 +205,6 @@ def test_folds_hold_enough_participants(context, features):
     assert isinstance(summarize(context, "cross_validated_ridge", [], n_folds=4), RecordDict)
     one_each = summarize(context, "cross_validated_ridge", [], n_folds=len(features))
     assert refused(context, one_each) == "policy.small-group"
-
-
-def test_categories_single_nobody_out(context, features, small_cohorts):
-    ages = Cohort.open(small_cohorts[0]).covariates()["age"].astype(str)
-
-    for covariates in ([Categorical("age", tuple(ages.unique()))], [KNOWN["age"]] * 6):
-        assert refused(context, summarize(context, "combat", covariates)) == "policy.small-group"
-    assert isinstance(summarize(context, "combat", [KNOWN["age"]]), RecordDict)
 
 
 def test_a_budget_is_all_that_is_told_unless_the_policy_names_more(context, features):

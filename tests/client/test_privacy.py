@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from opacus.accountants import PRVAccountant
 from scipy import stats
 
 from base.errors import SettingsError
@@ -22,6 +21,7 @@ from cohorts import Cohort, Recording
 from cohorts.atlas import Atlas
 from exchange.messages import DescribeRequest
 from exchange.refusals import Refusal, RefusalCode
+from tests.client.door.test_spending import by_hand
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of Opacus, asked by hand
 N_PARCELS = 12
@@ -222,7 +222,7 @@ def test_a_round_is_the_steps_of_clipped_sums_and_their_noise(config, cohort, tm
         assert math.isnan(outcome.loss)
         assert outcome.n_windows == windows.n_windows
         assert ledger.epsilon == 0  # nothing left yet
-        assert epsilon_of([spend], 1e-5) == epsilon_by_hand(2.0, 1 / 9, 6)
+        assert epsilon_of([spend], 1e-5) == by_hand(Spend(2.0, 1 / 9, 6))
         return weights(model)
 
     model, empty = make_model(config), 0
@@ -251,13 +251,6 @@ def test_a_round_is_the_steps_of_clipped_sums_and_their_noise(config, cohort, tm
     )
     noise = (weights(model) - before).double().numpy() / (0.1 * math.sqrt(6))
     assert stats.kstest(noise, "norm").pvalue > 1e-6
-
-
-def epsilon_by_hand(noise_multiplier: float, rate: float, steps: int) -> float:
-    accountant = PRVAccountant()
-    for _ in range(steps):
-        accountant.step(noise_multiplier=noise_multiplier, sample_rate=rate)
-    return accountant.get_epsilon(1e-5)
 
 
 def test_a_killed_round_costs_nothing_and_is_done_again_with_other_noise(cohort, tmp_path):
@@ -291,7 +284,7 @@ def test_a_killed_round_costs_nothing_and_is_done_again_with_other_noise(cohort,
         train("whole", round_number)
 
     spent = [PrivacyLedger(SiteDatabase(tmp_path, b"key"), name, delta=1e-5).epsilon for name in ("killed", "whole")]
-    assert spent == [epsilon_by_hand(1.5, 1.0, 4)] * 2
+    assert spent == [by_hand(Spend(1.5, 1.0, 4))] * 2
     assert not torch.equal(train("killed", 2), again)
 
 

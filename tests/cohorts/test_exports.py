@@ -1,6 +1,5 @@
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ from cohorts.exports import PseudonymousCohort, export_bids, export_huggingface
 from cohorts.identities import KeyedNames
 from cohorts.participants import ParticipantsTable, read_participants
 from cohorts.sources.matrices import MatrixSource
+from tests.support.cohorts import contents
 
 ATLAS = load_atlas("schaefer100")
 RNG = np.random.default_rng(0)
@@ -46,12 +46,8 @@ def cohort(tmp_path):
     return Cohort.open(made.path)
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def test_bids_files_are_named_and_described(cohort, tmp_path):
-    files = content(export_bids(cohort, tmp_path / "bids"))
+    files = contents(export_bids(cohort, tmp_path / "bids"))
 
     series = "func/sub-b2_atlas-schaefer100_stat-mean_timeseries"
     assert f"sub-b2/{series}.tsv" in files
@@ -88,7 +84,7 @@ def test_sessions_tasks_and_runs_become_entities(cohort, tmp_path, monkeypatch):
     index = cohort.recordings.assign(session=["1", "2", ""], task=["rest", "rest", ""], run=["1", "1", ""])
     monkeypatch.setattr(Cohort, "recordings", property(lambda self: index))
 
-    files = content(export_bids(cohort, tmp_path / "bids"))
+    files = contents(export_bids(cohort, tmp_path / "bids"))
 
     assert [name for name in files if name.endswith("timeseries.tsv")] == [
         "sub-a1/ses-1/func/sub-a1_ses-1_task-rest_run-1_atlas-schaefer100_stat-mean_timeseries.tsv",
@@ -99,7 +95,7 @@ def test_sessions_tasks_and_runs_become_entities(cohort, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("export", [export_bids, export_huggingface])
 def test_exports_are_the_same_each_time_and_tell_nobody(cohort, tmp_path, export):
-    first, second = content(export(cohort, tmp_path / "1")), content(export(Cohort.open(cohort.path), tmp_path / "2"))
+    first, second = contents(export(cohort, tmp_path / "1")), contents(export(Cohort.open(cohort.path), tmp_path / "2"))
 
     assert first == second
     told = b"".join(first.values()) + " ".join(first).encode()
@@ -167,7 +163,7 @@ def test_hugging_face_reads_the_shards(cohort, tmp_path):
 def test_a_cohort_with_own_ids_is_exported_under_pseudonyms(cohort, tmp_path, export):
     names = KeyedNames(tmp_path / "key")
 
-    files = content(export(PseudonymousCohort(cohort, names), tmp_path / "out"))
+    files = contents(export(PseudonymousCohort(cohort, names), tmp_path / "out"))
 
     pseudonym = names.participant("sub-a1")
     assert not [path for path, data in files.items() if b"sub-a1" in data or "sub-a1" in path]

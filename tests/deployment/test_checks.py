@@ -250,17 +250,6 @@ def test_the_last_line_and_the_exit_code_say_what_is_left_to_do(capsys, verdicts
         assert capsys.readouterr().out.splitlines()[-1] == said
 
 
-def test_a_site_that_refuses_every_study_did_not_pass_all_checks(site, authority, edge, capsys):
-    joined(site, authority, f"localhost:{edge}")
-    change(site, policy={"studies": []})
-
-    run_command(["site", "check", str(site)])
-
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith("1 failed, 3 need you.")  # the policy, the roster and the apps; this edge knows no keys
-    assert "All" not in last
-
-
 def test_an_expected_error_is_a_failure_and_another_one_is_not_hidden():
     def wrong() -> None:
         raise InputError("no. Do this.")

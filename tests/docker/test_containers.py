@@ -14,6 +14,7 @@ from base.seeding import derive_seed
 from cohorts import Cohort
 from server.journal import Journal
 from tests.support.containers import Container, compose, engine, options, why_not
+from tests.support.deployment import SMALL
 from tests.support.federation import STUDY
 from tests.support.programs import wait_until
 
@@ -22,12 +23,6 @@ MISSING = why_not([COORDINATOR["image"], HOSPITAL["app"]["image"]])
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
 
 SITES = ("aalborg", "bergen", "coimbra")
-SMALL = {
-    **STUDY,
-    "averaging": {**STUDY["averaging"], "deadline_s": 600, "start_deadline_s": 300},
-    "analyses": {"targets": [], "folds": 3, "permutations": 0},
-}
-"""Few exchanges, with time for each."""
 COMMANDS = (
     "import json, sys; from cli.main import run_command; sys.exit(max(map(run_command, json.loads(sys.argv[1]))))"
 )

@@ -12,13 +12,9 @@ from scipy.stats import chisquare
 
 from exchange.ring import RingOverflowError, encode
 from exchange.secure_sum import MaskContext, Masker, SecureSumError, SumLayout, open_sum
-from tests.exchange.sealing import roster_of
+from tests.exchange.sealing import KEYS, ROSTER, SITES, roster_of
 
-NAMES = ("aalborg", "bergen", "coimbra", "delft", "evora")
-KEYS = {name: X25519PrivateKey.generate() for name in NAMES}
-
-
-ROSTER = roster_of(KEYS)
+NAMES = tuple(SITES)
 MASKERS = {name: Masker(name, key, ROSTER) for name, key in KEYS.items()}
 CONTEXT = MaskContext("study", "77", 3, 1, NAMES, "what is asked")
 
@@ -52,15 +48,6 @@ def test_masks_cancel_for_any_sites_in_any_order(sites, random):
         np.testing.assert_allclose(total[name], expected, rtol=1e-12, atol=1e-8)
 
 
-def test_without_one_message_the_sum_is_noise_of_the_whole_ring():
-    sealed = [seal(name) for name in NAMES]
-
-    for words in (sealed[0][1], _sum_of(sealed[:-1])):
-        for bits, values in words.items():
-            high = values.astype(np.float64) / 2.0**bits
-            assert 0.1 < high.std() < 0.5  # uniform: .29; what it hides fills no thousandth of the ring
-
-
 def _sum_of(sealed):
     return {bits: sum(words[bits] for _, words in sealed) for bits in (32, 64)}
 
@@ -78,10 +65,10 @@ def test_a_message_is_uniform_whatever_it_hides():
 
 def test_masks_do_not_depend_on_what_they_hide():
     """So that, uniform as they are, any plaintext could have made a message."""
-    nothing = MASKERS["bergen"].seal({key: np.zeros_like(v) for key, v in arrays_of(1).items()}, CONTEXT, 0.1)[1]
+    nothing = MASKERS["b"].seal({key: np.zeros_like(v) for key, v in arrays_of(1).items()}, CONTEXT, 0.1)[1]
 
     for seed in (1, 2):
-        sealed = seal("bergen", seed=seed)[1]
+        sealed = seal("b", seed=seed)[1]
         moment = encode(arrays_of(seed)["moment"], "sum", len(NAMES))
         update = encode(arrays_of(seed)["update/weight"], "update", len(NAMES), 0.1)
         np.testing.assert_array_equal((sealed[64] - nothing[64])[: len(moment)], moment)
@@ -102,14 +89,14 @@ def test_a_message_of_another_context_does_not_open(changes):
 
 def test_messages_of_other_sites_rosters_and_layouts_do_not_open():
     fewer = [seal(name, replace(CONTEXT, sites=NAMES[:4])) for name in NAMES[:4]]
-    imposter = roster_of({**KEYS, "delft": X25519PrivateKey.generate()})
+    imposter = roster_of({**KEYS, "d": X25519PrivateKey.generate()})
     lied_to = {name: Masker(name, KEYS[name], imposter) for name in NAMES}
 
     assert _opened([seal(name) for name in NAMES])
-    for others in ([*fewer, seal("evora")], [*(seal(name) for name in NAMES[:4]), seal("evora", maskers=lied_to)]):
+    for others in ([*fewer, seal("e")], [*(seal(name) for name in NAMES[:4]), seal("e", maskers=lied_to)]):
         with pytest.raises(SecureSumError, match="did not cancel"):
             open_sum(others)
-    other = MASKERS["evora"].seal({**arrays_of(4), "n": np.array(4.0)}, CONTEXT, bound=0.1)
+    other = MASKERS["e"].seal({**arrays_of(4), "n": np.array(4.0)}, CONTEXT, bound=0.1)
     with pytest.raises(SecureSumError, match="different arrays"):
         open_sum([*(seal(name) for name in NAMES[:4]), other])
 
@@ -139,18 +126,18 @@ def test_damaged_messages_do_not_open(damage):
 
 def test_a_sum_is_among_three_sites_in_order_this_one_included():
     with pytest.raises(SecureSumError, match="among 2 sites"):
-        seal("bergen", replace(CONTEXT, sites=("aalborg", "bergen")))
+        seal("b", replace(CONTEXT, sites=("a", "b")))
     with pytest.raises(SecureSumError):
-        seal("evora", replace(CONTEXT, sites=NAMES[:3]))
+        seal("e", replace(CONTEXT, sites=NAMES[:3]))
     with pytest.raises(SecureSumError, match="order"):
-        seal("bergen", replace(CONTEXT, sites=("coimbra", "bergen", "aalborg")))
+        seal("b", replace(CONTEXT, sites=("c", "b", "a")))
     with pytest.raises(SecureSumError):
-        seal("bergen", replace(CONTEXT, sites=("aalborg", "bergen", "bergen")))
+        seal("b", replace(CONTEXT, sites=("a", "b", "b")))
 
 
 def test_what_does_not_fit_is_named():
     with pytest.raises(RingOverflowError, match="moment"):
-        MASKERS["bergen"].seal({"moment": np.array([1e300])}, CONTEXT)
+        MASKERS["b"].seal({"moment": np.array([1e300])}, CONTEXT)
 
 
 SHAPES = ([math.inf], [math.nan], [-1], [1.0], [True], ["1"], [10**30], [2**20, 2**20], "ab", 7, [[1]], None)

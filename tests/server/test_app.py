@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,6 @@ from safetensors.numpy import load_file
 from brainlm import load_checkpoint
 from cli.main import run_command
 from client.door.audit import AuditLog
-from cohorts.simulation import simulate_cohorts, simulated_hospitals
 from exchange.messages import HarmonizeReply, SealedGroup, TrainReply, TrainRequest, join
 from harmonization import (
     ComBat,
@@ -184,18 +182,8 @@ def private_seed(site) -> int:
     return derive_seed((site.parent / "state" / "private_seed").read_text(), "small", "folds")
 
 
-def test_what_stays_at_a_site_stays_there(finished_run):
-    """Neither ids, paths, ages nor embeddings are in any reply, and the audit logs list every reply."""
+def test_the_audit_logs_list_every_reply(finished_run):
     replies = [message for message in finished_run.grid.received if message.has_content()]
-    arrays = [record for message in replies for record in message.content.array_records.values()]
-    headers = [record for message in replies for record in message.content.config_records.values()]
-    crossed = b"".join(array.data for record in arrays for array in record.values())
-    texts = "".join(str(value) for record in headers for value in record.values())
-    for site in finished_run.sites:
-        table = features(site, "embedding")
-        assert all(row.tobytes() not in crossed for row in values(table))
-        assert not any(participant in texts for participant in table.index)
-        assert str(site.parent) not in texts
     released = [
         event
         for site in finished_run.sites
@@ -317,20 +305,6 @@ def test_weights_that_are_not_finite_leave_their_site_out(tmp_path, small_cohort
     assert journal.facts()["status"] == "completed"
     spoilt = journal.table("outcomes").query("site == 'aalborg' and outcome == 'protocol.unreadable'")
     assert len(spoilt) == STUDY["averaging"]["rounds"]
-
-
-def test_sites_with_other_atlases_train_and_measure_together(tmp_path, small_cohorts):
-    (other,) = simulate_cohorts(tmp_path / "c", simulated_hospitals(1, 12, minutes=2.2), atlas="aal116", seed=3)
-    Path(other).rename(tmp_path / "dalarna")
-    study = {**STUDY, "cohort": {"atlases": ["schaefer100", "aal116"]}}
-    sites = write_sites(tmp_path / "s", [*small_cohorts, tmp_path / "dalarna"])
-
-    run_study(tmp_path / "run", LocalGrid(sites), study)
-
-    summary = summary_of(tmp_path / "run")
-    assert {site["atlas"] for site in summary["sites"].values()} == {"schaefer100", "aal116"}
-    assert set(summary["probes"]) == {"embedding", "untrained"}  # edges of another atlas are other features
-    assert write_report(tmp_path / "run").is_file()
 
 
 def test_a_study_without_harmonization_measures_and_residualizes_only(tmp_path, small_cohorts):

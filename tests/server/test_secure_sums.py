@@ -167,10 +167,10 @@ def test_a_site_without_the_roster_of_the_others_is_left_out(tmp_path, four_coho
     assert said.startswith(f"left out, not having approved roster {facts['roster'][:12]}: delft")
 
 
-def test_sites_that_share_an_atlas_with_too_few_keep_what_is_by_parcel(tmp_path, small_cohorts):
+def test_sites_of_two_atlases_work_together_and_one_alone_keeps_what_is_by_parcel(tmp_path, small_cohorts):
     (other,) = simulate_cohorts(tmp_path / "c", simulated_hospitals(1, 12, minutes=2.2), atlas="aal116", seed=3)
     other.rename(tmp_path / "dalarna")
-    study = {**SCORED, "cohort": {"atlases": ["schaefer100", "aal116"]}}
+    study = {**SHORT, "cohort": {"atlases": ["schaefer100", "aal116"]}}
     grid = LocalGrid(write_sites(tmp_path / "s", [*small_cohorts, tmp_path / "dalarna"]))
 
     journal = run_study(tmp_path / "run", grid, study)
@@ -180,6 +180,9 @@ def test_sites_that_share_an_atlas_with_too_few_keep_what_is_by_parcel(tmp_path,
     assert {path.name for path in (tmp_path / "run" / "moments").iterdir()} == {"schaefer100.safetensors"}
     assert set(pd.read_parquet(tmp_path / "run" / "parcels.parquet")["atlas"]) == {"schaefer100"}
     assert journal.facts()["status"] == "completed"
+    summary = summary_of(tmp_path / "run")
+    assert {site["atlas"] for site in summary["sites"].values()} == {"schaefer100", "aal116"}
+    assert set(summary["probes"]) == {"embedding", "untrained"}  # edges of another atlas are other features
     assert write_report(tmp_path / "run").is_file()
 
 

@@ -220,7 +220,7 @@ def test_everything_that_is_wrong_with_a_file_is_told_at_once(read, tmp_path):
     assert all(line.startswith(f"{tmp_path / 'study.yaml'}: ") for line in told)
     for said in (
         "'titel' is not a known field. Did you mean 'title'?",
-        "Atlas 'power264' is not known",
+        "cohort.atlases: Atlas 'power264' is not known",
         "'model.depth' is 0; expected a whole number from 1 to 512. Correct it.",
         "heads 4 does not divide the even width 30",
         "'training.learning_rate' is -1; expected a number above 0 and at most 1,000. Correct it.",
@@ -233,11 +233,6 @@ def test_everything_that_is_wrong_with_a_file_is_told_at_once(read, tmp_path):
     ):
         assert sum(said in line for line in told) == 1, said
     assert len(told) == 11
-
-
-def test_an_unknown_atlas_is_named_with_the_study(read):
-    with pytest.raises(SettingsError, match=r"study\.yaml: cohort\.atlases: Atlas 'power264' is not known"):
-        read(cohort={"atlases": ["power264"]})
 
 
 @pytest.fixture

@@ -73,7 +73,6 @@ def make_fmriprep_tree(
     root: Path,
     *,
     participants: int = 3,
-    sessions: Sequence[str] = (),
     runs: int = 1,
     n_frames: int = 60,
     spikes: Sequence[int] = (20, 40),
@@ -87,8 +86,8 @@ def make_fmriprep_tree(
     ----------
     root : Path
         Folder of the tree; the label image and its atlas's truth lie beside it.
-    participants, sessions, runs : int, sequence of str, int
-        How many people, which sessions of each (none: no ``ses-``), how many runs of each (one: no ``run-``).
+    participants, runs : int
+        How many people, and runs of each (one: no ``run-``).
     spikes : sequence of int
         Frames at which the head jumps by 1.5 mm; it stays there, so that each is one frame of high motion.
     """
@@ -96,7 +95,7 @@ def make_fmriprep_tree(
     _describe(root, "fMRIPrep - fMRI PREProcessing workflow", "fMRIPrep", "24.1.1")
     _write_people(root, participants)
     rng = np.random.default_rng(0)
-    for folder, name in _acquisitions(root, participants, sessions, runs, "rest"):
+    for folder, name in _acquisitions(root, participants, (), runs, "rest"):
         tree.runs[name] = make_fmriprep_run(folder, name, tree.label_image, rng, n_frames=n_frames, spikes=spikes)
     return tree
 

@@ -45,6 +45,21 @@ def _hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def run_at_once(program: str, *given: Sequence[object]) -> list[str]:
+    """Run a Python program in a process for each of its arguments; return what each prints.
+
+    The program reads a line of its input before it begins, so that all of them begin together.
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[2]}
+    processes = [subprocess.Popen([sys.executable, "-c", program, *map(str, one)], **pipes) for one in given]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate()[0] for process in processes]
+    assert not any(process.returncode for process in processes)
+    return said
+
+
 def start_run(study: dict[str, object], folder: Path, *where: object, **environment: object) -> "subprocess.Popen[str]":
     """Start ``fedbrainlm run`` on a study, with its runs in `folder`."""
     (folder / "study.yaml").write_text(yaml.safe_dump(study))

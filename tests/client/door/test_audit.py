@@ -4,10 +4,8 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import zipfile
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from client.errors import AuditError
 from exchange.messages import SealedGroup, TrainReply
 from runtime.fab import PROJECT, pack_fab, stage_app
 from study.settings import load_study
+from tests.support.programs import run_at_once
 
 N_LINES = 9
 
@@ -232,31 +231,13 @@ sys.stdin.readline()
 for number in range(40):
     AuditLog(Path(sys.argv[1])).append("release", process=sys.argv[2], n=number)
 """
-    path, project = tmp_path / "audit.jsonl", Path(__file__).parents[3]
-    writers = [
-        subprocess.Popen([sys.executable, "-c", program, path, name], stdin=subprocess.PIPE, cwd=project)
-        for name in ("a", "b", "c")
-    ]
-    for writer in writers:
-        writer.stdin.write(b"go\n")
-        writer.stdin.flush()
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    path = tmp_path / "audit.jsonl"
+    run_at_once(program, *((path, name) for name in ("a", "b", "c")))
 
     assert AuditLog(path).verify().n_lines == 121
     assert AuditLog(path).verify().intact
     for name in ("a", "b", "c"):
         assert [event["n"] for event in AuditLog(path).read() if event["process"] == name] == list(range(40))
-
-
-def test_a_copy_can_be_verified_and_takes_no_file_s_place(written, tmp_path):
-    written.export(tmp_path / "copy.jsonl")
-
-    assert AuditLog(tmp_path / "copy.jsonl").verify() == written.verify()
-    (tmp_path / "copy.jsonl").write_text("other")
-    with pytest.raises(FileExistsError):
-        written.export(tmp_path / "copy.jsonl")
-    assert (tmp_path / "copy.jsonl").read_text() == "other"
-    assert [path.name for path in tmp_path.iterdir()] == ["copy.jsonl"]
 
 
 def test_every_array_is_described_by_what_crosses_the_wire():

@@ -200,10 +200,6 @@ def require_all(state: Path) -> None:
     assert {path.name for path in state.iterdir()} == {"ledger.sqlite"}
 
 
-def test_what_older_versions_kept_is_taken_in(older, tmp_path):
-    require_all(shutil.copytree(older, tmp_path / "state"))
-
-
 def test_an_answer_that_was_paid_for_costs_nothing_again(older, tmp_path):
     state = shutil.copytree(older, tmp_path / "state")
     spending_file(state / "privacy" / "private.json", history=[PAID, OWED], last="77/3")

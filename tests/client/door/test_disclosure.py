@@ -208,34 +208,23 @@ def test_whatever_a_design_holds_it_only_rescales_or_parts_a_column(folder, feat
 # --- the same sums before and after a change --------------------------------------------------------------------------
 
 
-def release_of(site: Site, spec: TableSpec, sites: tuple[str, ...] | None = None) -> tuple[Release, np.ndarray]:
+def release_of(site: Site, spec: TableSpec) -> tuple[Release, np.ndarray]:
     """What would leave of a projection's first round, and its sum of the features."""
     table = find_table(site, "s", spec)
     question = question_of_job(Job(analysis="projection", parameters={}, table=spec), table.data)
-    return Release(question, table.participants, sites=sites), Projection(2).summarize(table.rows, None)["feature_sum"]
+    return Release(question, table.participants), Projection(2).summarize(table.rows, None)["feature_sum"]
 
 
-def test_two_answers_differ_in_the_person_who_withdrew(folder, features):
-    careless = open_site(folder, features, "withdrawal")
-    first, before = release_of(careless, TableSpec(features="x"))
-    FeatureStore(careless.folder_of("s")).write("x", FeatureSet(PEOPLE[1:], features[1:]))
-    second, after = release_of(careless, TableSpec(features="x"))
-
-    np.testing.assert_allclose(before - after, features[0])
-    careless.ledger.enter(study="s", run="1", releases=[first], policy=careless.policy)
-    assert (
-        refused(lambda: careless.ledger.enter(study="s", run="2", releases=[second], policy=careless.policy))
-        is RefusalCode.REPEAT
-    )
-
-
-@pytest.mark.parametrize("by", ["complete", "covariates", "another name"])
-def test_whoever_is_left_out_by_a_question_is_told_by_it(folder, features, by):
-    """No one needs to withdraw: a covariate that one person lacks does the same, whatever the features are called."""
+@pytest.mark.parametrize("by", ["withdrawal", "complete", "covariates", "another name"])
+def test_whoever_withdrew_or_is_left_out_by_a_question_is_told_by_it(folder, features, by):
+    """A covariate that one person lacks does what a withdrawal does, whatever the features are called."""
     asked = open_site(folder, features, f"left-out-{by}", columns=["*"])
     first, before = release_of(asked, TableSpec(features="x"))
-    lacking = {"covariates" if by == "covariates" else "complete": [{"name": "handedness", "levels": ["right"]}]}
-    if by == "another name":
+    right = [{"name": "handedness", "levels": ["right"]}]
+    lacking = {"withdrawal": {}, "covariates": {"covariates": right}}.get(by, {"complete": right})
+    if by == "withdrawal":
+        FeatureStore(asked.folder_of("s")).write("x", FeatureSet(PEOPLE[1:], features[1:]))
+    elif by == "another name":
         FeatureStore(asked.folder_of("s")).write("y", FeatureSet(PEOPLE, features, {"features": "x"}))
     second, after = release_of(asked, TableSpec(features="y" if by == "another name" else "x", **lacking))
 
@@ -243,27 +232,6 @@ def test_whoever_is_left_out_by_a_question_is_told_by_it(folder, features, by):
     assert (
         refused(lambda: asked.ledger.enter(study="s", run="1", releases=[first, second], policy=asked.policy))
         is RefusalCode.REPEAT
-    )
-
-
-def test_sums_with_and_without_a_site_give_that_site_s(folder, features):
-    asked = open_site(folder, features, "sets-of-sites")
-    everywhere = {name: np.random.default_rng(seed).normal(size=4) for seed, name in enumerate(["b", "c", "d"])}
-    first, own = release_of(asked, TableSpec(features="x"), ("here", "b", "c", "d"))
-    totals = [
-        sum((everywhere[name] for name in among if name != "here"), own)
-        for among in (("here", "b", "c", "d"), ("here", "b", "c"), ("here", "c", "d"))
-    ]
-    further = [
-        release_of(asked, TableSpec(features="x"), among)[0] for among in (("here", "b", "c"), ("here", "c", "d"))
-    ]
-
-    np.testing.assert_allclose(totals[0] - totals[1], everywhere["d"])
-    np.testing.assert_allclose(totals[0] - totals[2], everywhere["b"])
-    asked.ledger.enter(study="s", run="1", releases=[first, further[0]], policy=asked.policy)
-    assert (
-        refused(lambda: asked.ledger.enter(study="s", run="2", releases=further[1:], policy=asked.policy))
-        is RefusalCode.SITES
     )
 
 
@@ -396,17 +364,10 @@ def test_sums_over_many_people_leave_and_large_matrices_over_few_do_not(name):
     assert leaves(analysis, 12, 30, target) == (name in NARROW)
 
 
-def test_a_part_of_the_people_is_few_even_where_all_are_many():
-    """Second moments of a fold are sums over that fold's people."""
-    analysis = CrossValidatedRidge(n_folds=5, permutations=0)
-
-    assert leaves(analysis, 100, 18, "number")
-    assert not leaves(analysis, 100, 20, "number")
-
-
-def test_moments_of_all_but_a_part_are_of_that_part_too():
-    """A method that learns from the training rows of each fold sums moments over those: the rest is one fold's."""
-    analysis = CrossValidatedRidge(n_folds=5, method="covbat", permutations=0)
+@pytest.mark.parametrize("method", ["none", "covbat"])
+def test_a_part_of_the_people_is_few_even_where_all_are_many(method):
+    """Second moments of a fold are over that fold's people; a method's, over all but a fold's, tell of those too."""
+    analysis = CrossValidatedRidge(n_folds=5, method=method, permutations=0)
 
     assert leaves(analysis, 100, 18, "number")
     assert not leaves(analysis, 100, 20, "number")
@@ -478,16 +439,13 @@ def cross_validated_counts() -> Sent:
     return analysis.sends(everyone[0].widths, state)["drawn/histogram"]
 
 
-@pytest.mark.parametrize("groups", [False, True], ids=["everybody of a part", "groups that the analysis keeps"])
-def test_a_part_that_is_too_small_is_refused_before_anything_is_summed(groups):
-    declared = by_part(everybody(3), 5, 5)
-    declared = {"it": of_groups(declared) if groups else declared}
+def test_a_part_that_is_too_small_is_refused_before_anything_is_summed():
+    """A part of everybody, and not groups that the analysis keeps."""
+    part, policy = by_part(everybody(3), 5, 5), Policy(min_group=5)
 
-    permit_declared(Policy(min_group=5), SiteVariance(), declared, 25)
-    if groups:
-        permit_declared(Policy(min_group=5), SiteVariance(), declared, 24)
-    else:
-        assert refused(lambda: permit_declared(Policy(min_group=5), SiteVariance(), declared, 24)) is RefusalCode.GROUP
+    permit_declared(policy, SiteVariance(), {"it": part}, 25)
+    permit_declared(policy, SiteVariance(), {"it": of_groups(part)}, 24)
+    assert refused(lambda: permit_declared(policy, SiteVariance(), {"it": part}, 24)) is RefusalCode.GROUP
 
 
 def test_sums_that_do_not_fit_the_memory_are_refused_before_they_are_made():

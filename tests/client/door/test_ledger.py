@@ -1,7 +1,5 @@
 """What the ledger promises: no two answers that it let out differ in a few people, or in one site once too often."""
 
-import subprocess
-import sys
 import tempfile
 from itertools import combinations
 from pathlib import Path
@@ -13,12 +11,11 @@ from hypothesis import strategies as st
 from client.door.database import SiteDatabase
 from client.door.ledger import PRETRAINING, Question, Release, ReleaseLedger, question_of_job
 from client.door.policy import Policy
-from client.settings import SiteSettings
-from client.site import Site
 from exchange.messages import FrameSpec, Job, TableSpec
 from exchange.refusals import Refusal, RefusalCode
 from harmonization import Design
 from harmonization.core.design import KNOWN
+from tests.support.programs import run_at_once
 
 POLICY = Policy(min_change=3)
 COMBAT = Question("combat", ("column/age", "features/embedding"), ("column/age",))
@@ -104,7 +101,9 @@ def test_one_question_is_answered_among_few_sets_of_sites(ledger):
     enter(ledger, PEOPLE, sites=("a", "b", "c"))
     enter(ledger, PEOPLE, sites=("d", "c", "b", "a"))  # the order says nothing
 
-    assert code_of(ledger, PEOPLE, sites=("a", "b", "d")) is RefusalCode.SITES
+    with pytest.raises(Refusal, match=r"policy\.max_attempts is 2\. Ask among the same sites") as refused:
+        enter(ledger, PEOPLE, sites=("a", "b", "d"))
+    assert refused.value.code is RefusalCode.SITES
     assert code_of(ledger, PEOPLE, sites=("a", "b", "d"), study="t") is RefusalCode.SITES
     enter(ledger, PEOPLE)  # a plain sum is this site's own
     enter(ledger, PEOPLE, sites=("a", "b", "d"), policy=Policy(max_attempts=3))
@@ -156,24 +155,10 @@ print(len(let_out))
 
 def test_two_processes_cannot_slip_past_each_other(tmp_path):
     """Each leaves another one out, so that only one of all their answers may leave."""
-    command = [sys.executable, "-c", _WRITER, str(tmp_path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[3]}
-    writers = [subprocess.Popen([*command, str(first)], **pipes) for first in (0, 1)]
-    for writer in writers:
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
+    let_out = run_at_once(_WRITER, (tmp_path, 0), (tmp_path, 1))
 
-    let_out = [int(writer.communicate()[0]) for writer in writers]
-
-    assert sorted(let_out) == [0, 1]
+    assert sorted(map(int, let_out)) == [0, 1]
     assert answers(SiteDatabase(tmp_path, b"key")) == [("s", 1)]
-
-
-def test_a_site_has_one_ledger(tmp_path):
-    site = Site(SiteSettings(name="here", cohort="cohort", state="state"), tmp_path)
-    enter(site.ledger, PEOPLE)
-
-    assert code_of(Site(site.settings, tmp_path).ledger, PEOPLE[1:]) is RefusalCode.REPEAT
 
 
 def test_a_question_is_what_is_asked_and_not_how(ledger):

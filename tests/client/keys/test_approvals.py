@@ -38,7 +38,7 @@ def test_only_the_very_bytes_that_were_approved_may_run(tmp_path):
     assert site(tmp_path).check(FAB).study == "small"  # on the disk
 
 
-def test_what_was_withdrawn_may_run_no_more(tmp_path):
+def test_what_was_withdrawn_may_run_no_more_and_the_audit_log_says_who_did_what(tmp_path):
     approvals = site(tmp_path)
     approvals.approve(FAB, "Anna", "small")
     approvals.withdraw(HASH, "Bo")
@@ -47,6 +47,11 @@ def test_what_was_withdrawn_may_run_no_more(tmp_path):
     assert list(approvals.listed()) == []
     with pytest.raises(ApprovalError, match="is not approved"):
         approvals.withdraw(HASH, "Bo")
+    events = AuditLog(tmp_path / "state" / "audit.jsonl").read()
+    assert [(event["event"], event["by"], event["hash"]) for event in events] == [
+        ("code-approved", "Anna", HASH),
+        ("code-withdrawn", "Bo", HASH),
+    ]
 
 
 @pytest.fixture
@@ -109,19 +114,6 @@ def test_an_app_that_is_none_of_ours_is_not_approved_and_does_not_run(tmp_path):
 
     site(tmp_path).approve_unseen(hashlib.sha256(bad).hexdigest(), "Anna")
     assert "the app holds 'evil.py'" in refused(site(tmp_path), bad)
-
-
-def test_the_audit_log_says_who_approved_and_who_withdrew(tmp_path):
-    approvals = site(tmp_path)
-    approvals.approve(FAB, "Anna", "small")
-    approvals.withdraw(HASH, "Bo")
-
-    events = AuditLog(tmp_path / "state" / "audit.jsonl").read()
-
-    assert [(event["event"], event["by"], event["hash"]) for event in events] == [
-        ("code-approved", "Anna", HASH),
-        ("code-withdrawn", "Bo", HASH),
-    ]
 
 
 def test_a_hash_is_64_digits_and_no_path(tmp_path):

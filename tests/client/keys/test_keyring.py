@@ -1,8 +1,5 @@
 import json
 import stat
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +9,7 @@ from client.errors import ApprovalError, AuditError
 from client.keys.keyring import Keyring
 from exchange.key_roster import KeyRoster
 from exchange.refusals import Refusal, RefusalCode
+from tests.support.programs import run_at_once
 
 NAMES = ("aalborg", "bergen", "coimbra")
 
@@ -54,14 +52,7 @@ from base.secrets import key_once
 sys.stdin.readline()
 print(key_once(Path(sys.argv[1])).hex())
 """
-    command = [sys.executable, "-c", program, tmp_path / "state" / "key"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": Path(__file__).parents[3]}
-    processes = [subprocess.Popen(command, **pipes) for _ in range(4)]
-    for process in processes:
-        process.stdin.write(b"go\n")
-        process.stdin.flush()
-
-    assert len({process.communicate()[0] for process in processes}) == 1
+    assert len(set(run_at_once(program, *[(tmp_path / "state" / "key",)] * 4))) == 1
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["key"]
 
 

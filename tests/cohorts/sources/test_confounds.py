@@ -72,12 +72,6 @@ def test_moved_frames_are_censored_by_scrubbing_alone(run):
     assert list(np.flatnonzero(scrubbed.censored)) == [0, 10, 11]
 
 
-def test_a_run_that_moved_throughout_has_no_frame_left(run):
-    image, path = run
-    fmriprep_table(moved=tuple(range(N_FRAMES))).to_csv(path, sep="\t", index=False, na_rep="n/a")
-    assert load_strategy(image, path, ConfoundStrategy("scrubbing"), N_FRAMES).censored.all()
-
-
 def test_without_a_strategy_motion_is_known_and_nothing_regressed(run):
     confounds = load_strategy(*run, ConfoundStrategy("none"), N_FRAMES)
     assert confounds.regressors.shape == (N_FRAMES, 0)
