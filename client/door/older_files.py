@@ -42,7 +42,9 @@ def take_in(database: sqlite3.Connection, state: Path) -> None:
         for study, run, step, kept, spends in _answers(state / "sums", rows):
             write_answer(database, study, run, step, kept)
             owed[study] = (f"{run}/{step}", spends)
-    files = (state / "privacy").glob("*.json")
+    privacy = state / "privacy"
+    # Not by glob, which takes a folder that it may not read for an empty one: what was spent would be forgotten.
+    files = [path for path in privacy.iterdir() if path.suffix == ".json"] if privacy.exists() else []
     texts = {path.stem: path.read_text(encoding="utf-8", errors="replace") for path in files}
     texts = {study: _OlderSpent().to_text() for study, (_, spends) in owed.items() if spends} | texts
     for study, text in texts.items():

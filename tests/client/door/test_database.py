@@ -261,3 +261,11 @@ def test_a_kill_at_any_moment_of_it_loses_nothing_and_counts_nothing_twice(older
     assert ends[-1] == 0
     assert len(ends) > 20
     assert set(ends[:-1]) == {-signal.SIGKILL}
+
+
+def test_what_was_spent_and_cannot_be_listed_is_refused_and_not_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "privacy").write_text("not a folder")
+    for _ in range(2):
+        with pytest.raises(Refusal, match="cannot be used"), SiteDatabase(tmp_path, b"seed", take_in).transaction():
+            pass
+        assert (tmp_path / "ledger.sqlite").stat().st_size == 0
