@@ -9,8 +9,8 @@ from harmonization.core.moments import Moments, SecondMoments
 from harmonization.core.protocol import Analysis, SiteTable, State, add_sums, run_pooled
 from harmonization.core.quantiles import Quantiles
 from harmonization.core.registry import ANALYSES, load_others, make_analysis
-from harmonization.estimators.faces import Projector, Residualizer
 from harmonization.estimators.harmonizers import ComBatHarmonizer, PooledHarmonizer
+from harmonization.estimators.transformers import Projector, Residualizer
 from harmonization.methods.combat import ComBat, ComBatModel
 from harmonization.methods.covbat import CovBat
 from harmonization.methods.gam import ComBatGAM

@@ -1,1 +1,1 @@
-"""The scikit-learn-like faces, for tables that lie pooled in one place."""
+"""Transformers in scikit-learn's manner, for tables that lie pooled in one place."""
