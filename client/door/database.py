@@ -46,6 +46,7 @@ _TABLES = {
     )""",
     # What was spent (`client.door.spending`).
     "spending": "(study TEXT PRIMARY KEY, content TEXT NOT NULL)",
+    "taken_in": "(folder TEXT PRIMARY KEY)",  # folders of an earlier version that are not removed yet
 }
 
 
@@ -133,18 +134,32 @@ class SiteDatabase:
         if version < _VERSION:
             self._bring_up_to_date(database, version)
         elif self._take_in is not None:
-            for folder in map(self.path.with_name, OLDER_FOLDERS):
-                if folder.exists():  # taken in, and on the disk
-                    shutil.rmtree(folder)
+            self._remove_older(database)
 
     def _bring_up_to_date(self, database: sqlite3.Connection, version: int) -> None:
         _make_tables(database)
         database.execute("DROP TABLE IF EXISTS trained")  # rounds whose answer was not stored yet: both come together
         if self._take_in is not None:
             self._take_in(database, self.path.parent)
+            database.executemany("INSERT INTO taken_in VALUES (?)", [(name,) for name in OLDER_FOLDERS])
         elif version:
             raise sqlite3.DatabaseError(f"it is of version {version}; expected {_VERSION}")
         database.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def _remove_older(self, database: sqlite3.Connection) -> None:
+        """Remove the folders that were taken in, now that this is on the disk; refuse such a one that came since."""
+        taken_in = {name for (name,) in database.execute("SELECT folder FROM taken_in")}
+        for folder in map(self.path.with_name, OLDER_FOLDERS):
+            if folder.exists() and folder.name not in taken_in:
+                raise Refusal(
+                    RefusalCode.SETUP,
+                    f"{folder} is of an earlier version, and came after {self.path.name} had taken its like in: what "
+                    "it says was told or spent would be forgotten. Restore the whole state folder from one backup, or "
+                    "remove this folder.",
+                )
+            if folder.exists():
+                shutil.rmtree(folder)
+        database.execute("DELETE FROM taken_in")
 
 
 def _make_tables(database: sqlite3.Connection) -> None:

@@ -32,13 +32,10 @@ class _OlderSpent(Spent):
 def take_in(database: sqlite3.Connection, state: Path) -> None:
     """Write into the database what the older files hold; they are left as they are."""
     owed: dict[str, tuple[str, list[Spend]]] = {}
-    if (contexts := state / "sums" / "contexts.sqlite").is_file():
-        with closing(sqlite3.connect(contexts)) as older:
-            older.executescript(_TABLES)
-            rows = older.execute("SELECT run, step, question, attempt, among FROM contexts").fetchall()
-            database.executemany("INSERT INTO contexts VALUES (?, ?, ?, ?, ?)", rows)
-            overflows = older.execute("SELECT study, times FROM overflows").fetchall()
-            database.executemany("INSERT INTO overflows VALUES (?, ?)", overflows)
+    if (state / "sums").exists():
+        rows, overflows = _contexts(state / "sums")
+        database.executemany("INSERT INTO contexts VALUES (?, ?, ?, ?, ?)", rows)
+        database.executemany("INSERT INTO overflows VALUES (?, ?)", overflows)
         for study, run, step, kept, spends in _answers(state / "sums", rows):
             write_answer(database, study, run, step, kept)
             owed[study] = (f"{run}/{step}", spends)
@@ -52,11 +49,31 @@ def take_in(database: sqlite3.Connection, state: Path) -> None:
         database.execute("INSERT INTO spending VALUES (?, ?)", (study, content))
 
 
+def _contexts(folder: Path) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """Read what was answered under which masks, and how often a number did not fit."""
+    path = folder / "contexts.sqlite"
+    if not path.is_file():
+        if any(folder.iterdir()):
+            raise sqlite3.DatabaseError(f"{path} is missing")
+        return [], []
+    try:
+        with closing(sqlite3.connect(path)) as older:
+            older.executescript(_TABLES)
+            rows = older.execute("SELECT run, step, question, attempt, among FROM contexts").fetchall()
+            overflows = older.execute("SELECT study, times FROM overflows").fetchall()
+    except sqlite3.Error as error:
+        raise sqlite3.DatabaseError(f"{path}: {error}") from None
+    return rows, overflows
+
+
 def _answers(folder: Path, contexts: list[tuple[Any, ...]]) -> Iterator[tuple[str, str, int, Kept, list[Spend]]]:
     """Yield the answers that are whole, the last one last: study, run, step, what was kept, and what it costs."""
     found = []
     for run, step, _, _, among in contexts:
-        study = json.loads(among)["same"][1]
+        try:
+            study = str(json.loads(among)["same"][1])
+        except (ValueError, KeyError, IndexError, TypeError):
+            raise sqlite3.DatabaseError(f"{folder / 'contexts.sqlite'}: '{among}' are no sites") from None
         of_study, of_run = (hashlib.sha256(name.encode()).hexdigest()[:16] for name in (study, run))
         path = folder / of_study / f"{of_run}-{step}.safetensors"
         if path.is_file():

@@ -207,17 +207,41 @@ def test_an_answer_that_was_paid_for_costs_nothing_again(older, tmp_path):
     assert history(SiteDatabase(state, SECRET, take_in), "private") == [PAID, OWED]
 
 
-def test_files_that_cannot_be_taken_in_stay(older, tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b"no database" * 500),
+        lambda path: path.unlink(),
+        lambda path: sqlite3.connect(path, isolation_level=None).execute("UPDATE contexts SET among = '{}'"),
+    ],
+    ids=["other bytes", "missing", "no sites"],
+)
+def test_files_that_cannot_be_taken_in_stay(older, tmp_path, damage):
     state = shutil.copytree(older, tmp_path / "state")
-    (state / "sums" / "contexts.sqlite").write_bytes(b"no database" * 500)
+    damage(state / "sums" / "contexts.sqlite")
     before = (state / "ledger.sqlite").read_bytes()
 
     for _ in range(2):
-        with pytest.raises(Refusal, match=r"ledger\.sqlite cannot be used") as refused:
+        with pytest.raises(Refusal, match=r"ledger\.sqlite cannot be used.*contexts\.sqlite") as refused:
             enter(SiteDatabase(state, SECRET, take_in))
         assert refused.value.code is RefusalCode.SETUP
     assert (state / "ledger.sqlite").read_bytes() == before
     assert (state / "privacy" / "private.json").is_file()
+
+
+@pytest.mark.parametrize("folder", ["sums", "privacy"])
+def test_older_files_that_are_put_back_later_are_refused_and_stay(older, tmp_path, folder):
+    """What they say was spent is in no database."""
+    state = shutil.copytree(older, tmp_path / "state")
+    require_all(state)
+    shutil.copytree(older / folder, state / folder)
+
+    for _ in range(2):
+        with pytest.raises(Refusal, match=f"{folder} is of an earlier version.*remove this folder"):
+            enter(SiteDatabase(state, SECRET, take_in))
+    assert len(list((state / folder).iterdir())) > 1
+    shutil.rmtree(state / folder)
+    require_all(state)
 
 
 def open_twice_and_die(state: Path, moment: int) -> None:
@@ -263,7 +287,7 @@ def test_a_kill_at_any_moment_of_it_loses_nothing_and_counts_nothing_twice(older
     assert set(ends[:-1]) == {-signal.SIGKILL}
 
 
-def test_what_was_spent_and_cannot_be_listed_is_refused_and_not_forgotten(tmp_path: Path) -> None:
+def test_what_was_spent_and_cannot_be_listed_is_refused_and_not_forgotten(tmp_path):
     (tmp_path / "privacy").write_text("not a folder")
     for _ in range(2):
         with pytest.raises(Refusal, match="cannot be used"), SiteDatabase(tmp_path, b"seed", take_in).transaction():
